@@ -1,0 +1,29 @@
+# One environment for everything: built on the first call, rebuilt only when its inputs change.
+PYTHON ?= python3
+BIN := .venv/bin
+CONSTRAINTS := --constraint constraints.txt
+
+.PHONY: test demo lint clean
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	@# uv installs about five times faster than pip; where it cannot be had, pip does the same.
+	if $(BIN)/pip install --quiet $(CONSTRAINTS) uv; \
+	then VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet $(CONSTRAINTS) --editable '.[test]'; \
+	else $(BIN)/pip install $(CONSTRAINTS) --editable '.[test]'; fi
+	touch .venv/ready
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+demo: .venv/ready
+	$(BIN)/floodlit run examples/demo.toml
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,134 @@
+"""The contract between Floodlit and an explainer.
+
+An explainer is a class with four class attributes (``name``, ``title``, ``needs``, ``Parameters``) and
+three methods (``__init__``, ``describe``, ``explain``), registered with ``@explainers.register``; see
+:class:`Explainer`. It sees one batch at a time and keeps nothing between batches that could change a
+result: a map depends on its own image, target and seed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from explainers.classifier import Classifier
+
+
+class Need(StrEnum):
+    """What an explainer asks of the classifier and the job, checked before any work starts."""
+
+    INPUTS = "inputs"  # the inputs themselves, pixels in [0, 1]
+    ACTIVATIONS = "activations"  # cached activations at the target layer, and the head
+    GRADIENTS = "gradients"  # gradients through the head
+    PATCHES = "patches"  # a transformer that runs on a subset of its patch tokens
+    PREDICTION = "prediction"  # the target class has to be the predicted one
+
+
+class Status(StrEnum):
+    """What became of one map."""
+
+    OK = "ok"
+    ALL_ZERO = "all_zero"
+    CONSTANT = "constant"
+    NOT_FINITE = "not_finite"
+    FAILED = "failed"
+
+
+class Parameters(BaseModel):
+    """Base of every parameter class: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B inputs to explain, each for one target class.
+
+    Attributes
+    ----------
+    inputs
+        (B, 3, H, W) float32, pixels in [0, 1].
+    targets
+        (B,) int64, the class to explain.
+    seeds
+        (B,) int64, the only source of randomness.
+    activations
+        (B, \\*classifier.activation_shape), or None where the explainer does not need them.
+    forwards
+        Forward passes per perturbation step; halved by :func:`explainers.batching.in_chunks` when the
+        device runs out of memory. Never changes a result.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    seeds: Tensor
+    activations: Tensor | None = None
+    forwards: int = 64
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class Detail:
+    """Shape (without the batch axis) and NumPy dtype name of one named detail."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an explainer will produce with this classifier, known before it runs.
+
+    ``grid`` is the (h, w) of its maps: the method's native grid, never an upsampled one.
+    """
+
+    grid: tuple[int, int]
+    details: Mapping[str, Detail] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Saliency maps of a batch.
+
+    ``maps`` is (B, h, w) float32, raw and signed; ``statuses`` has one :class:`Status` a map;
+    ``details`` holds tensors whose first axis is B, as described.
+    """
+
+    maps: Tensor
+    statuses: list[Status]
+    details: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Explainer(Protocol):
+    """A published method, one class in one file."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]  # one line: what it does, with its paper
+    needs: ClassVar[frozenset[Need]]
+    Parameters: ClassVar[type[Parameters]]
+
+    def __init__(self, classifier: Classifier, parameters: Parameters) -> None: ...
+
+    def describe(self) -> Description: ...
+
+    def explain(self, batch: Batch) -> Explanation: ...
+
+
+def statuses_of(maps: Tensor) -> list[Status]:
+    """Classify (B, h, w) maps: not finite, all zero, constant, or ok."""
+    flat = maps.flatten(1)
+    finite = flat.isfinite().all(1)
+    constant = flat.amax(1) == flat.amin(1)
+    zero = constant & (flat[:, 0] == 0)
+    code = torch.where(finite, constant.long() + zero.long(), 3)
+    names = [Status.OK, Status.CONSTANT, Status.ALL_ZERO, Status.NOT_FINITE]
+    return [names[i] for i in code.tolist()]

@@ -1,0 +1,37 @@
+"""Random numbers that depend on a seed per image and on nothing else: not on the batch, not the device."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as the signed 64-bit integers torch computes with
+_MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from any printable parts, e.g. (job seed, sample id)."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def random_bits(seeds: Tensor, count: int) -> Tensor:
+    """(B, count) int64 random bits: the SplitMix64 stream of each seed (Steele et al. 2014, fig. 17)."""
+    steps = torch.arange(1, count + 1, device=seeds.device, dtype=torch.int64)
+    z = seeds[:, None] + steps * _GOLDEN
+    z = (z ^ _shift(z, 30)) * _MIX1
+    z = (z ^ _shift(z, 27)) * _MIX2
+    return z ^ _shift(z, 31)
+
+
+def uniform(seeds: Tensor, count: int) -> Tensor:
+    """(B, count) float32 in [0, 1), 24 random bits each."""
+    return _shift(random_bits(seeds, count), 40).float() / (1 << 24)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64, which torch has only as an arithmetic one."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)

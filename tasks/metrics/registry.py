@@ -1,0 +1,8 @@
+"""The metrics by name."""
+
+from typing import Any
+
+from explainers.registry import Registry
+
+metrics: Registry[Any] = Registry("metric", "tasks.metrics", "floodlit.metrics")
+register = metrics.register
