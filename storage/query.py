@@ -1,0 +1,99 @@
+"""SQL over a run folder, read-only: DuckDB in memory, with the run's Parquet files as views."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset
+
+from storage.run import Run
+
+_WHEN = {
+    "samples": "samples.parquet is written when all shards are done",
+    "scores": "no shard has been scored",
+    "summary": "summary.parquet is written when all shards are done",
+}
+# PIVOT comes as several statements in one. Neither kind can reach a file: see _connect.
+_ALLOWED = {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI}
+
+
+class QueryError(ValueError):
+    """A query that cannot be answered, said in one line."""
+
+
+def query(store: str | Path, sql: str) -> pa.Table:
+    """The rows one SELECT gives over the views ``samples``, ``scores`` and ``summary``.
+
+    ``scores`` has the column ``explainer`` besides those of the files. The query can neither write nor
+    read any file.
+
+    Raises
+    ------
+    QueryError
+        If it is not one SELECT (or DESCRIBE, SUMMARIZE, PIVOT, ...), asks for something that is not
+        there, or fails.
+    ValueError
+        If there is no run in ``store``.
+    """
+    root = Run.open(store).root
+    try:
+        views = _views(root)
+    except (pa.ArrowException, OSError) as error:
+        raise QueryError(f"{root}: {' '.join(str(error).split())}") from error
+    try:
+        statements = duckdb.extract_statements(sql)
+    except duckdb.Error as error:
+        raise QueryError(_line(error)) from error
+    if len(statements) != 1 or statements[0].type not in _ALLOWED:
+        kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
+        raise QueryError(f"a query is one SELECT statement; this is: {kinds}")
+    with _connect(views) as connection:
+        try:
+            return connection.sql(sql).to_arrow_table()
+        except duckdb.Error as error:
+            raise QueryError(_explained(error, views)) from error
+
+
+def _views(root: Path) -> dict[str, pa.dataset.Dataset]:
+    """A dataset for each view whose files are there."""
+    views = {
+        name: pa.dataset.dataset(root / f"{name}.parquet", format="parquet")
+        for name in ("samples", "summary")
+        if (root / f"{name}.parquet").exists()
+    }
+    files = sorted(map(str, (root / "scores").glob("explainer=*/shard-*.parquet")))
+    if files:
+        folders = pa.dataset.partitioning(pa.schema([("explainer", pa.string())]), flavor="hive")
+        views["scores"] = pa.dataset.dataset(
+            files, format="parquet", partitioning=folders, partition_base_dir=str(root / "scores")
+        )
+    return views
+
+
+def _connect(views: dict[str, pa.dataset.Dataset]) -> duckdb.DuckDBPyConnection:
+    """A database in memory that sees these datasets and nothing else: no files, no extensions, no variables.
+
+    Arrow reads the files, so DuckDB's own access to the file system can be shut off altogether.
+    """
+    fence = {"enable_external_access": "false", "python_enable_replacements": "false"}
+    connection = duckdb.connect(":memory:", config=fence)
+    for name, dataset in views.items():
+        connection.register(name, dataset)
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def _explained(error: duckdb.Error, views: dict[str, pa.dataset.Dataset]) -> str:
+    text = _line(error)
+    for name, when in _WHEN.items():
+        if name not in views and f"Table with name {name} does not exist" in text:
+            there = ", ".join(sorted(views)) or "none"
+            return f"there is no view {name} yet: {when} (views there are: {there})"
+    return text
+
+
+def _line(error: duckdb.Error) -> str:
+    """DuckDB's message without its drawing of the place in the query."""
+    return " ".join(str(error).split("\nLINE ")[0].split())

@@ -1,0 +1,231 @@
+"""The run folder as one object: what the run is (``run.json``), where things lie, which rows a shard has."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from storage import maps
+from storage.files import PARTIAL, sha256_of_json, write_json
+from storage.manifest import Manifest, RunMismatchError, continued, plain, read_manifest
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and its manifest. Cheap to open: workers do so once a task."""
+
+    root: Path
+    manifest: Manifest
+
+    @classmethod
+    def create_or_open(cls, store: str | Path, manifest: Manifest) -> Run:
+        """Create the run, or continue the one in ``store`` if it is the same or is extended by this one.
+
+        An extension has all explainers and metrics of the run, with the same parameters, and some more.
+        Called once, before any worker starts: it also creates the arrays.
+
+        Raises
+        ------
+        RunMismatchError
+            If the folder holds another run (one line, with the fields that differ), or other files.
+        ValueError
+            If the store is a URL, ``run.json`` cannot be read, or a name cannot be a folder's.
+        """
+        root = local_root(store)
+        for name in [*manifest.explainers, *manifest.metrics]:
+            if not re.fullmatch(r"\w[\w.:+-]*", name):
+                raise ValueError(f"{name!r} cannot name a folder; use letters, digits, '_', '-', '.' and ':'")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        if (root / "run.json").exists():
+            known = read_manifest(root)
+            wanted = continued(root, known, plain(manifest), now)
+        else:
+            _refuse_other_files(root)
+            known = None
+            wanted = plain(manifest, hash=sha256_of_json(manifest.identity), created=now)
+        if wanted != known:
+            write_json(root / "run.json", wanted.model_dump(mode="json"))
+        run = cls(root, wanted)
+        run._create_arrays()
+        return run
+
+    @classmethod
+    def open(cls, store: str | Path) -> Run:
+        """The run in ``store``.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or its ``run.json`` cannot be read.
+        """
+        root = local_root(store)
+        if not (root / "run.json").exists():
+            raise ValueError(f"{root} is not a run folder: it has no run.json")
+        return cls(root, read_manifest(root))
+
+    @property
+    def inputs(self) -> Path:
+        """uint8 (rows, \\*input_shape)."""
+        return self.root / "inputs.zarr"
+
+    @property
+    def activations(self) -> Path:
+        """float32 (rows, \\*activation_shape)."""
+        return self.root / "activations.zarr"
+
+    def saliency(self, explainer: str) -> Path:
+        """The group of an explainer's arrays, a row a map: ``maps``, ``status`` and ``details/<name>``."""
+        return self.root / "saliency.zarr" / explainer
+
+    @property
+    def samples(self) -> Path:
+        """One row an image."""
+        return self.root / "samples.parquet"
+
+    @property
+    def summary(self) -> Path:
+        """Mean and interval of each explainer and metric."""
+        return self.root / "summary.parquet"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report and its pictures."""
+        return self.root / "report"
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """The resolved job."""
+        return self.manifest.job
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of what the results depend on, explainers and metrics apart."""
+        return self.manifest.hash
+
+    @cached_property
+    def explainers(self) -> dict[str, dict[str, Any]]:
+        """Name to ``parameters``, ``grid``, ``layer`` and ``details``."""
+        return self.manifest.model_dump(mode="json")["explainers"]
+
+    @cached_property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Name to ``parameters`` and ``columns``."""
+        return self.manifest.model_dump(mode="json")["metrics"]
+
+    @property
+    def columns(self) -> dict[str, dict[str, Any]]:
+        """What each column of every metric says of itself: range, direction, fill."""
+        return {name: about for metric in self.metrics.values() for name, about in metric["columns"].items()}
+
+    @property
+    def model_fingerprint(self) -> str:
+        """Of the weights."""
+        return self.manifest.model_fingerprint
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """``resize``, ``crop`` and ``interpolation`` of the run's inputs."""
+        return self.manifest.geometry
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(H, W) of the run's inputs."""
+        height, width = self.manifest.input_shape[-2:]
+        return height, width
+
+    @property
+    def rows(self) -> int:
+        """Number of images."""
+        return self.manifest.rows
+
+    @property
+    def targets_per_image(self) -> int:
+        """Maps an image."""
+        return self.manifest.targets_per_image
+
+    @property
+    def seed(self) -> int:
+        """The job's seed."""
+        return int(self.job["seed"])
+
+    @property
+    def batch_images(self) -> int:
+        """Images per step."""
+        return int(self.job["batch"]["images"])
+
+    @property
+    def batch_forwards(self) -> int:
+        """Forward passes per perturbation step."""
+        return int(self.job["batch"]["forwards"])
+
+    @property
+    def shards(self) -> int:
+        """How many shards each stage has."""
+        return -(-self.rows // self.manifest.shard_rows)
+
+    def bounds(self, shard: int) -> tuple[int, int]:
+        """First image row of a shard, and the one after its last.
+
+        Raises
+        ------
+        IndexError
+            If there is no such shard.
+        """
+        if not 0 <= shard < self.shards:
+            raise IndexError(f"shard {shard} of {self.shards}")
+        start = shard * self.manifest.shard_rows
+        return start, min(start + self.manifest.shard_rows, self.rows)
+
+    def rows_of(self, shard: int) -> tuple[int, int]:
+        """First map row of a shard, and the one after its last: the image rows, times targets per image."""
+        start, stop = self.bounds(shard)
+        return start * self.targets_per_image, stop * self.targets_per_image
+
+    def _create_arrays(self) -> None:
+        """Create what is missing; arrays that are there are checked and kept."""
+        m, k = self.manifest, self.manifest.targets_per_image
+        maps.create_array(self.inputs, m.rows, m.input_shape, "uint8", shard_rows=m.shard_rows)
+        if m.activation_shape is not None:
+            shape = m.activation_shape
+            maps.create_array(self.activations, m.rows, shape, "float32", shard_rows=m.shard_rows)
+        maps.create_group(self.root / "saliency.zarr")
+        for name, entry in m.explainers.items():
+            about = entry.model_dump(mode="json", include={"parameters", "grid", "layer"})
+            maps.create_group(self.saliency(name), about)
+            if entry.details:
+                maps.create_group(self.saliency(name) / "details")
+            layouts = {"maps": (entry.grid, m.map_dtype), "status": ((), "int8")}
+            layouts |= {
+                f"details/{key}": (detail.shape, detail.dtype) for key, detail in entry.details.items()
+            }
+            for key, (shape, dtype) in layouts.items():
+                path = self.saliency(name) / key
+                maps.create_array(path, m.rows * k, shape, dtype, shard_rows=m.shard_rows * k)
+
+
+def local_root(store: str | Path) -> Path:
+    """``store`` as an absolute path.
+
+    Raises
+    ------
+    ValueError
+        If it is a URL.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+]+:/", str(store)):  # Path turns s3://bucket into s3:/bucket
+        raise ValueError(f"store {str(store)!r} is a URL; only folders can hold a run as yet")
+    return Path(store).absolute()
+
+
+def _refuse_other_files(root: Path) -> None:
+    """A new run starts in an empty folder; what a killed start left of run.json does not count."""
+    if root.exists() and not root.is_dir():
+        raise RunMismatchError(f"{root} is a file; choose another store")
+    other = sorted(p.name for p in root.iterdir() if not p.name.endswith(PARTIAL)) if root.exists() else []
+    if other:
+        raise RunMismatchError(
+            f"{root} is not empty and has no run.json (it holds {other[0]}); choose an empty or new store"
+        )

@@ -1,0 +1,168 @@
+"""Tables of the run, as Parquet: tidy scores, and what is known about each image.
+
+A stage writes one file a shard; a file is written whole, by rename, and the same rows give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.files import replacing, shard_name
+
+SCORES = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        ("target", pa.int64()),  # null where the image has none, because it could not be decoded
+        pa.field("metric", pa.string(), nullable=False),
+        ("value", pa.float64()),  # null where the metric is undefined
+        ("curve", pa.list_(pa.float32())),
+        pa.field("status", pa.string(), nullable=False),
+    ]
+)
+_FROM_INPUTS = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        ("uri", pa.string()),
+        ("label", pa.int64()),
+        ("width", pa.int32()),  # of the image as it lies on the disk
+        ("height", pa.int32()),
+        ("boxes", pa.list_(pa.list_(pa.float64()))),  # xmin, ymin, xmax, ymax in input pixels
+        pa.field("status", pa.string(), nullable=False),
+        ("error", pa.string()),
+    ]
+)
+_FROM_ACTIVATIONS = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        ("prediction", pa.int64()),
+        ("confidence", pa.float64()),
+        ("target", pa.int64()),
+        ("targets", pa.list_(pa.int64())),  # the classes explained, the first of them is ``target``
+    ]
+)
+SAMPLE_COLUMNS = (
+    "sample_id",
+    "uri",
+    "label",
+    "prediction",
+    "confidence",
+    "target",
+    "targets",
+    "boxes",
+    "width",
+    "height",
+    "status",
+    "error",
+)
+
+
+def write_scores(root: Path, explainer: str, shard: int, columns: Mapping[str, Sequence[Any]]) -> Path:
+    """Write one shard's scores of an explainer, replacing what was there; returns the file.
+
+    Parameters
+    ----------
+    columns
+        Equally long columns named as in :data:`SCORES`.
+    """
+    path = root / "scores" / f"explainer={explainer}" / shard_name(shard, "parquet")
+    _write(pa.table(dict(columns), schema=SCORES), path)
+    return path
+
+
+def read_scores(root: Path) -> pa.Table:
+    """All scores of a run with the column ``explainer``, by explainer, shard and row."""
+    parts = []
+    for path in sorted((root / "scores").glob("explainer=*/shard-*.parquet")):
+        part = _read(path)
+        explainer = path.parent.name.removeprefix("explainer=")
+        parts.append(part.append_column("explainer", pa.repeat(explainer, len(part))))
+    return (
+        pa.concat_tables(parts) if parts else SCORES.append(pa.field("explainer", pa.string())).empty_table()
+    )
+
+
+def write_sample_inputs(root: Path, shard: int, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write what the inputs stage knows about a shard's images, in row order; returns the file.
+
+    Keys: sample_id, uri, label, width, height, boxes, status, error.
+    """
+    return _write_part(root, "inputs", shard, pa.Table.from_pylist(list(rows), _FROM_INPUTS))
+
+
+def write_sample_predictions(root: Path, shard: int, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write what the activations stage knows about a shard's images, in row order; returns the file.
+
+    Keys: sample_id, prediction, confidence, target, targets.
+    """
+    return _write_part(root, "activations", shard, pa.Table.from_pylist(list(rows), _FROM_ACTIVATIONS))
+
+
+def read_sample_inputs(root: Path, shard: int) -> list[dict[str, Any]]:
+    """The rows :func:`write_sample_inputs` wrote."""
+    rows: list[dict[str, Any]] = _read(_part(root, "inputs", shard)).to_pylist()
+    return rows
+
+
+def read_samples_of_shard(root: Path, shard: int) -> list[dict[str, Any]]:
+    """What both stages know about a shard's images, a row an image."""
+    rows: list[dict[str, Any]] = _joined(root, shard).to_pylist()
+    return rows
+
+
+def merge_samples(root: Path) -> Path:
+    """Write ``samples.parquet``, a row an image, from the parts of all shards; returns it.
+
+    Raises
+    ------
+    ValueError
+        If no shard is there, or the two parts of one are about different images.
+    """
+    names = sorted(path.stem for path in (root / "samples" / "inputs").glob("shard-*.parquet"))
+    if not names:
+        raise ValueError(f"{root} has no samples yet: the inputs stage has not run")
+    shards = [int(name.removeprefix("shard-")) for name in names]
+    path = root / "samples.parquet"
+    _write(pa.concat_tables([_joined(root, shard) for shard in shards]), path)
+    return path
+
+
+def read_samples(root: Path) -> list[dict[str, Any]]:
+    """The rows of ``samples.parquet``, in the order of the arrays."""
+    rows: list[dict[str, Any]] = _read(root / "samples.parquet").to_pylist()
+    return rows
+
+
+def _part(root: Path, stage: str, shard: int) -> Path:
+    return root / "samples" / stage / shard_name(shard, "parquet")
+
+
+def _write_part(root: Path, stage: str, shard: int, table: pa.Table) -> Path:
+    path = _part(root, stage, shard)
+    _write(table, path)
+    return path
+
+
+def _joined(root: Path, shard: int) -> pa.Table:
+    """Both parts of a shard side by side; they list the same images in the same order."""
+    table, other = _read(_part(root, "inputs", shard)), _read(_part(root, "activations", shard))
+    if not table["sample_id"].equals(other["sample_id"]):
+        raise ValueError(f"shard {shard} of {root}: the inputs and the activations are of different images")
+    for name in other.column_names[1:]:
+        table = table.append_column(name, other[name])
+    return table.select(SAMPLE_COLUMNS)
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    with replacing(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def _read(path: Path) -> pa.Table:
+    # pq.read_table would take explainer=... in the path for a column of the file.
+    with pq.ParquetFile(path) as file:
+        return file.read()
