@@ -108,15 +108,18 @@ class Explanation:
     details: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+AnyParameters = Parameters  # the protocol's attribute below shadows the name
+
+
 class Explainer(Protocol):
     """A published method, one class in one file."""
 
     name: ClassVar[str]
     title: ClassVar[str]  # one line: what it does, with its paper
     needs: ClassVar[frozenset[Need]]
-    Parameters: ClassVar[type[Parameters]]
+    Parameters: ClassVar[type[AnyParameters]]
 
-    def __init__(self, classifier: Classifier, parameters: Parameters) -> None: ...
+    def __init__(self, classifier: Classifier, parameters: AnyParameters) -> None: ...
 
     def describe(self) -> Description: ...
 

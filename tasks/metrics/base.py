@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
 
-from explainers.base import Parameters
+from explainers.base import AnyParameters
 
 if TYPE_CHECKING:
     from explainers.classifier import Classifier
@@ -29,7 +29,8 @@ class MetricBatch:
     confidence
         (B,) float32, softmax probability of the target on the whole input.
     boxes
-        One (K, 4) float tensor an image: xmin, ymin, xmax, ymax in input pixels (continuous edges); K may be 0.
+        One (K, 4) float tensor an image: xmin, ymin, xmax, ymax in input pixels (continuous edges); K
+        may be 0.
     forwards
         Forward passes per perturbation step.
     """
@@ -71,9 +72,9 @@ class Metric(Protocol):
     name: ClassVar[str]
     title: ClassVar[str]  # one line: what it measures, with its paper
     needs_boxes: ClassVar[bool]
-    Parameters: ClassVar[type[Parameters]]
+    Parameters: ClassVar[type[AnyParameters]]
 
-    def __init__(self, classifier: Classifier, parameters: Parameters) -> None: ...
+    def __init__(self, classifier: Classifier, parameters: AnyParameters) -> None: ...
 
     def columns(self) -> list[Column]: ...
 

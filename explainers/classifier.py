@@ -1,0 +1,253 @@
+"""The model under explanation, as explainers and metrics see it: inputs in [0, 1] to logits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from explainers.architectures import architecture_of, resolve_layer
+from explainers.cutting import cut
+from explainers.layout import Layout, Units, layout_of
+
+__all__ = ["Classifier", "Units"]
+
+
+class Classifier:
+    """A network with its preprocessing, cut at the target layer.
+
+    While it is wrapped, the network is in eval mode, its parameters ask for no gradient and its in-place
+    activations are switched off; :meth:`close`, or leaving the ``with`` block, restores all of that. The
+    network stays on ``device``.
+
+    Parameters
+    ----------
+    network
+        Any module that takes (B, 3, H, W) and returns logits (B, C).
+    layer
+        Name of the target module, as in ``network.named_modules()``; its output is explained, or with
+        ``:input`` behind the name its input. Of a module called several times the last call counts, and an
+        elementwise activation called as a function right behind it, ``F.relu(self.conv3(x))``, belongs to
+        it. Default: known for published architectures, see :mod:`explainers.architectures`.
+    input_size
+        (H, W) in pixels.
+    mean, std
+        Per channel; the network sees (inputs - mean) / std.
+    device
+        Where the network is moved to.
+
+    Raises
+    ------
+    ValueError
+        In one line that names the key: no such layer, none known, not to be cut there, unreadable output.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        layer: str | None = None,
+        input_size: tuple[int, int],
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.network = network.to(device)
+        self.input_size = input_size
+        self.device = torch.device(device)
+        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
+        self._architecture = architecture_of(network)
+        self._restore: list[tuple[Any, str, bool]] = []
+        try:
+            self._prepare(layer)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, layer: str | None) -> None:
+        self._set_all(self.network.modules(), "training", False)
+        self._set_all(self.network.parameters(), "requires_grad", False)
+        probe = torch.rand(2, 3, *self.input_size, generator=torch.Generator().manual_seed(0))
+        probe = probe.to(self.device)
+        with torch.no_grad():
+            expected = self._probe(probe)
+            self.layer = resolve_layer(self.network, layer, self._normalise(probe))
+            self._set_all((m for m in self.network.modules() if hasattr(m, "inplace")), "inplace", False)
+            self._backbone, self._head = cut(self.network, self.layer)
+            activations = self.activations(probe)
+            self._layout = self._read_layout(activations)
+            logits = self.head(activations)
+        self.num_classes = expected.shape[1]
+        tolerance = 1e-3 * float(expected.abs().max())
+        if not torch.allclose(logits, expected, rtol=1e-3, atol=tolerance, equal_nan=True):
+            raise ValueError(
+                f"model.layer: cut at {self.layer!r}, the network does not give its own logits again (it "
+                "draws random numbers, or writes to a tensor in place); name another layer"
+            )
+
+    def _probe(self, probe: Tensor) -> Tensor:
+        """Logits of two inputs, computed before anything is changed, to compare with."""
+        try:
+            logits = self.logits(probe)
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"model.crop: the network does not run on inputs of {self.input_size[0]}x"
+                f"{self.input_size[1]} pixels: {reason}"
+            ) from error
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"model.source: the network must return logits (B, C), and returned {found}")
+        return logits
+
+    def _read_layout(self, activations: Tensor) -> Layout:
+        known = self._architecture
+        prefix = known.prefix_tokens(self.network) if known and known.prefix_tokens else None
+        try:
+            if not isinstance(activations, Tensor) or len(activations) != 2:
+                raise ValueError("its output is not a tensor whose first axis is the batch")
+            return layout_of(tuple(activations.shape[1:]), self.input_size, prefix)
+        except ValueError as error:
+            raise ValueError(f"model.layer: cannot explain {self.layer!r}: {error}") from error
+
+    def _set_all(self, owners: Any, attribute: str, value: bool) -> None:
+        for owner in owners:
+            self._restore.append((owner, attribute, getattr(owner, attribute)))
+            setattr(owner, attribute, value)
+
+    # What the activations look like
+
+    @property
+    def activation_shape(self) -> tuple[int, ...]:
+        """Shape of the activations without the batch axis."""
+        return self._layout.shape
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the maps, or of the patch tokens."""
+        return self._layout.grid
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Number of tokens before the patch tokens; 0 for maps."""
+        return self._layout.prefix_tokens
+
+    @property
+    def units(self) -> Units:
+        """What can be masked at the target layer."""
+        return self._layout.units
+
+    def mask_units(self, activations: Tensor, keep: Tensor) -> Tensor:
+        """(B, \\*activation_shape) with the units outside ``keep`` (B, U) bool set to zero.
+
+        Prefix tokens are always kept.
+        """
+        return self._layout.mask(activations, keep)
+
+    def spatial(self, activations: Tensor) -> Tensor:
+        """(B, D, h, w): channel maps; tokens are laid on the grid, without prefix tokens."""
+        return self._layout.spatial(activations)
+
+    def place(self, weights: Tensor, activations: Tensor) -> Tensor:
+        """(B, h, w) from ``weights`` (B, U): the weighted sum of channel maps, or token weights laid out."""
+        return self._layout.place(weights, activations)
+
+    # Passes through the network; callers choose inference_mode
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """(B, C) logits of (B, 3, H, W) inputs in [0, 1]; differentiable."""
+        logits: Tensor = self.network(self._normalise(inputs))
+        return logits
+
+    def activations(self, inputs: Tensor) -> Tensor:
+        """(B, \\*activation_shape) at the target layer, of (B, 3, H, W) inputs in [0, 1]; differentiable."""
+        activations: Tensor = self._backbone(self._normalise(inputs))
+        return activations
+
+    def head(self, activations: Tensor) -> Tensor:
+        """(B, C) logits from (B, \\*activation_shape), by the rest of the network; differentiable."""
+        logits: Tensor = self._head(activations)
+        return logits
+
+    def _normalise(self, inputs: Tensor) -> Tensor:
+        return (inputs - self.mean) / self.std
+
+    @property
+    def supports_patches(self) -> bool:
+        """Whether the network is a transformer that can be run on a subset of its patch tokens."""
+        return self._architecture is not None and self._architecture.embedded is not None
+
+    def logits_of_patches(self, inputs: Tensor, keep: Tensor) -> Tensor:
+        """(B, C) logits when the transformer sees only the patches in ``keep`` (B, N) bool.
+
+        All patches are embedded and given their positions, then the absent ones are left out, so that the
+        encoder works on the prefix tokens and the present patches alone. Rows may keep different numbers.
+
+        Raises
+        ------
+        ValueError
+            If the network is no such transformer, if ``keep`` does not fit its patches, or if a row keeps
+            no patch and the head reads nothing but patches.
+        """
+        known = self._architecture
+        if known is None or known.embedded is None or known.prefix_tokens is None or not known.reads_prefix:
+            raise ValueError(f"{type(self.network).__qualname__} cannot be run on a subset of patches")
+        counts = keep.sum(1)
+        if not known.reads_prefix(self.network) and bool((counts == 0).any()):
+            raise ValueError("a network that pools its patches has no logits without any patch")
+        prefix = known.prefix_tokens(self.network)
+        logits = inputs.new_empty(len(inputs), self.num_classes)
+        embedded = self.network.get_submodule(known.embedded)
+        for count in counts.unique().tolist():
+            rows = (counts == count).nonzero().squeeze(1)
+            handle = embedded.register_forward_hook(_KeepTokens(keep[rows], count, prefix))
+            try:
+                logits = logits.index_copy(0, rows, self.logits(inputs[rows]))
+            finally:
+                handle.remove()
+        return logits
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the weights: names, types, shapes and values."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Restore training mode, gradient flags and in-place activations; a second call does nothing."""
+        while self._restore:
+            owner, attribute, value = self._restore.pop()
+            setattr(owner, attribute, value)
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _KeepTokens:
+    """Forward hook that lets through the prefix tokens and ``count`` patch tokens of each row."""
+
+    def __init__(self, keep: Tensor, count: int, prefix: int) -> None:
+        self.keep, self.prefix = keep, prefix
+        patches = keep.nonzero()[:, 1].view(len(keep), count) + prefix
+        first = torch.arange(prefix, device=keep.device).expand(len(keep), prefix)
+        self.index = torch.cat([first, patches], 1)
+
+    def __call__(self, module: nn.Module, args: Any, tokens: Tensor) -> Tensor:  # noqa: ARG002
+        patches = tokens.shape[1] - self.prefix
+        if self.keep.shape[1] != patches:
+            raise ValueError(f"keep has {self.keep.shape[1]} columns for {patches} patches")
+        return tokens.gather(1, self.index.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))

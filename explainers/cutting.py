@@ -1,0 +1,213 @@
+"""Cut a network at one layer into backbone (inputs -> activations) and head (activations -> logits).
+
+The network is traced with :mod:`torch.fx`, but only through the modules that contain the layer: every
+other module is called as it is, so what it does inside does not matter. Both parts share the modules and
+parameters of the network.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+# Elementwise activations that a forward may call as functions, where no module bears their output's name.
+_ACTIVATIONS = frozenset(
+    [
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "celu",
+        "gelu",
+        "silu",
+        "mish",
+        "hardswish",
+        "hardtanh",
+        "hardsigmoid",
+        "softplus",
+        "sigmoid",
+        "tanh",
+    ]
+)
+
+
+class _Entry(nn.Module):
+    """Calls the network with its input alone, so that further arguments keep their defaults."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.network(inputs)
+        return logits
+
+
+class _Tracer(fx.Tracer):
+    """Traces the forwards of the modules that contain ``target`` and notes where it is called."""
+
+    def __init__(self, target: nn.Module, containing: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.target = target
+        self.containing = {id(module) for module in containing}
+        self.calls: list[fx.Node] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
+        return id(m) not in self.containing
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        output = super().call_module(m, forward, args, kwargs)
+        if m is self.target:
+            self.calls.append(output.node)
+        return output
+
+
+def cut(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
+    """Backbone and head of ``network`` around the output of the module ``layer``.
+
+    ``layer`` may end in ``:input`` for the module's (first) input instead. Of a module that is called
+    several times, the last call counts. Where the only use of the output is an elementwise activation
+    called as a function, as in ``F.relu(self.conv3(x))``, the cut is behind it.
+
+    Raises
+    ------
+    ValueError
+        In one line: the layer cannot be traced, is never called, or is bypassed by a later connection.
+    """
+    name, _, side = layer.partition(":")
+    target = network.get_submodule(name)
+    parts = name.split(".")
+    containing = [network.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
+    entry = _Entry(network).eval()
+    tracer = _Tracer(target, containing)
+    try:
+        graph = tracer.trace(entry)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"model.layer: the modules around {name!r} branch in ways that cannot be traced ({reason}); "
+            "name a layer nested less deeply, or give the network as a callable without such branches"
+        ) from error
+    if not tracer.calls:
+        raise ValueError(f"model.layer: {name!r} is never called by itself; name a module inside or after it")
+    _functionalise(graph)
+    node = _cut_node(tracer.calls[-1], side)
+    _share_batch_size(graph, node)
+    return _backbone(entry, graph, node), _head(entry, graph, node, layer)
+
+
+def _cut_node(call: fx.Node, side: str) -> fx.Node:
+    if side:
+        return call.all_input_nodes[0]
+    users = list(call.users)
+    if len(users) == 1 and _function_name(users[0]) in _ACTIVATIONS and users[0].all_input_nodes == [call]:
+        return users[0]
+    return call
+
+
+def _function_name(node: fx.Node) -> str:
+    if node.op == "call_function":
+        return str(getattr(node.target, "__name__", ""))
+    return str(node.target) if node.op == "call_method" else ""
+
+
+def _functionalise(graph: fx.Graph) -> None:
+    """Replace in-place operations, so that neither part of a cut network writes to what it is given."""
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        name = _function_name(node)
+        if node.kwargs.get("inplace"):
+            node.update_kwarg("inplace", False)
+        elif name.endswith("_") and callable(getattr(torch.Tensor, name[:-1], None)):
+            node.op, node.target = "call_method", name[:-1]
+        else:
+            continue
+        changed = node.all_input_nodes[0]
+        for user in list(changed.users):
+            if order[user] > order[node]:
+                user.replace_input_with(changed, node)
+
+
+def _share_batch_size(graph: fx.Graph, node: fx.Node) -> None:
+    """Let the head read the batch size off its own input, where the forward read it earlier."""
+    behind = _reachable(node)
+    for read in list(graph.nodes):
+        later = [user for user in read.users if user in behind]
+        if later and read not in behind and _is_batch_size(read):
+            with graph.inserting_after(node):
+                size = graph.call_method("size", (node, 0))
+            for user in later:
+                user.replace_input_with(read, size)
+
+
+def _is_batch_size(node: fx.Node) -> bool:
+    if node.op == "call_method" and node.target == "size":
+        return bool(node.args[1:] == (0,))
+    if node.target is not operator.getitem or node.args[1] != 0:
+        return False
+    shape = node.args[0]
+    if not isinstance(shape, fx.Node):
+        return False
+    if shape.op == "call_method":
+        return shape.target == "size" and len(shape.args) == 1
+    return shape.target is getattr and bool(shape.args[1] == "shape")
+
+
+def _reachable(node: fx.Node) -> set[fx.Node]:
+    """The nodes computed from ``node``."""
+    found: set[fx.Node] = set()
+    waiting = list(node.users)
+    while waiting:
+        user = waiting.pop()
+        if user not in found:
+            found.add(user)
+            waiting.extend(user.users)
+    return found
+
+
+def _needed(node: fx.Node, stop: fx.Node | None = None) -> set[fx.Node]:
+    """The nodes that ``node`` is computed from, itself included, without looking behind ``stop``."""
+    found: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        if current not in found:
+            found.add(current)
+            waiting.extend(() if current is stop else current.all_input_nodes)
+    return found
+
+
+def _backbone(entry: nn.Module, graph: fx.Graph, node: fx.Node) -> nn.Module:
+    needed = _needed(node)
+    backbone = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for each in graph.nodes:
+        if each in needed:
+            copies[each] = backbone.node_copy(each, copies.__getitem__)
+    backbone.output(copies[node])
+    return fx.GraphModule(entry, backbone)
+
+
+def _head(entry: nn.Module, graph: fx.Graph, node: fx.Node, layer: str) -> nn.Module:
+    output = graph.output_node()
+    needed = _needed(output, stop=node)
+    if node not in needed:
+        raise ValueError(f"model.layer: the logits do not depend on {layer!r}; name another layer")
+    if any(each.op == "placeholder" for each in needed):
+        raise ValueError(
+            f"model.layer: the network also goes around {layer!r} (a skip connection or a second branch); "
+            "name a later layer, or the module that contains it"
+        )
+    head = fx.Graph()
+    copies = {node: head.placeholder("activations")}
+    for each in graph.nodes:
+        if each in needed and each is not node:
+            copies[each] = head.node_copy(each, copies.__getitem__)
+    return fx.GraphModule(entry, head)

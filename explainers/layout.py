@@ -1,0 +1,101 @@
+"""Where the units of an activation tensor lie: channels of a map, or tokens on a grid."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+_MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens; more would be a misread sequence
+
+
+@dataclass(frozen=True)
+class Units:
+    """What can be masked at the target layer: ``count`` channels, or ``count`` patch tokens."""
+
+    kind: Literal["channels", "tokens"]
+    count: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one activation tensor of shape ``shape`` (without the batch axis) is to be read.
+
+    (D, h, w) maps have channels as units; (h, w, D) maps and (prefix + h * w, D) sequences have tokens,
+    in row-major order of the grid.
+    """
+
+    shape: tuple[int, ...]
+    units: Units
+    grid: tuple[int, int]
+    prefix_tokens: int = 0
+
+    def mask(self, activations: Tensor, keep: Tensor) -> Tensor:
+        """(B, \\*shape) with the units outside ``keep`` (B, U) set to zero; prefix tokens stay."""
+        B = len(activations)
+        if self.units.kind == "channels":
+            keep = keep.view(B, -1, 1, 1)
+        elif len(self.shape) == 3:
+            keep = keep.view(B, *self.grid, 1)
+        else:
+            prefix = keep.new_ones(B, self.prefix_tokens)
+            keep = torch.cat([prefix, keep], 1).unsqueeze(-1)
+        return activations.masked_fill(~keep, 0)
+
+    def spatial(self, activations: Tensor) -> Tensor:
+        """(B, D, h, w): channel maps, tokens laid on the grid without the prefix."""
+        if self.units.kind == "channels":
+            return activations
+        if len(self.shape) == 3:
+            return activations.permute(0, 3, 1, 2)
+        return activations[:, self.prefix_tokens :].transpose(1, 2).unflatten(2, self.grid)
+
+    def place(self, weights: Tensor, activations: Tensor) -> Tensor:
+        """(B, h, w): the channel maps summed with ``weights`` (B, U), or the tokens' weights on the grid."""
+        if self.units.kind == "channels":
+            return torch.einsum("bu,buhw->bhw", weights, activations)
+        return weights.unflatten(1, self.grid)
+
+
+def layout_of(shape: tuple[int, ...], input_size: tuple[int, int], prefix_tokens: int | None) -> Layout:
+    """Read an activation shape (without batch axis), for inputs of ``input_size`` (H, W).
+
+    Of the two ways to read a 4-D tensor, (B, D, h, w) and (B, h, w, D), the one is taken whose grid has
+    the shape of the input. A sequence (B, T, D) holds ``prefix_tokens`` tokens before the patches if those
+    fill a grid of the input's proportions, and else the fewest that leave such a grid.
+
+    Raises
+    ------
+    ValueError
+        If the shape is neither a map nor a token sequence on a grid.
+    """
+    if len(shape) == 3:
+        first, last = (shape[1], shape[2]), (shape[0], shape[1])
+        if _distortion(first, input_size) <= _distortion(last, input_size):
+            return Layout(shape, Units("channels", shape[0]), first)
+        return Layout(shape, Units("tokens", math.prod(last)), last)
+    if len(shape) == 2:
+        guesses = range(min(_MOST_PREFIX_TOKENS + 1, shape[0]))
+        for prefix in guesses if prefix_tokens is None else (prefix_tokens, *guesses):
+            grid = _grid(shape[0] - prefix, input_size)
+            if grid is not None:
+                return Layout(shape, Units("tokens", shape[0] - prefix), grid, prefix)
+    raise ValueError(
+        f"its output has the shape {('B', *shape)}, which is neither a map (B, D, h, w) or (B, h, w, D) nor "
+        f"at most {_MOST_PREFIX_TOKENS} prefix tokens before a grid of patch tokens (B, T, D)"
+    )
+
+
+def _distortion(grid: tuple[int, int], size: tuple[int, int]) -> float:
+    return abs(math.log(grid[0] * size[1]) - math.log(grid[1] * size[0]))
+
+
+def _grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """The (h, w) with h * w == tokens and h / w == H / W, if there is one."""
+    h = math.isqrt(max(tokens, 0) * size[0] // size[1])
+    if h < 1 or tokens % h or h * size[1] != tokens // h * size[0]:
+        return None
+    return h, tokens // h

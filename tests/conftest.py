@@ -1,0 +1,42 @@
+"""What many tests share: a Prefect server of their own, and tiny jobs on the demo's digits."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Before torch and Prefect are imported anywhere. Threads of many small networks get into each other's way
+# on a busy machine, and Prefect's database is not the user's.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="floodlit-prefect-")
+os.environ.pop("PREFECT_API_URL", None)
+os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "WARNING"
+
+import pytest
+from runs import ROOT, tiny_job
+
+REAL = Path(os.environ.get("FLOODLIT_REAL", ROOT.parent / "shared" / "real"))
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """Address of a Prefect server's API for this test session."""
+    from flows.server import prefect_server
+
+    with prefect_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """Folder of real photographs and pretrained weights; tests that need it skip where it is absent."""
+    if not REAL.exists():
+        pytest.skip(f"no real test material: set FLOODLIT_REAL to its folder ({REAL} does not exist)")
+    return REAL
+
+
+@pytest.fixture
+def digits_job(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """:func:`tiny_job` with a store of the test's own."""
+    return lambda **changes: tiny_job(tmp_path / "run", **changes)
