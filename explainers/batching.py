@@ -24,14 +24,15 @@ def in_chunks(evaluate: Callable[[slice], Tensor], total: int, size: int) -> Ten
     while start < total:
         try:
             parts.append(evaluate(slice(start, min(start + size, total))))
+            start += size
+            continue
         except RuntimeError as error:
             if not out_of_memory(error) or size == 1:
                 raise
-            size = max(1, size // 2)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        else:
-            start += size
+        # Outside the handler, whose traceback holds on to what the failed chunk allocated.
+        size = max(1, size // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return torch.cat(parts)
 
 

@@ -1,0 +1,141 @@
+"""Localisation against boxes: the pointing game and the energy-based pointing game.
+
+Boxes are read as sets of pixels: those whose centre (x + 0.5, y + 0.5) lies in [xmin, xmax) x [ymin, ymax).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from explainers.base import Parameters
+from tasks.metrics.base import Column, MetricBatch, Scores
+from tasks.metrics.preparation import unreadable
+from tasks.metrics.ranking import ranks
+from tasks.metrics.registry import register
+
+if TYPE_CHECKING:
+    from explainers.classifier import Classifier
+
+
+class PointingGameParameters(Parameters):
+    """``tolerance`` in pixels: a miss by less than this is a hit. TorchRay's is 15, short sides being 224."""
+
+    tolerance: float = Field(default=0.0, ge=0)
+
+
+@register
+class PointingGame:
+    """A hit (1) if the most salient pixel lies in a box of the image, a miss (0) if not."""
+
+    name: ClassVar[str] = "pointing_game"
+    title: ClassVar[str] = "Whether the most salient pixel lies in a box (Zhang et al. 2016)"
+    needs_boxes: ClassVar[bool] = True
+    Parameters: ClassVar[type[Parameters]] = PointingGameParameters
+
+    def __init__(self, classifier: Classifier, parameters: PointingGameParameters) -> None:  # noqa: ARG002
+        self.tolerance = parameters.tolerance
+
+    def columns(self) -> list[Column]:
+        return [
+            Column("pointing_game", 0.0, 1.0, "higher"),
+            Column("pointing_game_center", 0.0, 1.0, None),
+        ]
+
+    @torch.inference_mode()
+    def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
+        """Score (B, H, W) prepared maps.
+
+        The second column is what the pixel at (H // 2, W // 2) scores. Both are NaN for images without a box
+        and for maps of NaN, so that their means are over the same images.
+        """
+        height, width = maps.shape[1:]
+        extents = _pixel_extents(batch.boxes, (height, width), maps.device)
+        top = ranks(maps, batch.seeds).argmin(1)
+        undefined = ~_occupied(extents).any(1) | unreadable(maps)
+        points = {
+            "pointing_game": (top % width, top // width),
+            "pointing_game_center": (torch.full_like(top, width // 2), torch.full_like(top, height // 2)),
+        }
+        hits = {name: self._hits(x, y, extents).to(maps.dtype) for name, (x, y) in points.items()}
+        return Scores({name: hit.masked_fill(undefined, torch.nan) for name, hit in hits.items()})
+
+    def _hits(self, x: Tensor, y: Tensor, extents: Tensor) -> Tensor:
+        """(B,) bool: whether pixel (x, y), or one closer to it than the tolerance, lies in a box."""
+        left, top, right, bottom = extents.unbind(2)
+        across = torch.maximum(left - x[:, None], x[:, None] - right).clamp(min=0)
+        down = torch.maximum(top - y[:, None], y[:, None] - bottom).clamp(min=0)
+        squared = across**2 + down**2
+        return (((squared == 0) | (squared < self.tolerance**2)) & _occupied(extents)).any(1)
+
+
+class EnergyPointingGameParameters(Parameters):
+    """There are none."""
+
+
+@register
+class EnergyPointingGame:
+    """The share of the map that lies in the union of the image's boxes."""
+
+    name: ClassVar[str] = "energy_pointing_game"
+    title: ClassVar[str] = "Share of the map inside the boxes (Wang et al. 2020, Score-CAM)"
+    needs_boxes: ClassVar[bool] = True
+    Parameters: ClassVar[type[Parameters]] = EnergyPointingGameParameters
+
+    def __init__(self, classifier: Classifier, parameters: EnergyPointingGameParameters) -> None:
+        pass
+
+    def columns(self) -> list[Column]:
+        return [Column("energy_pointing_game", 0.0, 1.0, "higher"), Column("box_area", 0.0, 1.0, None)]
+
+    @torch.inference_mode()
+    def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
+        """Score (B, H, W) prepared maps.
+
+        The second column is the boxes' share of the input, which is what a flat map scores. Both are NaN for
+        images without a box, for maps of zeros, which have no share to give, and for maps of NaN.
+        """
+        height, width = maps.shape[1:]
+        inside = _union(_pixel_extents(batch.boxes, (height, width), maps.device), (height, width))
+        energy = (maps * inside).sum((1, 2)) / maps.sum((1, 2))
+        area = inside.to(maps.dtype).mean((1, 2))
+        undefined = (area == 0) | energy.isnan()
+        return Scores(
+            {
+                "energy_pointing_game": energy.masked_fill(undefined, torch.nan),
+                "box_area": area.masked_fill(undefined, torch.nan),
+            }
+        )
+
+
+def _pixel_extents(boxes: list[Tensor], size: tuple[int, int], device: torch.device) -> Tensor:
+    """(B, K, 4) int64: first and last column and row (left, top, right, bottom) of each box's pixels.
+
+    Cut to the input; a box that holds no pixel, as all padding up to the largest K, ends before it begins.
+    """
+    padded = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True).to(device)
+    bounds = (padded - 0.5).ceil().long()
+    height, width = size
+    limits = torch.tensor([width, height], device=device)
+    first = bounds[..., :2].clamp(min=0)
+    last = torch.minimum(bounds[..., 2:], limits) - 1
+    return torch.cat([first, last], 2)
+
+
+def _occupied(extents: Tensor) -> Tensor:
+    """(B, K) bool: which boxes hold a pixel at all."""
+    return (extents[..., 2:] >= extents[..., :2]).all(2)
+
+
+def _union(extents: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) bool: pixels in at least one box."""
+    x = torch.arange(size[1], device=extents.device)
+    y = torch.arange(size[0], device=extents.device)
+    left, top, right, bottom = extents[..., None].unbind(2)
+    columns = (x >= left) & (x <= right)
+    rows = (y >= top) & (y <= bottom)
+    # How many boxes hold each pixel, without a (B, K, H, W) tensor.
+    return torch.einsum("bkh,bkw->bhw", rows.float(), columns.float()) > 0

@@ -1,0 +1,52 @@
+"""Sparseness: how few pixels hold the map, as the Gini index of its values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from explainers.base import Parameters
+from tasks.metrics.base import Column, MetricBatch, Scores
+from tasks.metrics.registry import register
+
+if TYPE_CHECKING:
+    from explainers.classifier import Classifier
+
+
+class SparsenessParameters(Parameters):
+    """There are none."""
+
+
+@register
+class Sparseness:
+    """Gini index of the H*W values of the prepared map: 0 for a flat map, 1 - 1/(H*W) for a single pixel."""
+
+    name: ClassVar[str] = "sparseness"
+    title: ClassVar[str] = "Gini index of the map (Chalasani et al. 2020)"
+    needs_boxes: ClassVar[bool] = False
+    Parameters: ClassVar[type[Parameters]] = SparsenessParameters
+
+    def __init__(self, classifier: Classifier, parameters: SparsenessParameters) -> None:
+        pass
+
+    def columns(self) -> list[Column]:
+        return [Column("sparseness", 0.0, 1.0, "higher")]
+
+    @torch.inference_mode()
+    def score(self, batch: MetricBatch, maps: Tensor) -> Scores:  # noqa: ARG002
+        """Score (B, H, W) prepared maps; NaN for maps of zeros, whose index is 0/0, and for maps of NaN."""
+        return Scores({"sparseness": gini(maps.flatten(1))})
+
+
+def gini(values: Tensor) -> Tensor:
+    """Gini index of each row of (B, n) non-negative values: (B,) in [0, 1 - 1/n], NaN for rows of zeros.
+
+    sum_i (2i - n - 1) v_(i) / (n sum v), the values in ascending order, i from 1; in float64, since the terms
+    of a flat row cancel.
+    """
+    ascending = values.double().sort(1).values
+    n = values.shape[1]
+    weights = 2 * torch.arange(1, n + 1, device=values.device) - n - 1
+    return ((ascending * weights).sum(1) / (n * ascending.sum(1))).to(values.dtype)

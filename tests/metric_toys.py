@@ -1,0 +1,90 @@
+"""Stand-ins for the classifier, and batches for metrics: only what metrics ask for."""
+
+import torch
+from torch import Tensor, nn
+
+from tasks.metrics.base import MetricBatch
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class ToyClassifier:
+    """A network behind the classifier's interface, counting the rows it is given.
+
+    It raises the device's out-of-memory error on more than ``memory`` rows at once.
+    """
+
+    def __init__(self, network: nn.Module, mean=MEAN, std=STD, memory: int | None = None) -> None:
+        self.network = network.eval()
+        self.mean = torch.tensor(mean).view(3, 1, 1)
+        self.std = torch.tensor(std).view(3, 1, 1)
+        self.memory, self.rows, self.largest = memory, 0, 0
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        if self.memory is not None and len(inputs) > self.memory:
+            raise torch.OutOfMemoryError("out of memory")
+        self.rows += len(inputs)
+        self.largest = max(self.largest, len(inputs))
+        return self.network((inputs - self.mean) / self.std)
+
+
+class LinearPixels(nn.Module):
+    """Logits (0, bias + sum of weight * input): the probability of class 1 is a sigmoid of known terms."""
+
+    def __init__(self, weight: Tensor, bias: float = 0.0) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logit = (inputs * self.weight).sum((1, 2, 3)) + self.bias
+        return torch.stack([torch.zeros_like(logit), logit], 1)
+
+
+def small_network(classes: int = 5) -> nn.Module:
+    """Convolutions whose answer depends on where things are, with probabilities far from 0 and 1."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 6, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(6, 8, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32, classes),
+        )
+
+
+def random_inputs(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
+    return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def random_maps(count: int, size: tuple[int, int], seed: int = 1) -> Tensor:
+    """Prepared maps without ties."""
+    n = size[0] * size[1]
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.stack([torch.randperm(n, generator=generator) for _ in range(count)])
+    return order.view(count, *size) / (n - 1)
+
+
+@torch.inference_mode()
+def batch_of(classifier: ToyClassifier, inputs: Tensor, boxes=None, forwards: int = 64) -> MetricBatch:
+    """A batch for the predicted classes, seeds 100, 101, ...; without boxes unless given."""
+    confidence, targets = classifier.network((inputs - classifier.mean) / classifier.std).softmax(1).max(1)
+    seeds = torch.arange(100, 100 + len(inputs))
+    return MetricBatch(
+        inputs, targets, seeds, confidence, boxes or [torch.zeros(0, 4)] * len(inputs), forwards
+    )
+
+
+def rows_of(batch: MetricBatch, rows: list[int], forwards: int | None = None) -> MetricBatch:
+    """The same batch with only these rows."""
+    return MetricBatch(
+        batch.inputs[rows],
+        batch.targets[rows],
+        batch.seeds[rows],
+        batch.confidence[rows],
+        [batch.boxes[i] for i in rows],
+        forwards or batch.forwards,
+    )

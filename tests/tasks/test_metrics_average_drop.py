@@ -1,0 +1,151 @@
+"""Average drop and increase in confidence against the definition, one image at a time."""
+
+import numpy as np
+import pytest
+import torch
+from metric_toys import (
+    LinearPixels,
+    ToyClassifier,
+    batch_of,
+    random_inputs,
+    random_maps,
+    rows_of,
+    small_network,
+)
+
+from tasks.metrics.average_drop import AverageDrop, AverageDropParameters
+
+SIZE = (9, 7)
+LEVELS = (100, 50, 15)
+
+
+def metric(classifier, **parameters):
+    return AverageDrop(classifier, AverageDropParameters(**parameters))
+
+
+def slow_scores(classifier, image, target: int, saliency, level: int) -> tuple[float, float]:
+    """Drop and increase of one image: sort, cut, multiply, run."""
+    mask = saliency.numpy().astype(float)
+    kept = round(level / 100 * mask.size)
+    for pixel in np.argsort(-mask.ravel())[kept:]:
+        mask.ravel()[pixel] = 0.0
+    masked = torch.from_numpy(image.numpy() * mask).float()
+
+    def probability(pixels):
+        with torch.no_grad():
+            return float(classifier.logits(pixels[None])[0].double().softmax(0)[target])
+
+    before, after = probability(image), probability(masked)
+    return max(0.0, before - after) / before, float(after > before)
+
+
+@pytest.mark.parametrize("levels", [LEVELS, (37,), (1, 99)])
+def test_drops_and_increases_equal_a_loop_over_images_and_levels(levels):
+    classifier = ToyClassifier(small_network())
+    batch = batch_of(classifier, random_inputs(12, SIZE), forwards=5)
+    maps = random_maps(12, SIZE)
+    values = metric(classifier, levels=levels).score(batch, maps).values
+    for level in levels:
+        expected = np.array(
+            [
+                slow_scores(classifier, *one, level)
+                for one in zip(batch.inputs, batch.targets.tolist(), maps, strict=True)
+            ]
+        )
+        np.testing.assert_allclose(values[f"average_drop_{level}"], expected[:, 0], atol=2e-6)
+        np.testing.assert_array_equal(values[f"increase_in_confidence_{level}"], expected[:, 1])
+
+
+def test_the_comparison_sees_both_drops_and_increases():
+    classifier = ToyClassifier(small_network())
+    batch = batch_of(classifier, random_inputs(12, SIZE))
+    values = metric(classifier).score(batch, random_maps(12, SIZE)).values
+    gains = torch.stack([values[f"increase_in_confidence_{level}"] for level in LEVELS])
+    assert 0 < gains.sum() < gains.numel()
+    drops = torch.stack([values[f"average_drop_{level}"] for level in LEVELS])
+    assert torch.equal(drops == 0, gains == 1)
+
+
+def test_a_map_of_ones_drops_nothing_and_increases_nothing_at_all_pixels():
+    classifier = ToyClassifier(small_network())
+    batch = batch_of(classifier, random_inputs(7, SIZE))
+    # Whatever rounding the caller's forward pass had.
+    batch = type(batch)(**{**vars(batch), "confidence": batch.confidence * (1 - 1e-6)})
+    values = metric(classifier).score(batch, torch.ones(7, *SIZE)).values
+    assert torch.equal(values["average_drop_100"], torch.zeros(7))
+    assert torch.equal(values["increase_in_confidence_100"], torch.zeros(7))
+    assert (values["average_drop_15"] > 0).any()
+
+
+def test_a_map_of_zeros_leaves_a_black_input_at_every_level():
+    classifier = ToyClassifier(small_network())
+    batch = batch_of(classifier, random_inputs(3, SIZE))
+    with torch.inference_mode():
+        black = classifier.logits(torch.zeros(1, 3, *SIZE)).softmax(1)[0, batch.targets]
+    values = metric(classifier).score(batch, torch.zeros(3, *SIZE)).values
+    for level in LEVELS:
+        expected = (1 - black / batch.confidence).clamp(min=0)
+        torch.testing.assert_close(values[f"average_drop_{level}"], expected, atol=1e-6, rtol=0)
+
+
+def test_masking_is_of_pixels_before_normalisation():
+    weight = torch.zeros(3, 2, 2)
+    weight[0, 0, 0] = 1.0
+    classifier = ToyClassifier(LinearPixels(weight), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    inputs = torch.full((1, 3, 2, 2), 0.75)
+    maps = torch.tensor([[[0.5, 1.0], [0.0, 0.0]]])
+    values = metric(classifier, levels=(100, 25)).score(batch_of(classifier, inputs), maps).values
+    before = 1 / (1 + np.exp(-1.0))  # (0.75 - 0.5) / 0.25
+    halved = 1 / (1 + np.exp(0.5))  # (0.375 - 0.5) / 0.25
+    black = 1 / (1 + np.exp(2.0))  # (0 - 0.5) / 0.25: one pixel is kept, and it is the other one
+    np.testing.assert_allclose(values["average_drop_100"], 1 - halved / before, rtol=1e-5)
+    np.testing.assert_allclose(values["average_drop_25"], 1 - black / before, rtol=1e-5)
+
+
+def test_exactly_the_level_is_kept_of_a_plateau():
+    classifier = ToyClassifier(LinearPixels(torch.ones(3, 10, 10)), mean=(0.0,) * 3, std=(300.0,) * 3)
+    batch = batch_of(classifier, torch.ones(1, 3, 10, 10))
+    values = metric(classifier).score(batch, torch.ones(1, 10, 10)).values
+    for level in LEVELS:  # the logit is the share of pixels kept
+        expected = 1 - torch.tensor(level / 100).sigmoid() / torch.tensor(1.0).sigmoid()
+        torch.testing.assert_close(values[f"average_drop_{level}"][0], expected, atol=1e-5, rtol=0)
+
+
+def test_neither_chunk_size_nor_a_full_device_changes_a_score():
+    network, inputs, maps = small_network(), random_inputs(6, SIZE), random_maps(6, SIZE)
+
+    def values(forwards, memory=None):
+        classifier = ToyClassifier(network, memory=memory)
+        found = metric(classifier).score(batch_of(classifier, inputs, forwards=forwards), maps).values
+        assert classifier.largest <= forwards
+        return torch.stack(list(found.values()))
+
+    whole = values(1000)
+    for forwards, memory in ((1, None), (5, None), (64, 4)):
+        torch.testing.assert_close(values(forwards, memory), whole, atol=1e-6, rtol=0)
+
+
+def test_a_batch_scores_as_its_images_one_by_one():
+    classifier = ToyClassifier(small_network())
+    batch = batch_of(classifier, random_inputs(4, SIZE))
+    maps = (random_maps(4, SIZE) * 3).round() / 3
+    together = metric(classifier).score(batch, maps).values
+    for row in range(4):
+        alone = metric(classifier).score(rows_of(batch, [row]), maps[row : row + 1]).values
+        for name, value in alone.items():
+            torch.testing.assert_close(value, together[name][row : row + 1], atol=1e-6, rtol=0)
+
+
+def test_nothing_can_drop_from_a_probability_of_zero():
+    classifier = ToyClassifier(LinearPixels(torch.full((3, 4, 4), 1e4)), mean=(0.0,) * 3)
+    batch = batch_of(classifier, torch.ones(1, 3, 4, 4))
+    batch = type(batch)(**{**vars(batch), "targets": torch.tensor([0]), "confidence": torch.zeros(1)})
+    values = metric(classifier).score(batch, torch.zeros(1, 4, 4)).values
+    assert values["average_drop_50"].isnan().all()
+    assert values["increase_in_confidence_50"].item() == 1
+
+
+@pytest.mark.parametrize("levels", [(), (0,), (101,), (50, 50), (12.5,)])
+def test_levels_that_are_no_distinct_whole_percentages_are_refused(levels):
+    with pytest.raises(ValueError, match="levels"):
+        AverageDropParameters(levels=levels)
