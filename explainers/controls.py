@@ -1,0 +1,125 @@
+"""Maps that know nothing about the classifier, to be beaten by every explainer."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from explainers import base
+from explainers.base import Batch, Description, Explanation, Need, statuses_of
+from explainers.classifier import Classifier
+from explainers.randomness import uniform
+from explainers.registry import register
+
+CONTROLS = ("random", "center_gaussian", "sobel", "all_ones")
+
+_LUMINANCE = (0.299, 0.587, 0.114)  # of R, G, B: ITU-R BT.601
+
+
+class _Control:
+    """A control at the size of the input."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    Parameters: ClassVar[type[base.Parameters]] = base.Parameters
+
+    def __init__(self, classifier: Classifier, parameters: base.Parameters) -> None:  # noqa: ARG002
+        self.grid = classifier.input_size
+
+    def describe(self) -> Description:
+        return Description(self.grid)
+
+    def explain(self, batch: Batch) -> Explanation:
+        maps = self.maps(batch)
+        return Explanation(maps, statuses_of(maps))
+
+    def maps(self, batch: Batch) -> Tensor:
+        """(B, h, w) float32."""
+        raise NotImplementedError
+
+
+@register
+class Random(_Control):
+    """Uniform noise in [0, 1), independent per pixel, as in ROAR (Hooker et al., NeurIPS 2019)."""
+
+    name: ClassVar[str] = "random"
+    title: ClassVar[str] = "Control: uniform noise per pixel (Hooker et al., 2019)"
+
+    def maps(self, batch: Batch) -> Tensor:
+        return uniform(batch.seeds, self.grid[0] * self.grid[1]).unflatten(1, self.grid)
+
+
+class CenterGaussianParameters(base.Parameters):
+    """Parameters of the centred Gaussian."""
+
+    sigma: float = Field(0.25, gt=0, description="standard deviation as a fraction of the input's short side")
+
+
+@register
+class CenterGaussian(_Control):
+    """A Gaussian around the centre, where it is 1: photographers centre their objects.
+
+    A baseline of weakly supervised localisation (Choe et al., CVPR 2020).
+    """
+
+    name: ClassVar[str] = "center_gaussian"
+    title: ClassVar[str] = "Control: a Gaussian around the centre (Choe et al., 2020)"
+    Parameters: ClassVar[type[base.Parameters]] = CenterGaussianParameters
+
+    def __init__(self, classifier: Classifier, parameters: CenterGaussianParameters) -> None:
+        super().__init__(classifier, parameters)
+        self.sigma = parameters.sigma * min(self.grid)
+
+    def maps(self, batch: Batch) -> Tensor:
+        y, x = (_gaussian(size, self.sigma) for size in self.grid)
+        return torch.outer(y, x).to(batch.inputs.device).repeat(len(batch), 1, 1)
+
+
+def _gaussian(size: int, sigma: float) -> Tensor:
+    offset = torch.arange(size) - (size - 1) / 2
+    return torch.exp(-(offset**2) / (2 * sigma**2))
+
+
+@register
+class Sobel(_Control):
+    """Gradient magnitude of the luminance by Sobel's operator (1968), in luminance per pixel.
+
+    Edge detectors look like good explanations and explain nothing (Adebayo et al., NeurIPS 2018). The border
+    is replicated.
+    """
+
+    name: ClassVar[str] = "sobel"
+    title: ClassVar[str] = "Control: edges by Sobel's operator (Adebayo et al., 2018)"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.INPUTS})
+
+    def maps(self, batch: Batch) -> Tensor:
+        luminance = torch.einsum("c,bchw->bhw", batch.inputs.new_tensor(_LUMINANCE), batch.inputs)
+        padded = F.pad(luminance[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+        return torch.hypot(_slope(padded), _slope(padded.mT).mT)
+
+
+def _slope(padded: Tensor) -> Tensor:
+    """(B, h, w) Sobel's change per pixel from left to right, of (B, h + 2, w + 2)."""
+    across = padded[:, :, 2:] - padded[:, :, :-2]
+    return (across[:, :-2] + 2 * across[:, 1:-1] + across[:, 2:]) / 8
+
+
+@register
+class AllOnes(_Control):
+    """One everywhere: what a metric gives to a map that prefers nothing.
+
+    One value is enough, so the grid is (1, 1); every map has the status ``constant``.
+    """
+
+    name: ClassVar[str] = "all_ones"
+    title: ClassVar[str] = "Control: one everywhere"
+
+    def __init__(self, classifier: Classifier, parameters: base.Parameters) -> None:
+        super().__init__(classifier, parameters)
+        self.grid = (1, 1)
+
+    def maps(self, batch: Batch) -> Tensor:
+        return torch.ones(len(batch), *self.grid, device=batch.inputs.device)

@@ -1,0 +1,280 @@
+"""DD-CAM against brute force over all subsets, closed forms and its own certificate, evaluated anew."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import toys
+from explainers import additivity
+from explainers.additivity import additive_head
+from explainers.base import Batch, Explanation, Status
+from explainers.classifier import Classifier
+from explainers.ddcam import DDCam
+
+seeds = st.integers(0, 2**31 - 1)
+
+
+def explain(classifier: Classifier, batch: Batch) -> Explanation:
+    return DDCam(classifier, DDCam.Parameters()).explain(batch)
+
+
+def preserved(classifier: Classifier, activations: Tensor, target: int) -> dict[frozenset[int], bool]:
+    """Whether each of the 2^U sets of units preserves the prediction, by one evaluation of the head each."""
+    U = classifier.units.count
+    sets = [frozenset(s) for size in range(U + 1) for s in itertools.combinations(range(U), size)]
+    keep = torch.tensor([[unit in s for unit in range(U)] for s in sets])
+    logits = classifier.head(classifier.mask_units(activations.expand(len(sets), *activations.shape), keep))
+    return dict(zip(sets, (logits.argmax(1) == target).tolist(), strict=True))
+
+
+def one_minimal(answers: dict[frozenset[int], bool], found: frozenset[int]) -> bool:
+    return answers[found] and not any(answers[found - {unit}] for unit in found)
+
+
+def sets_of(explanation: Explanation) -> list[frozenset[int]]:
+    return [frozenset(mask.nonzero()[:, 0].tolist()) for mask in explanation.details["unit_mask"]]
+
+
+def check_against_brute_force(classifier: Classifier, batch: Batch) -> None:
+    explanation = explain(classifier, batch)
+    assert batch.activations is not None
+    for found, activations, target in zip(
+        sets_of(explanation), batch.activations, batch.targets.tolist(), strict=True
+    ):
+        assert one_minimal(preserved(classifier, activations, target), found)
+    assert explanation.details["certificate"].all()
+
+
+@given(seed=seeds, units=st.integers(1, 8), classes=st.integers(2, 5), biased=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_sets_are_one_minimal_by_brute_force_where_units_add_up(
+    seed: int, units: int, classes: int, biased: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(units, classes, generator=generator)
+    bias = torch.randn(classes, generator=generator) * biased
+    means = torch.rand(4, units, generator=generator)
+    with toys.linear(weight, bias) as classifier:
+        assert additive_head(classifier) is not None
+        check_against_brute_force(classifier, toys.batch_of(classifier, toys.constant_maps(means)))
+
+
+@given(seed=seeds, units=st.integers(1, 8), classes=st.integers(2, 4))
+@settings(max_examples=40, deadline=None)
+def test_sets_are_one_minimal_by_brute_force_where_units_interact(
+    seed: int, units: int, classes: int
+) -> None:
+    means = torch.rand(4, units, generator=torch.Generator().manual_seed(seed)) * 3
+    with toys.mlp(units, classes, seed) as classifier:
+        check_against_brute_force(classifier, toys.batch_of(classifier, toys.constant_maps(means)))
+
+
+@pytest.mark.parametrize("name", ["conv_gap", "conv_mlp"])
+def test_sets_are_one_minimal_by_brute_force_on_real_activations_of_twelve_units(name: str) -> None:
+    with toys.CLASSIFIERS[name]() as classifier:
+        check_against_brute_force(classifier, toys.batch(classifier, 6))
+
+
+def test_three_hundred_additive_heads_of_many_units_get_one_minimal_sets() -> None:
+    """Large sets, where one greedy pass is not enough; checked on the sums themselves."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(60, 4, generator=generator, dtype=torch.float64)
+    means = torch.rand(300, 60, generator=generator, dtype=torch.float64)
+    with toys.linear(weight, torch.tensor([4.0, 0, 0, 0])) as classifier:
+        batch = toys.batch_of(classifier, toys.constant_maps(means))
+        explanation = explain(classifier, batch)
+    kept = explanation.details["unit_mask"]
+    bias = torch.tensor([4.0, 0, 0, 0], dtype=torch.float64)
+    logits = (means * kept) @ weight + bias
+    assert torch.equal(logits.argmax(1), batch.targets)
+    without = logits[:, None] - means[..., None] * weight
+    assert not ((without.argmax(2) == batch.targets[:, None]) & kept).any()
+    assert explanation.details["kept"].max() > 3
+    # The passes did it: falling back on delta debugging would have evaluated the head more often.
+    assert torch.equal(explanation.details["head_evaluations"], explanation.details["kept"] + 2)
+
+
+def test_the_planted_set_is_found_where_it_is_the_only_one() -> None:
+    needed = [1, 4, 6]
+    means = torch.full((1, 9), 0.3)
+    means[0, needed] = torch.tensor([0.9, 0.7, 0.8])
+    with toys.pooled(9, toys.Weakest(needed, threshold=0.5)) as classifier:
+        batch = toys.batch_of(classifier, toys.constant_maps(means))
+        assert batch.targets.tolist() == [1]
+        explanation = explain(classifier, batch)
+    assert sets_of(explanation) == [frozenset(needed)]
+    # Without any one of them the weakest mean is 0: the logit falls from 0.7 - 0.5 to -0.5, each time.
+    torch.testing.assert_close(explanation.maps, torch.full((1, 2, 2), 0.7 * (0.9 + 0.7 + 0.8)))
+
+
+def test_every_unit_is_kept_where_every_unit_is_needed() -> None:
+    with toys.pooled(7, toys.Weakest(list(range(7)), threshold=0.5)) as classifier:
+        explanation = explain(classifier, toys.batch_of(classifier, toys.constant_maps(torch.ones(1, 7))))
+    assert explanation.details["unit_mask"].all()
+    assert explanation.details["kept"].tolist() == [7]
+    assert explanation.details["certificate"].tolist() == [True]
+
+
+def test_weights_and_map_are_the_contributions_of_the_kept_units() -> None:
+    """Unit 0 alone outweighs the bias of class 0; it weighs 3 times its mean."""
+    weight = torch.tensor([[0.0, 3.0], [0.0, 0.1], [0.2, 0.0]])
+    activations = torch.rand(1, 3, 2, 2, dtype=torch.float64) + 1
+    with toys.linear(weight, torch.tensor([2.0, 0.0])) as classifier:
+        explanation = explain(classifier, toys.batch_of(classifier, activations))
+    assert explanation.details["unit_mask"].tolist() == [[True, False, False]]
+    expected = 3 * activations[0, 0].mean() * activations[0, 0]
+    torch.testing.assert_close(explanation.maps[0], expected.float())
+    assert explanation.statuses == [Status.OK]
+
+
+def test_the_set_is_empty_and_the_map_zero_where_the_bias_alone_predicts_the_target() -> None:
+    weight = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    with toys.linear(weight, torch.tensor([0.0, 5.0])) as classifier:
+        explanation = explain(classifier, toys.batch_of(classifier, toys.constant_maps(torch.ones(2, 2))))
+    assert not explanation.details["unit_mask"].any()
+    assert explanation.details["certificate"].all()
+    assert explanation.statuses == [Status.ALL_ZERO] * 2
+    assert not explanation.maps.any()
+
+
+def test_without_bias_the_empty_set_predicts_class_zero_and_no_other() -> None:
+    weight = torch.tensor([[1.0, 0.3], [0.2, 0.9]])
+    with toys.linear(weight) as classifier:
+        explanation = explain(classifier, toys.batch_of(classifier, toys.constant_maps(torch.eye(2) + 0.1)))
+    assert explanation.details["kept"].tolist() == [0, 1]
+    assert explanation.details["certificate"].all()
+    assert explanation.details["head_evaluations"].tolist() == [2, 3]
+
+
+def test_an_image_whose_target_is_not_predicted_fails_and_leaves_the_others_alone() -> None:
+    with toys.conv_mlp() as classifier:
+        batch = toys.batch(classifier, 4)
+        alone = explain(classifier, batch)
+        targets = batch.targets.clone()
+        targets[2] = (targets[2] + 1) % 5
+        explanation = explain(classifier, Batch(batch.inputs, targets, batch.seeds, batch.activations))
+    assert [status is Status.FAILED for status in explanation.statuses] == [False, False, True, False]
+    assert explanation.maps[2].isnan().all()
+    for name, values in explanation.details.items():
+        assert not values[2].any()
+        assert torch.equal(values[[0, 1, 3]], alone.details[name][[0, 1, 3]])
+    torch.testing.assert_close(explanation.maps[[0, 1, 3]], alone.maps[[0, 1, 3]])
+
+
+def test_a_batch_in_which_no_target_is_predicted_fails_as_a_whole() -> None:
+    with toys.conv_gap() as classifier:
+        batch = toys.batch(classifier, 2)
+        wrong = (batch.targets + 1) % 5
+        explanation = explain(classifier, Batch(batch.inputs, wrong, batch.seeds, batch.activations))
+    assert explanation.statuses == [Status.FAILED] * 2
+
+
+@pytest.mark.parametrize("name", list(toys.CLASSIFIERS))
+def test_the_certificate_holds_when_evaluated_anew(name: str) -> None:
+    with toys.CLASSIFIERS[name]() as classifier:
+        batch = toys.batch(classifier, 6)
+        explanation = explain(classifier, batch)
+        assert batch.activations is not None
+        for found, activations, target in zip(
+            explanation.details["unit_mask"], batch.activations, batch.targets, strict=True
+        ):
+
+            def predicts(keep: Tensor, activations: Tensor = activations, target: Tensor = target) -> bool:
+                masked = classifier.mask_units(activations[None], keep[None])
+                return bool(classifier.head(masked).argmax() == target)
+
+            assert predicts(found)
+            for unit in found.nonzero()[:, 0]:
+                assert not predicts(found.index_fill(0, unit, False))
+        assert explanation.details["certificate"].all()
+
+
+class _Capped(nn.Module):
+    """Means count up to 10 only: additive on ordinary inputs, and not on what the test makes up."""
+
+    def forward(self, means: Tensor) -> Tensor:
+        logit = means.clamp(max=10).sum(1) - (means - 10).clamp(min=0).prod(1) - 15
+        return torch.stack([torch.zeros_like(logit), logit], 1)
+
+
+def test_a_set_from_sums_that_the_head_does_not_confirm_is_searched_again() -> None:
+    with toys.pooled(2, _Capped()) as classifier:
+        assert additive_head(classifier) is not None
+        batch = toys.batch_of(classifier, toys.constant_maps(torch.tensor([[9.0, 9.0], [100.0, 10.0]])))
+        assert batch.targets.tolist() == [1, 1]
+        explanation = explain(classifier, batch)
+    assert explanation.details["certificate"].all()
+    assert explanation.details["kept"].tolist() == [2, 2]
+
+
+def test_additivity_is_seen_in_pooled_linear_heads_with_the_heads_own_weights() -> None:
+    weight = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    bias = torch.tensor([1.0, 2.0, 3.0])
+    with toys.linear(weight, bias) as classifier:
+        head = additive_head(classifier)
+    assert head is not None
+    assert head.per_mean is not None
+    torch.testing.assert_close(head.per_mean, weight.double())
+    torch.testing.assert_close(head.bias, bias.double())
+
+
+def test_a_head_that_adds_up_without_pooling_is_additive_and_read_unit_by_unit() -> None:
+    with _flat() as classifier:
+        head = additive_head(classifier)
+        assert head is not None
+        assert head.per_mean is None
+        batch = toys.batch(classifier, 3, forwards=5)
+        assert batch.activations is not None
+        sums = head.sums(classifier, batch.activations, forwards=5)
+        rows = torch.arange(12).expand(3, 12)
+        everything = sums.logits(torch.arange(3), rows, torch.ones(3, 12, dtype=torch.bool))
+        torch.testing.assert_close(everything, classifier.head(batch.activations))
+        check_against_brute_force(classifier, batch)
+
+
+def _flat() -> Classifier:
+    """The convolutions of a toy under a linear layer that sees every position by itself."""
+    with toys.conv_gap() as source:
+        network = source.network
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network.classifier = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    return Classifier(network, layer="features", input_size=(toys.SIZE, toys.SIZE))
+
+
+@pytest.mark.parametrize("name", ["conv_mlp", "vit"])
+def test_additivity_is_denied_to_heads_in_which_units_interact(name: str) -> None:
+    with toys.CLASSIFIERS[name]() as classifier:
+        assert additive_head(classifier) is None
+
+
+def test_the_head_is_asked_once_per_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    examine = additivity._examine
+    monkeypatch.setattr(additivity, "_examine", lambda classifier: calls.append(1) or examine(classifier))
+    with toys.conv_gap() as first, toys.conv_gap() as second:
+        for classifier in (first, first, second):
+            DDCam(classifier, DDCam.Parameters())
+    assert len(calls) == 2
+
+
+def test_head_evaluations_count_what_the_head_saw() -> None:
+    with toys.conv_mlp() as classifier:
+        seen: list[int] = []
+
+        def count(module: nn.Module, args: tuple[Tensor]) -> None:
+            seen.append(len(args[0]))
+
+        handle = classifier.network.classifier[1].register_forward_pre_hook(count)
+        explainer = DDCam(classifier, DDCam.Parameters())
+        batch = toys.batch(classifier, 5)
+        seen.clear()
+        explanation = explainer.explain(batch)
+        handle.remove()
+    assert explanation.details["head_evaluations"].sum() == sum(seen)

@@ -1,0 +1,228 @@
+"""What every registered explainer has to hold on every kind of classifier; new ones appear by themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+import toys
+from explainers.base import Batch, Explainer, Explanation, Need, Status
+from explainers.classifier import Classifier
+from explainers.controls import CONTROLS
+from explainers.registry import explainers
+
+COUNT = 4
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def cases() -> list[tuple[str, str]]:
+    """Every explainer on every classifier that can serve it."""
+    found = []
+    for kind, make in toys.CLASSIFIERS.items():
+        with make() as classifier:
+            patches = classifier.supports_patches
+        found += [
+            (name, kind)
+            for name in explainers.names()
+            if patches or Need.PATCHES not in explainers.get(name).needs
+        ]
+    return found
+
+
+@pytest.fixture(params=cases(), ids="-".join, scope="module")
+def case(request: pytest.FixtureRequest) -> Iterator[tuple[Explainer, Classifier]]:
+    name, kind = request.param
+    cls = explainers.get(name)
+    with toys.CLASSIFIERS[kind]() as classifier:
+        yield cls(classifier, cls.Parameters()), classifier
+
+
+def rows(batch: Batch, index: list[int]) -> Batch:
+    assert batch.activations is not None
+    return Batch(
+        batch.inputs[index],
+        batch.targets[index],
+        batch.seeds[index],
+        batch.activations[index],
+        batch.forwards,
+    )
+
+
+def assert_same(one: Explanation, other: Explanation) -> None:
+    """Equal up to the rounding of differently sized matrix products."""
+    assert one.statuses == other.statuses
+    assert one.details.keys() == other.details.keys()
+    torch.testing.assert_close(one.maps, other.maps, rtol=1e-4, atol=1e-5)
+    for name, values in one.details.items():
+        torch.testing.assert_close(values, other.details[name], rtol=1e-4, atol=1e-5)
+
+
+def joined(parts: list[Explanation]) -> Explanation:
+    return Explanation(
+        torch.cat([part.maps for part in parts]),
+        [status for part in parts for status in part.statuses],
+        {name: torch.cat([part.details[name] for part in parts]) for name in parts[0].details},
+    )
+
+
+def test_every_explainer_is_tried_on_some_classifier() -> None:
+    assert {name for name, _ in cases()} == set(explainers.names())
+
+
+@pytest.mark.parametrize("name", explainers.names())
+def test_it_says_what_it_is_and_which_paper_it_follows(name: str) -> None:
+    cls = explainers.get(name)
+    assert cls.name == name
+    assert cls.title
+    assert "\n" not in cls.title
+    if name not in CONTROLS:
+        assert re.search(r"\b(19|20)\d\d\b|arXiv", cls.__doc__)
+    assert cls.needs <= set(Need)
+
+
+@pytest.mark.parametrize("name", explainers.names())
+def test_its_parameters_have_defaults_are_frozen_and_refuse_unknown_keys(name: str) -> None:
+    cls = explainers.get(name)
+    parameters = cls.Parameters()
+    assert cls.Parameters.__doc__
+    with pytest.raises(ValidationError, match="no_such_parameter"):
+        cls.Parameters(no_such_parameter=1)
+    for field in cls.Parameters.model_fields:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(parameters, field, getattr(parameters, field))
+
+
+def test_what_comes_out_is_finite_and_as_described(case: tuple[Explainer, Classifier]) -> None:
+    explainer, classifier = case
+    explanation = explainer.explain(toys.batch(classifier, COUNT))
+    description = explainer.describe()
+    assert explanation.maps.shape == (COUNT, *description.grid)
+    assert explanation.maps.dtype == torch.float32
+    assert explanation.maps.isfinite().all()
+    assert len(explanation.statuses) == COUNT
+    assert not {Status.FAILED, Status.NOT_FINITE} & set(explanation.statuses)
+    assert explanation.details.keys() == description.details.keys()
+    for name, detail in description.details.items():
+        values = explanation.details[name]
+        assert values.shape == (COUNT, *detail.shape)
+        assert str(values.dtype) == f"torch.{detail.dtype}"
+        assert not values.is_floating_point() or values.isfinite().all()
+
+
+def test_a_batch_gives_what_its_images_give_one_by_one(case: tuple[Explainer, Classifier]) -> None:
+    explainer, classifier = case
+    batch = toys.batch(classifier, COUNT)
+    alone = [explainer.explain(rows(batch, [image])) for image in range(COUNT)]
+    assert_same(explainer.explain(batch), joined(alone))
+
+
+def test_order_does_not_matter(case: tuple[Explainer, Classifier]) -> None:
+    explainer, classifier = case
+    batch = toys.batch(classifier, COUNT)
+    order = [2, 0, 3, 1]
+    shuffled = explainer.explain(rows(batch, order))
+    back = [order.index(image) for image in range(COUNT)]
+    restored = Explanation(
+        shuffled.maps[back],
+        [shuffled.statuses[image] for image in back],
+        {name: values[back] for name, values in shuffled.details.items()},
+    )
+    assert_same(explainer.explain(batch), restored)
+
+
+def test_the_same_seeds_give_the_same_bits_again(case: tuple[Explainer, Classifier]) -> None:
+    explainer, classifier = case
+    batch = toys.batch(classifier, COUNT)
+    torch.manual_seed(1)
+    first = explainer.explain(batch)
+    torch.manual_seed(2)
+    second = type(explainer)(classifier, type(explainer).Parameters()).explain(batch)
+    assert first.statuses == second.statuses
+    assert torch.equal(first.maps, second.maps)
+    for name, values in first.details.items():
+        assert torch.equal(values, second.details[name])
+
+
+def test_inference_mode_around_it_makes_no_difference(case: tuple[Explainer, Classifier]) -> None:
+    explainer, classifier = case
+    batch = toys.batch(classifier, COUNT)
+    outside = explainer.explain(batch)
+    with torch.inference_mode():
+        assert_same(explainer.explain(batch), outside)
+
+
+def test_the_batch_is_left_as_it_was(case: tuple[Explainer, Classifier]) -> None:
+    explainer, classifier = case
+    batch = toys.batch(classifier, COUNT)
+    before = [value.clone() for value in vars(batch).values() if isinstance(value, Tensor)]
+    explainer.explain(batch)
+    after = [value for value in vars(batch).values() if isinstance(value, Tensor)]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("forwards", [2, 7])
+def test_no_forward_is_larger_than_asked(case: tuple[Explainer, Classifier], forwards: int) -> None:
+    """Not more rows at once than forwards per step, or images per step where those are more."""
+    explainer, classifier = case
+    batch = toys.batch(classifier, COUNT, forwards)
+    sizes = [0]
+
+    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        sizes.append(len(args[0]))
+
+    with hooks(classifier, note):
+        different = explainer.explain(batch)
+    assert max(sizes) <= max(COUNT, forwards)
+    assert_same(different, explainer.explain(toys.batch(classifier, COUNT)))
+
+
+class _CrashError(Exception):
+    pass
+
+
+def crash(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    raise _CrashError
+
+
+@contextlib.contextmanager
+def hooks(classifier: Classifier, hook: Callable[..., None]) -> Iterator[None]:
+    """``hook`` before every module without children."""
+    leaves = [module for module in classifier.network.modules() if not list(module.children())]
+    handles = [leaf.register_forward_pre_hook(hook) for leaf in leaves]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def traces(network: nn.Module) -> list[object]:
+    """Everything that an explainer could leave behind on a network."""
+    left: list[object] = [getattr(module, kind).copy() for module in network.modules() for kind in HOOKS]
+    left += [module.training for module in network.modules()]
+    left += [(parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
+    return left
+
+
+def test_nothing_is_left_on_the_network_after_success(case: tuple[Explainer, Classifier]) -> None:
+    explainer, classifier = case
+    before = traces(classifier.network)
+    explainer.explain(toys.batch(classifier, COUNT))
+    assert traces(classifier.network) == before
+
+
+def test_nothing_is_left_on_the_network_after_a_crash(case: tuple[Explainer, Classifier]) -> None:
+    explainer, classifier = case
+    batch = toys.batch(classifier, COUNT)
+    before = traces(classifier.network)
+    runs_the_head = explainer.needs & {Need.GRADIENTS, Need.PREDICTION, Need.PATCHES}
+    expectation = pytest.raises(_CrashError) if runs_the_head else contextlib.nullcontext()
+    with hooks(classifier, crash), expectation:
+        explainer.explain(batch)
+    assert traces(classifier.network) == before

@@ -1,0 +1,143 @@
+"""Small classifiers, all seeded: some with explanations known in closed form, some of each common shape.
+
+A classifier made by :func:`pooled` computes in float64, has channels as units and a head that sees their
+spatial means alone, so that activations can be made up and everything worked out by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from explainers.base import Batch
+from explainers.classifier import Classifier
+
+SIZE = 32  # pixels a side
+
+
+class _Pooled(nn.Module):
+    def __init__(self, units: int, head: nn.Module) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, units, 4, stride=4), nn.ReLU())
+        self.head = head
+        self.double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.features(inputs.double()).mean((2, 3)))
+
+
+def pooled(units: int, head: nn.Module) -> Classifier:
+    """Any ``head`` from (B, units) spatial means to (B, C) logits; 8x8 inputs, activations (units, 2, 2)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Classifier(_Pooled(units, head), layer="features", input_size=(8, 8))
+
+
+def linear(weight: Tensor, bias: Tensor | None = None) -> Classifier:
+    """An additive head: ``logits = means @ weight + bias``, with ``weight`` (U, C)."""
+    head = nn.Linear(*weight.shape)
+    head.weight.data = weight.double().T.contiguous()
+    head.bias.data = torch.zeros(weight.shape[1]) if bias is None else bias.double()
+    return pooled(len(weight), head)
+
+
+def mlp(units: int, classes: int, seed: int) -> Classifier:
+    """A head where units interact: linear, ReLU, linear, with random weights."""
+    generator = torch.Generator().manual_seed(seed)
+    head = nn.Sequential(nn.Linear(units, 6), nn.ReLU(), nn.Linear(6, classes))
+    for parameter in head.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return pooled(units, head)
+
+
+class Weakest(nn.Module):
+    """Logits (0, smallest mean among ``needed`` - threshold): all of ``needed`` or nothing."""
+
+    def __init__(self, needed: list[int], threshold: float) -> None:
+        super().__init__()
+        self.needed, self.threshold = needed, threshold
+
+    def forward(self, means: Tensor) -> Tensor:
+        weakest = means[:, self.needed].amin(1) - self.threshold
+        return torch.stack([torch.zeros_like(weakest), weakest], 1)
+
+
+def constant_maps(means: Tensor) -> Tensor:
+    """(B, U, 2, 2) activations for :func:`pooled` with the given spatial means (B, U)."""
+    return means.double()[..., None, None].expand(*means.shape, 2, 2).contiguous()
+
+
+def _spread(network: nn.Module, seed: int) -> nn.Module:
+    """Random weights large enough, and no biases, so that inputs are told apart."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in network.named_parameters():
+        if parameter.ndim > 1:
+            scale = (2 / parameter[0].numel()) ** 0.5
+            parameter.data = torch.randn(parameter.shape, generator=generator) * scale
+        elif name.endswith("bias"):
+            parameter.data.zero_()
+    return network
+
+
+class _ConvNet(nn.Module):
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(8, 12, 3, stride=2, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+        )
+        self.classifier = classifier
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.classifier(self.features(4 * (inputs - 0.5)))
+
+
+def conv_gap() -> Classifier:
+    """Convolutions, global average pooling, one linear layer: 12 units that add up, on a 4x4 grid."""
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5))
+    return Classifier(_spread(_ConvNet(head), 7), layer="features", input_size=(SIZE, SIZE))
+
+
+def conv_mlp() -> Classifier:
+    """Convolutions and two linear layers: 12 units that interact, on a 4x4 grid."""
+    head = nn.Sequential(nn.Flatten(), nn.Linear(192, 20), nn.ReLU(inplace=True), nn.Linear(20, 5))
+    return Classifier(_spread(_ConvNet(head), 8), layer="features", input_size=(SIZE, SIZE))
+
+
+def vit() -> Classifier:
+    """A vision transformer with a class token: 16 patch tokens that interact, on a 4x4 grid."""
+    network = VisionTransformer(
+        img_size=SIZE, patch_size=8, embed_dim=24, depth=1, num_heads=2, num_classes=5, weight_init="skip"
+    )
+    return Classifier(_spread(network, 7), input_size=(SIZE, SIZE), mean=[0.5] * 3, std=[0.25] * 3)
+
+
+CLASSIFIERS: dict[str, Callable[[], Classifier]] = {"conv_gap": conv_gap, "conv_mlp": conv_mlp, "vit": vit}
+
+
+def inputs(count: int, size: int = SIZE, seed: int = 0) -> Tensor:
+    """(count, 3, size, size) random blobs in [0, 1]."""
+    coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.interpolate(coarse, size, mode="bilinear")
+
+
+def batch(classifier: Classifier, count: int, forwards: int = 64) -> Batch:
+    """``count`` inputs with their predicted classes as targets."""
+    pixels = inputs(count, classifier.input_size[0])
+    with torch.inference_mode():
+        activations = classifier.activations(pixels)
+        targets = classifier.head(activations).argmax(1)
+    return Batch(pixels, targets, torch.arange(count) + 17, activations, forwards)
+
+
+def batch_of(classifier: Classifier, activations: Tensor, forwards: int = 64) -> Batch:
+    """A batch of made-up activations with the classes predicted from them; its inputs are black."""
+    targets = classifier.head(activations).argmax(1)
+    black = torch.zeros(len(activations), 3, *classifier.input_size)
+    return Batch(black, targets, torch.arange(len(activations)), activations, forwards)
