@@ -24,8 +24,8 @@ def server() -> Iterator[str]:
     """Address of a Prefect server's API for this test session."""
     from flows.server import prefect_server
 
-    with prefect_server() as url:
-        yield url
+    with prefect_server() as address:
+        yield address()
 
 
 @pytest.fixture(scope="session")

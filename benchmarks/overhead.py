@@ -1,0 +1,97 @@
+"""What orchestration costs: a job through Floodlit against a bare loop in one process.
+
+    python benchmarks/overhead.py [JOB.toml]
+
+Both do the same explainers and metrics on the same images with all cores: the job on Dask workers with
+Prefect, Zarr, Parquet and checksums; the loop in this process, keeping nothing. Prints the ratio of the
+two, from the start of the job's first task to the end of its last, and apart from it the job's start-up
+and its finish (summary, contact sheet, MLflow).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# As the workers have it; must stand before the process starts.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "68719476736"}
+if not ALLOCATOR.items() <= os.environ.items():
+    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
+
+import torch
+
+from explainers.base import Batch, Need
+from explainers.loading import load, preprocessing
+from explainers.randomness import seed_of
+from explainers.registry import explainers
+from flows.job import Job, read_job
+from storage.datasets import open_dataset, prepare_image
+from tasks.metrics.base import MetricBatch
+from tasks.metrics.preparation import prepare
+from tasks.metrics.registry import metrics
+
+JOB = Path(__file__).parents[1] / "examples" / "demo.toml"
+
+
+def main() -> None:
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else JOB
+    with tempfile.TemporaryDirectory() as folder:
+        start_up, work, finish = orchestrated(path, Path(folder) / "run")
+    bare = bare_loop(read_job(path))
+    print(f"bare loop          {bare:7.1f} s")
+    print(f"orchestrated       {work:7.1f} s   ratio {work / bare:.2f}")
+    print(f"start-up           {start_up:7.1f} s")
+    print(f"finish             {finish:7.1f} s")
+
+
+def orchestrated(path: Path, store: Path) -> tuple[float, float, float]:
+    """Seconds of start-up, work and finish of ``floodlit run``."""
+    began = time.time()
+    command = [sys.executable, "-m", "flows.cli", "run", str(path), "--store", str(store)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    ended = time.time()
+    records = list(store.glob("done/**/*.json"))
+    first = min(file.stat().st_mtime - json.loads(file.read_text())["seconds"] for file in records)
+    last = max(file.stat().st_mtime for file in records if "activations" not in file.parts)
+    return first - began, last - first, ended - last
+
+
+def bare_loop(job: Job) -> float:
+    """Seconds the same work takes in one process that stores nothing; loading the model is left out."""
+    dataset = open_dataset(job.dataset)
+    how = preprocessing(job.model)
+    pixels, _ = prepare_image(dataset.image(0), [], how.resize, how.crop, how.interpolation)
+    classifier = load(job.model, input_size=(pixels.shape[1], pixels.shape[2]))
+    methods = [explainers.get(name)(classifier, p) for name, p in job.explainer_parameters().items()]
+    judges = [metrics.get(name)(classifier, p) for name, p in job.metric_parameters().items()]
+    began = time.perf_counter()
+    count = len(dataset.samples)
+    for start in range(0, count, job.batch.images):
+        rows = range(start, min(start + job.batch.images, count))
+        prepared = [
+            prepare_image(dataset.image(i), dataset.samples[i].boxes, how.resize, how.crop, how.interpolation)
+            for i in rows
+        ]
+        inputs = torch.stack([torch.from_numpy(image) for image, _ in prepared]).float() / 255
+        boxes = [torch.tensor(own).reshape(-1, 4) for _, own in prepared]
+        seeds = torch.tensor([seed_of(job.seed, dataset.samples[i].sample_id) for i in rows])
+        with torch.inference_mode():
+            features = classifier.activations(inputs)
+            confidence, targets = classifier.head(features).softmax(1).max(1)
+        for method in methods:
+            needed = features if Need.ACTIVATIONS in method.needs else None
+            explanation = method.explain(Batch(inputs, targets, seeds, needed, job.batch.forwards))
+            maps, _ = prepare(explanation.maps, classifier.input_size)
+            scored = MetricBatch(inputs, targets, seeds, confidence, boxes, job.batch.forwards)
+            for judge in judges:
+                judge.score(scored, maps)
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""The command ``floodlit``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from flows.terminal import console
+
+DONE, FAILED, USAGE = 0, 1, 2
+
+app = typer.Typer(
+    help="Explain a vision model over a whole dataset.\n\n"
+    "Exit codes: 0 done and sound; 1 incomplete, failed or damaged; 2 the request itself is wrong.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+Store = Annotated[Path, typer.Argument(metavar="DIR", help="a run folder, as `floodlit run` made it")]
+
+
+class Format(StrEnum):
+    """How query results are printed."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+def fail(message: str, code: int) -> typer.Exit:
+    """Print one clear line on standard error; raise what is returned."""
+    print(f"floodlit: {message}", file=sys.stderr)  # noqa: T201
+    return typer.Exit(code)
+
+
+@app.command()
+def run(
+    job: Annotated[
+        Path, typer.Argument(metavar="JOB.toml", help="the job; its relative paths start at its folder")
+    ],
+    store: Annotated[
+        Path | None, typer.Option(help="folder of the results, instead of the job's own")
+    ] = None,
+) -> None:
+    """Run a job, or what is left of it: explain, score, store, track.
+
+    The same job in the same store continues where it stopped; a job with more explainers or metrics
+    computes only those; any other job in the same place is refused.
+    """
+    # Logs and tracebacks are in Prefect; the terminal shows progress, and in one line what went wrong.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    from flows.server import ServerError, prefect_server
+
+    try:
+        with prefect_server() as address:
+            _run(job, store, address)
+    except ServerError as error:
+        raise fail(str(error), FAILED) from error
+
+
+def _run(path: Path, store: Path | None, server: Callable[[], str]) -> None:
+    from flows.cluster import ClusterError
+    from flows.explain import IncompleteError, explain
+    from flows.job import JobError, read_job
+
+    try:
+        job = read_job(path, store)
+        console.print(f"store   {job.store}\nprefect {server().removesuffix('/api')}")
+        explain(job)
+    except (JobError, ClusterError) as error:
+        raise fail(str(error), USAGE) from error
+    except (IncompleteError, OSError) as error:
+        raise fail(_advice(error), FAILED) from error
+    _results(job)
+
+
+def _advice(error: Exception) -> str:
+    import errno
+
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full ({error}); make space and run the same job again to continue"
+    return str(error)
+
+
+def _results(job: Any) -> None:
+    import pyarrow.parquet as pq
+
+    from flows.terminal import score_tables
+    from storage.run import Run
+    from storage.scores import read_samples
+    from storage.tracking import default_uri
+
+    done = Run.open(job.store)
+    for table in score_tables(pq.read_table(done.summary)):
+        console.print(table)
+    damaged = [sample for sample in read_samples(done.root) if sample["status"] != "ok"]
+    if damaged:
+        first = f"{damaged[0]['uri']}: {damaged[0]['error']}"
+        console.print(f"{len(damaged)} of {done.rows} images could not be read, e.g. {first}")
+    uri = job.tracking or default_uri(job.store)
+    lines = {
+        "maps": f"{done.root}/saliency.zarr/<explainer>/maps",
+        "scores": f"{done.root}/scores/ (Parquet), {done.summary}",
+        "contact sheet": f"{done.report}/contact_sheet.png",
+        "query": f'floodlit query {done.root} "SELECT * FROM summary"',
+        "Prefect UI": "prefect server start, then http://127.0.0.1:4200",
+        "MLflow": f"mlflow ui --backend-store-uri {uri}, then http://127.0.0.1:5000",
+    }
+    width = max(map(len, lines))
+    for key, value in lines.items():
+        console.print(f"{key:<{width}}  {value}", soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """A ValueError is the user's to mend: one line, exit code 2."""
+    try:
+        yield
+    except ValueError as error:
+        raise fail(str(error), USAGE) from error
+
+
+@app.command()
+def status(directory: Store) -> None:
+    """Say what is done, failed and missing in a run folder (exit code 1 until everything is done)."""
+    from collections import Counter
+
+    from flows.explain import remaining
+    from storage.records import finished, read_record
+    from storage.run import Run
+
+    with _refusals():
+        opened = Run.open(directory)
+        steps = finished(opened.root)
+        missing = remaining(opened)
+    table = Table(
+        title=f"{opened.job['name']}: {opened.rows} images in {opened.shards} shards",
+        title_justify="left",
+    )
+    for column in ("stage", "explainer", "done", "missing shards", "rows by status"):
+        table.add_column(column)
+    stages = [("inputs", ""), ("activations", "")]
+    stages += [(stage, name) for name in opened.explainers for stage in ("saliency", "scores")]
+    for stage, name in stages:
+        lacking = [str(step.shard + 1) for step in missing if (step.stage, step.explainer) == (stage, name)]
+        counts: Counter[str] = Counter()
+        for step in steps:
+            if (step.stage, step.explainer) == (stage, name):
+                counts.update((read_record(opened.root, step) or {}).get("statuses", {}))
+        told = ", ".join(f"{count} {key}" for key, count in sorted(counts.items()))
+        table.add_row(
+            stage, name, f"{opened.shards - len(lacking)}/{opened.shards}", ", ".join(lacking), told
+        )
+    console.print(table)
+    published = opened.summary.exists() and not missing
+    console.print(
+        "complete"
+        if published
+        else f"incomplete: {len(missing)} steps and the summary to do; run the job again"
+    )
+    raise typer.Exit(DONE if published else FAILED)
+
+
+@app.command()
+def query(
+    directory: Store,
+    sql: Annotated[
+        str, typer.Argument(metavar="SQL", help="one SELECT over the views samples, scores and summary")
+    ],
+    output: Annotated[Format, typer.Option("--format", help="how to print the rows")] = Format.TABLE,
+) -> None:
+    """Ask a run folder in SQL (DuckDB), read-only.
+
+    For example: floodlit query runs/demo "SELECT explainer, mean FROM summary WHERE metric = 'insertion'"
+    """
+    from storage.query import query as ask
+
+    with _refusals():
+        rows = ask(directory, sql)
+    if output is Format.JSON:
+        print(json.dumps(rows.to_pylist(), default=str))  # noqa: T201
+    elif output is Format.CSV:
+        import pyarrow.csv
+
+        pyarrow.csv.write_csv(rows, sys.stdout.buffer)
+    else:
+        table = Table(*rows.column_names)
+        for row in rows.to_pylist():
+            table.add_row(*("" if value is None else str(value) for value in row.values()))
+        console.print(table)
+
+
+@app.command()
+def verify(directory: Store) -> None:
+    """Check every done-record against the data it stands for (exit code 1 if anything is damaged)."""
+    from storage.run import Run
+    from storage.verify import verify as check
+
+    with _refusals():
+        problems = check(Run.open(directory).root)
+    for problem in problems:
+        console.print(str(problem), markup=False, soft_wrap=True)
+    if problems:
+        raise fail(f"{len(problems)} problems; run the job again to repair them", FAILED)
+    console.print("every done-record agrees with its data")
+
+
+@app.command()
+def explainers() -> None:
+    """List the explainers with their parameters and defaults."""
+    from explainers.registry import explainers as registry
+
+    _list(registry)
+
+
+@app.command()
+def metrics() -> None:
+    """List the metrics with their parameters and defaults."""
+    from tasks.metrics.registry import metrics as registry
+
+    _list(registry)
+
+
+def _list(registry: Any) -> None:
+    table = Table(registry.kind, "what it is", "parameters and defaults")
+    for name in registry.names():
+        cls = registry.get(name)
+        told = [
+            f"{key} = {json.dumps(field.default)}" + (f"  ({field.description})" if field.description else "")
+            for key, field in cls.Parameters.model_fields.items()
+        ]
+        table.add_row(name, cls.title, "\n".join(told))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,160 @@
+"""Run pending steps on Dask, a bounded number at a time, and let no lost worker pass for a success.
+
+Prefect by itself does not notice that a worker was killed: ``future.wait()`` returns, the task run stays
+Running, ``retries`` is ignored and the flow ends Completed. Here every future is read, a killed step is
+marked Crashed and submitted again a bounded number of times, and what failed is handed back by name.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import distributed
+from distributed.scheduler import KilledWorker
+from prefect.client.orchestration import get_client
+from prefect.states import Crashed
+from prefect_dask.task_runners import PrefectDaskFuture
+
+from storage.records import Step
+
+Submit = Callable[[Step], PrefectDaskFuture]
+ATTEMPTS = 3  # a step whose workers died this many times over is given up
+
+
+@dataclass
+class Queue:
+    """Pending steps and what they wait for; hands out those that are ready, shard by shard.
+
+    At most ``most_shards`` shards are begun and not ended at any time, so that memory, disk and work at
+    risk stay bounded. A failed step takes the steps that wait for it with it.
+    """
+
+    pending: dict[Step, set[Step]]
+    most_shards: int
+    running: set[Step] = field(default_factory=set)
+    failed: dict[Step, str] = field(default_factory=dict)
+    _open: set[int] = field(default_factory=set)
+
+    def take(self, count: int) -> list[Step]:
+        """Up to ``count`` steps that may start now; they count as running."""
+        taken: list[Step] = []
+        for step, needs in self.pending.items():
+            if len(taken) == count:
+                break
+            if needs or (step.shard not in self._open and len(self._open) >= self.most_shards):
+                continue
+            self._open.add(step.shard)
+            taken.append(step)
+        for step in taken:
+            del self.pending[step]
+            self.running.add(step)
+        return taken
+
+    def succeed(self, step: Step) -> None:
+        """``step`` is done: what waited for it may start."""
+        for needs in self.pending.values():
+            needs.discard(step)
+        self._leave(step)
+
+    def fail(self, step: Step, reason: str) -> list[Step]:
+        """``step`` cannot be done, and neither can the steps that need it; returns all of these."""
+        lost = [step]
+        for other in list(self.pending):
+            if self.pending[other] & set(lost):
+                del self.pending[other]
+                lost.append(other)
+        self.failed |= {
+            gone: reason if gone == step else f"waits for a failed step: {reason}" for gone in lost
+        }
+        self._leave(step)
+        return lost
+
+    def abandon(self) -> None:
+        """Start nothing more."""
+        self.pending.clear()
+
+    def _leave(self, step: Step) -> None:
+        self.running.discard(step)
+        if all(step.shard != other.shard for other in [*self.pending, *self.running]):
+            self._open.discard(step.shard)
+
+
+def drain(
+    pending: dict[Step, set[Step]],
+    submit: Submit,
+    *,
+    client: distributed.Client,
+    workers: int,
+    on_end: Callable[[Step], None],
+) -> dict[Step, str]:
+    """Run every pending step; return those that failed with their reasons.
+
+    Parameters
+    ----------
+    pending
+        As :func:`flows.plan.plan` returns it.
+    submit
+        Starts one step and returns its future.
+    client, workers
+        The Dask client behind ``submit``, and its number of workers: each gets one step to run and one to
+        wait.
+    on_end
+        Called after every step that ended, well or not.
+
+    Raises
+    ------
+    OSError
+        If the disk is full: nothing more is started, and what is under way is waited for.
+    """
+    queue = Queue({step: set(needs) for step, needs in pending.items()}, most_shards=2 * workers)
+    futures: dict[distributed.Future, tuple[Step, PrefectDaskFuture]] = {}
+    attempts: dict[Step, int] = {}
+    full: OSError | None = None
+    ended = distributed.as_completed(loop=client.loop)
+
+    def start(step: Step) -> None:
+        attempts[step] = attempts.get(step, 0) + 1
+        future = submit(step)
+        futures[future.wrapped_future] = step, future
+        ended.add(future.wrapped_future)
+
+    while queue.pending or queue.running:
+        for step in queue.take(2 * workers - len(queue.running)):
+            start(step)
+        step, future = futures.pop(next(ended))
+        error = _error_of(future)
+        if error is None:
+            queue.succeed(step)
+            on_end(step)
+            continue
+        if isinstance(error, KilledWorker):
+            mark_crashed(future, f"the worker running it was killed: {error}")
+            if attempts[step] < ATTEMPTS and full is None:
+                start(step)
+                continue
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            full = error
+            queue.abandon()
+        for lost in queue.fail(step, f"{type(error).__name__}: {error}"):
+            on_end(lost)
+    if full is not None:
+        raise full
+    return queue.failed
+
+
+def _error_of(future: PrefectDaskFuture[Any]) -> Exception | None:
+    """What a step ended with: whatever its task raised, KilledWorker, or nothing."""
+    try:
+        future.result()
+    except Exception as error:  # reported by name, while the other steps go on
+        return error
+    return None
+
+
+def mark_crashed(future: PrefectDaskFuture, message: str) -> None:
+    """Tell Prefect what it cannot know: the process that ran this task run is gone."""
+    with get_client(sync_client=True) as client:
+        client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)

@@ -1,0 +1,230 @@
+"""The job: one pydantic model that validates the TOML file and draws the Prefect form."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from explainers.base import Parameters
+from explainers.controls import CONTROLS
+from explainers.loading import ModelSpec
+from explainers.registry import Registry, explainers
+from storage.datasets import DatasetSpec
+from tasks.metrics.registry import metrics
+
+
+class JobError(ValueError):
+    """A job that cannot run, said in one line that names the key and the choices."""
+
+
+class Strict(BaseModel):
+    """An unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Choice(BaseModel):
+    """One explainer or metric; every key besides ``name`` is a parameter of it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(
+        description="a name `floodlit explainers` or `floodlit metrics` lists, or package.module:Name"
+    )
+
+    def parameters(self, registry: Registry[Any]) -> Parameters:
+        """The keys as the parameter class of the named explainer or metric.
+
+        Raises
+        ------
+        ValueError
+            If the name or a key is unknown, or a value is out of range.
+        """
+        accepted: type[Parameters] = registry.get(self.name).Parameters
+        extra = self.model_extra or {}
+        unknown = sorted(set(extra) - set(accepted.model_fields))
+        if unknown:
+            known = ", ".join(accepted.model_fields) or "none"
+            raise ValueError(
+                f"{registry.kind} {self.name} has no parameter {unknown[0]!r}; it takes: {known}"
+            )
+        try:
+            return accepted(**extra)
+        except ValidationError as error:
+            raise ValueError(f"{registry.kind} {self.name}: {one_line(error)}") from error
+
+
+class TopTargets(Strict):
+    """Explain each image's ``top`` most probable classes, one map each."""
+
+    top: int = Field(ge=1, le=1000)
+
+
+class Cluster(Strict):
+    """Where the work runs: processes on this machine, or a Dask scheduler that is already there."""
+
+    kind: Literal["local", "address"] = "local"
+    workers: int = Field(
+        default_factory=lambda: min(4, os.cpu_count() or 1), ge=1, description="local processes"
+    )
+    address: str | None = Field(None, description="tcp://host:port of a running Dask scheduler")
+
+    @model_validator(mode="after")
+    def _address_belongs_to_its_kind(self) -> Cluster:
+        if (self.kind == "address") != (self.address is not None):
+            raise ValueError('kind = "address" takes address = "tcp://host:port", and no other kind does')
+        return self
+
+
+class Batching(Strict):
+    """Sizes that bound memory and never change a result beyond float tolerance."""
+
+    images: int = Field(16, ge=1, description="images per step")
+    forwards: int = Field(64, ge=1, description="forward passes per perturbation step")
+    shard: int | None = Field(
+        None, ge=1, description="images per shard; chosen from the size of the job by default"
+    )
+
+
+class Job(Strict):
+    """One dataset, explained for one model by some explainers and scored by some metrics."""
+
+    name: str = Field(min_length=1, description="run name in Prefect and MLflow")
+    store: Path = Field(description="folder of the results")
+    target: Literal["predicted", "label"] | int | TopTargets = Field(
+        "predicted", description='class to explain: "predicted", "label", a class index, or {top = k}'
+    )
+    seed: int = 0
+    dataset: DatasetSpec
+    model: ModelSpec
+    explainers: list[Choice] = Field(min_length=1)
+    controls: bool = Field(True, description=f"add the controls {', '.join(CONTROLS)}")
+    metrics: list[Choice] = Field(min_length=1)
+    batch: Batching = Field(default_factory=Batching)
+    cluster: Cluster = Field(default_factory=Cluster)
+    keep_activations: bool = Field(False, description="keep activations.zarr when the job is complete")
+    tracking: str | None = Field(
+        None, description="MLflow tracking URI; mlflow.db beside the store by default"
+    )
+
+    @field_validator("store")
+    @classmethod
+    def _store_is_absolute(cls, store: Path, info: ValidationInfo) -> Path:
+        return store if str(store).split("/")[0].endswith(":") else _anchored(store, info)
+
+    @field_validator("dataset")
+    @classmethod
+    def _dataset_paths_are_absolute(cls, dataset: DatasetSpec, info: ValidationInfo) -> DatasetSpec:
+        given = {key: getattr(dataset, key) for key in ("path", "images")}
+        return dataset.model_copy(update={key: _anchored(path, info) for key, path in given.items() if path})
+
+    @field_validator("model")
+    @classmethod
+    def _model_paths_are_absolute(cls, model: ModelSpec, info: ValidationInfo) -> ModelSpec:
+        return model.relative_to(_folder(info))
+
+    @field_validator("explainers")
+    @classmethod
+    def _explainers_exist(cls, choices: list[Choice]) -> list[Choice]:
+        return _checked(choices, explainers)
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_exist(cls, choices: list[Choice]) -> list[Choice]:
+        return _checked(choices, metrics)
+
+    def explainer_parameters(self) -> dict[str, Parameters]:
+        """Parameters of every explainer of the run by name, the controls included."""
+        chosen = {choice.name: choice.parameters(explainers) for choice in self.explainers}
+        if self.controls:
+            chosen |= {name: explainers.get(name).Parameters() for name in CONTROLS if name not in chosen}
+        return chosen
+
+    def metric_parameters(self) -> dict[str, Parameters]:
+        """Parameters of every metric by name."""
+        return {choice.name: choice.parameters(metrics) for choice in self.metrics}
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the results what they are; where and how fast they are computed is left out."""
+        kept = {"name", "target", "seed", "dataset", "model"}
+        return self.model_dump(mode="json", include=kept)
+
+    @property
+    def targets_per_image(self) -> int:
+        """Maps per image and explainer."""
+        return self.target.top if isinstance(self.target, TopTargets) else 1
+
+
+def _checked(choices: list[Choice], registry: Registry[Any]) -> list[Choice]:
+    for position, choice in enumerate(choices):
+        choice.parameters(registry)
+        if choice.name in [earlier.name for earlier in choices[:position]]:
+            raise ValueError(f"{registry.kind} {choice.name} is named twice; name it once")
+    return choices
+
+
+def read_job(path: Path, store: Path | None = None) -> Job:
+    """The job in a TOML file, its relative paths taken from the file's folder.
+
+    Raises
+    ------
+    JobError
+        In one line, if the file cannot be read or describes no valid job.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobError(f"cannot read the job file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobError(f"{path} is not valid TOML: {error}") from error
+    if store is not None:
+        raw["store"] = str(store.absolute())
+    try:
+        return Job.model_validate(raw, context={"folder": path.absolute().parent})
+    except ValidationError as error:
+        raise JobError(f"{path}: {one_line(error)}") from error
+
+
+def _folder(info: ValidationInfo) -> Path:
+    """Where relative paths start: at the job's file, or at the working directory where there is no file."""
+    folder: Path = (info.context or {}).get("folder", Path.cwd())
+    return folder
+
+
+def _anchored(path: Path, info: ValidationInfo) -> Path:
+    return Path(os.path.normpath(_folder(info) / path.expanduser()))
+
+
+def one_line(error: ValidationError) -> str:
+    """Every complaint of pydantic as ``key: what is wrong``, on one line."""
+    return "; ".join(
+        f"{_dotted(problem['loc'])}: {_words(problem)}" if problem["loc"] else _words(problem)
+        for problem in error.errors()
+    )
+
+
+def _words(problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        return "unknown key; see `floodlit run --help` and the README for the keys of a job"
+    message: str = problem["msg"]
+    return message.removeprefix("Value error, ")
+
+
+def _dotted(location: Iterable[str | int]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text

@@ -1,0 +1,175 @@
+"""Everything that can be wrong with a job is found here, before any worker starts."""
+
+from __future__ import annotations
+
+import math
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+
+from explainers.base import Explainer, Need, Parameters
+from explainers.classifier import Classifier
+from explainers.loading import Preprocessing, load, preprocessing
+from explainers.registry import explainers
+from flows.job import Job, JobError, TopTargets
+from flows.plan import shard_images
+from storage.datasets import Dataset, open_dataset
+from storage.images import prepare_image
+from storage.manifest import DetailEntry, ExplainerEntry, Manifest, MetricEntry
+from storage.run import Run
+from tasks.metrics.base import Metric
+from tasks.metrics.preparation import RECORD
+from tasks.metrics.registry import metrics
+
+LIBRARIES = (
+    "floodlit",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pillow",
+    "zarr",
+    "pyarrow",
+    "prefect",
+    "dask",
+)
+
+
+def prepare(job: Job) -> Run:
+    """Check the job against the model and the data, and create its run folder or open it.
+
+    Raises
+    ------
+    JobError
+        If the job cannot run: in one line, with the key to change and the choices.
+    """
+    try:
+        dataset = open_dataset(job.dataset)
+        how = preprocessing(job.model)
+        size = _input_size(dataset, how)
+        with load(job.model, input_size=size) as classifier:
+            _check_targets(job, classifier, dataset)
+            chosen = _check_explainers(job, classifier)
+            scored = _check_metrics(job, classifier, dataset)
+            return _open_run(job, dataset, how, classifier, chosen, scored)
+    except ValueError as error:
+        raise JobError(str(error)) from error
+
+
+def _input_size(dataset: Dataset, how: Preprocessing) -> tuple[int, int]:
+    """(H, W) of the run's inputs: the crop, or else the size of the first image that can be decoded."""
+    if how.crop is not None:
+        return how.crop, how.crop
+    for index in range(len(dataset.samples)):
+        try:
+            image = dataset.image(index)
+        except Exception:  # a damaged file is a row with its error, later
+            continue
+        pixels, _ = prepare_image(image, [], how.resize, how.crop, how.interpolation)
+        return pixels.shape[1], pixels.shape[2]
+    raise JobError("dataset: not one image can be decoded; see what its path holds")
+
+
+def _check_targets(job: Job, classifier: Classifier, dataset: Dataset) -> None:
+    classes = classifier.num_classes
+    if isinstance(job.target, TopTargets):
+        if job.target.top > classes:
+            raise JobError(f"target: top = {job.target.top}, but the model has {classes} classes")
+    elif isinstance(job.target, int):
+        if not 0 <= job.target < classes:
+            raise JobError(f"target: {job.target} is no class of the model; choose 0 to {classes - 1}")
+    elif job.target == "label":
+        labels = [sample.label for sample in dataset.samples if sample.label is not None]
+        if len(labels) < len(dataset.samples):
+            raise JobError('target: "label" needs a label for every image; use "predicted"')
+        if max(labels) >= classes:
+            raise JobError(
+                f'target: "label" needs labels in the model\'s numbering, 0 to {classes - 1}; the dataset '
+                f'has label {max(labels)}; use "predicted"'
+            )
+
+
+def _check_explainers(job: Job, classifier: Classifier) -> dict[str, tuple[Parameters, Explainer]]:
+    chosen: dict[str, tuple[Parameters, Explainer]] = {}
+    for name, parameters in job.explainer_parameters().items():
+        cls = explainers.get(name)
+        if Need.PATCHES in cls.needs and not classifier.supports_patches:
+            raise JobError(
+                f"explainers: {name} needs a vision transformer that runs on a subset of its patch tokens"
+            )
+        fixed = isinstance(job.target, int) or job.targets_per_image > 1
+        if Need.PREDICTION in cls.needs and fixed:
+            raise JobError(f'explainers: {name} explains the predicted class only; set target = "predicted"')
+        try:
+            chosen[name] = parameters, cls(classifier, parameters)
+        except ValueError as error:
+            raise JobError(f"explainers: {name}: {error}") from error
+    return chosen
+
+
+def _check_metrics(
+    job: Job, classifier: Classifier, dataset: Dataset
+) -> dict[str, tuple[Parameters, Metric]]:
+    chosen: dict[str, tuple[Parameters, Metric]] = {}
+    columns: set[str] = set()
+    for name, parameters in job.metric_parameters().items():
+        cls = metrics.get(name)
+        if cls.needs_boxes and not any(sample.boxes for sample in dataset.samples):
+            without = ", ".join(other for other in metrics.names() if not metrics.get(other).needs_boxes)
+            raise JobError(f"metrics: {name} needs boxes and the dataset has none; these do not: {without}")
+        chosen[name] = parameters, cls(classifier, parameters)
+        for column in chosen[name][1].columns():
+            if column.name in columns:
+                raise JobError(f"metrics: {name} gives {column.name}, which another metric gives as well")
+            columns.add(column.name)
+    return chosen
+
+
+def _open_run(
+    job: Job,
+    dataset: Dataset,
+    how: Preprocessing,
+    classifier: Classifier,
+    chosen: dict[str, tuple[Parameters, Explainer]],
+    scored: dict[str, tuple[Parameters, Metric]],
+) -> Run:
+    images = len(dataset.samples)
+    reads = any(Need.ACTIVATIONS in explainer.needs for _, explainer in chosen.values())
+    size = 4 * math.prod(classifier.activation_shape) if reads else 0
+    geometry = {"resize": how.resize, "crop": how.crop, "interpolation": how.interpolation}
+    manifest = Manifest(
+        job=job.model_dump(mode="json"),
+        identity=job.identity() | {"layer": classifier.layer, "maps": RECORD},
+        versions={name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        model_fingerprint=classifier.fingerprint,
+        dataset_fingerprint=dataset.fingerprint,
+        rows=images,
+        geometry=geometry,
+        shard_rows=job.batch.shard or shard_images(images, len(chosen), job.cluster.workers, size),
+        targets_per_image=job.targets_per_image,
+        input_shape=(3, *classifier.input_size),
+        activation_shape=classifier.activation_shape if reads else None,
+        explainers={
+            name: _explainer_entry(parameters, explainer, classifier)
+            for name, (parameters, explainer) in chosen.items()
+        },
+        metrics={
+            name: MetricEntry(
+                parameters=parameters.model_dump(mode="json"),
+                columns={column.name: asdict(column) for column in metric.columns()},
+            )
+            for name, (parameters, metric) in scored.items()
+        },
+    )
+    return Run.create_or_open(job.store, manifest)
+
+
+def _explainer_entry(parameters: Parameters, explainer: Explainer, classifier: Classifier) -> ExplainerEntry:
+    description = explainer.describe()
+    details = {name: DetailEntry(**asdict(detail)) for name, detail in description.details.items()}
+    return ExplainerEntry(
+        parameters=parameters.model_dump(mode="json"),
+        grid=description.grid,
+        layer=classifier.layer if Need.ACTIVATIONS in explainer.needs else None,
+        details=details,
+    )

@@ -1,0 +1,81 @@
+"""Stage 2: one backbone pass an image for all explainers; predictions and target classes on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from torch import Tensor
+
+from storage.maps import read, shard_file, write_shard
+from storage.records import Step
+from storage.run import Run
+from storage.scores import read_sample_inputs, write_sample_predictions
+from tasks.workplace import Outcome, chunks, classifier_of, device, perform
+
+
+@task(name="activations", cache_policy=NO_CACHE)
+def activations(root: str, shard: int, keep: bool) -> dict[str, Any]:
+    """Write one shard of predictions and targets, and of ``activations.zarr`` if some explainer reads it."""
+    step = Step("activations", shard)
+    return perform(
+        root,
+        step,
+        lambda run: _pass_backbone(run, shard, keep),
+        is_done=lambda record: record["cached"] or not keep,
+    )
+
+
+@torch.inference_mode()
+def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
+    classifier = classifier_of(run)
+    start, stop = run.bounds(shard)
+    samples = read_sample_inputs(run.root, shard)
+    usable = np.array([sample["status"] == "ok" for sample in samples])
+    store = np.full((stop - start, *classifier.activation_shape), np.nan, np.float32) if keep else None
+    rows: list[dict[str, Any]] = []
+    for chunk in chunks(stop - start, run.batch_images):
+        pixels = read(run.inputs, start + chunk.start, start + chunk.stop)
+        inputs = torch.from_numpy(pixels).to(device()).float() / 255
+        features = classifier.activations(inputs)
+        rows += _predictions(run, samples[chunk], usable[chunk], classifier.head(features))
+        if store is not None:
+            store[chunk] = features.float().cpu().numpy()
+    files = [write_sample_predictions(run.root, shard, rows)]
+    if store is not None:
+        store[~usable] = np.nan
+        write_shard(run.activations, start, store)
+        files.append(shard_file(run.activations, shard))
+    return Outcome(len(rows), [sample["status"] for sample in samples], files, {"cached": keep})
+
+
+def _predictions(
+    run: Run, samples: list[dict[str, Any]], usable: np.ndarray, logits: Tensor
+) -> list[dict[str, Any]]:
+    probability = logits.float().softmax(1)
+    confidence, prediction = (values.tolist() for values in probability.max(1))
+    targets = _targets(run, samples, logits).tolist()
+    return [
+        {
+            "sample_id": sample["sample_id"],
+            "prediction": prediction[i] if usable[i] else None,
+            "confidence": confidence[i] if usable[i] else None,
+            "target": targets[i][0] if usable[i] else None,
+            "targets": targets[i] if usable[i] else [],
+        }
+        for i, sample in enumerate(samples)
+    ]
+
+
+def _targets(run: Run, samples: list[dict[str, Any]], logits: Tensor) -> Tensor:
+    """(B, k) classes to explain."""
+    target = run.job["target"]
+    if isinstance(target, dict):
+        return logits.topk(target["top"], 1).indices
+    if target == "predicted":
+        return logits.argmax(1, keepdim=True)
+    fixed = [sample["label"] for sample in samples] if target == "label" else [target] * len(samples)
+    return torch.tensor(fixed)[:, None]

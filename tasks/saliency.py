@@ -1,0 +1,112 @@
+"""Stage 3: one explainer on one shard, from cached activations where it reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from torch import Tensor
+
+from explainers.base import Batch, Explainer, Need, Status
+from explainers.classifier import Classifier
+from explainers.randomness import seed_of
+from explainers.registry import explainers
+from storage.maps import read, shard_file, write_shard
+from storage.records import Step
+from storage.run import Run
+from storage.scores import read_samples_of_shard
+from tasks.workplace import Outcome, chunks, classifier_of, device, perform
+
+STATUSES = list(Status)  # the order in which a map's status is stored as a number
+
+
+@task(name="saliency", cache_policy=NO_CACHE)
+def saliency(root: str, shard: int, explainer: str) -> dict[str, Any]:
+    """Write one shard of an explainer's maps, their statuses and details."""
+    step = Step("saliency", shard, explainer)
+    return perform(root, step, lambda run: _explain(run, shard, explainer), is_done=lambda _: True)
+
+
+def explainer_of(run: Run, name: str, classifier: Classifier) -> Explainer:
+    """The run's explainer of that name, with the parameters the run was created with."""
+    cls = explainers.get(name)
+    made: Explainer = cls(classifier, cls.Parameters(**run.explainers[name]["parameters"]))
+    return made
+
+
+def _explain(run: Run, shard: int, name: str) -> Outcome:
+    classifier = classifier_of(run)
+    explainer = explainer_of(run, name, classifier)
+    start, stop = run.rows_of(shard)
+    targets, seeds = targets_and_seeds(run, shard, "saliency")
+    arrays: dict[str, np.ndarray] = {
+        "maps": np.full((stop - start, *explainer.describe().grid), np.nan, np.float32),
+        "status": np.full(stop - start, STATUSES.index(Status.FAILED), np.int8),
+    }
+    for key, detail in explainer.describe().details.items():
+        arrays[f"details/{key}"] = np.zeros((stop - start, *detail.shape), detail.dtype)
+    for chunk in chunks(stop - start, run.batch_images):
+        rows = np.arange(chunk.start, chunk.stop)[targets[chunk] >= 0]
+        if len(rows):
+            _explain_rows(run, explainer, shard, rows, targets[rows], seeds[rows], arrays)
+    files = []
+    for key, values in arrays.items():
+        write_shard(run.saliency(name) / key, start, values)
+        files.append(shard_file(run.saliency(name) / key, shard))
+    return Outcome(stop - start, [STATUSES[code].value for code in arrays["status"]], files)
+
+
+def _explain_rows(
+    run: Run,
+    explainer: Explainer,
+    shard: int,
+    rows: np.ndarray,
+    targets: np.ndarray,
+    seeds: np.ndarray,
+    arrays: dict[str, np.ndarray],
+) -> None:
+    """Explain some rows (maps) of a shard and put the results in their places."""
+    batch = Batch(
+        inputs=pixels_of_rows(run, shard, rows),
+        targets=torch.from_numpy(targets).to(device()),
+        seeds=torch.from_numpy(seeds).to(device()),
+        activations=_rows_of(run, run.activations, shard, rows)
+        if Need.ACTIVATIONS in explainer.needs
+        else None,
+        forwards=run.batch_forwards,
+    )
+    explanation = explainer.explain(batch)
+    arrays["maps"][rows] = explanation.maps.float().cpu().numpy()
+    arrays["status"][rows] = [STATUSES.index(status) for status in explanation.statuses]
+    for key, values in explanation.details.items():
+        arrays[f"details/{key}"][rows] = values.cpu().numpy()
+
+
+def targets_and_seeds(run: Run, shard: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
+    """Class and seed of every map of a shard, image by image; class -1 where the image has none.
+
+    ``purpose`` keeps the random numbers of explainers and metrics apart: with the same seeds the random
+    control would be ranked exactly as the tie-break ranks a constant map.
+    """
+    classes, seeds = [], []
+    for sample in read_samples_of_shard(run.root, shard):
+        targets = list(sample["targets"])
+        classes += targets + [-1] * (run.targets_per_image - len(targets))
+        seeds += [seed_of(run.seed, purpose, sample["sample_id"])] * run.targets_per_image
+    return np.array(classes, np.int64), np.array(seeds, np.int64)
+
+
+def pixels_of_rows(run: Run, shard: int, rows: np.ndarray) -> Tensor:
+    """(R, 3, H, W) inputs in [0, 1] of some maps of a shard."""
+    return _rows_of(run, run.inputs, shard, rows).float() / 255
+
+
+def _rows_of(run: Run, array: Any, shard: int, rows: np.ndarray) -> Tensor:
+    """Entries of a per-image array for some maps of a shard, on the device."""
+    first, _ = run.bounds(shard)
+    images = rows // run.targets_per_image
+    block = read(array, first + images[0], first + images[-1] + 1)
+    return torch.from_numpy(block[images - images[0]]).to(device())

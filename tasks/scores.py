@@ -1,0 +1,122 @@
+"""Stage 4: every metric on one explainer's maps of one shard, one Parquet row per image and number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from explainers.base import Status
+from explainers.classifier import Classifier
+from storage.maps import read
+from storage.records import Step
+from storage.run import Run
+from storage.scores import read_samples_of_shard, write_scores
+from tasks.metrics.base import Metric, MetricBatch, Scores
+from tasks.metrics.preparation import prepare
+from tasks.metrics.registry import metrics
+from tasks.saliency import STATUSES, pixels_of_rows, targets_and_seeds
+from tasks.workplace import Outcome, chunks, classifier_of, device, perform
+
+
+@task(name="scores", cache_policy=NO_CACHE)
+def scores(root: str, shard: int, explainer: str) -> dict[str, Any]:
+    """Write one shard's score file of an explainer, all metrics of the run in it."""
+    return perform(
+        root,
+        Step("scores", shard, explainer),
+        lambda run: _score(run, shard, explainer),
+        is_done=lambda record: set(record["metrics"]) >= set(Run.open(root).manifest.metrics),
+    )
+
+
+def metric_of(run: Run, name: str, classifier: Classifier) -> Metric:
+    """The run's metric of that name, with the parameters the run was created with."""
+    cls = metrics.get(name)
+    made: Metric = cls(classifier, cls.Parameters(**run.metrics[name]["parameters"]))
+    return made
+
+
+@torch.inference_mode()
+def _score(run: Run, shard: int, explainer: str) -> Outcome:
+    classifier = classifier_of(run)
+    chosen = [metric_of(run, name, classifier) for name in run.metrics]
+    targets, seeds = targets_and_seeds(run, shard, "scores")
+    samples = read_samples_of_shard(run.root, shard)
+    start, stop = run.rows_of(shard)
+    maps = read(run.saliency(explainer) / "maps", start, stop)
+    statuses = [STATUSES[code].value for code in read(run.saliency(explainer) / "status", start, stop)]
+    values = {column.name: np.full(stop - start, np.nan) for metric in chosen for column in metric.columns()}
+    curves: dict[str, list[np.ndarray | None]] = {name: [None] * (stop - start) for name in values}
+    for chunk in chunks(stop - start, run.batch_images):
+        rows = np.arange(chunk.start, chunk.stop)[targets[chunk] >= 0]
+        if not len(rows):
+            continue
+        prepared, as_read = prepare(torch.from_numpy(maps[rows]).to(device()), classifier.input_size)
+        for row, status in zip(rows, as_read, strict=True):
+            if statuses[row] != Status.FAILED:  # a failed map is not merely "not finite"
+                statuses[row] = status.value
+        batch = _batch(run, classifier, shard, rows, targets[rows], seeds[rows], samples)
+        for metric in chosen:
+            _put(metric.score(batch, prepared), rows, values, curves)
+    ids = [sample["sample_id"] for sample in samples for _ in range(run.targets_per_image)]
+    part = write_scores(run.root, explainer, shard, _tidy(ids, targets, statuses, values, curves))
+    return Outcome(stop - start, statuses, [part], {"metrics": list(run.metrics)})
+
+
+def _put(
+    scored: Scores,
+    rows: np.ndarray,
+    values: dict[str, np.ndarray],
+    curves: dict[str, list[np.ndarray | None]],
+) -> None:
+    for name, value in scored.values.items():
+        values[name][rows] = value.double().cpu().numpy()
+    for name, curve in scored.curves.items():
+        for row, points in zip(rows, curve.float().cpu().numpy(), strict=True):
+            curves[name][row] = None if np.isnan(points).any() else points
+
+
+def _tidy(
+    ids: list[str],
+    targets: np.ndarray,
+    statuses: list[str],
+    values: dict[str, np.ndarray],
+    curves: dict[str, list[np.ndarray | None]],
+) -> dict[str, list[Any]]:
+    """One row per map and number; what is undefined is null."""
+    names = list(values)
+    return {
+        "sample_id": ids * len(names),
+        "target": [None if target < 0 else int(target) for target in targets] * len(names),
+        "metric": [name for name in names for _ in ids],
+        "value": [None if np.isnan(v) else float(v) for name in names for v in values[name]],
+        "curve": [curve for name in names for curve in curves[name]],
+        "status": statuses * len(names),
+    }
+
+
+def _batch(
+    run: Run,
+    classifier: Classifier,
+    shard: int,
+    rows: np.ndarray,
+    targets: np.ndarray,
+    seeds: np.ndarray,
+    samples: list[dict[str, Any]],
+) -> MetricBatch:
+    inputs = pixels_of_rows(run, shard, rows)
+    wanted = torch.from_numpy(targets).to(device())
+    confidence = classifier.logits(inputs).softmax(1).gather(1, wanted[:, None])[:, 0]
+    boxes = [samples[row // run.targets_per_image]["boxes"] for row in rows]
+    return MetricBatch(
+        inputs=inputs,
+        targets=wanted,
+        seeds=torch.from_numpy(seeds).to(device()),
+        confidence=confidence,
+        boxes=[torch.tensor(own, dtype=torch.float32, device=device()).reshape(-1, 4) for own in boxes],
+        forwards=run.batch_forwards,
+    )

@@ -1,0 +1,90 @@
+"""What a worker keeps warm between tasks, and what every task does around its work."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from explainers.classifier import Classifier
+from explainers.loading import ModelSpec, load
+from storage.datasets import Dataset, DatasetSpec, open_dataset
+from storage.records import Step, read_record, write_record
+from storage.run import Run
+
+
+@dataclass
+class Outcome:
+    """What a step did: rows, how often each status came up, the files it wrote, and notes for the record."""
+
+    rows: int
+    statuses: Iterable[str]
+    files: list[Path]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def perform(
+    root: str, step: Step, work: Callable[[Run], Outcome], is_done: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """Do ``work`` unless the done-record says it is done, then write the record, last.
+
+    Dask runs a finished task again when the worker that held its result dies: the record is looked at
+    first, so that nothing is done twice.
+    """
+    run = Run.open(Path(root))
+    record = read_record(run.root, step)
+    if record is not None and is_done(record):
+        return {"step": str(step.path), "rows": record["rows"], "seconds": 0.0}
+    start = time.perf_counter()
+    outcome = work(run)
+    seconds = time.perf_counter() - start
+    write_record(
+        run.root,
+        step,
+        rows=outcome.rows,
+        statuses=dict(Counter(outcome.statuses)),
+        files=outcome.files,
+        seconds=seconds,
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+        **outcome.notes,
+    )
+    return {"step": str(step.path), "rows": outcome.rows, "seconds": round(seconds, 3)}
+
+
+def device() -> str:
+    """Where this worker computes."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def classifier_of(run: Run) -> Classifier:
+    """The run's classifier, loaded once a worker process."""
+    return _classifier(ModelSpec.model_validate(run.job["model"]), run.input_size, device())
+
+
+@lru_cache(maxsize=1)
+def _classifier(spec: ModelSpec, input_size: tuple[int, int], where: str) -> Classifier:
+    with torch.inference_mode(False):  # or no explainer could ever take gradients through these weights
+        return load(spec, device=where, input_size=input_size)
+
+
+def dataset_of(run: Run) -> Dataset:
+    """The run's dataset, opened once a worker process."""
+    return _dataset(DatasetSpec.model_validate(run.job["dataset"]))
+
+
+@lru_cache(maxsize=1)
+def _dataset(spec: DatasetSpec) -> Dataset:
+    return open_dataset(spec)
+
+
+def chunks(total: int, size: int) -> list[slice]:
+    """Consecutive slices of at most ``size``."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]

@@ -1,0 +1,97 @@
+"""The command, as a user types it: what it prints, and that its exit codes mean something."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import tiny_job
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.explain import explain
+from flows.job import Job
+
+Raw = Callable[..., dict[str, Any]]
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def complete(server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run of 16 images."""
+    root = tmp_path_factory.mktemp("cli") / "run"
+    explain(Job.model_validate(tiny_job(root, dataset={"kind": "digits", "limit": 16})))
+    return root
+
+
+def test_every_explainer_and_metric_is_listed_with_its_parameters() -> None:
+    listed = runner.invoke(app, ["explainers"])
+    assert listed.exit_code == 0
+    for name in ("ddcam", "gradcam", "random", "center_gaussian", "sobel", "all_ones"):
+        assert name in listed.output
+    listed = runner.invoke(app, ["metrics"])
+    assert "insertion" in listed.output
+    assert "steps = 28" in listed.output
+
+
+def test_a_job_that_cannot_run_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text("name = 'x'\n")
+    refused = runner.invoke(app, ["run", str(tmp_path / "job.toml")])
+    assert refused.exit_code == 2
+    assert "dataset: Field required" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.service
+def test_status_of_a_complete_run_is_0_and_of_an_incomplete_one_1(complete: Path, tmp_path: Path) -> None:
+    whole = runner.invoke(app, ["status", str(complete)])
+    assert whole.exit_code == 0, whole.output
+    assert "complete" in whole.output
+    copy = tmp_path / "copy"
+    shutil.copytree(complete, copy)
+    next((copy / "done" / "scores" / "gradcam").iterdir()).unlink()
+    partial = runner.invoke(app, ["status", str(copy)])
+    assert partial.exit_code == 1
+    assert "incomplete: 1 steps" in partial.output
+
+
+@pytest.mark.service
+def test_query_prints_tables_csv_and_json_of_the_same_rows(complete: Path) -> None:
+    sql = "SELECT explainer, n FROM summary WHERE metric = 'insertion' ORDER BY explainer"
+    rows = json.loads(runner.invoke(app, ["query", str(complete), sql, "--format", "json"]).output)
+    assert [row["explainer"] for row in rows] == sorted(row["explainer"] for row in rows)
+    assert {row["n"] for row in rows} == {16}
+    assert len(rows) == 6
+    csv = runner.invoke(app, ["query", str(complete), sql, "--format", "csv"]).output.splitlines()
+    assert csv[0].replace('"', "") == "explainer,n"
+    assert len(csv) == 7
+    table = runner.invoke(app, ["query", str(complete), sql]).output
+    assert "gradcam" in table
+
+
+@pytest.mark.service
+def test_query_refuses_what_is_no_select_with_exit_code_2(complete: Path) -> None:
+    refused = runner.invoke(app, ["query", str(complete), "CREATE TABLE t AS SELECT 1"])
+    assert refused.exit_code == 2
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.service
+def test_verify_names_what_is_damaged(complete: Path, tmp_path: Path) -> None:
+    assert runner.invoke(app, ["verify", str(complete)]).exit_code == 0
+    copy = tmp_path / "copy"
+    shutil.copytree(complete, copy)
+    score = next((copy / "scores" / "explainer=sobel").iterdir())
+    score.write_bytes(score.read_bytes()[:-20])
+    damaged = runner.invoke(app, ["verify", str(copy)])
+    assert damaged.exit_code == 1
+    assert "scores/explainer=sobel/shard-00000.parquet" in damaged.output
+
+
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_a_folder_that_is_no_run_is_exit_code_2(tmp_path: Path, command: str) -> None:
+    refused = runner.invoke(app, [command, str(tmp_path)])
+    assert refused.exit_code == 2
+    assert "is not a run folder" in refused.stderr

@@ -1,0 +1,259 @@
+"""Faults, for real: processes killed with -9, broken images, a full disk. Nothing lost, nothing twice."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prefect.client.orchestration import get_client
+from runs import assert_same_results, scores_of
+
+from flows.explain import explain, remaining
+from flows.job import Job
+from storage.records import finished
+from storage.run import Run
+from storage.verify import verify
+
+Raw = Callable[..., dict[str, Any]]
+pytestmark = [pytest.mark.service, pytest.mark.faults]
+
+# A slow explainer, so that there is a middle of a shard to kill something in.
+SLOW = """
+import time
+from explainers.base import Batch, Description, Explanation, Parameters, statuses_of
+
+
+class Slow:
+    name = "slow"
+    title = "sleeps"
+    needs = frozenset()
+    Parameters = Parameters
+
+    def __init__(self, classifier, parameters):
+        pass
+
+    def describe(self):
+        return Description(grid=(2, 2))
+
+    def explain(self, batch):
+        time.sleep(0.4)
+        maps = batch.inputs[:, 0, :2, :2].float()
+        return Explanation(maps, statuses_of(maps))
+"""
+
+
+@pytest.fixture
+def slow_job(digits_job: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    (tmp_path / "slow_plugin.py").write_text(SLOW)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return digits_job(
+        explainers=[{"name": "slow_plugin:Slow"}, {"name": "gradcam"}],
+        dataset={"kind": "digits", "limit": 64},
+        batch={"shard": 16, "images": 2},
+        controls=False,
+    )
+
+
+def elsewhere(raw: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    return raw | {"store": str(tmp_path / "undisturbed")}
+
+
+def dask_workers(parent: int) -> list[psutil.Process]:
+    return [
+        child
+        for child in psutil.Process(parent).children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline()) and "resource_tracker" not in " ".join(child.cmdline())
+    ]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.05)
+
+
+def saliency_done(root: Path) -> int:
+    return sum(step.stage == "saliency" for step in finished(root))
+
+
+def test_a_killed_worker_costs_nothing(server: str, slow_job: dict[str, Any], tmp_path: Path) -> None:
+    root = Path(slow_job["store"])
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        wait_for(lambda: saliency_done(root) >= 1)
+        time.sleep(0.8)  # in the middle of the next shard
+        victim = dask_workers(os.getpid())[0]
+        killed.append(victim.pid)
+        victim.send_signal(signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    explain(Job.model_validate(slow_job))
+    killer.join()
+    assert killed
+    assert not verify(root)
+    assert remaining(Run.open(root)) == {}
+    explain(Job.model_validate(elsewhere(slow_job, tmp_path)))
+    assert_same_results(root, tmp_path / "undisturbed")
+
+
+def test_a_worker_that_always_dies_fails_the_run_by_name(
+    server: str, slow_job: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "slow_plugin.py").write_text(
+        SLOW.replace("time.sleep(0.4)", "import os; os.kill(os.getpid(), 9)")
+    )
+    slow_job["dataset"]["limit"] = 16
+    with pytest.raises(RuntimeError, match=r"saliency slow_plugin:Slow shard 1/1: KilledWorker"):
+        explain(Job.model_validate(slow_job))
+    left = remaining(Run.open(Path(slow_job["store"])))
+    assert {(step.stage, step.explainer) for step in left} == {
+        ("saliency", "slow_plugin:Slow"),
+        ("scores", "slow_plugin:Slow"),
+    }
+    with get_client(sync_client=True) as client:
+        crashed = [run for run in client.read_task_runs(limit=200) if run.state and run.state.is_crashed()]
+    assert any(run.name == "saliency slow_plugin:Slow shard 1/1" for run in crashed)
+
+
+def command(job: Path, store: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "run", str(job), "--store", str(store)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def toml(raw: dict[str, Any]) -> str:
+    """Enough of TOML for these jobs."""
+
+    def table(name: str, values: dict[str, Any], brackets: str) -> str:
+        import json
+
+        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+        return "\n".join([f"{brackets[0]}{name}{brackets[1]}", *lines])
+
+    parts = [table("", {k: v for k, v in raw.items() if isinstance(v, str | int | bool)}, ("", "")).lstrip()]
+    parts += [table(k, v, ("[", "]")) for k, v in raw.items() if isinstance(v, dict)]
+    parts += [table(k, e, ("[[", "]]")) for k, v in raw.items() if isinstance(v, list) for e in v]
+    return "\n".join(parts)
+
+
+def test_a_killed_flow_is_continued_and_only_what_is_missing_is_done(
+    server: str, slow_job: dict[str, Any], tmp_path: Path
+) -> None:
+    root, file = Path(slow_job["store"]), tmp_path / "job.toml"
+    file.write_text(toml(slow_job))
+    flow = command(file, root)
+    wait_for(lambda: root.exists() and saliency_done(root) >= 2)
+    orphans = dask_workers(flow.pid)
+    flow.send_signal(signal.SIGKILL)
+    flow.wait()
+    wait_for(lambda: not any(orphan.is_running() and orphan.status() != "zombie" for orphan in orphans))
+    already = finished(root)
+    stamps = {step: (root / step.path).stat().st_mtime_ns for step in already}
+    assert already
+    missing = len(remaining(Run.open(root)))
+    assert missing
+    done = explain(Job.model_validate(slow_job))
+    assert done["steps_done"] == missing
+    untouched = [s for s in already if s.stage in {"inputs", "saliency", "scores"}]
+    assert all((root / step.path).stat().st_mtime_ns == stamps[step] for step in untouched)
+    assert not verify(root)
+    explain(Job.model_validate(elsewhere(slow_job, tmp_path)))
+    assert_same_results(root, tmp_path / "undisturbed")
+
+
+def test_broken_images_are_rows_with_their_errors(server: str, digits_job: Raw, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from storage import digits
+
+    folder = tmp_path / "photos" / "a"
+    folder.mkdir(parents=True)
+    for index in range(6):
+        Image.fromarray(digits.sample("test", index).image).save(folder / f"{index}.jpg", quality=95)
+    whole = (folder / "1.jpg").read_bytes()
+    (folder / "1.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "2.jpg").write_bytes(b"")
+    (folder / "3.jpg").write_text("these are words")
+    raw = digits_job(
+        dataset={"kind": "folder", "path": str(tmp_path / "photos")},
+        metrics=[{"name": "insertion", "steps": 4}],
+        batch={"shard": 16, "images": 2},
+    )
+    explain(Job.model_validate(raw))
+    import pyarrow.parquet as pq
+
+    root = Path(raw["store"])
+    samples = pq.read_table(root / "samples.parquet").to_pylist()
+    assert [s["status"] for s in samples] == ["ok", "failed", "failed", "failed", "ok", "ok"]
+    assert all(s["error"] for s in samples if s["status"] == "failed")
+    assert all(s["prediction"] is None for s in samples if s["status"] == "failed")
+    scores = scores_of(root)
+    broken = {f"a/{i}.jpg" for i in (1, 2, 3)}
+    for (sample, _, _, _), (value, status) in scores.items():
+        assert (value is None) == (sample in broken)
+        assert (status == "failed") == (sample in broken)
+    summary = pq.read_table(root / "summary.parquet").to_pylist()
+    assert {(row["n"], row["excluded"]) for row in summary} == {(3, 3)}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = shutil.which("mount") and os.geteuid() == 0
+    if (
+        not mounted
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=False
+        ).returncode
+    ):
+        pytest.skip("mounting a small tmpfs takes root")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_the_run_resumes(
+    server: str, digits_job: Raw, small_disk: Path, tmp_path: Path
+) -> None:
+    raw = digits_job(
+        store=str(small_disk / "run"),
+        tracking=f"sqlite:///{tmp_path}/mlflow.db",
+        dataset={"kind": "digits", "limit": 96},
+    )
+    file = tmp_path / "job.toml"
+    file.write_text(toml(raw))
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * 1_300_000)
+    first = command(file, small_disk / "run")
+    said = first.communicate(timeout=300)[0]
+    assert first.returncode == 1, said
+    assert "the disk is full" in said
+    assert "run the same job again" in said
+    assert "Traceback" not in said
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    second = command(file, small_disk / "run")
+    said = second.communicate(timeout=300)[0]
+    assert second.returncode == 0, said
+    assert not verify(small_disk / "run")
+    raw["store"] = str(tmp_path / "undisturbed")
+    explain(Job.model_validate(raw))
+    assert_same_results(small_disk / "run", tmp_path / "undisturbed")

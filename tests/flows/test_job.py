@@ -1,0 +1,101 @@
+"""A job that cannot run is refused in one line that names the key and the choices."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.job import Job, JobError, read_job
+
+JOB = """
+name = "tiny"
+store = "runs/tiny"
+[dataset]
+kind = "digits"
+limit = 8
+[model]
+source = "nets.py:gap"
+weights = "weights/gap.safetensors"
+[[explainers]]
+name = "gradcam"
+[[metrics]]
+name = "insertion"
+"""
+
+
+def job(tmp_path: Path, text: str = JOB) -> Job:
+    file = tmp_path / "job.toml"
+    file.write_text(text)
+    return read_job(file)
+
+
+def test_relative_paths_start_at_the_job_file(tmp_path: Path) -> None:
+    read = job(tmp_path)
+    assert read.store == tmp_path / "runs/tiny"
+    assert read.model.source == f"{tmp_path}/nets.py:gap"
+    assert read.model.weights == str(tmp_path / "weights/gap.safetensors")
+
+
+def test_store_option_replaces_the_jobs_own(tmp_path: Path) -> None:
+    file = tmp_path / "job.toml"
+    file.write_text(JOB)
+    assert read_job(file, tmp_path / "elsewhere").store == tmp_path / "elsewhere"
+
+
+def test_names_of_published_weights_are_no_paths(tmp_path: Path) -> None:
+    text = JOB.replace("weights/gap.safetensors", "IMAGENET1K_V2").replace("nets.py:gap", "torchvision")
+    assert (
+        job(tmp_path, text.replace("[[expl", 'name = "resnet50"\n[[expl', 1)).model.weights == "IMAGENET1K_V2"
+    )
+
+
+def test_controls_are_added_unless_switched_off(tmp_path: Path) -> None:
+    assert list(job(tmp_path).explainer_parameters()) == [
+        "gradcam",
+        "random",
+        "center_gaussian",
+        "sobel",
+        "all_ones",
+    ]
+    assert list(job(tmp_path, "controls = false\n" + JOB).explainer_parameters()) == ["gradcam"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"gradcam"', '"gradcamm"', r"explainers: unknown explainer 'gradcamm'; choose from .*gradcam"),
+        ('"insertion"', '"inserton"', r"metrics: unknown metric 'inserton'; choose from .*insertion"),
+        ("limit = 8", "limt = 8", r"dataset\.limt: unknown key"),
+        ('name = "tiny"', 'nmae = "tiny"', r"name: Field required; nmae: unknown key"),
+        (
+            '"insertion"',
+            '"insertion"\nstepz = 3',
+            r"insertion has no parameter 'stepz'; it takes: .*steps",
+        ),
+        ('"insertion"', '"insertion"\nsteps = 0', r"metric insertion: steps: .*greater"),
+        ('"insertion"', '"insertion"\n[[metrics]]\nname = "insertion"', r"metric insertion is named twice"),
+        ('store = "runs/tiny"', 'store = "runs/tiny"\ntarget = "best"', r"target"),
+        ('store = "runs/tiny"', 'store = "runs/tiny"\n[cluster]\nkind = "address"', r"address"),
+        ('name = "tiny"', "name = ", r"not valid TOML"),
+    ],
+)
+def test_refusals_name_the_key_in_one_line(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(JobError, match=said) as refused:
+        job(tmp_path, JOB.replace(old, new, 1))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_job_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"cannot read the job file .*none\.toml: No such file"):
+        read_job(tmp_path / "none.toml")
+
+
+def test_how_and_where_it_runs_is_no_part_of_what_it_is(tmp_path: Path) -> None:
+    text = JOB + "[cluster]\nworkers = 3\n[batch]\nimages = 2\nshard = 16\n"
+    assert job(tmp_path, text).identity() == job(tmp_path).identity()
+    assert job(tmp_path, JOB.replace("limit = 8", "limit = 9")).identity() != job(tmp_path).identity()
+
+
+def test_form_of_the_job_has_words_and_defaults() -> None:
+    schema = Job.model_json_schema()
+    assert schema["properties"]["target"]["default"] == "predicted"
+    assert set(schema["required"]) == {"name", "store", "dataset", "model", "explainers", "metrics"}

@@ -1,0 +1,84 @@
+"""The plan is all shards x stages minus what is done, and nothing else."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.plan import INNER_CHUNK, SHARD_BYTES, TASK_RUNS, Done, plan, shard_images
+from storage.records import Step
+
+EXPLAINERS = {"ddcam": True, "sobel": False}
+
+
+def test_fresh_run_needs_every_step_of_every_shard() -> None:
+    pending = plan(3, EXPLAINERS, {"insertion"}, Done())
+    assert len(pending) == 3 * (2 + 2 * 2)
+    assert pending[Step("scores", 1, "ddcam")] == {
+        Step("inputs", 1),
+        Step("activations", 1),
+        Step("saliency", 1, "ddcam"),
+    }
+
+
+def test_shards_are_started_in_order() -> None:
+    shards = [step.shard for step in plan(4, EXPLAINERS, {"insertion"}, Done())]
+    assert shards == sorted(shards)
+
+
+def everything(shards: int = 2, metrics: frozenset[str] = frozenset({"insertion"})) -> Done:
+    steps = set(plan(shards, EXPLAINERS, metrics, Done()))
+    return Done(steps, {step: metrics for step in steps if step.stage == "scores"})
+
+
+def test_nothing_is_left_of_a_complete_run() -> None:
+    assert plan(2, EXPLAINERS, {"insertion"}, everything()) == {}
+
+
+def test_only_what_is_missing_is_planned_and_waits_for_nothing_that_is_done() -> None:
+    done = everything()
+    lost = Step("scores", 1, "sobel")
+    left = Done(done.steps - {lost}, done.metrics, done.dropped)
+    assert plan(2, EXPLAINERS, {"insertion"}, left) == {lost: set()}
+
+
+def test_a_lost_map_is_scored_again() -> None:
+    done = everything()
+    lost = Step("saliency", 0, "sobel")
+    pending = plan(2, EXPLAINERS, {"insertion"}, Done(done.steps - {lost}, done.metrics))
+    assert pending == {lost: set(), Step("scores", 0, "sobel"): {lost}}
+
+
+def test_an_added_metric_rescores_and_explains_nothing() -> None:
+    pending = plan(2, EXPLAINERS, {"insertion", "deletion"}, everything())
+    assert {step.stage for step in pending} == {"scores"}
+    assert len(pending) == 4
+
+
+def test_an_added_explainer_recomputes_dropped_activations_only_if_it_reads_them() -> None:
+    done = everything()
+    dropped = Done(done.steps, done.metrics, {step for step in done.steps if step.stage == "activations"})
+    assert plan(2, EXPLAINERS, {"insertion"}, dropped) == {}
+    reads = plan(2, EXPLAINERS | {"gradcam": True}, {"insertion"}, dropped)
+    assert {(s.stage, s.explainer) for s in reads} == {
+        ("activations", ""),
+        ("saliency", "gradcam"),
+        ("scores", "gradcam"),
+    }
+    blind = plan(2, EXPLAINERS | {"random": False}, {"insertion"}, dropped)
+    assert {(s.stage, s.explainer) for s in blind} == {("saliency", "random"), ("scores", "random")}
+
+
+@given(st.integers(1, 2_000_000), st.integers(1, 20), st.integers(1, 64), st.integers(0, 4_000_000))
+def test_shards_are_aligned_bounded_in_memory_and_few(
+    images: int, explainers: int, workers: int, size: int
+) -> None:
+    rows = shard_images(images, explainers, workers, size)
+    assert rows % INNER_CHUNK == 0
+    assert rows > 0
+    assert rows * size <= SHARD_BYTES + INNER_CHUNK * size
+    if size * images <= SHARD_BYTES:
+        assert -(-images // rows) <= max(TASK_RUNS // (2 + 2 * explainers), 2 * workers)
+
+
+def test_a_small_job_still_occupies_every_worker() -> None:
+    assert shard_images(104, 6, 2, 0) == 32
+    assert shard_images(1000, 6, 2, 0) == 256
