@@ -1,6 +1,7 @@
 """What each explainer costs, in bare forward passes of the same network.
 
     python benchmarks/explainers.py [--networks mobilenet_v2 resnet50] [--batches 8 16 32] [--rounds 3]
+        [--threads 2]
 
 The bare forward pass is tuned first: inference mode, the fastest batch size, channels_last where it is
 faster. An explainer's time is all of what it needs: where it works on activations, the backbone, at that
@@ -130,8 +131,10 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 16, 32])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--threads", type=int, default=1, help="as in one of several worker processes")
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    torch.set_num_threads(arguments.threads)
     for name in arguments.networks:
         Console().print(table(name, arguments.rounds, arguments.batches, arguments.size))
 

@@ -7,7 +7,7 @@
 manifest (file, label, box) and the digits' pixel masks. ``train`` trains the three classifiers from nothing,
 prints their accuracy on the test split, whose handwriting the training never saw, and writes
 ``weights/digits-<name>.safetensors`` beside this file. Images, initial weights and the order of training are
-seeded: on one machine, with the same number of threads and the same versions, the weights repeat to the byte.
+seeded and one thread trains: with the same versions on the same kind of processor the weights repeat.
 
 The networks take pixels in [0, 1] and are chosen for their heads: ``gap`` is additive in its units (global
 average pooling and a linear layer), the units of ``mlp`` interact in a hidden layer, ``vit`` attends to patch
@@ -173,6 +173,7 @@ def trained(name: str, pixels: Tensor, labels: Tensor) -> nn.Module:
 
 def train(names: list[str]) -> None:
     """Train, test and write the named networks."""
+    torch.set_num_threads(1)  # or the order of additions, and so the weights, would depend on the machine
     test = images_of("test", TEST_IMAGES)
     images = images_of("train", TRAIN_IMAGES)
     WEIGHTS.mkdir(exist_ok=True)

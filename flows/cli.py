@@ -135,7 +135,7 @@ def status(directory: Store) -> None:
     """Say what is done, failed and missing in a run folder (exit code 1 until everything is done)."""
     from collections import Counter
 
-    from flows.explain import remaining
+    from flows.resume import remaining
     from storage.records import finished, read_record
     from storage.run import Run
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -21,11 +19,11 @@ from explainers.registry import explainers
 from flows.cluster import attach
 from flows.drain import drain
 from flows.job import Job
-from flows.plan import Done, plan
 from flows.prepare import prepare
 from flows.report import publish
+from flows.resume import remaining
 from flows.terminal import Progress
-from storage.records import Step, finished, read_record, write_record
+from storage.records import Step
 from storage.run import Run
 from storage.verify import repair, verify
 from tasks.activations import activations
@@ -76,21 +74,8 @@ def explain(job: Job) -> dict[str, Any]:
             raise IncompleteError(_named(failed, run.shards))
     publish(job)
     if not job.keep_activations:
-        drop_activations(run)
+        run.drop_activations()
     return {"store": str(run.root), "images": run.rows, "steps_done": len(pending)}
-
-
-def remaining(run: Run) -> dict[Step, set[Step]]:
-    """The pending steps of a run, from its done-records."""
-    steps = finished(run.root)
-    records = {step: read_record(run.root, step) or {} for step in steps}
-    done = Done(
-        steps=steps,
-        metrics={step: set(records[step]["metrics"]) for step in steps if step.stage == "scores"},
-        dropped={step for step in steps if step.stage == "activations" and not records[step]["cached"]},
-    )
-    reads = {name: Need.ACTIVATIONS in explainers.get(name).needs for name in run.explainers}
-    return plan(run.shards, reads, set(run.metrics), done)
 
 
 def _drain(
@@ -137,18 +122,3 @@ def _named(failed: dict[Step, str], shards: int) -> str:
     told = [f"{step.label(shards)}: {reason}" for step, reason in failed.items()]
     more = f"; and {len(told) - NAMED} more" if len(told) > NAMED else ""
     return f"{len(told)} steps failed; run the same job to try them again: {'; '.join(told[:NAMED])}{more}"
-
-
-def drop_activations(run: Run) -> None:
-    """Delete ``activations.zarr``; the records first, so that they never promise what is gone."""
-    for step in finished(run.root):
-        record = read_record(run.root, step) if step.stage == "activations" else None
-        if record is not None and record["cached"]:
-            kept = [
-                Path(file["path"])
-                for file in record["files"]
-                if not file["path"].startswith("activations.zarr")
-            ]
-            known = ("rows", "statuses", "seconds", "worker")
-            write_record(run.root, step, files=kept, cached=False, **{key: record[key] for key in known})
-    shutil.rmtree(run.activations, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Any
 from storage import maps
 from storage.files import PARTIAL, sha256_of_json, write_json
 from storage.manifest import Manifest, RunMismatchError, continued, plain, read_manifest
+from storage.records import finished, read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,23 @@ class Run:
         """First map row of a shard, and the one after its last: the image rows, times targets per image."""
         start, stop = self.bounds(shard)
         return start * self.targets_per_image, stop * self.targets_per_image
+
+    def drop_activations(self) -> None:
+        """Delete the activations; whoever needs them again computes them again.
+
+        Their records, which also stand for the samples' predictions, stay and say so (``cached``); they
+        are changed first, so that they never promise what is gone.
+        """
+        for step in finished(self.root):
+            record = read_record(self.root, step) if step.stage == "activations" else None
+            if record is None or not record["cached"]:
+                continue
+            kept = [
+                Path(f["path"]) for f in record["files"] if Path(f["path"]).parts[0] != self.activations.name
+            ]
+            same = {key: record[key] for key in ("rows", "statuses", "seconds", "worker")}
+            write_record(self.root, step, files=kept, cached=False, **same)
+        shutil.rmtree(self.activations, ignore_errors=True)
 
     def _create_arrays(self) -> None:
         """Create what is missing; arrays that are there are checked and kept."""

@@ -14,6 +14,7 @@ os.environ.pop("PREFECT_API_URL", None)
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "WARNING"
 
 import pytest
+
 from runs import ROOT, tiny_job
 
 REAL = Path(os.environ.get("FLOODLIT_REAL", ROOT.parent / "shared" / "real"))
@@ -39,4 +40,4 @@ def real() -> Path:
 @pytest.fixture
 def digits_job(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """:func:`tiny_job` with a store of the test's own."""
-    return lambda **changes: tiny_job(tmp_path / "run", **changes)
+    return lambda **changes: tiny_job(**{"store": tmp_path / "run"} | changes)

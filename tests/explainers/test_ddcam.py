@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import toys
-from explainers import additivity
+from explainers import additivity, ddcam
 from explainers.additivity import additive_head
 from explainers.base import Batch, Explanation, Status
 from explainers.classifier import Classifier
@@ -193,6 +193,16 @@ def test_the_certificate_holds_when_evaluated_anew(name: str) -> None:
             for unit in found.nonzero()[:, 0]:
                 assert not predicts(found.index_fill(0, unit, False))
         assert explanation.details["certificate"].all()
+
+
+def test_working_through_few_images_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with toys.conv_gap() as classifier:
+        batch = toys.batch(classifier, 7)
+        together = explain(classifier, batch)
+        monkeypatch.setattr(ddcam, "_SERIAL", 2 * classifier.num_classes)
+        apart = explain(classifier, batch)
+    assert torch.equal(together.maps, apart.maps)
+    assert torch.equal(together.details["unit_mask"], apart.details["unit_mask"])
 
 
 class _Capped(nn.Module):

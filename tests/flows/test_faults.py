@@ -14,10 +14,11 @@ from typing import Any
 import psutil
 import pytest
 from prefect.client.orchestration import get_client
-from runs import assert_same_results, scores_of
 
-from flows.explain import explain, remaining
+from flows.explain import explain
 from flows.job import Job
+from flows.resume import remaining
+from runs import assert_same_results, scores_of
 from storage.records import finished
 from storage.run import Run
 from storage.verify import verify
@@ -129,11 +130,13 @@ def test_a_worker_that_always_dies_fails_the_run_by_name(
 
 
 def command(job: Path, store: Path) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_LOGGING")}
     return subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "run", str(job), "--store", str(store)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        env=environment,
         cwd=Path(__file__).parents[2],
     )
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from runs import assert_same_results, maps_of, scores_of, tiny_job
 
-from flows.explain import explain, remaining
+from flows.explain import explain
 from flows.job import Job, JobError
 from flows.prepare import prepare
+from flows.resume import remaining
+from runs import assert_same_results, maps_of, scores_of, tiny_job
 from storage.run import Run
 from storage.verify import verify
 
