@@ -20,7 +20,6 @@ from flows.cluster import attach
 from flows.drain import drain
 from flows.job import Job
 from flows.prepare import prepare
-from flows.report import publish
 from flows.resume import remaining
 from flows.terminal import Progress
 from storage.records import Step
@@ -72,6 +71,8 @@ def explain(job: Job) -> dict[str, Any]:
         failed = _drain(run, pending, client, workers, already=max(0, total - len(pending)))
         if failed:
             raise IncompleteError(_named(failed, run.shards))
+    from flows.report import publish  # MLflow takes seconds to import, which nobody waits for at the start
+
     publish(job)
     if not job.keep_activations:
         run.drop_activations()

@@ -8,19 +8,29 @@ from dataclasses import dataclass, field
 from storage.records import Step
 
 TASK_RUNS = 300  # a Prefect task run costs about 0.2 s of the flow's time: keep a job within a few hundred
-SHARD_IMAGES = 256  # enough work per task to be worth that
+SHARD_PIXELS = 256 * 224 * 224  # enough work per task to be worth that, and not too much to lose
 SHARD_BYTES = 1 << 30  # of activations, which a worker holds in memory
 INNER_CHUNK = 16
 
 
-def shard_images(images: int, explainers: int, workers: int, activation_bytes: int) -> int:
-    """Images per shard: few enough task runs, enough shards to keep the workers busy, bounded memory.
+def shard_images(images: int, explainers: int, workers: int, pixels: int, activation_bytes: int) -> int:
+    """Images per shard: few enough task runs, a shard for every worker at least, bounded memory.
 
-    The answer is a multiple of the stores' inner chunk, 16.
+    Parameters
+    ----------
+    images, explainers, workers
+        Of the job.
+    pixels, activation_bytes
+        Of one input: H * W, and what its cached activations take.
+
+    Returns
+    -------
+    int
+        A multiple of 16, the stores' inner chunk.
     """
     most_shards = max(1, TASK_RUNS // (2 + 2 * explainers))
-    size = max(SHARD_IMAGES, -(-images // most_shards))
-    size = min(size, max(INNER_CHUNK, -(-images // (2 * workers))))
+    size = max(SHARD_PIXELS // pixels, -(-images // most_shards))
+    size = min(size, max(INNER_CHUNK, -(-images // workers)))
     size = min(size, max(INNER_CHUNK, SHARD_BYTES // max(1, activation_bytes)))
     return -(-size // INNER_CHUNK) * INNER_CHUNK
 

@@ -136,6 +136,7 @@ def _open_run(
     images = len(dataset.samples)
     reads = any(Need.ACTIVATIONS in explainer.needs for _, explainer in chosen.values())
     size = 4 * math.prod(classifier.activation_shape) if reads else 0
+    pixels = math.prod(classifier.input_size)
     geometry = {"resize": how.resize, "crop": how.crop, "interpolation": how.interpolation}
     manifest = Manifest(
         job=job.model_dump(mode="json"),
@@ -145,7 +146,7 @@ def _open_run(
         dataset_fingerprint=dataset.fingerprint,
         rows=images,
         geometry=geometry,
-        shard_rows=job.batch.shard or shard_images(images, len(chosen), job.cluster.workers, size),
+        shard_rows=job.batch.shard or shard_images(images, len(chosen), job.cluster.workers, pixels, size),
         targets_per_image=job.targets_per_image,
         input_shape=(3, *classifier.input_size),
         activation_shape=classifier.activation_shape if reads else None,

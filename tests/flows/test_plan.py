@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.plan import INNER_CHUNK, SHARD_BYTES, TASK_RUNS, Done, plan, shard_images
+from flows.plan import INNER_CHUNK, SHARD_BYTES, SHARD_PIXELS, TASK_RUNS, Done, plan, shard_images
 from storage.records import Step
 
 EXPLAINERS = {"ddcam": True, "sobel": False}
@@ -67,18 +67,32 @@ def test_an_added_explainer_recomputes_dropped_activations_only_if_it_reads_them
     assert {(s.stage, s.explainer) for s in blind} == {("saliency", "random"), ("scores", "random")}
 
 
-@given(st.integers(1, 2_000_000), st.integers(1, 20), st.integers(1, 64), st.integers(0, 4_000_000))
+@given(
+    st.integers(1, 2_000_000),
+    st.integers(1, 20),
+    st.integers(1, 64),
+    st.integers(32, 512),
+    st.integers(0, 4_000_000),
+)
 def test_shards_are_aligned_bounded_in_memory_and_few(
-    images: int, explainers: int, workers: int, size: int
+    images: int, explainers: int, workers: int, side: int, size: int
 ) -> None:
-    rows = shard_images(images, explainers, workers, size)
+    rows = shard_images(images, explainers, workers, side * side, size)
     assert rows % INNER_CHUNK == 0
     assert rows > 0
     assert rows * size <= SHARD_BYTES + INNER_CHUNK * size
     if size * images <= SHARD_BYTES:
-        assert -(-images // rows) <= max(TASK_RUNS // (2 + 2 * explainers), 2 * workers)
+        assert -(-images // rows) <= max(
+            TASK_RUNS // (2 + 2 * explainers), workers, images * side**2 / SHARD_PIXELS + 1
+        )
 
 
-def test_a_small_job_still_occupies_every_worker() -> None:
-    assert shard_images(104, 6, 2, 0) == 32
-    assert shard_images(1000, 6, 2, 0) == 256
+def test_every_worker_of_a_small_job_has_a_shard() -> None:
+    assert shard_images(104, 6, 2, 224 * 224, 0) == 64
+    assert shard_images(1000, 6, 2, 64 * 64, 0) == 512
+
+
+def test_shards_of_small_images_are_larger() -> None:
+    assert shard_images(50_000, 6, 2, 224 * 224, 0) == 2384  # 21 shards: what the number of task runs allows
+    assert shard_images(5_000, 6, 2, 224 * 224, 0) == 256
+    assert shard_images(5_000, 6, 2, 64 * 64, 0) == 2512

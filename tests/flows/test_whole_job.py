@@ -5,14 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
+import distributed
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from flows.cluster import ClusterError
 from flows.explain import explain
 from flows.job import Job, JobError
 from flows.prepare import prepare
 from flows.resume import remaining
+from flows.server import free_port
 from runs import assert_same_results, maps_of, scores_of, tiny_job
 from storage.run import Run
 from storage.verify import verify
@@ -82,6 +86,40 @@ def test_an_added_metric_rewrites_scores_and_explains_nothing(copied: Raw) -> No
     changed = [p for p, mtime in before.items() if p.stat().st_mtime_ns != mtime]
     assert {p.parts[-2].split("=")[0] for p in changed} == {"explainer"}
     assert len(scores_of(Path(raw["store"]))) == 40 * 6 * 4
+
+
+def test_an_added_explainer_computes_only_its_own_and_the_activations_it_needs(
+    server: str, digits_job: Raw
+) -> None:
+    small: dict[str, Any] = {"dataset": {"kind": "digits", "limit": 16}, "controls": False}
+    raw = digits_job(explainers=[{"name": "gradcam"}], **small)
+    assert run(raw)["steps_done"] == 4
+    root = Path(raw["store"])
+    before = maps_of(root)["gradcam/maps"]
+    assert run(digits_job(**small))["steps_done"] == 3  # activations, saliency and scores of ddcam
+    after = maps_of(root)
+    np.testing.assert_array_equal(after["gradcam/maps"], before)
+    assert after["ddcam/details/certificate"].all()
+    assert not verify(root)
+
+
+def test_a_running_dask_scheduler_serves_as_well(server: str, digits_job: Raw) -> None:
+    raw = digits_job(
+        explainers=[{"name": "gradcam"}], dataset={"kind": "digits", "limit": 16}, controls=False
+    )
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        raw["cluster"] = {"kind": "address", "address": cluster.scheduler_address}
+        assert run(raw)["steps_done"] == 4
+    assert not verify(Path(raw["store"]))
+
+
+def test_a_scheduler_that_does_not_answer_is_named(server: str, digits_job: Raw) -> None:
+    raw = digits_job(cluster={"kind": "address", "address": f"tcp://127.0.0.1:{free_port()}"})
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1"),
+    ):
+        run(raw)
 
 
 def test_any_other_job_in_the_same_place_is_refused(copied: Raw) -> None:
