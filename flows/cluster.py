@@ -19,12 +19,14 @@ def settings(workers: int) -> dict[str, object]:
     """Dask's configuration for the job.
 
     glibc returns large tensors to the system after every layer, which halves the speed of a convolutional
-    network; the thresholds must stand before a worker process starts. Workers x threads = cores.
+    network; the thresholds must stand before a worker process starts. They rule the main arena only, and
+    tasks run in a thread, which would have one of its own: hence one arena. Workers x threads = cores.
     """
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     return {
         "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 4294967296,
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 68719476736,
+        "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
         "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads,
         "distributed.nanny.pre-spawn-environ.MKL_NUM_THREADS": threads,
         "distributed.worker.multiprocessing-method": "spawn",  # Zarr deadlocks after fork
