@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import ROOT
 
 from explainers.additivity import additive_head
 from explainers.loading import ModelSpec, load
 from flows.job import read_job
+from runs import ROOT
 from storage import digits
 
 EXAMPLES = ROOT / "examples"

@@ -5,11 +5,11 @@ import copy
 import pytest
 import timm
 import torch
-from families import FAMILIES, MEAN, PUBLISHED, STD, condition, normalised, pixels, published, randomised
 from torch import nn
 from torchvision import models
 
 from explainers.classifier import Classifier, Units
+from families import FAMILIES, MEAN, PUBLISHED, STD, condition, normalised, pixels, published, randomised
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

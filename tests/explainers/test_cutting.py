@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from families import condition, pixels, small_vit
 from torch import nn
 
 from explainers.classifier import Classifier
+from families import condition, pixels, small_vit
 
 
 class Functional(nn.Module):

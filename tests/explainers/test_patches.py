@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from families import FAMILIES, MEAN, STD, condition, normalised, pixels, randomised, small_vit
 from torch import nn
 
 from explainers.classifier import Classifier
+from families import FAMILIES, MEAN, STD, condition, normalised, pixels, randomised, small_vit
 
 PATCHES = [name for name in FAMILIES if "vit" in name or "deit" in name]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import tiny_job
 from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.explain import explain
 from flows.job import Job
+from runs import tiny_job
 
 Raw = Callable[..., dict[str, Any]]
 runner = CliRunner()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import get_client
-from runs import ROOT, tiny_job
 
+from runs import ROOT, tiny_job
 from storage.verify import verify
 
 pytestmark = pytest.mark.service

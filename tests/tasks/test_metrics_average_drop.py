@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from metric_toys import (
     LinearPixels,
     ToyClassifier,
@@ -12,7 +13,6 @@ from metric_toys import (
     rows_of,
     small_network,
 )
-
 from tasks.metrics.average_drop import AverageDrop, AverageDropParameters
 
 SIZE = (9, 7)

@@ -5,6 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+from scipy.signal import convolve2d
+from torch import nn
+
 from metric_toys import (
     MEAN,
     STD,
@@ -16,10 +20,6 @@ from metric_toys import (
     rows_of,
     small_network,
 )
-from scipy.ndimage import gaussian_filter
-from scipy.signal import convolve2d
-from torch import nn
-
 from tasks.metrics.causal import Deletion, DeletionParameters, Insertion, InsertionParameters
 
 SIZE = (18, 14)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from metric_toys import ToyClassifier, batch_of, random_inputs, random_maps, small_network
 
+from metric_toys import ToyClassifier, batch_of, random_inputs, random_maps, small_network
 from tasks.metrics.registry import metrics
 
 SIZE = (12, 10)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from metric_toys import MetricBatch, random_maps
 
+from metric_toys import MetricBatch, random_maps
 from tasks.metrics.localisation import (
     EnergyPointingGame,
     EnergyPointingGameParameters,
