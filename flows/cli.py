@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,13 +113,18 @@ def _results(job: Any) -> None:
         "maps": f"{done.root}/saliency.zarr/<explainer>/maps",
         "scores": f"{done.root}/scores/ (Parquet), {done.summary}",
         "contact sheet": f"{done.report}/contact_sheet.png",
-        "query": f'floodlit query {done.root} "SELECT * FROM summary"',
-        "Prefect UI": "prefect server start, then http://127.0.0.1:4200",
-        "MLflow": f"mlflow ui --backend-store-uri {uri}, then http://127.0.0.1:5000",
+        "query": f'{_command("floodlit")} query {done.root} "SELECT * FROM summary"',
+        "Prefect UI": f"{_command('prefect')} server start, then http://127.0.0.1:4200",
+        "MLflow": f"{_command('mlflow')} ui --backend-store-uri {uri}, then http://127.0.0.1:5000",
     }
     width = max(map(len, lines))
     for key, value in lines.items():
         console.print(f"{key:<{width}}  {value}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _command(name: str) -> str:
+    """How to call a command of this environment, which may not be on the path."""
+    return name if shutil.which(name) else os.path.relpath(Path(sys.executable).with_name(name))
 
 
 @contextmanager

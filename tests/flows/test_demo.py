@@ -1,0 +1,32 @@
+"""The demo's own job, whole, by the command: what `make demo` promises."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from runs import ROOT, maps_of
+from storage.verify import verify
+
+pytestmark = pytest.mark.service
+
+
+def test_the_demo_explains_a_thousand_images_better_than_every_control(server: str, tmp_path: Path) -> None:
+    store = tmp_path / "demo"
+    command = [sys.executable, "-m", "flows.cli", "run", "examples/demo.toml", "--store", str(store)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for shown in ("95 % bootstrap interval", "contact_sheet.png", "server start", "mlflow"):
+        assert shown in done.stdout
+    rows = pq.read_table(store / "summary.parquet").to_pylist()
+    assert {row["n"] + row["excluded"] for row in rows} == {1000}
+    mean = {(row["explainer"], row["metric"]): row["mean"] for row in rows}
+    controls = ("random", "center_gaussian", "sobel", "all_ones")
+    for metric in ("insertion", "pointing_game", "energy_pointing_game"):
+        for explainer in ("ddcam", "gradcam"):
+            assert mean[explainer, metric] > max(mean[control, metric] for control in controls)
+    assert maps_of(store)["ddcam/details/certificate"].all()
+    assert (store / "report" / "contact_sheet.png").stat().st_size > 50_000
+    assert not verify(store)
