@@ -21,7 +21,7 @@ COUNT = 1000
 
 
 @pytest.fixture(scope="module")
-def test_images() -> tuple[torch.Tensor, torch.Tensor]:
+def held_out() -> tuple[torch.Tensor, torch.Tensor]:
     samples = [digits.sample("test", index) for index in range(COUNT)]
     pixels = np.stack([sample.image.transpose(2, 0, 1) for sample in samples])
     return torch.from_numpy(pixels).float() / 255, torch.tensor([sample.label for sample in samples])
@@ -38,9 +38,9 @@ def classifier(name: str):
 
 @pytest.mark.parametrize(("name", "least"), [("gap", 0.95), ("mlp", 0.95), ("vit", 0.90)])
 def test_committed_weights_reach_their_accuracy(
-    name: str, least: float, test_images: tuple[torch.Tensor, torch.Tensor]
+    name: str, least: float, held_out: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    pixels, labels = test_images
+    pixels, labels = held_out
     with classifier(name) as model, torch.inference_mode():
         predicted = torch.cat([model.logits(chunk).argmax(1) for chunk in pixels.split(100)])
     assert float((predicted == labels).float().mean()) > least
