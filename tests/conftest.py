@@ -15,9 +15,7 @@ os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "WARNING"
 
 import pytest
 
-from runs import ROOT, tiny_job
-
-REAL = Path(os.environ.get("FLOODLIT_REAL", ROOT.parent / "shared" / "real"))
+from runs import tiny_job
 
 
 @pytest.fixture(scope="session")
@@ -27,14 +25,6 @@ def server() -> Iterator[str]:
 
     with prefect_server() as address:
         yield address()
-
-
-@pytest.fixture(scope="session")
-def real() -> Path:
-    """Folder of real photographs and pretrained weights; tests that need it skip where it is absent."""
-    if not REAL.exists():
-        pytest.skip(f"no real test material: set FLOODLIT_REAL to its folder ({REAL} does not exist)")
-    return REAL
 
 
 @pytest.fixture
