@@ -28,6 +28,8 @@ class Need(StrEnum):
     ACTIVATIONS = "activations"  # cached activations at the target layer, and the head
     GRADIENTS = "gradients"  # gradients through the head
     PATCHES = "patches"  # a transformer that runs on a subset of its patch tokens
+    ATTENTION = "attention"  # a transformer whose attention matrices can be read
+    POOLED = "pooled"  # a head that adds up the spatial means of channels, and nothing else
     PREDICTION = "prediction"  # the target class has to be the predicted one
 
 

@@ -150,6 +150,13 @@ class Classifier:
         """
         return self._layout.mask(activations, keep)
 
+    def mask_channels(self, activations: Tensor, keep: Tensor) -> Tensor:
+        """(B, \\*activation_shape) with the channels outside ``keep`` (B, D) bool set to zero.
+
+        Of tokens, a channel is one of their D numbers, on all patches; prefix tokens are always kept.
+        """
+        return self._layout.mask_channels(activations, keep)
+
     def spatial(self, activations: Tensor) -> Tensor:
         """(B, D, h, w): channel maps; tokens are laid on the grid, without prefix tokens."""
         return self._layout.spatial(activations)

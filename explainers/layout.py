@@ -45,6 +45,16 @@ class Layout:
             keep = torch.cat([prefix, keep], 1).unsqueeze(-1)
         return activations.masked_fill(~keep, 0)
 
+    def mask_channels(self, activations: Tensor, keep: Tensor) -> Tensor:
+        """(B, \\*shape) with the channels outside ``keep`` (B, D) set to zero; prefix tokens stay."""
+        B = len(activations)
+        if self.units.kind == "channels":
+            return self.mask(activations, keep)
+        if len(self.shape) == 3:
+            return activations.masked_fill(~keep.view(B, 1, 1, -1), 0)
+        position = torch.arange(self.shape[0], device=keep.device)[:, None]
+        return activations.masked_fill(~keep[:, None] & (position >= self.prefix_tokens), 0)
+
     def spatial(self, activations: Tensor) -> Tensor:
         """(B, D, h, w): channel maps, tokens laid on the grid without the prefix."""
         if self.units.kind == "channels":

@@ -11,6 +11,7 @@ from explainers.base import Explainer, Need, Parameters
 from explainers.classifier import Classifier
 from explainers.loading import Preprocessing, load, preprocessing
 from explainers.registry import explainers
+from explainers.requirements import unmet
 from flows.job import Job, JobError, TopTargets
 from flows.plan import shard_images
 from storage.datasets import Dataset, open_dataset
@@ -93,10 +94,9 @@ def _check_explainers(job: Job, classifier: Classifier) -> dict[str, tuple[Param
     chosen: dict[str, tuple[Parameters, Explainer]] = {}
     for name, parameters in job.explainer_parameters().items():
         cls = explainers.get(name)
-        if Need.PATCHES in cls.needs and not classifier.supports_patches:
-            raise JobError(
-                f"explainers: {name} needs a vision transformer that runs on a subset of its patch tokens"
-            )
+        lacking = unmet(cls.needs, classifier)
+        if lacking is not None:
+            raise JobError(f"explainers: {name} {lacking}")
         fixed = isinstance(job.target, int) or job.targets_per_image > 1
         if Need.PREDICTION in cls.needs and fixed:
             raise JobError(f'explainers: {name} explains the predicted class only; set target = "predicted"')

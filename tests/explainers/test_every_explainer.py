@@ -16,6 +16,7 @@ from explainers.base import Batch, Explainer, Explanation, Need, Status
 from explainers.classifier import Classifier
 from explainers.controls import CONTROLS
 from explainers.registry import explainers
+from explainers.requirements import unmet
 
 COUNT = 4
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -26,12 +27,11 @@ def cases() -> list[tuple[str, str]]:
     found = []
     for kind, make in toys.CLASSIFIERS.items():
         with make() as classifier:
-            patches = classifier.supports_patches
-        found += [
-            (name, kind)
-            for name in explainers.names()
-            if patches or Need.PATCHES not in explainers.get(name).needs
-        ]
+            found += [
+                (name, kind)
+                for name in explainers.names()
+                if unmet(explainers.get(name).needs, classifier) is None
+            ]
     return found
 
 
