@@ -143,6 +143,11 @@ class Classifier:
         """What can be masked at the target layer."""
         return self._layout.units
 
+    @property
+    def channels(self) -> int:
+        """D of :meth:`spatial`: the number of channel maps, or the length of a token."""
+        return self._layout.channels
+
     def mask_units(self, activations: Tensor, keep: Tensor) -> Tensor:
         """(B, \\*activation_shape) with the units outside ``keep`` (B, U) bool set to zero.
 
@@ -184,6 +189,11 @@ class Classifier:
 
     def _normalise(self, inputs: Tensor) -> Tensor:
         return (inputs - self.mean) / self.std
+
+    @property
+    def logit_scale(self) -> float:
+        """What a cosine similarity was multiplied with to become a logit; 1 for networks without one."""
+        return float(getattr(self.network, "logit_scale", 1.0))
 
     @property
     def supports_patches(self) -> bool:

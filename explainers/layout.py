@@ -33,6 +33,11 @@ class Layout:
     grid: tuple[int, int]
     prefix_tokens: int = 0
 
+    @property
+    def channels(self) -> int:
+        """D: of maps their number, of tokens the length of each."""
+        return self.units.count if self.units.kind == "channels" else self.shape[-1]
+
     def mask(self, activations: Tensor, keep: Tensor) -> Tensor:
         """(B, \\*shape) with the units outside ``keep`` (B, U) set to zero; prefix tokens stay."""
         B = len(activations)

@@ -1,0 +1,25 @@
+"""What masked inputs are made of: masks in [0, 1] and the blurred input behind them."""
+
+from __future__ import annotations
+
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+
+
+def rescaled(masks: Tensor) -> Tensor:
+    """(..., h, w) each shifted and scaled to [0, 1]; a constant one becomes zero."""
+    low, high = masks.amin((-2, -1), keepdim=True), masks.amax((-2, -1), keepdim=True)
+    return (masks - low) / torch.where(high > low, high - low, 1)
+
+
+def gaussian_blur(inputs: Tensor, sigma: float) -> Tensor:
+    """(B, C, H, W) blurred with a Gaussian of ``sigma`` pixels, cut at 4 sigma, mirrored at the borders.
+
+    Both axes as matrix products: the Gaussian may be wider than the input.
+    """
+    down, across = (
+        torch.from_numpy(gaussian_filter1d(torch.eye(size, dtype=torch.float64).numpy(), sigma, axis=0))
+        for size in inputs.shape[-2:]
+    )
+    return down.to(inputs) @ inputs @ across.to(inputs).T

@@ -1,0 +1,65 @@
+"""Score-CAM: channels weigh what the network still sees through them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from explainers import base
+from explainers.base import Batch, Description, Detail, Explanation, Need, statuses_of
+from explainers.batching import in_chunks
+from explainers.classifier import Classifier
+from explainers.masking import rescaled
+from explainers.registry import register
+
+
+@register
+class ScoreCam:
+    """Score-CAM (Wang et al., CVPR Workshops 2020, algorithm 1): one forward pass a channel, no gradient.
+
+    A channel map, upsampled (bilinear) and min-maxed, masks the input, pixels in [0, 1], on black; the
+    target's logits of an image's masked inputs, less that of black, go through a softmax over channels and
+    are the weights. A channel that is constant shows nothing: its score is that of black, passed once for all
+    of them.
+
+    Details: ``forward_passes``, masked inputs that went through the network.
+    """
+
+    name: ClassVar[str] = "scorecam"
+    title: ClassVar[str] = "Score-CAM: channel maps weighed by the score through them (CVPRW 2020)"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.INPUTS, Need.ACTIVATIONS})
+    Parameters: ClassVar[type[base.Parameters]] = base.Parameters
+
+    def __init__(self, classifier: Classifier, parameters: base.Parameters) -> None:  # noqa: ARG002
+        self.classifier = classifier
+
+    def describe(self) -> Description:
+        return Description(self.classifier.grid, {"forward_passes": Detail((), "int32")})
+
+    @torch.inference_mode()
+    def explain(self, batch: Batch) -> Explanation:
+        assert batch.activations is not None
+        features = self.classifier.spatial(batch.activations)
+        shown = features.amax((2, 3)) > features.amin((2, 3))
+        # One more column, for black.
+        passed = torch.cat([shown, ~shown.all(1, keepdim=True)], 1)
+        image, channel = passed.nonzero().T
+
+        def evaluate(rows: slice) -> Tensor:
+            maps = F.pad(features, (0, 0, 0, 0, 0, 1))[image[rows], channel[rows]]
+            return self._scores(batch, image[rows], maps)
+
+        evaluated = in_chunks(evaluate, len(image), batch.forwards)
+        scores = evaluated.new_zeros(passed.shape).index_put((image, channel), evaluated)
+        scores = torch.where(shown, scores[:, :-1], scores[:, -1:])
+        maps = torch.einsum("bd,bdhw->bhw", scores.softmax(1), features).float()
+        return Explanation(maps, statuses_of(maps), {"forward_passes": passed.sum(1, dtype=torch.int32)})
+
+    def _scores(self, batch: Batch, image: Tensor, maps: Tensor) -> Tensor:
+        """(n,) target logits of the images behind (n, h, w) maps."""
+        upsampled = F.interpolate(maps[:, None], self.classifier.input_size, mode="bilinear")
+        logits = self.classifier.logits(batch.inputs[image] * rescaled(upsampled))
+        return logits.gather(1, batch.targets[image, None])[:, 0]
