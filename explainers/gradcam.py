@@ -19,6 +19,8 @@ from explainers.classifier import Classifier
 from explainers.head_gradient import head_gradient, head_gradient_and_curvature
 from explainers.registry import register
 
+CANCELLED = 1e-5
+
 
 class _GradientCam:
     """A map from the cached activations and one backward pass through the head."""
@@ -80,13 +82,20 @@ class GradCamPlusPlus(_GradientCam):
 
 @register
 class HiResCam(_GradientCam):
-    """HiResCAM (Draelos and Carin, arXiv 2011.08891): gradient times activation, summed over channels."""
+    """HiResCAM (Draelos and Carin, arXiv 2011.08891): gradient times activation, summed over channels.
+
+    A position where the sum is below 1e-5 of the sum of magnitudes is rounding and counts as zero. In front
+    of a layer norm every position is: scaling what gets normalised changes nothing, so that of a transformer
+    that reads its class token the map at the last block's input is zero.
+    """
 
     name: ClassVar[str] = "hirescam"
     title: ClassVar[str] = "HiResCAM: gradient times activation, position by position (arXiv 2011.08891)"
 
     def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
-        return torch.einsum("bdhw,bdhw->bhw", gradient, features)
+        terms = gradient * features
+        total = terms.sum(1)
+        return total.masked_fill(total.abs() < CANCELLED * terms.abs().sum(1), 0)
 
 
 @register
