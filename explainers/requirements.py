@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 
 from explainers.additivity import additive_head
+from explainers.attention import reads_attention
 from explainers.base import Need
 from explainers.classifier import Classifier
 
@@ -16,6 +17,8 @@ def unmet(needs: Set[Need], classifier: Classifier) -> str | None:
     """
     if Need.PATCHES in needs and not classifier.supports_patches:
         return "needs a vision transformer that runs on a subset of its patch tokens"
+    if Need.ATTENTION in needs and not reads_attention(classifier):
+        return "needs a vision transformer whose attention can be read"
     if Need.POOLED in needs and not _pooled(classifier):
         return (
             f"needs a head that is global average pooling and one linear layer, and behind "
