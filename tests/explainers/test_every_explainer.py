@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 import torch
 from pydantic import ValidationError
@@ -228,3 +230,24 @@ def test_nothing_is_left_on_the_network_after_a_crash(case: tuple[Explainer, Cla
     with hooks(classifier, crash), expectation:
         explainer.explain(batch)
     assert traces(classifier.network) == before
+
+
+def tensors_alive() -> int:
+    gc.collect()
+    return sum(1 for thing in gc.get_objects() if isinstance(thing, Tensor))
+
+
+@pytest.mark.parametrize(("name", "kind"), dict(cases()).items())
+def test_memory_stays_flat_over_200_batches(name: str, kind: str) -> None:
+    """No tensor more is alive after batch 200 than after batch 5, and the process has not grown."""
+    process = psutil.Process()
+    with toys.CLASSIFIERS[kind]() as classifier:
+        explainer = explainers.get(name)(classifier, explainers.get(name).Parameters())
+        batch = rows(toys.batch(classifier, COUNT), [0])
+        for _ in range(5):
+            explainer.explain(batch)
+        alive, resident = tensors_alive(), process.memory_info().rss
+        for _ in range(195):
+            explainer.explain(batch)
+        assert tensors_alive() <= alive
+        assert process.memory_info().rss - resident < 8 * 2**20
