@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from explainers.clip import Clip
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -75,10 +77,41 @@ _KNOWN = {
 }
 
 
+def _open_clip_reads_class_token(network: Any) -> bool:
+    return bool(network.visual.pool_type == "tok" and network.visual.attn_pool is None)
+
+
+def _open_clip_vit_layer(network: Any) -> str:
+    last = f"visual.transformer.resblocks.{len(network.visual.transformer.resblocks) - 1}"
+    return f"{last}:input" if _open_clip_reads_class_token(network) else last
+
+
+# Keyed by the class of the image tower of a Clip.
+_KNOWN_TOWERS = {
+    "open_clip.modified_resnet.ModifiedResNet": _at("visual.layer4"),
+    "open_clip.transformer.VisionTransformer": Architecture(
+        layer=_open_clip_vit_layer,
+        prefix_tokens=lambda network: 1,  # noqa: ARG005
+        embedded="visual.patch_dropout",
+        # An attentional pool attends to the class token too.
+        reads_prefix=lambda network: (
+            network.visual.pool_type == "tok" or network.visual.attn_pool is not None
+        ),
+    ),
+    "explainers.clip.HuggingFaceVit": Architecture(
+        layer=lambda network: f"visual.layers.{len(network.visual.layers) - 1}:input",
+        prefix_tokens=lambda network: 1,  # noqa: ARG005
+        embedded="visual.embeddings",
+        reads_prefix=lambda network: True,  # noqa: ARG005
+    ),
+}
+
+
 def architecture_of(network: nn.Module) -> Architecture | None:
-    """What is known of the network's class or the nearest known class it derives from."""
-    names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(network).__mro__]
-    return next((_KNOWN[name] for name in names if name in _KNOWN), None)
+    """What is known of the network's class, or a Clip's tower's, or the nearest one it derives from."""
+    known, described = (_KNOWN_TOWERS, network.visual) if isinstance(network, Clip) else (_KNOWN, network)
+    names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(described).__mro__]
+    return next((known[name] for name in names if name in known), None)
 
 
 def resolve_layer(network: nn.Module, layer: str | None, inputs: Tensor) -> str:

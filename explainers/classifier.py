@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from types import TracebackType
@@ -12,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from explainers.architectures import architecture_of, resolve_layer
+from explainers.clip import Clip
 from explainers.cutting import cut
+from explainers.fingerprint import sha256_of
 from explainers.layout import Layout, Units, layout_of
 
 __all__ = ["Classifier", "Units"]
@@ -192,8 +193,8 @@ class Classifier:
 
     @property
     def logit_scale(self) -> float:
-        """What a cosine similarity was multiplied with to become a logit; 1 for networks without one."""
-        return float(getattr(self.network, "logit_scale", 1.0))
+        """What cosine similarities are multiplied with to become logits, of a CLIP-like model; 1 of others."""
+        return self.network.logit_scale if isinstance(self.network, Clip) else 1.0
 
     @property
     def supports_patches(self) -> bool:
@@ -233,11 +234,7 @@ class Classifier:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of the weights: names, types, shapes and values."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.network.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return sha256_of(self.network.state_dict()).hexdigest()
 
     def close(self) -> None:
         """Restore training mode, gradient flags and in-place activations; a second call does nothing."""

@@ -9,6 +9,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 _FILE_SUFFIXES = frozenset([".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"])
+DEFAULT_TEMPLATE = "a photo of a {}."
+LOCAL_DIR = "local-dir:"  # open_clip's word for a folder
 _Positive = Annotated[float, Field(gt=0)]
 
 
@@ -18,16 +20,27 @@ class ModelSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str = Field(
-        description="torchvision, timm, or a callable that returns the network: package.module:callable or "
-        "path/to/file.py:callable"
+        description="torchvision, timm, open_clip, huggingface, or a callable that returns the network: "
+        "package.module:callable or path/to/file.py:callable"
     )
     name: str | None = Field(
-        None, description="Name of the network at its source; a callable gets it as its only argument."
+        None,
+        description="Name of the network at its source (open_clip: also local-dir:FOLDER or "
+        "hf-hub:REPOSITORY; huggingface: a repository or a folder); a callable gets it as its only argument.",
     )
     weights: str | None = Field(
         None,
         description="A file (.safetensors, .pth, ...), a name the source knows (torchvision: DEFAULT, "
-        "IMAGENET1K_V1, ...; timm: pretrained, or a tag), or none for random weights.",
+        "IMAGENET1K_V1, ...; timm: pretrained, or a tag; open_clip: a tag; a folder or a repository: "
+        "pretrained), or none for random weights.",
+    )
+    classes: tuple[str, ...] | None = Field(
+        None, description="Names of the classes, of a CLIP-like model (open_clip, huggingface) and no other."
+    )
+    templates: tuple[str, ...] | None = Field(
+        None,
+        description="Prompts of every class of a CLIP-like model, with {} for its name; their text "
+        f"embeddings are averaged. By default {DEFAULT_TEMPLATE!r}.",
     )
     num_classes: int | None = Field(None, ge=1, description="Number of classes, where not the source's own.")
     layer: str | None = Field(None, description="Target layer; known for published architectures.")
@@ -41,11 +54,19 @@ class ModelSpec(BaseModel):
     )
 
     def relative_to(self, folder: Path) -> ModelSpec:
-        """The same model with its files (weights, the callable's file) looked up from ``folder``."""
+        """The same model with its files and folders looked up from ``folder``.
+
+        Those are weights, the callable's file, and the folder that a name stands for; of a Hugging Face name,
+        which may be a repository's, only if there is such a folder.
+        """
         changes = {}
         path, _, name = self.source.rpartition(":")
         if path.endswith(".py"):
             changes["source"] = f"{folder / path}:{name}"
+        if self.name is not None and self.source == "huggingface" and (folder / self.name).is_dir():
+            changes["name"] = str(folder / self.name)
+        if self.name is not None and self.source == "open_clip" and self.name.startswith(LOCAL_DIR):
+            changes["name"] = f"{LOCAL_DIR}{folder / self.name.removeprefix(LOCAL_DIR)}"
         if self.weights is not None and is_file(self.weights):
             changes["weights"] = str(folder / self.weights)
         return self.model_copy(update=changes)

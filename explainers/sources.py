@@ -23,12 +23,12 @@ def _torchvision_entry(spec: ModelSpec) -> tuple[Any, bool]:
     """The entry of published weights that describes the preprocessing, and whether its weights are wanted."""
     from torchvision import models
 
-    _check_known("name", spec.name, models.list_models(module=models))
+    check_known("name", spec.name, models.list_models(module=models))
     entries = models.get_model_weights(spec.name)
-    published = _published(spec)
+    published = published_weights(spec)
     if published is None:
         return next(iter(entries)), False
-    _check_known("weights", published, ["none", *entries.__members__])
+    check_known("weights", published, ["none", *entries.__members__])
     return entries[published], True
 
 
@@ -55,7 +55,7 @@ def torchvision_network(spec: ModelSpec) -> nn.Module:
     try:
         network = models.get_model(spec.name, weights=entry)
     except OSError as error:
-        raise _not_downloaded(spec, error) from error
+        raise not_downloaded(spec, error) from error
     return network
 
 
@@ -67,10 +67,11 @@ def _check_published_classes(spec: ModelSpec, classes: int) -> None:
         )
 
 
-def _not_downloaded(spec: ModelSpec, error: Exception) -> ValueError:
+def not_downloaded(spec: ModelSpec, error: Exception, instead: str = "file") -> ValueError:
     reason = str(error).partition("\n")[0]
     return ValueError(
-        f"model.weights: {spec.weights!r} of {spec.name} cannot be downloaded ({reason}); give a file instead"
+        f"model.weights: {spec.weights!r} of {spec.name} cannot be downloaded ({reason}); give a {instead} "
+        "instead"
     )
 
 
@@ -82,14 +83,14 @@ def _timm_name(spec: ModelSpec) -> tuple[str, bool]:
     import timm
 
     base, _, tag = (spec.name or "").partition(".")
-    _check_known("name", base or None, timm.list_models())
+    check_known("name", base or None, timm.list_models())
     published_names = timm.list_pretrained(f"{base}.*")
     if tag:
-        _check_known("name", spec.name, published_names)
-    published = _published(spec)
+        check_known("name", spec.name, published_names)
+    published = published_weights(spec)
     if published not in (None, "pretrained"):
         tags = [name.partition(".")[2] for name in published_names]
-        _check_known("weights", published, ["pretrained", "none", *tags])
+        check_known("weights", published, ["pretrained", "none", *tags])
         tag = published
     return f"{base}.{tag}" if tag else base, published is not None
 
@@ -124,7 +125,7 @@ def timm_network(spec: ModelSpec) -> nn.Module:
     except Exception as error:
         # What timm raises without a network depends on the hub client; without weights nothing is fetched.
         if pretrained:
-            raise _not_downloaded(spec, error) from error
+            raise not_downloaded(spec, error) from error
         raise
     return network
 
@@ -133,7 +134,7 @@ def timm_network(spec: ModelSpec) -> nn.Module:
 
 
 def called_network(spec: ModelSpec) -> nn.Module:
-    if spec.weights is not None and _published(spec) is not None:
+    if spec.weights is not None and published_weights(spec) is not None:
         raise ValueError(f"model.weights: {spec.weights!r} is no file, and a callable knows no other names")
     build = _callable(spec.source)
     try:
@@ -172,14 +173,14 @@ def _file_module(path: Path) -> Any:
     return module
 
 
-def _published(spec: ModelSpec) -> str | None:
+def published_weights(spec: ModelSpec) -> str | None:
     """The name of published weights, None for a file and for "none"."""
     if spec.weights is None:
         raise ValueError("model.weights: say a file, a name the source knows, or none for random weights")
     return None if spec.weights == "none" or is_file(spec.weights) else spec.weights
 
 
-def _check_known(key: str, found: str | None, known: Iterable[str]) -> None:
+def check_known(key: str, found: str | None, known: Iterable[str]) -> None:
     known = list(known)
     if found in known:
         return

@@ -27,6 +27,8 @@ LIBRARIES = (
     "torch",
     "torchvision",
     "timm",
+    "open_clip_torch",
+    "transformers",
     "numpy",
     "pillow",
     "zarr",

@@ -13,6 +13,7 @@ import toys
 from explainers import decomcam
 from explainers.base import Batch, Explanation, Status
 from explainers.classifier import Classifier
+from explainers.clip import Clip
 from explainers.decomcam import DecomCam, decompose, minmax_weights, notebook_weights
 
 Array = NDArray[np.float64]
@@ -258,20 +259,21 @@ def test_grids_smaller_than_the_components_asked_for_give_fewer() -> None:
         assert explainer.explain(toys.batch(classifier, 2)).details["components"].shape == (2, 4, 2, 2)
 
 
-def test_scores_of_a_network_with_a_logit_scale_are_cosine_similarities() -> None:
-    class Scaled(nn.Module):
-        def __init__(self, network: nn.Module) -> None:
+def test_scores_of_a_clip_like_model_are_cosine_similarities_whatever_its_logit_scale() -> None:
+    class Tower(nn.Module):
+        def __init__(self) -> None:
             super().__init__()
-            self.features, self.head, self.logit_scale = network.features, network.head, 20.0
+            self.features = nn.Conv2d(3, 6, 4, stride=4)
 
         def forward(self, inputs: Tensor) -> Tensor:
-            return self.logit_scale * self.head(self.features(inputs.double()).mean((2, 3)))
+            return self.features(inputs).relu().mean((2, 3))
 
-    weight = torch.tensor([[1.0, -2.0], [0.5, 3.0], [2.0, 1.0]])
-    with toys.linear(weight) as classifier:
-        batch = toys.batch(classifier, 2)
-        plain = explain(classifier, batch)
-        with Classifier(Scaled(classifier.network), layer="features", input_size=(8, 8)) as scaled:
-            found = explain(scaled, toys.batch(scaled, 2))
+    embeddings = nn.functional.normalize(torch.randn(2, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    tower, found = Tower(), []
+    for scale in (1.0, 20.0):
+        network = Clip(tower, embeddings, logit_scale=scale, text_fingerprint=bytes(32))
+        with Classifier(network, layer="visual.features", input_size=(8, 8)) as classifier:
+            found.append(explain(classifier, retargeted(toys.batch(classifier, 2), 0)))
     for key in ("components", "d", "weights"):
-        torch.testing.assert_close(found.details[key], plain.details[key], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found[1].details[key], found[0].details[key], rtol=1e-4, atol=1e-6)
+    assert found[0].details["d"].abs().max() <= 2

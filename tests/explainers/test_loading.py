@@ -151,7 +151,11 @@ def test_a_checkpoint_of_a_callable_is_loaded_into_what_it_returns(networks, tmp
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"source": "tensorflow"}, r"model.source: unknown source 'tensorflow'; choose torchvision, timm"),
+        (
+            {"source": "tensorflow"},
+            r"model.source: unknown source 'tensorflow'; choose torchvision, timm, open_clip, "
+            "huggingface, package",
+        ),
         ({"source": "nowhere.to_be:found"}, r"model.source: cannot load 'nowhere.to_be:found': No module"),
         ({"source": "{networks}:missing"}, r"model.source: cannot load .*no attribute 'missing'"),
         ({"source": "nowhere.py:build"}, r"model.source: cannot load 'nowhere.py:build': .*No such file"),
@@ -242,7 +246,8 @@ def test_a_table_with_wrong_keys_or_values_is_invalid(wrong):
 
 def test_model_libraries_are_imported_only_when_a_model_is_loaded():
     program = (
-        "import sys, explainers.loading; print([m for m in ('timm', 'torchvision') if m in sys.modules])"
+        "import sys, explainers.loading; libraries = ('timm', 'torchvision', 'open_clip', 'transformers'); "
+        "print([name for name in libraries if name in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
 

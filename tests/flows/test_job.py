@@ -1,5 +1,6 @@
 """A job that cannot run is refused in one line that names the key and the choices."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,22 @@ def test_names_of_published_weights_are_no_paths(tmp_path: Path) -> None:
     assert (
         job(tmp_path, text.replace("[[expl", 'name = "resnet50"\n[[expl', 1)).model.weights == "IMAGENET1K_V2"
     )
+
+
+def test_classes_and_templates_come_through_the_job_file_and_the_record_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    keys = 'name = "clip"\nclasses = ["cat", "a dog"]\ntemplates = ["a {}.", "{}"]\n'
+    model = f'source = "huggingface"\nweights = "pretrained"\n{keys}'
+    before, after = JOB.index('source = "nets'), JOB.index("[[expl")
+    read = job(tmp_path, JOB[:before] + model + JOB[after:])
+    assert (read.model.classes, read.model.templates) == (("cat", "a dog"), ("a {}.", "{}"))
+    assert read.model.name == str(tmp_path / "clip")
+    again = Job.model_validate(json.loads(read.model_dump_json()))
+    assert again.model == read.model
+    assert hash(again.model) == hash(read.model)  # workers keep the classifier under it
+    assert again.identity() == read.identity()
+    changed = job(tmp_path, (JOB[:before] + model + JOB[after:]).replace('"cat", "a dog"', '"a dog", "cat"'))
+    assert changed.identity() != read.identity()
 
 
 def test_controls_are_added_unless_switched_off(tmp_path: Path) -> None:
