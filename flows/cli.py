@@ -222,6 +222,30 @@ def verify(directory: Store) -> None:
 
 
 @app.command()
+def components(
+    directory: Store,
+    sample: Annotated[str, typer.Option(metavar="ID", help="a sample_id, as in the view samples")],
+    explainer: Annotated[
+        str | None, typer.Option(help="one that decomposes its maps; by default the only one of the run")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="instead of a file in DIR/report/components")
+    ] = None,
+) -> None:
+    """Draw what a sample's map is the weighted sum of, e.g. DecomCAM's orthogonal sub-saliency maps.
+
+    The image, the map, then every component by weight, each scaled to its own maximum; below it its weight,
+    d (what revealing it adds to the score) and its share of the singular values.
+    """
+    from storage.run import Run
+    from tasks.components_picture import draw_components
+
+    with _refusals():
+        picture = draw_components(Run.open(directory), sample, explainer, output)
+    console.print(str(picture), soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
 def explainers() -> None:
     """List the explainers with their parameters and defaults."""
     from explainers.registry import explainers as registry

@@ -1,14 +1,19 @@
-"""Tiny jobs, and whole run folders read, to compare one with another."""
+"""Tiny jobs, small runs made without Prefect, and whole run folders read, to compare one with another."""
 
+from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 import zarr
+from PIL import Image
 
+from explainers.base import Batch, Description, Detail, Explanation, Need, Parameters, Status
+from storage import digits
 from storage.run import Run
-from storage.scores import read_scores
+from storage.scores import merge_samples, read_scores
 
 ROOT = Path(__file__).parents[1]
 KEYS = ("sample_id", "target", "explainer", "metric")
@@ -31,6 +36,87 @@ def tiny_job(store: Path, **changes: Any) -> dict[str, Any]:
         "batch": {"shard": 16},
     }
     return job | changes
+
+
+def prepared(raw: dict[str, Any]) -> Run:
+    """The run of a raw job, with nothing done yet."""
+    from flows.job import Job
+    from flows.prepare import prepare
+
+    return prepare(Job.model_validate(raw))
+
+
+def explained(run: Run) -> Run:
+    """The same run after the tasks' own functions, one after the other; nothing is scored."""
+    from tasks.activations import activations
+    from tasks.inputs import inputs
+    from tasks.saliency import saliency
+
+    for shard in range(run.shards):
+        inputs.fn(str(run.root), shard)
+        activations.fn(str(run.root), shard, keep=run.manifest.activation_shape is not None)
+        for name in run.explainers:
+            saliency.fn(str(run.root), shard, name)
+    merge_samples(run.root)
+    return run
+
+
+class Quadrants:
+    """A stand-in that decomposes: component i is i + 1 in quadrant i and negative everywhere else.
+
+    Each of the demo's classes permutes the weights in another way.
+    """
+
+    name: ClassVar[str] = "runs:Quadrants"
+    title: ClassVar[str] = "quadrants"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    Parameters: ClassVar[type[Parameters]] = Parameters
+
+    WEIGHTS = torch.tensor(list(permutations([0.25, 1.0, 0.0, 0.5])))  # (24, 4), a row a class
+    GAINS = torch.tensor([0.1, 2.0, -1.5, 0.004])
+    SINGULAR_VALUES = torch.tensor([4.0, 3.0, 2.0, 1.0])
+
+    def __init__(self, classifier: Any, parameters: Parameters) -> None:
+        pass
+
+    def describe(self) -> Description:
+        one = Detail((4,), "float32")
+        components = Detail((4, 2, 2), "float32")
+        return Description(
+            (2, 2), {"components": components, "weights": one, "d": one, "singular_values": one}
+        )
+
+    def explain(self, batch: Batch) -> Explanation:
+        components = (torch.diag(torch.arange(2.0, 6.0)) - 1).view(1, 4, 2, 2).expand(len(batch), -1, -1, -1)
+        weights = self.WEIGHTS[batch.targets]
+        maps = torch.einsum("bq,bqhw->bhw", weights, components.relu())
+        details = {
+            "components": components,
+            "weights": weights,
+            "d": self.GAINS.expand(len(batch), -1),
+            "singular_values": self.SINGULAR_VALUES.expand(len(batch), -1),
+        }
+        return Explanation(maps, [Status.OK] * len(batch), details)
+
+
+def decomposed(folder: Path, **changes: Any) -> Run:
+    """Grad-CAM and :class:`Quadrants` on six images in shards of three; ``b/broken.png`` is no image."""
+    (folder / "b").mkdir()
+    lines = ["file,label,xmin,ymin,xmax,ymax"]
+    for index in range(5):
+        sample = digits.sample("test", index)
+        Image.fromarray(sample.image).save(folder / "b" / f"{index}.png")
+        lines.append(",".join(map(str, [f"b/{index}.png", sample.label, *sample.box])))
+    (folder / "b" / "broken.png").write_bytes(b"no image")
+    lines.insert(3, "b/broken.png,0,1,1,9,9")
+    (folder / "listing.csv").write_text("\n".join(lines))
+    chosen: dict[str, Any] = {
+        "dataset": {"kind": "csv", "path": str(folder / "listing.csv")},
+        "explainers": [{"name": "gradcam"}, {"name": "runs:Quadrants"}],
+        "controls": False,
+        "batch": {"shard": 3},
+    }
+    return explained(prepared(tiny_job(folder / "run", **chosen | changes)))
 
 
 def maps_of(root: Path) -> dict[str, np.ndarray]:

@@ -7,15 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.explain import explain
 from flows.job import Job
-from runs import tiny_job
+from runs import decomposed, tiny_job
+from storage.records import Step, drop_record
+from storage.run import Run
 
 Raw = Callable[..., dict[str, Any]]
 runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Six images, one of them broken, explained by Grad-CAM and a stand-in that decomposes its maps."""
+    return decomposed(tmp_path_factory.mktemp("components"))
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +99,45 @@ def test_verify_names_what_is_damaged(complete: Path, tmp_path: Path) -> None:
     assert "scores/explainer=sobel/shard-00000.parquet" in damaged.output
 
 
-@pytest.mark.parametrize("command", ["status", "verify"])
-def test_a_folder_that_is_no_run_is_exit_code_2(tmp_path: Path, command: str) -> None:
-    refused = runner.invoke(app, [command, str(tmp_path)])
+def test_components_prints_the_path_of_the_picture_it_writes(explained: Run, tmp_path: Path) -> None:
+    drawn = runner.invoke(app, ["components", str(explained.root), "--sample", "b/3.png"])
+    assert drawn.exit_code == 0, drawn.output
+    picture = explained.report / "components" / "runs%3aQuadrants-b%2f3.png.png"
+    assert drawn.stdout == f"{picture}\n"
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+        assert image.width == pytest.approx(6 * 165, abs=2)  # the image, the map, four components
+    chosen = ["--explainer", "runs:Quadrants", "--output", str(tmp_path / "mine.png")]
+    again = runner.invoke(app, ["components", str(explained.root), "--sample", "b/3.png", *chosen])
+    assert again.stdout == f"{tmp_path}/mine.png\n"
+    assert (tmp_path / "mine.png").read_bytes() == picture.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("sample", "explainer", "said"),
+    [
+        ("b/0.png", "ddcam", "has no explainer 'ddcam'; it has gradcam, runs:Quadrants"),
+        ("b/0.png", "gradcam", "gradcam does not decompose its maps; what does here: runs:Quadrants"),
+        ("b/9.png", "runs:Quadrants", "has no sample 'b/9.png'; there are b/"),
+        ("b/broken.png", "runs:Quadrants", "the image of b/broken.png could not be read: "),
+        ("b/4.png", "runs:Quadrants", "b/4.png has no map of runs:Quadrants yet"),
+    ],
+)
+def test_components_that_cannot_be_drawn_are_one_line_and_exit_code_2(
+    explained: Run, tmp_path: Path, sample: str, explainer: str, said: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(explained.root, copy, ignore=shutil.ignore_patterns("report"))
+    drop_record(copy, Step("saliency", 1, "runs:Quadrants"))
+    refused = runner.invoke(app, ["components", str(copy), "--sample", sample, "--explainer", explainer])
+    assert refused.exit_code == 2
+    assert said in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not (copy / "report").exists()
+
+
+@pytest.mark.parametrize("command", [["status"], ["verify"], ["components", "--sample", "x"]])
+def test_a_folder_that_is_no_run_is_exit_code_2(tmp_path: Path, command: list[str]) -> None:
+    refused = runner.invoke(app, [*command, str(tmp_path)])
     assert refused.exit_code == 2
     assert "is not a run folder" in refused.stderr

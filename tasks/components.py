@@ -1,0 +1,77 @@
+"""What a decomposing explainer stored: the components a map is the weighted sum of.
+
+An explainer decomposes if its details hold ``components`` (q, h, w), signed, of which the positive part is
+the saliency, and their ``weights`` (q,).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from storage.maps import read
+from storage.run import Run
+
+
+@dataclass(frozen=True, eq=False)
+class Component:
+    """One component of one map.
+
+    Attributes
+    ----------
+    saliency
+        (H, W) in [0, 1]: the positive part, upsampled bicubically to the input's size, over its own maximum;
+        zero throughout if nothing is positive, NaN where the component is not finite.
+    weight
+        As stored.
+    gain
+        The detail ``d``, what revealing the component adds to the score; None where it is not stored.
+    share
+        Of the sum of the stored ``singular_values``, in [0, 1]; None where they are not stored.
+    """
+
+    saliency: np.ndarray
+    weight: float
+    gain: float | None
+    share: float | None
+
+
+def decomposing(run: Run) -> list[str]:
+    """The run's explainers that decompose their maps."""
+    return [
+        name for name, entry in run.explainers.items() if {"components", "weights"} <= set(entry["details"])
+    ]
+
+
+def components_of(run: Run, explainer: str, row: int) -> list[Component]:
+    """All components of the map in that row, by weight, descending; of equal weights the first one first."""
+    details = {
+        name: read(run.saliency(explainer) / "details" / name, row, row + 1)[0]
+        for name in ("components", "weights", "d", "singular_values")
+        if name in run.explainers[explainer]["details"]
+    }
+    saliency, weights = _upsampled(details["components"], run.input_size), details["weights"]
+    gains, shares = details.get("d"), details.get("singular_values")
+    if shares is not None and shares.sum() > 0:
+        shares = shares / shares.sum()
+    return [
+        Component(
+            saliency[i],
+            float(weights[i]),
+            None if gains is None else float(gains[i]),
+            None if shares is None else float(shares[i]),
+        )
+        for i in np.argsort(-weights, kind="stable")
+    ]
+
+
+def _upsampled(components: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(q, H, W) in [0, 1] from signed (q, h, w)."""
+    positive = torch.from_numpy(components).float().relu()[:, None]
+    # A cubic falls below zero beside a peak.
+    maps = F.interpolate(positive, size, mode="bicubic", align_corners=False)[:, 0].relu()
+    highest = maps.amax((1, 2), keepdim=True)
+    return (maps / highest.masked_fill(highest == 0, 1)).numpy()
