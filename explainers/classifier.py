@@ -193,7 +193,7 @@ class Classifier:
 
     @property
     def logit_scale(self) -> float:
-        """What cosine similarities are multiplied with to become logits, of a CLIP-like model; 1 of others."""
+        """What cosine similarities of a CLIP-like model are multiplied with to become logits; else 1."""
         return self.network.logit_scale if isinstance(self.network, Clip) else 1.0
 
     @property
