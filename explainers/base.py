@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -47,6 +47,23 @@ class Parameters(BaseModel):
     """Base of every parameter class: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PresetParameters(Parameters):
+    """Parameters whose published values may be out of reach: ``preset = "fast"`` has cheaper ones.
+
+    Keys given beside the preset win. A class lists its cheaper values in ``FAST``.
+    """
+
+    FAST: ClassVar[Mapping[str, Any]] = {}
+
+    preset: Literal["paper", "fast"] = Field("paper", description="fast: cheaper values where not given")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        fast = isinstance(given, Mapping) and given.get("preset") == "fast"
+        return {**cls.FAST, **given} if fast else given
 
 
 @dataclass(frozen=True)

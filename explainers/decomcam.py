@@ -28,10 +28,10 @@ from explainers.batching import in_chunks
 from explainers.classifier import Classifier
 from explainers.decomposition import svd
 from explainers.head_gradient import head_gradient
-from explainers.masking import gaussian_blur, rescaled
+from explainers.masked_forward import MaskedForward, target_logit
+from explainers.masking import filled, rescaled
 from explainers.registry import register
 
-BLUR_SIGMA = 10.0  # pixels
 NOTEBOOK_THRESHOLD = 0.01
 
 
@@ -114,21 +114,18 @@ class DecomCam:
 
     def _gains(self, batch: Batch, components: Tensor) -> Tensor:
         """(B, q) score of each input revealed through each component, less the blurred input's."""
-        blurred = gaussian_blur(batch.inputs, BLUR_SIGMA)
-        variants = self.components + 1
+        blurred = filled(self.classifier, batch.inputs, "blur")
         # One more component, of zero, reveals nothing: the blurred input itself.
         positive = F.pad(components.relu(), (0, 0, 0, 0, 0, 1)).float()
 
-        def scores(rows: slice) -> Tensor:
-            pairs = torch.arange(rows.start, rows.stop, device=positive.device)
-            image, variant = pairs // variants, pairs % variants
-            maps = positive[image, variant][:, None]
+        def revealed(image: Tensor, component: Tensor) -> Tensor:
+            maps = positive[image, component][:, None]
             mask = rescaled(F.interpolate(maps, self.classifier.input_size, mode="bicubic"))
-            revealed = torch.maximum(batch.inputs[image] * mask, blurred[image] * (1 - mask))
-            return self.classifier.logits(revealed).gather(1, batch.targets[image, None])[:, 0]
+            return torch.maximum(batch.inputs[image] * mask, blurred[image] * (1 - mask))
 
-        found = in_chunks(scores, len(batch) * variants, batch.forwards).view(-1, variants)
-        return (found[:, :-1] - found[:, -1:]) / self.classifier.logit_scale
+        masked = MaskedForward(self.classifier, batch.targets, batch.forwards, target_logit)
+        scores = masked.variants(self.components + 1, revealed)
+        return (scores[:, :-1] - scores[:, -1:]) / self.classifier.logit_scale
 
 
 def decompose(maps: Tensor, components: int) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from explainers import base
 from explainers.base import Batch, Description, Detail, Explanation, Need, statuses_of
-from explainers.batching import in_chunks
 from explainers.classifier import Classifier
+from explainers.masked_forward import MaskedForward, target_logit
 from explainers.masking import rescaled
 from explainers.registry import register
 
@@ -48,18 +48,17 @@ class ScoreCam:
         passed = torch.cat([shown, ~shown.all(1, keepdim=True)], 1)
         image, channel = passed.nonzero().T
 
-        def evaluate(rows: slice) -> Tensor:
-            maps = F.pad(features, (0, 0, 0, 0, 0, 1))[image[rows], channel[rows]]
-            return self._scores(batch, image[rows], maps)
+        # A map of zeros at the end stands for black.
+        padded = F.pad(features, (0, 0, 0, 0, 0, 1))
 
-        evaluated = in_chunks(evaluate, len(image), batch.forwards)
-        scores = evaluated.new_zeros(passed.shape).index_put((image, channel), evaluated)
+        def masked_inputs(rows: Tensor) -> Tensor:
+            maps = padded[image[rows], channel[rows]][:, None]
+            masks = rescaled(F.interpolate(maps, self.classifier.input_size, mode="bilinear"))
+            return batch.inputs[image[rows]] * masks
+
+        masked = MaskedForward(self.classifier, batch.targets, batch.forwards, target_logit)
+        found = masked.scores(image, masked_inputs)
+        scores = found.new_zeros(passed.shape).index_put((image, channel), found)
         scores = torch.where(shown, scores[:, :-1], scores[:, -1:])
         maps = torch.einsum("bd,bdhw->bhw", scores.softmax(1), features).float()
-        return Explanation(maps, statuses_of(maps), {"forward_passes": passed.sum(1, dtype=torch.int32)})
-
-    def _scores(self, batch: Batch, image: Tensor, maps: Tensor) -> Tensor:
-        """(n,) target logits of the images behind (n, h, w) maps."""
-        upsampled = F.interpolate(maps[:, None], self.classifier.input_size, mode="bilinear")
-        logits = self.classifier.logits(batch.inputs[image] * rescaled(upsampled))
-        return logits.gather(1, batch.targets[image, None])[:, 0]
+        return Explanation(maps, statuses_of(maps), {"forward_passes": masked.passes})
