@@ -21,7 +21,15 @@ from explainers.registry import explainers
 from explainers.requirements import unmet
 
 COUNT = 4
+# Parameters of explainers that take thousands of forward passes by default.
+SMALL: dict[str, dict[str, object]] = {}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def made(name: str, classifier: Classifier) -> Explainer:
+    cls = explainers.get(name)
+    explainer: Explainer = cls(classifier, cls.Parameters(**SMALL.get(name, {})))
+    return explainer
 
 
 def cases() -> list[tuple[str, str]]:
@@ -40,9 +48,8 @@ def cases() -> list[tuple[str, str]]:
 @pytest.fixture(params=cases(), ids="-".join, scope="module")
 def case(request: pytest.FixtureRequest) -> Iterator[tuple[Explainer, Classifier]]:
     name, kind = request.param
-    cls = explainers.get(name)
     with toys.CLASSIFIERS[kind]() as classifier:
-        yield cls(classifier, cls.Parameters()), classifier
+        yield made(name, classifier), classifier
 
 
 def rows(batch: Batch, index: list[int]) -> Batch:
@@ -144,7 +151,7 @@ def test_the_same_seeds_give_the_same_bits_again(case: tuple[Explainer, Classifi
     torch.manual_seed(1)
     first = explainer.explain(batch)
     torch.manual_seed(2)
-    second = type(explainer)(classifier, type(explainer).Parameters()).explain(batch)
+    second = made(explainer.name, classifier).explain(batch)
     assert first.statuses == second.statuses
     assert torch.equal(first.maps, second.maps)
     for name, values in first.details.items():
@@ -242,7 +249,7 @@ def test_memory_stays_flat_over_200_batches(name: str, kind: str) -> None:
     """No tensor more is alive after batch 200 than after batch 5, and the process has not grown."""
     process = psutil.Process()
     with toys.CLASSIFIERS[kind]() as classifier:
-        explainer = explainers.get(name)(classifier, explainers.get(name).Parameters())
+        explainer = made(name, classifier)
         batch = rows(toys.batch(classifier, COUNT), [0])
         for _ in range(5):
             explainer.explain(batch)
