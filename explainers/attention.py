@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from explainers.classifier import Classifier
 from explainers.layout import Layout, layout_of
 
 Read = Callable[[Tensor], None]
+Kind = Literal["timm", "torch", "hugging_face"]
 
 
 @contextmanager
@@ -38,9 +39,9 @@ def explicit_attention(network: nn.Module, read: Read) -> Iterator[None]:
     """
     with ExitStack() as undo:
         for module in network.modules():
-            make_explicit = _kind(module)
-            if make_explicit is not None:
-                make_explicit(module, read, undo)
+            kind = kind_of(module)
+            if kind is not None:
+                _MAKE_EXPLICIT[kind](module, read, undo)
         yield
 
 
@@ -78,7 +79,7 @@ def reads_attention(classifier: Classifier) -> bool:
 
 
 def _timm(module: Any, read: Read, undo: ExitStack) -> None:
-    _set(undo, module, "fused_attn", False)
+    replace_on(undo, module, "fused_attn", False)
     undo.callback(module.attn_drop.register_forward_hook(lambda *call: read(call[-1])).remove)
 
 
@@ -114,10 +115,10 @@ def _torch(module: Any, read: Read, undo: ExitStack) -> None:
         weights = matrix.mean(1) if average_attn_weights else matrix
         return output if module.batch_first else output.transpose(0, 1), weights if need_weights else None
 
-    _set(undo, module, "forward", forward)
+    replace_on(undo, module, "forward", forward)
 
 
-def _set(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
+def replace_on(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
     """Set an attribute of the object itself until ``undo`` closes."""
     if name in vars(owner):
         undo.callback(setattr, owner, name, vars(owner)[name])
@@ -126,14 +127,20 @@ def _set(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
-_KINDS = {
-    "timm.layers.attention.Attention": _timm,
-    "timm.models.vision_transformer.Attention": _timm,  # its home in older versions of timm
-    "torch.nn.modules.activation.MultiheadAttention": _torch,
-    "transformers.models.clip.modeling_clip.CLIPAttention": _hugging_face,
+_MAKE_EXPLICIT: dict[Kind, Callable[[Any, Read, ExitStack], None]] = {
+    "timm": _timm,
+    "torch": _torch,
+    "hugging_face": _hugging_face,
+}
+_KINDS: dict[str, Kind] = {
+    "timm.layers.attention.Attention": "timm",
+    "timm.models.vision_transformer.Attention": "timm",  # its home in older versions of timm
+    "torch.nn.modules.activation.MultiheadAttention": "torch",
+    "transformers.models.clip.modeling_clip.CLIPAttention": "hugging_face",
 }
 
 
-def _kind(module: nn.Module) -> Callable[[Any, Read, ExitStack], None] | None:
+def kind_of(module: nn.Module) -> Kind | None:
+    """Whose self-attention ``module`` is; None if it is none of a known kind."""
     cls = type(module)
     return _KINDS.get(f"{cls.__module__}.{cls.__qualname__}")

@@ -201,6 +201,49 @@ class Classifier:
         """Whether the network is a transformer that can be run on a subset of its patch tokens."""
         return self._architecture is not None and self._architecture.embedded is not None
 
+    def embed(self, inputs: Tensor) -> Tensor:
+        """(B, prefix + N, D) tokens of (B, 3, H, W) inputs, with their positions, as the encoder sees them.
+
+        Raises
+        ------
+        ValueError
+            If the network is no transformer that is known to run on a subset of its patches.
+        """
+        tokens: Tensor = self._at_tokens[0](self._normalise(inputs))
+        return tokens
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """(B, C) logits from tokens of :meth:`embed`, any of the patches left out; differentiable."""
+        logits: Tensor = self._at_tokens[1](tokens)
+        return logits
+
+    @cached_property
+    def _at_tokens(self) -> tuple[nn.Module, nn.Module]:
+        known = self._architecture
+        if known is None or known.embedded is None:
+            raise ValueError(f"{type(self.network).__qualname__} cannot be run on a subset of patches")
+        return cut(self.network, known.embedded)
+
+    @cached_property
+    def patch_prefix(self) -> int:
+        """Tokens before the patches in :meth:`embed`, which are never left out."""
+        known = self._architecture
+        return known.prefix_tokens(self.network) if known and known.prefix_tokens else 0
+
+    @cached_property
+    def patch_grid(self) -> tuple[int, int]:
+        """(h, w) of the patches in :meth:`embed`."""
+        probe = torch.zeros(2, 3, *self.input_size, device=self.device)
+        with torch.no_grad():
+            tokens = self.embed(probe)
+        return layout_of(tuple(tokens.shape[1:]), self.input_size, self.patch_prefix).grid
+
+    @property
+    def needs_patches(self) -> bool:
+        """Whether the head reads nothing but patches, so that there are no logits without any."""
+        known = self._architecture
+        return known is None or known.reads_prefix is None or not known.reads_prefix(self.network)
+
     def logits_of_patches(self, inputs: Tensor, keep: Tensor) -> Tensor:
         """(B, C) logits when the transformer sees only the patches in ``keep`` (B, N) bool.
 
@@ -213,23 +256,24 @@ class Classifier:
             If the network is no such transformer, if ``keep`` does not fit its patches, or if a row keeps
             no patch and the head reads nothing but patches.
         """
-        known = self._architecture
-        if known is None or known.embedded is None or known.prefix_tokens is None or not known.reads_prefix:
-            raise ValueError(f"{type(self.network).__qualname__} cannot be run on a subset of patches")
+        tokens = self.embed(inputs)
         counts = keep.sum(1)
-        if not known.reads_prefix(self.network) and bool((counts == 0).any()):
+        if self.needs_patches and bool((counts == 0).any()):
             raise ValueError("a network that pools its patches has no logits without any patch")
-        prefix = known.prefix_tokens(self.network)
         logits = inputs.new_empty(len(inputs), self.num_classes)
-        embedded = self.network.get_submodule(known.embedded)
         for count in counts.unique().tolist():
             rows = (counts == count).nonzero().squeeze(1)
-            handle = embedded.register_forward_hook(_KeepTokens(keep[rows], count, prefix))
-            try:
-                logits = logits.index_copy(0, rows, self.logits(inputs[rows]))
-            finally:
-                handle.remove()
+            logits = logits.index_copy(0, rows, self.encode(self.kept_tokens(tokens[rows], keep[rows])))
         return logits
+
+    def kept_tokens(self, tokens: Tensor, keep: Tensor) -> Tensor:
+        """(B, prefix + k, D): the prefix tokens and those in ``keep`` (B, N) bool, k in each row."""
+        prefix = self.patch_prefix
+        if keep.shape[1] != tokens.shape[1] - prefix:
+            raise ValueError(f"keep has {keep.shape[1]} columns for {tokens.shape[1] - prefix} patches")
+        first = torch.arange(prefix, device=keep.device).expand(len(keep), prefix)
+        patches = keep.nonzero()[:, 1].view(len(keep), int(keep[0].sum())) + prefix
+        return tokens.take_along_dim(torch.cat([first, patches], 1).unsqueeze(-1), 1)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -249,19 +293,3 @@ class Classifier:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _KeepTokens:
-    """Forward hook that lets through the prefix tokens and ``count`` patch tokens of each row."""
-
-    def __init__(self, keep: Tensor, count: int, prefix: int) -> None:
-        self.keep, self.prefix = keep, prefix
-        patches = keep.nonzero()[:, 1].view(len(keep), count) + prefix
-        first = torch.arange(prefix, device=keep.device).expand(len(keep), prefix)
-        self.index = torch.cat([first, patches], 1)
-
-    def __call__(self, module: nn.Module, args: Any, tokens: Tensor) -> Tensor:  # noqa: ARG002
-        patches = tokens.shape[1] - self.prefix
-        if self.keep.shape[1] != patches:
-            raise ValueError(f"keep has {self.keep.shape[1]} columns for {patches} patches")
-        return tokens.gather(1, self.index.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))

@@ -1,0 +1,179 @@
+"""Cells of the input as players of a game: what the classifier says when only some are present.
+
+A transformer drops the tokens of absent cells; any other network sees a fill in their place. Both games take
+sets from many images at once and stream them in full forward batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from explainers.base import Batch, PresetParameters
+from explainers.batching import in_chunks
+from explainers.classifier import Classifier
+from explainers.masked_forward import MaskedForward, Score, target_log_odds, target_probability
+from explainers.masking import Fill, filled
+from explainers.narrowing import class_token_alone
+
+CELLS = 14  # a side
+
+REWARDS: dict[str, Score] = {"log_odds": target_log_odds, "confidence": target_probability}
+
+
+class CellParameters(PresetParameters):
+    """Which cells play, what an absent one shows, and what a set of them is worth."""
+
+    grid: int | None = Field(
+        None, ge=1, description="cells a side; by default a transformer's own patches, and 14 for others"
+    )
+    fill: Fill | None = Field(
+        None, description="what absent cells show; by default a transformer drops their tokens, else mean"
+    )
+    reward: Literal["log_odds", "confidence"] = Field(
+        "log_odds", description="of the target: log(p / (1 - p)), or p"
+    )
+
+
+class Game(Protocol):
+    """Values of sets of cells, for the images of one batch.
+
+    ``passes`` and ``tokens`` (B,) int64 count forward passes, and the tokens the encoder saw in them (0 for
+    networks without).
+    """
+
+    @property
+    def passes(self) -> Tensor: ...
+
+    @property
+    def tokens(self) -> Tensor: ...
+
+    def values(self, images: Tensor, present: Tensor) -> Tensor:
+        """(M, 2) for (M,) images and the cells in ``present`` (M, n) bool.
+
+        The reward of the target, and 1 where it is the prediction, else 0.
+        """
+        ...
+
+
+def grid_of(classifier: Classifier, parameters: CellParameters) -> tuple[int, int]:
+    """(h, w) of the cells."""
+    if parameters.grid is not None:
+        return parameters.grid, parameters.grid
+    if _drops(classifier, parameters):
+        return classifier.patch_grid
+    return CELLS, CELLS
+
+
+def game_of(classifier: Classifier, batch: Batch, parameters: CellParameters) -> Game:
+    """The game of a batch, as the parameters say.
+
+    Raises
+    ------
+    ValueError
+        If a patch token would be shared by several cells.
+    """
+    grid, reward = grid_of(classifier, parameters), REWARDS[parameters.reward]
+
+    def score(logits: Tensor, targets: Tensor) -> Tensor:
+        return torch.stack([reward(logits, targets), (logits.argmax(1) == targets).to(logits.dtype)], 1)
+
+    if _drops(classifier, parameters):
+        return DroppedTokens(classifier, batch, grid, score)
+    return FilledCells(classifier, batch, grid, parameters.fill or "mean", score)
+
+
+def check_grid(classifier: Classifier, parameters: CellParameters) -> None:
+    """Refuse cells that do not consist of whole patches, or of at least a pixel.
+
+    Raises
+    ------
+    ValueError
+        With what to do.
+    """
+    (h, w), (H, W) = grid_of(classifier, parameters), classifier.input_size
+    if h > H or w > W:
+        raise ValueError(f"grid: {h}x{w} cells do not fit into {H}x{W} pixels; choose fewer")
+    if _drops(classifier, parameters) and any(
+        a % b for a, b in zip(classifier.patch_grid, (h, w), strict=True)
+    ):
+        raise ValueError(
+            f"grid: {h}x{w} cells do not consist of whole patches of {classifier.patch_grid[0]}x"
+            f"{classifier.patch_grid[1]}; choose a divisor, or a fill instead of dropping tokens"
+        )
+
+
+def _drops(classifier: Classifier, parameters: CellParameters) -> bool:
+    return parameters.fill is None and classifier.supports_patches and not classifier.needs_patches
+
+
+class FilledCells:
+    """Absent cells show a fill."""
+
+    def __init__(
+        self, classifier: Classifier, batch: Batch, grid: tuple[int, int], fill: Fill, score: Score
+    ) -> None:
+        self.inputs, self.grid, self.size = batch.inputs, grid, classifier.input_size
+        self.fill = filled(classifier, batch.inputs, fill)
+        self.masked = MaskedForward(classifier, batch.targets, batch.forwards, score)
+        self.tokens = torch.zeros_like(batch.targets)
+
+    @property
+    def passes(self) -> Tensor:
+        return self.masked.passes.long()
+
+    def values(self, images: Tensor, present: Tensor) -> Tensor:
+        def compose(rows: Tensor) -> Tensor:
+            cells = present[rows].to(self.inputs.dtype).unflatten(1, (1, *self.grid))
+            shown = F.interpolate(cells, self.size)  # nearest: hard edges
+            behind = self.fill if len(self.fill) == 1 else self.fill[images[rows]]
+            return torch.lerp(behind.expand(len(rows), -1, *self.size), self.inputs[images[rows]], shown)
+
+        return self.masked.scores(images, compose)
+
+
+class DroppedTokens:
+    """The tokens of absent cells are left out, after all patches have been embedded once."""
+
+    def __init__(self, classifier: Classifier, batch: Batch, grid: tuple[int, int], score: Score) -> None:
+        self.classifier, self.targets, self.score = classifier, batch.targets, score
+        self.embedded = in_chunks(
+            lambda rows: classifier.embed(batch.inputs[rows]), len(batch), batch.forwards
+        )
+        self.budget = batch.forwards * self.embedded.shape[1]
+        self.grid = grid
+        self.passes, self.tokens = torch.zeros_like(batch.targets), torch.zeros_like(batch.targets)
+        self.encode: Callable[[Tensor], Tensor] = class_token_alone(classifier)
+
+    def values(self, images: Tensor, present: Tensor) -> Tensor:
+        counts = present.sum(1)
+        sizes = counts.unique().tolist()
+        if len(sizes) == 1:
+            return self._of_size(images, present)
+        found = present.new_empty(len(images), 2, dtype=self.embedded.dtype)
+        for size in sizes:
+            rows = (counts == size).nonzero()[:, 0]
+            found = found.index_copy(0, rows, self._of_size(images[rows], present[rows]))
+        return found
+
+    def _of_size(self, images: Tensor, present: Tensor) -> Tensor:
+        """Values of sets of one size, at once as many as have the tokens of ``forwards`` whole images."""
+        cells = present[:1].sum() * (self.embedded.shape[1] - self.classifier.patch_prefix)
+        length = self.classifier.patch_prefix + int(cells) // present.shape[1]
+
+        def evaluate(rows: slice) -> Tensor:
+            keep = F.interpolate(
+                present[rows].float().unflatten(1, (1, *self.grid)), self.classifier.patch_grid
+            )
+            tokens = self.classifier.kept_tokens(self.embedded[images[rows]], keep.flatten(1).bool())
+            return self.score(self.encode(tokens), self.targets[images[rows]])
+
+        passes = images.bincount(minlength=len(self.targets))
+        self.passes += passes
+        self.tokens += passes * length
+        return in_chunks(evaluate, len(images), max(1, self.budget // length))

@@ -1,0 +1,78 @@
+"""Shapley values of cells, estimated from permutations."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from explainers.base import Batch, Description, Detail, Explanation, Need, Parameters, statuses_of
+from explainers.classifier import Classifier
+from explainers.games import CellParameters, Game, check_grid, game_of, grid_of
+from explainers.randomness import uniform
+from explainers.registry import register
+
+
+class ShapleyParameters(CellParameters):
+    """Parameters of sampled Shapley values; the fast preset has 10 permutations of 7x7 cells."""
+
+    FAST: ClassVar = {"grid": 7, "samples": 10}
+
+    samples: int = Field(200, ge=1, description="permutations, each a sample for every cell")
+
+
+@register
+class Shapley:
+    """Sampled Shapley values (Castro, Gomez and Tejada, 2009), the baseline of MoXI (CVPR 2024).
+
+    Cells come in the order of a random permutation, and what a cell adds to the reward of those before it is
+    a sample of its value; the map is the mean over permutations, so that it sums to the reward of the whole
+    input less that of none. ``samples`` times n - 1 forward passes, and two. Permutations depend on the
+    image's seed. Absent cells as in MoXI.
+
+    Details: ``forward_passes``; ``tokens``, how many the encoder saw in them (0 without).
+    """
+
+    name: ClassVar[str] = "shapley"
+    title: ClassVar[str] = "Shapley values of cells, sampled from permutations (Castro et al., 2009)"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.INPUTS})
+    Parameters: ClassVar[type[Parameters]] = ShapleyParameters
+
+    def __init__(self, classifier: Classifier, parameters: ShapleyParameters) -> None:
+        check_grid(classifier, parameters)
+        self.classifier, self.parameters = classifier, parameters
+        self.grid = grid_of(classifier, parameters)
+
+    def describe(self) -> Description:
+        return Description(self.grid, {"forward_passes": Detail((), "int32"), "tokens": Detail((), "int64")})
+
+    @torch.inference_mode()
+    def explain(self, batch: Batch) -> Explanation:
+        game = game_of(self.classifier, batch, self.parameters)
+        n, samples = self.grid[0] * self.grid[1], self.parameters.samples
+        ties = uniform(batch.seeds, samples * n).view(len(batch), samples, n)
+        maps = sampled(game, ties.argsort(dim=2, stable=True)).unflatten(1, self.grid).float()
+        details = {"forward_passes": game.passes.int(), "tokens": game.tokens}
+        return Explanation(maps, statuses_of(maps), details)
+
+
+def sampled(game: Game, permutations: Tensor) -> Tensor:
+    """(B, n) mean gain of every cell over permutations (B, S, n) of the cells."""
+    B, S, n = permutations.shape
+    rank = permutations.argsort(2)
+    every = torch.arange(B, device=rank.device)
+    ends = torch.tensor([False, True], device=rank.device).repeat(B)[:, None].expand(-1, n)
+    none, whole = game.values(every.repeat_interleave(2), ends)[:, 0].view(B, 2).split(1, 1)
+    total = none.new_zeros(B, n)
+    before = none.expand(B, S)
+    for count in range(1, n + 1):
+        if count < n:
+            present = (rank < count).flatten(0, 1)
+            after = game.values(every.repeat_interleave(S), present)[:, 0].view(B, S)
+        else:
+            after = whole.expand(B, S)
+        total = total.scatter_add(1, permutations[..., count - 1], after - before)
+        before = after
+    return total / S
