@@ -56,8 +56,8 @@ class DecomCam:
     head and back, and q + 1 forward passes.
 
     Details: ``components`` (q, h, w), signed; their ``singular_values`` (q,); ``d`` (q,); ``weights`` (q,);
-    ``channels`` (P,), the channels kept in the order of their weights. All gains equal weigh 1 each; with
-    the notebook's rule and no gain of 0.01 the map is zero.
+    ``channels`` (P,), the channels kept in the order of their weights; ``forward_passes``, q + 1. All gains
+    equal weigh 1 each; with the notebook's rule and no gain of 0.01 the map is zero.
     """
 
     name: ClassVar[str] = "decomcam"
@@ -79,6 +79,7 @@ class DecomCam:
             "d": Detail((q,), "float32"),
             "weights": Detail((q,), "float32"),
             "channels": Detail((self.channels,), "int32"),
+            "forward_passes": Detail((), "int32"),
         }
         return Description(grid, details)
 
@@ -86,7 +87,7 @@ class DecomCam:
     def explain(self, batch: Batch) -> Explanation:
         channels, maps = self._class_discriminative(batch)
         components, singular_values = decompose(maps, self.components)
-        d = self._gains(batch, components)
+        d, passes = self._gains(batch, components)
         weights = WEIGHTS[self.rule](d)
         saliency = torch.einsum("bq,bqhw->bhw", weights, components.relu()).float()
         details = {
@@ -95,6 +96,7 @@ class DecomCam:
             "d": d.float(),
             "weights": weights.float(),
             "channels": channels.int(),
+            "forward_passes": passes,
         }
         return Explanation(saliency, statuses_of(saliency), details)
 
@@ -112,8 +114,8 @@ class DecomCam:
         kept = features.take_along_dim(channels[..., None, None], 1)
         return channels, alpha[..., None, None] * kept
 
-    def _gains(self, batch: Batch, components: Tensor) -> Tensor:
-        """(B, q) score of each input revealed through each component, less the blurred input's."""
+    def _gains(self, batch: Batch, components: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, q) scores of inputs revealed through components, less the blurred inputs'; and (B,) passes."""
         blurred = filled(self.classifier, batch.inputs, "blur")
         # One more component, of zero, reveals nothing: the blurred input itself.
         positive = F.pad(components.relu(), (0, 0, 0, 0, 0, 1)).float()
@@ -125,7 +127,7 @@ class DecomCam:
 
         masked = MaskedForward(self.classifier, batch.targets, batch.forwards, target_logit)
         scores = masked.variants(self.components + 1, revealed)
-        return (scores[:, :-1] - scores[:, -1:]) / self.classifier.logit_scale
+        return (scores[:, :-1] - scores[:, -1:]) / self.classifier.logit_scale, masked.passes
 
 
 def decompose(maps: Tensor, components: int) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ SCORES = pa.schema(
         ("value", pa.float64()),  # null where the metric is undefined
         ("curve", pa.list_(pa.float32())),
         pa.field("status", pa.string(), nullable=False),
+        ("forward_passes", pa.int64()),  # that the map took; null where the explainer makes none of its own
     ]
 )
 _FROM_INPUTS = pa.schema(

@@ -63,8 +63,17 @@ def _score(run: Run, shard: int, explainer: str) -> Outcome:
         for metric in chosen:
             _put(metric.score(batch, prepared), rows, values, curves)
     ids = [sample["sample_id"] for sample in samples for _ in range(run.targets_per_image)]
-    part = write_scores(run.root, explainer, shard, _tidy(ids, targets, statuses, values, curves))
+    passes = _forward_passes(run, explainer, start, stop)
+    part = write_scores(run.root, explainer, shard, _tidy(ids, targets, statuses, values, curves, passes))
     return Outcome(stop - start, statuses, [part], {"metrics": list(run.metrics)})
+
+
+def _forward_passes(run: Run, explainer: str, start: int, stop: int) -> list[int | None]:
+    """What each map took, where the explainer counts it."""
+    if "forward_passes" not in run.explainers[explainer]["details"]:
+        return [None] * (stop - start)
+    passes: list[int | None] = read(run.saliency(explainer) / "details/forward_passes", start, stop).tolist()
+    return passes
 
 
 def _put(
@@ -86,6 +95,7 @@ def _tidy(
     statuses: list[str],
     values: dict[str, np.ndarray],
     curves: dict[str, list[np.ndarray | None]],
+    passes: list[int | None],
 ) -> dict[str, list[Any]]:
     """One row per map and number; what is undefined is null."""
     names = list(values)
@@ -96,6 +106,7 @@ def _tidy(
         "value": [None if np.isnan(v) else float(v) for name in names for v in values[name]],
         "curve": [curve for name in names for curve in curves[name]],
         "status": statuses * len(names),
+        "forward_passes": passes * len(names),
     }
 
 

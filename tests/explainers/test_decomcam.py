@@ -128,8 +128,9 @@ def test_an_image_costs_one_pass_for_each_component_and_one_for_the_blurred_inpu
         first = next(m for m in classifier.network.modules() if isinstance(m, nn.Conv2d))
         batch = toys.batch(classifier, 3, forwards=8)
         handle = first.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-        explain(classifier, batch, components=5)
+        found = explain(classifier, batch, components=5)
         handle.remove()
+    assert found.details["forward_passes"].tolist() == [6, 6, 6]
     assert sum(rows) == 3 * 6
     assert rows == [8, 8, 2]
 

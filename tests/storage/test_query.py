@@ -21,6 +21,7 @@ def scores_of(values: list[float]) -> dict[str, list[object]]:
         "value": values,
         "curve": [None] * len(values),
         "status": ["ok"] * len(values),
+        "forward_passes": [None] * len(values),
     }
 
 

@@ -16,6 +16,7 @@ COLUMNS: dict[str, list[Any]] = {
     "value": [0.5, None, 0.1, None],
     "curve": [[0.0, 0.25, 1.0], None, None, None],
     "status": ["ok", "failed", "ok", "failed"],
+    "forward_passes": [11, None, 11, None],
 }
 
 
