@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +33,19 @@ def random_bits(seeds: Tensor, count: int) -> Tensor:
 def uniform(seeds: Tensor, count: int) -> Tensor:
     """(B, count) float32 in [0, 1), 24 random bits each."""
     return _shift(random_bits(seeds, count), 40).float() / (1 << 24)
+
+
+@contextmanager
+def global_generators(seed: int, device: torch.device) -> Iterator[None]:
+    """The global generators of torch and NumPy seeded, for libraries that draw from them, and then restored."""
+    state = np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:

@@ -268,7 +268,11 @@ def _list(registry: Any) -> None:
         told = [
             f"{key} = {json.dumps(field.default)}" + (f"  ({field.description})" if field.description else "")
             for key, field in cls.Parameters.model_fields.items()
+            if key != "preset"
         ]
+        fast = getattr(cls.Parameters, "FAST", {})
+        if fast:
+            told.append(f'preset = "fast"  ({", ".join(f"{key} {value}" for key, value in fast.items())})')
         table.add_row(name, cls.title, "\n".join(told))
     console.print(table)
 

@@ -53,6 +53,24 @@ def mlp(units: int, classes: int, seed: int) -> Classifier:
     return pooled(units, head)
 
 
+class _Proportion(nn.Module):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.features, self.weight = nn.Identity(), weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        share = (self.features(inputs) * self.weight).sum((1, 2, 3))
+        return torch.stack([share, 1 - share], 1).log()
+
+
+def proportion(weight: Tensor) -> Classifier:
+    """Class 0 has the probability ``(inputs * weight).sum()``, linear in the pixels; ``weight`` (3, H, W).
+
+    Weights add up to at most 1. A hidden pixel is 0.
+    """
+    return Classifier(_Proportion(weight), layer="features", input_size=tuple(weight.shape[1:]))
+
+
 class Weakest(nn.Module):
     """Logits (0, smallest mean among ``needed`` - threshold): all of ``needed`` or nothing."""
 

@@ -25,6 +25,11 @@ COUNT = 4
 SMALL: dict[str, dict[str, object]] = {
     "rise": {"masks": 20},
     "occlusion": {"window": 96, "stride": 64},
+    "integrated_gradients": {"steps": 5},
+    "smoothgrad": {"samples": 4},
+    "gradient_shap": {"samples": 4},
+    "kernel_shap": {"cells": 3, "samples": 30},
+    "lime": {"cells": 3, "samples": 30},
     "moxi": {"grid": 4, "mode": "both"},
     "shapley": {"grid": 4, "samples": 2},
 }

@@ -61,7 +61,7 @@ def test_scores_have_their_explainer_and_join_with_samples(root: Path) -> None:
         ("FROM scores WHERE value > 4", 2),
         ("WITH a AS (SELECT * FROM scores) SELECT * FROM a;", 6),
         ("PIVOT scores ON metric USING avg(value) GROUP BY explainer", 2),
-        ("DESCRIBE scores", 7),
+        ("DESCRIBE scores", 8),
         ("SUMMARIZE samples", 2),
         ("SHOW TABLES", 2),
         ("-- a remark\nSELECT ';'", 1),
