@@ -44,7 +44,7 @@ from explainers.registry import explainers
 from explainers.requirements import unmet
 
 TOGETHER = "together"
-CACHED = {Need.ACTIVATIONS, Need.GRADIENTS, Need.PREDICTION, Need.POOLED}
+CACHED = {Need.ACTIVATIONS, Need.GRADIENTS, Need.CURVATURE, Need.PREDICTION, Need.POOLED}
 AIMS = {"gradcam": 1.2, "ddcam": 1.35, TOGETHER: 1.6}  # in bare forward passes
 FLOOR_AIM = 1.15
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

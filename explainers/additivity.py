@@ -29,8 +29,8 @@ class AdditiveHead:
     bias
         (C,) logits with every unit at zero.
     per_mean
-        (U, C), if a unit's contribution is its spatial mean times its row here; None if not, and then
-        contributions are read from the head one unit at a time.
+        (D, C), if the logits are the channels' spatial means times their rows here, over all patches where
+        the units are tokens; None if not, and then contributions are read from the head one unit at a time.
     """
 
     bias: Tensor
@@ -39,17 +39,20 @@ class AdditiveHead:
     def sums(self, classifier: Classifier, activations: Tensor, forwards: int) -> Sums:
         """Contributions of all units to all logits, for B images."""
         B, U = len(activations), classifier.units.count
-        if self.per_mean is not None:
+        every = torch.arange(B * U, device=activations.device)
+        if self.per_mean is not None and classifier.units.kind == "channels":
             means = classifier.spatial(activations).mean((2, 3))
-            shared = torch.arange(U, device=activations.device).expand(B, U)
-            return Sums(self.bias, means, self.per_mean, shared)
+            return Sums(self.bias, means, self.per_mean, every[:U].expand(B, U))
+        if self.per_mean is not None:
+            shares = classifier.spatial(activations).flatten(2).mT / U
+            contributions = (shares @ self.per_mean).flatten(0, 1)
+            return Sums(self.bias, contributions.new_ones(B, U), contributions, every.view(B, U))
 
         def alone(rows: slice) -> Tensor:
             images, units = every[rows] // U, every[rows] % U
             masked = classifier.mask_units(activations[images], F.one_hot(units, U).bool())
             return classifier.head(masked) - self.bias
 
-        every = torch.arange(B * U, device=activations.device)
         contributions = in_chunks(alone, B * U, forwards)
         return Sums(self.bias, contributions.new_ones(B, U), contributions, every.view(B, U))
 
@@ -82,25 +85,23 @@ def _examine(classifier: Classifier) -> AdditiveHead | None:
     empty, union = logits(torch.zeros_like(S)), logits(S | T)
     if not _equal(union + empty, logits(S) + logits(T)):
         return None
-    if classifier.units.kind == "channels":
-        per_mean = _per_mean(classifier, empty[0])
-        pooled = classifier.spatial(activations).mean((2, 3)) @ per_mean + empty
-        if _equal(pooled, classifier.head(activations)):
-            return AdditiveHead(empty[0], per_mean)
+    per_mean = _per_mean(classifier, empty[0])
+    pooled = classifier.spatial(activations).mean((2, 3)) @ per_mean + empty
+    if _equal(pooled, classifier.head(activations)):
+        return AdditiveHead(empty[0], per_mean)
     return AdditiveHead(empty[0], None)
 
 
 def _per_mean(classifier: Classifier, bias: Tensor) -> Tensor:
-    """(U, C) what a unit that is one everywhere adds to the logits."""
-    U = classifier.units.count
+    """(D, C) what a channel that is one everywhere adds to the logits."""
+    D = classifier.channels
 
     def constant(rows: slice) -> Tensor:
-        maps = bias.new_zeros(rows.stop - rows.start, *classifier.activation_shape)
-        units = torch.arange(rows.start, rows.stop, device=bias.device)
-        maps[units - rows.start, units] = 1
-        return classifier.head(maps) - bias
+        ones = bias.new_ones(rows.stop - rows.start, *classifier.activation_shape)
+        channels = torch.arange(rows.start, rows.stop, device=bias.device)
+        return classifier.head(classifier.mask_channels(ones, F.one_hot(channels, D).bool())) - bias
 
-    return in_chunks(constant, U, _CHUNK)
+    return in_chunks(constant, D, _CHUNK)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

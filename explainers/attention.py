@@ -38,6 +38,9 @@ def explicit_attention(network: nn.Module, read: Read) -> Iterator[None]:
         While the network runs, if a module attends to other tokens than its own, or through a mask.
     """
     with ExitStack() as undo:
+        # The layers of torch.nn would run whole in a kernel of their own, past their attention modules.
+        undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
         for module in network.modules():
             kind = kind_of(module)
             if kind is not None:

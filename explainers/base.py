@@ -27,6 +27,7 @@ class Need(StrEnum):
     INPUTS = "inputs"  # the inputs themselves, pixels in [0, 1]
     ACTIVATIONS = "activations"  # cached activations at the target layer, and the head
     GRADIENTS = "gradients"  # gradients through the head
+    CURVATURE = "curvature"  # second derivatives through the head
     PATCHES = "patches"  # a transformer that runs on a subset of its patch tokens
     ATTENTION = "attention"  # a transformer whose attention matrices can be read
     POOLED = "pooled"  # a head that adds up the spatial means of channels, and nothing else

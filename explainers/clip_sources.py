@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -117,8 +118,8 @@ def _open_clip_settings(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]
             raise not_downloaded(spec, error, "folder") from error
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-        return settings["model_cfg"], settings.get("preprocess_cfg", {})
-    except (OSError, ValueError, KeyError) as error:
+        return dict(settings["model_cfg"]), dict(settings.get("preprocess_cfg", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"model.name: cannot read {file}: {_reason(error)}") from error
 
 
@@ -127,8 +128,13 @@ def open_clip_preprocessing(spec: ModelSpec) -> Preprocessing:
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
     model, weights = _open_clip_settings(spec)
-    found = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), weights))
-    size = open_clip.CLIPVisionCfg(**model["vision_cfg"]).image_size
+    try:
+        found = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), weights))
+        size = open_clip.CLIPVisionCfg(**model["vision_cfg"]).image_size
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"model.name: the configuration of {spec.name} is not open_clip's: {_reason(error)}"
+        ) from error
     side = size if isinstance(size, int) else _square(spec, *size)
     if found.resize_mode != "shortest" and spec.resize is None:
         raise _resizes_otherwise(spec, found.resize_mode)
@@ -198,14 +204,26 @@ def huggingface_preprocessing(spec: ModelSpec) -> Preprocessing:
     resize = found["size"].get("shortest_edge") if found["do_resize"] else None
     if found["do_resize"] and resize is None and spec.resize is None:
         raise _resizes_otherwise(spec, " and ".join(found["size"]))
+    if not found["do_rescale"] or not math.isclose(found["rescale_factor"], 1 / 255):
+        raise ValueError(
+            f"model.name: the image processor of {spec.name} does not scale pixels to [0, 1] before it "
+            "normalises them, which is what is done here; give the network as a callable"
+        )
     crop = found["crop_size"] if found.get("do_center_crop") else None
-    return Preprocessing(
-        resize=resize,
-        crop=crop and _square(spec, crop["height"], crop["width"]),
-        interpolation=Image.Resampling(found["resample"]).name.lower(),
-        mean=tuple(found["image_mean"]),
-        std=tuple(found["image_std"]),
-    )
+    side = crop and _square(spec, crop["height"], crop["width"])
+    normalises = found["do_normalize"]
+    try:
+        return Preprocessing(
+            resize=resize,
+            crop=side,
+            interpolation=Image.Resampling(found["resample"]).name.lower(),
+            mean=tuple(found["image_mean"]) if normalises else (0.0, 0.0, 0.0),
+            std=tuple(found["image_std"]) if normalises else (1.0, 1.0, 1.0),
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"model.name: cannot read the image processor of {spec.name}: {_reason(error)}"
+        ) from error
 
 
 def huggingface_network(spec: ModelSpec, device: str | torch.device) -> Clip:

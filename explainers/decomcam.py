@@ -6,7 +6,7 @@ sum. Where the releases disagree or are silent, this is our CHOICE:
 
 - Of channels with equal gradient weights the lowest index comes first.
 - A component's sign is the one that makes its entry of largest magnitude positive.
-- Components beyond the numerical rank are zero: rounding noise, min-maxed, would be a mask like any other.
+- Components beyond the numerical rank are zero and weigh nothing: rounding, min-maxed, would be a mask.
 - The weights are min-maxed gains, as in the figure; the notebook's rule can be had instead.
 - The sum of the sub-saliency maps is taken on the layer's own grid. They are its bicubic upsampling, which is
   linear, so that only the upsampling on reading is another one: the same for every explainer.
@@ -56,8 +56,9 @@ class DecomCam:
     head and back, and q + 1 forward passes.
 
     Details: ``components`` (q, h, w), signed; their ``singular_values`` (q,); ``d`` (q,); ``weights`` (q,);
-    ``channels`` (P,), the channels kept in the order of their weights; ``forward_passes``, q + 1. All gains
-    equal weigh 1 each; with the notebook's rule and no gain of 0.01 the map is zero.
+    ``channels`` (P,), the channels kept in the order of their weights; ``forward_passes``, q + 1 where
+    no component is zero. Gains that are all equal weigh 1 each; with the notebook's rule and no gain of
+    0.01 the map is zero.
     """
 
     name: ClassVar[str] = "decomcam"
@@ -69,7 +70,8 @@ class DecomCam:
         self.classifier, self.rule = classifier, parameters.weights
         h, w = classifier.grid
         self.channels = min(parameters.channels, classifier.channels)
-        self.components = min(parameters.components, self.channels, h * w)
+        # Centred columns have a rank below the number of positions.
+        self.components = min(parameters.components, self.channels, max(1, h * w - 1))
 
     def describe(self) -> Description:
         q, grid = self.components, self.classifier.grid
@@ -87,8 +89,9 @@ class DecomCam:
     def explain(self, batch: Batch) -> Explanation:
         channels, maps = self._class_discriminative(batch)
         components, singular_values = decompose(maps, self.components)
-        d, passes = self._gains(batch, components)
-        weights = WEIGHTS[self.rule](d)
+        there = ~(singular_values == 0)
+        d, passes = self._gains(batch, components, there)
+        weights = WEIGHTS[self.rule](d, there)
         saliency = torch.einsum("bq,bqhw->bhw", weights, components.relu()).float()
         details = {
             "components": components.float(),
@@ -114,8 +117,11 @@ class DecomCam:
         kept = features.take_along_dim(channels[..., None, None], 1)
         return channels, alpha[..., None, None] * kept
 
-    def _gains(self, batch: Batch, components: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, q) scores of inputs revealed through components, less the blurred inputs'; and (B,) passes."""
+    def _gains(self, batch: Batch, components: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, q) scores of inputs revealed through components, less the blurred inputs'; and (B,) passes.
+
+        Components that are not ``there`` (B, q) reveal nothing and are not passed.
+        """
         blurred = filled(self.classifier, batch.inputs, "blur")
         # One more component, of zero, reveals nothing: the blurred input itself.
         positive = F.pad(components.relu(), (0, 0, 0, 0, 0, 1)).float()
@@ -126,7 +132,9 @@ class DecomCam:
             return torch.maximum(batch.inputs[image] * mask, blurred[image] * (1 - mask))
 
         masked = MaskedForward(self.classifier, batch.targets, batch.forwards, target_logit)
-        scores = masked.variants(self.components + 1, revealed)
+        variant = torch.arange(self.components + 1, device=there.device)
+        same = torch.where(F.pad(there, (0, 1)), variant, self.components)
+        scores = masked.variants(self.components + 1, revealed, same)
         return (scores[:, :-1] - scores[:, -1:]) / self.classifier.logit_scale, masked.passes
 
 
@@ -134,24 +142,37 @@ def decompose(maps: Tensor, components: int) -> tuple[Tensor, Tensor]:
     """The first components (B, q, h, w) and singular values (B, q) of centred maps (B, P, h, w).
 
     Components are orthogonal, of the length of their singular values, and signed so that the entry of the
-    largest magnitude is positive.
+    largest magnitude is positive. What centring leaves of maps that are constant is rounding, and zero.
     """
     columns = maps.flatten(2).mT
-    U, S, _ = svd(columns - columns.mean(1, keepdim=True))
+    size = torch.linalg.matrix_norm(columns)
+    U, S, _ = svd(columns - columns.mean(1, keepdim=True), size)
     U, S = U[..., :components], S[:, :components]
     sign = U.gather(1, U.abs().argmax(1, keepdim=True)).sign()
     return (U * sign * S[:, None]).mT.unflatten(2, maps.shape[2:]), S
 
 
-def minmax_weights(d: Tensor) -> Tensor:
-    """(B, q) gains shifted and scaled to [0, 1] (the paper's figure); 1 each where all are equal."""
-    low, high = d.amin(1, keepdim=True), d.amax(1, keepdim=True)
-    return torch.where(high > low, (d - low) / torch.where(high > low, high - low, 1), 1)
+def minmax_weights(d: Tensor, there: Tensor) -> Tensor:
+    """(B, q) gains shifted and scaled to [0, 1] (the paper's figure); 1 each where all are equal.
+
+    Components that are not ``there`` (B, q) have no part in it and weigh 0.
+    """
+    low = d.masked_fill(~there, torch.inf).amin(1, keepdim=True)
+    high = d.masked_fill(~there, -torch.inf).amax(1, keepdim=True)
+    weights = torch.where(high == low, 1, (d - low) / torch.where(high == low, 1, high - low))
+    return _unless_broken(weights, d, there)
 
 
-def notebook_weights(d: Tensor) -> Tensor:
+def notebook_weights(d: Tensor, there: Tensor) -> Tensor:
     """(B, q) gains over the largest, 0 for gains below 0.01 (the authors' notebook)."""
-    return torch.where(d < NOTEBOOK_THRESHOLD, 0, d / d.amax(1, keepdim=True))
+    weights = torch.where(d < NOTEBOOK_THRESHOLD, 0, d / d.amax(1, keepdim=True))
+    return _unless_broken(weights, d, there)
+
+
+def _unless_broken(weights: Tensor, d: Tensor, there: Tensor) -> Tensor:
+    """Zero for components that are not there, NaN for all of an image if one of its gains is not finite."""
+    finite = d.isfinite().all(1, keepdim=True)
+    return weights.masked_fill(~there, 0).masked_fill(~finite, torch.nan)
 
 
 WEIGHTS = {"minmax": minmax_weights, "notebook": notebook_weights}

@@ -135,6 +135,7 @@ class ShapleyCam(_GradientCam):
 
     name: ClassVar[str] = "shapleycam"
     title: ClassVar[str] = "ShapleyCAM: Grad-CAM with a second-order term of the head (arXiv 2501.06261)"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.ACTIVATIONS, Need.GRADIENTS, Need.CURVATURE})
 
     def _chunk(self, batch: Batch, rows: slice) -> Tensor:
         gradient, curvature = head_gradient_and_curvature(self.classifier, batch, rows)

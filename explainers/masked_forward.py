@@ -85,11 +85,19 @@ class MaskedForward:
         self.passes += images.bincount(minlength=len(self.targets)).int()
         return found
 
-    def variants(self, count: int, compose: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def variants(
+        self, count: int, compose: Callable[[Tensor, Tensor], Tensor], same: Tensor | None = None
+    ) -> Tensor:
         """(B, count, ...) scores of ``count`` masked inputs of every image.
 
-        ``compose`` makes them from image and variant indices, (n,) int64 each.
+        ``compose`` makes them from image and variant indices, (n,) int64 each. Where ``same`` (B, count) has
+        the same number twice for an image, so are the inputs.
         """
         B = len(self.targets)
         images = torch.arange(B, device=self.targets.device).repeat_interleave(count)
-        return self.scores(images, lambda rows: compose(rows // count, rows % count)).unflatten(0, (B, count))
+        found = self.scores(
+            images,
+            lambda rows: compose(rows // count, rows % count),
+            None if same is None else same.flatten(),
+        )
+        return found.unflatten(0, (B, count))

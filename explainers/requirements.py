@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Set
 
+import torch
+
 from explainers.additivity import additive_head
 from explainers.attention import reads_attention
-from explainers.base import Need
+from explainers.base import Batch, Need
 from explainers.classifier import Classifier
+from explainers.head_gradient import head_gradient_and_curvature
 
 
 def unmet(needs: Set[Need], classifier: Classifier) -> str | None:
@@ -19,12 +22,28 @@ def unmet(needs: Set[Need], classifier: Classifier) -> str | None:
         return "needs a vision transformer that runs on a subset of its patch tokens"
     if Need.ATTENTION in needs and not reads_attention(classifier):
         return "needs a vision transformer whose attention can be read"
+    if Need.CURVATURE in needs and not _differentiable_twice(classifier):
+        return (
+            f"needs a head that can be differentiated twice, and an operation behind {classifier.layer!r} "
+            "cannot; name a later layer"
+        )
     if Need.POOLED in needs and not _pooled(classifier):
         return (
             f"needs a head that is global average pooling and one linear layer, and behind "
             f"{classifier.layer!r} it is not"
         )
     return None
+
+
+def _differentiable_twice(classifier: Classifier) -> bool:
+    probe = torch.rand(1, *classifier.activation_shape, generator=torch.Generator().manual_seed(0))
+    target = torch.zeros(1, dtype=torch.int64, device=classifier.device)
+    batch = Batch(probe, target, target, probe.to(classifier.device))
+    try:
+        head_gradient_and_curvature(classifier, batch, slice(0, 1))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _pooled(classifier: Classifier) -> bool:

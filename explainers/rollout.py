@@ -56,7 +56,7 @@ class Rollout(_OverBlocks):
     its row of the class token over the patches: not negative, with a sum of at most 1, and the same for
     every class.
 
-    CHOICES: of a network whose head pools its patch tokens, the mean of their rows; of one whose head also
+    CHOICES: of a network whose head pools its patch tokens, by a mean or otherwise, the mean of their rows; of one whose head also
     reads a distillation token, the class token's row alone; of an unknown architecture, the first prefix
     token is taken for the class token.
     """
@@ -105,7 +105,7 @@ class GenericAttention(_OverBlocks):
         matrices: list[Tensor] = []
         with explicit_attention(self.classifier.network, matrices.append):
             score = self.classifier.logits(inputs).gather(1, targets[:, None]).sum()
-        gradients = torch.autograd.grad(score, matrices)
+        gradients = torch.autograd.grad(score, matrices, materialize_grads=True)
         gathered = torch.zeros_like(self.head_row)
         for matrix, gradient in zip(reversed(matrices), reversed(gradients), strict=True):
             a_bar = (gradient * matrix.detach()).relu().mean(1).float()

@@ -25,6 +25,8 @@ class ScoreCam:
     are the weights. A channel that is constant shows nothing: its score is that of black, passed once for all
     of them.
 
+    Of a CLIP-like model, the softmax is over logits, cosine similarities times the logit scale.
+
     Details: ``forward_passes``, masked inputs that went through the network.
     """
 

@@ -147,7 +147,7 @@ def _differences(known: Manifest, wanted: Manifest) -> list[str]:
     return removed + [
         f"{field} was {_short(before, field)} and is {_short(after, field)}"
         for field in before | after
-        if before.get(field, _ABSENT) != after.get(field, _ABSENT)
+        if before.get(field) != after.get(field)  # a key that came later and is not used is none
     ]
 
 
@@ -155,9 +155,6 @@ def _compared(manifest: Manifest) -> dict[str, Any]:
     """The fields that must stay as they are; those of the identity by their own names, as in the job."""
     apart = {"job", "identity", "versions", "shard_rows", "hash", "created", "updates"}
     return manifest.identity | manifest.model_dump(mode="json", exclude=apart)
-
-
-_ABSENT = object()
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -41,9 +41,13 @@ class Component:
 
 def decomposing(run: Run) -> list[str]:
     """The run's explainers that decompose their maps."""
-    return [
-        name for name, entry in run.explainers.items() if {"components", "weights"} <= set(entry["details"])
-    ]
+    found = []
+    for name, entry in run.explainers.items():
+        shapes = {key: tuple(detail["shape"]) for key, detail in entry["details"].items()}
+        components, weights = shapes.get("components", ()), shapes.get("weights", ())
+        if len(components) == 3 and components[:1] == weights:
+            found.append(name)
+    return found
 
 
 def components_of(run: Run, explainer: str, row: int) -> list[Component]:

@@ -104,6 +104,35 @@ def test_inputs_that_are_not_square_are_refused(tmp_path):
     assert line(keys, preprocessing).startswith(f"model.name: local-dir:{tmp_path} takes 96x64 pixels")
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"rescale_factor": 1 / 127.5}, "does not scale pixels to [0, 1] before it normalises them"),
+        ({"do_rescale": False}, "does not scale pixels to [0, 1] before it normalises them"),
+        ({"image_mean": 0.5}, "model.name: cannot read the image processor of"),
+    ],
+)
+def test_image_processors_that_do_something_else_are_refused(settings, expected, tmp_path):
+    assert expected in line(repository(tmp_path, **settings), preprocessing)
+
+
+def test_an_image_processor_that_does_not_normalise_leaves_pixels_as_they_are(tmp_path):
+    found = preprocessing(ModelSpec(**repository(tmp_path, do_normalize=False)))
+    assert (found.mean, found.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("vision", [None, [], {"no_such_key": 1}])
+def test_a_folder_with_another_kind_of_configuration_is_refused(vision, tmp_path):
+    keys = local_dir(tmp_path, VISION)
+    config = tmp_path / "open_clip_config.json"
+    written = json.loads(config.read_text())
+    written["model_cfg"]["vision_cfg"] = vision
+    config.write_text(json.dumps(written))
+    assert "is not open_clip's" in line(keys, preprocessing)
+    config.write_text("[]")
+    assert line(keys, preprocessing).startswith(f"model.name: cannot read {config}")
+
+
 # Names
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -182,8 +184,8 @@ def test_the_sign_does_not_depend_on_that_of_the_decomposition(monkeypatch: pyte
     expected, _ = decompose(maps, 10)
     original = decomcam.svd
 
-    def flipped(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        U, S, Vh = original(matrices)
+    def flipped(matrices: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        U, S, Vh = original(matrices, size)
         return -U, S, -Vh
 
     monkeypatch.setattr(decomcam, "svd", flipped)
@@ -195,14 +197,31 @@ def test_the_sign_does_not_depend_on_that_of_the_decomposition(monkeypatch: pyte
 
 def test_the_figures_weights_are_the_gains_between_their_smallest_and_largest() -> None:
     d = torch.tensor([[2.0, -2.0, 0.0], [0.5, 0.5, 0.5]])
-    assert minmax_weights(d).tolist() == [[1.0, 0.0, 0.5], [1.0, 1.0, 1.0]]
+    everything = torch.ones_like(d, dtype=torch.bool)
+    assert minmax_weights(d, everything).tolist() == [[1.0, 0.0, 0.5], [1.0, 1.0, 1.0]]
+
+
+def test_components_that_are_not_there_weigh_nothing_and_do_not_move_the_others() -> None:
+    d = torch.tensor([[-3.0, -1.0, 0.0, 0.0], [-3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    there = torch.tensor([[True, True, False, False], [True, False, False, False], [False] * 4])
+    assert minmax_weights(d, there).tolist() == [[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0] * 4]
+
+
+@pytest.mark.parametrize("rule", [minmax_weights, notebook_weights])
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+def test_a_gain_that_is_not_finite_leaves_no_weight_of_its_image(
+    rule: Callable[[Tensor, Tensor], Tensor], broken: float
+) -> None:
+    d = torch.tensor([[broken, 1.0, 2.0], [0.5, 1.0, 0.75]])
+    weights = rule(d, torch.ones_like(d, dtype=torch.bool))
+    assert weights[0].isnan().all()
+    assert weights[1].isfinite().all()
 
 
 def test_the_notebooks_weights_are_gains_over_the_largest_and_small_gains_count_nothing() -> None:
     d = torch.tensor([[2.0, -2.0, 0.009], [0.5, 0.25, 0.01], [0.0, -1.0, 0.009]])
-    assert torch.allclose(
-        notebook_weights(d), torch.tensor([[1.0, 0, 0], [1.0, 0.5, 0.02], [0, 0, 0]]), atol=1e-6
-    )
+    expected = torch.tensor([[1.0, 0, 0], [1.0, 0.5, 0.02], [0, 0, 0]])
+    torch.testing.assert_close(notebook_weights(d, torch.ones_like(d, dtype=torch.bool)), expected)
 
 
 # Channels and degenerate cases
@@ -228,7 +247,8 @@ def test_a_class_without_gradient_has_a_map_of_zero_and_equal_weights() -> None:
         found = explain(classifier, retargeted(toys.batch(classifier, 2), 1))
     assert found.statuses == [Status.ALL_ZERO] * 2
     assert found.details["d"].count_nonzero() == 0
-    assert bool((found.details["weights"] == 1).all())
+    assert found.details["weights"].count_nonzero() == 0
+    assert found.details["forward_passes"].tolist() == [1, 1]
 
 
 def test_no_gain_worth_a_weight_by_the_notebooks_rule_is_a_map_of_zero() -> None:
@@ -253,11 +273,44 @@ def test_an_image_with_activations_that_are_not_finite_is_reported_alone() -> No
     torch.testing.assert_close(found.maps[[0, 2]], whole.maps[[0, 2]], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("grid", [3, 7, 14])
+def test_maps_that_are_constant_have_no_component_however_they_round(grid: int) -> None:
+    levels = torch.randn(4, 30, 1, 1, generator=torch.Generator().manual_seed(grid)) * 100
+    components, singular_values = decompose(levels.expand(-1, -1, grid, grid), 8)
+    assert components.count_nonzero() == 0
+    assert singular_values.count_nonzero() == 0
+
+
+def test_scores_that_are_not_finite_make_a_map_that_is_not() -> None:
+    class Fragile(nn.Module):
+        """Breaks on anything dark."""
+
+        limit = -1.0
+
+        def forward(self, means: Tensor) -> Tensor:
+            return torch.where(means[:, :1] < self.limit, torch.nan, means)
+
+    with toys.pooled(3, Fragile()) as classifier:
+        classifier.network.head.limit = 0.3
+        classifier.network.features[0].weight.data.fill_(1 / 48)
+        classifier.network.features[0].bias.data.zero_()
+        pixels = torch.full((1, 3, 8, 8), 0.2)
+        pixels[..., :6, :] = 1.0
+        activations = classifier.activations(pixels)
+        assert activations.isfinite().all()
+        assert classifier.head(activations).isfinite().all()
+        found = explain(classifier, Batch(pixels, torch.tensor([0]), torch.tensor([0]), activations))
+        dark = Batch(0.3 * pixels, torch.tensor([0]), torch.tensor([0]), activations)
+        broken = explain(classifier, dark)
+    assert found.statuses == [Status.OK]
+    assert broken.statuses == [Status.NOT_FINITE]
+
+
 def test_grids_smaller_than_the_components_asked_for_give_fewer() -> None:
     with toys.linear(torch.eye(30)) as classifier:
         explainer = DecomCam(classifier, DecomCam.Parameters())
-        assert explainer.describe().details["components"].shape == (4, 2, 2)
-        assert explainer.explain(toys.batch(classifier, 2)).details["components"].shape == (2, 4, 2, 2)
+        assert explainer.describe().details["components"].shape == (3, 2, 2)
+        assert explainer.explain(toys.batch(classifier, 2)).details["components"].shape == (2, 3, 2, 2)
 
 
 def test_scores_of_a_clip_like_model_are_cosine_similarities_whatever_its_logit_scale() -> None:

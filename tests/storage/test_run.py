@@ -198,6 +198,12 @@ def test_another_job_is_refused_with_the_fields_that_differ(
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
+def test_a_key_that_came_later_and_is_not_used_changes_nothing(tmp_path: Path) -> None:
+    first = Run.create_or_open(tmp_path / "run", manifest())
+    newer = manifest(identity=first.manifest.identity | {"templates": None})
+    assert Run.create_or_open(tmp_path / "run", newer).manifest.identity == first.manifest.identity
+
+
 def test_only_the_first_differences_are_spelled_out(tmp_path: Path) -> None:
     Run.create_or_open(tmp_path, manifest(identity={f"field{i}": 0 for i in range(12)}))
     with pytest.raises(RunMismatchError, match="field7 was 0 and is 1 and 4 more"):

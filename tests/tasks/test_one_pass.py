@@ -68,7 +68,7 @@ def test_all_of_them_together_decode_each_image_once_and_pass_the_backbone_once(
     # Once before, so that what workers do once a process, such as probing the classifier, is not counted.
     explained(prepared(job(tmp_path / "before", kind)))
     run = prepared(job(tmp_path / "run", kind))
-    assert {"ddcam", "gradcam"} <= set(run.explainers)
+    assert len(run.explainers) >= (10 if kind == "gap" else 9)  # CAM needs a pooled head
     decoded: Counter[int] = Counter()
     passes: list[Tensor] = []
     monkeypatch.setattr(Dataset, "image", counting(Dataset.image, lambda index: decoded.update([index])))
