@@ -37,7 +37,7 @@ def uniform(seeds: Tensor, count: int) -> Tensor:
 
 @contextmanager
 def global_generators(seed: int, device: torch.device) -> Iterator[None]:
-    """The global generators of torch and NumPy seeded, for libraries that draw from them, and then restored."""
+    """Seed the global generators of torch and NumPy, which libraries draw from; restore them afterwards."""
     state = np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -56,9 +56,9 @@ class Rollout(_OverBlocks):
     its row of the class token over the patches: not negative, with a sum of at most 1, and the same for
     every class.
 
-    CHOICES: of a network whose head pools its patch tokens, by a mean or otherwise, the mean of their rows; of one whose head also
-    reads a distillation token, the class token's row alone; of an unknown architecture, the first prefix
-    token is taken for the class token.
+    CHOICES: of a network whose head pools its patch tokens, by a mean or otherwise, the mean of their rows;
+    of one whose head also reads a distillation token, the class token's row alone; of an unknown
+    architecture, the first prefix token is taken for the class token.
     """
 
     name: ClassVar[str] = "rollout"
