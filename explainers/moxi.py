@@ -143,18 +143,29 @@ def greedy(game: Game, images: int, n: int, inserting: bool, full: bool) -> Orde
 
 
 def sorted_once(game: Game, images: int, n: int, inserting: bool, full: bool) -> Order:
-    """MoXI(-): cells in the order of their own effect, and the rewards along it; 2 n forward passes."""
+    """MoXI(-): cells in the order of their own effect; n forward passes, and those along it.
+
+    Until the prediction flips, twice as many cells as before are added at a time, to fill forward batches.
+    """
     B, device = images, game.passes.device
     image = torch.arange(B, device=device).repeat_interleave(n)
     alone = torch.eye(n, dtype=torch.bool, device=device).repeat(B, 1)
     effect = game.values(image, alone if inserting else ~alone)[:, 0].view(B, n)
     order = effect.argsort(dim=1, descending=inserting, stable=True)
     rank = order.argsort(1)
-    present = (rank[:, None] <= torch.arange(n, device=device)[:, None]).flatten(0, 1)
-    reward, predicted = game.values(image, present if inserting else ~present).view(B, n, 2).unbind(2)
-    flipped = predicted == float(inserting)
-    steps = torch.where(flipped.any(1), flipped.int().argmax(1) + 1, 0)
-    behind = torch.arange(n, device=device) >= torch.where(steps > 0, steps, n)[:, None]
-    if full:
-        behind = torch.zeros_like(behind)
-    return Order(order.masked_fill(behind, -1), reward.float().masked_fill(behind, torch.nan), steps)
+    rewards = torch.full((B, n), torch.nan, device=device)
+    steps = torch.zeros(B, dtype=torch.int64, device=device)
+    active, start = torch.arange(B, device=device), 0
+    while start < n and len(active):
+        counts = torch.arange(start + 1, min(max(1, 2 * start), n) + 1, device=device)
+        present = (rank[active, None] < counts[:, None]).flatten(0, 1)
+        values = game.values(active.repeat_interleave(len(counts)), present if inserting else ~present)
+        reward, predicted = values.unflatten(0, (len(active), -1)).unbind(2)
+        rewards[active, start : start + len(counts)] = reward.float()
+        flipped = predicted == float(inserting)
+        first = torch.where(flipped.any(1), counts[flipped.int().argmax(1)], 0)
+        steps[active] = torch.where(steps[active] > 0, steps[active], first)
+        active = active[(steps[active] == 0) | full]
+        start += len(counts)
+    behind = torch.arange(n, device=device) >= torch.where((steps > 0) & (not full), steps, n)[:, None]
+    return Order(order.masked_fill(behind, -1), rewards.masked_fill(behind, torch.nan), steps)
