@@ -1,14 +1,17 @@
 """What each explainer costs, in bare forward passes of the same network, and over its own floor.
 
-    python benchmarks/explainers.py [--networks mobilenet_v2 resnet50] [--batches 8 16] [--rounds 3]
-        [--threads 1] [--skip scorecam]
+    python benchmarks/explainers.py [--networks torchvision/mobilenet_v2 torchvision/resnet50
+        timm/vit_tiny_patch16_224] [--batches 8 16] [--rounds 3] [--threads 1] [--images 2] [--skip scorecam]
 
 The bare forward pass is tuned first: inference mode, the fastest batch size, channels_last where it is
 faster. An explainer's time is all of what it needs: where it works on activations, the backbone, at that
 same batch size, and the head's prediction as well. "together" is all explainers that work on cached
-activations alone, after one pass through the backbone. A floor is what a method asks of the network and no
-more: for DecomCAM one forward pass, the head and back, and q + 1 forward passes; for Score-CAM (on one
-image) a forward pass for each masked input; all in full batches. pytorch-grad-cam's Grad-CAM runs beside
+activations alone, after one pass through the backbone.
+
+Explainers that count forward passes of their own run with their fast preset, if they have one, on a few
+images, and beside their floor: as many passes through the bare network in full batches, forward and back for
+those that take gradients of the pixels; for MoXI and Shapley values of a transformer as many tokens through
+its encoder; and the backbone once where they work on activations. pytorch-grad-cam's Grad-CAM runs beside
 ours. Everything is measured anew in every round, one after the other; what is printed is the median over
 rounds of the ratio within a round.
 """
@@ -25,7 +28,6 @@ if __name__ == "__main__" and not sys.flags.safe_path:
     os.execve(sys.executable, [sys.executable, "-P", *sys.argv], keep | os.environ)
 
 import argparse
-import copy
 import time
 from collections.abc import Callable
 from statistics import median
@@ -39,14 +41,22 @@ from torch import Tensor, nn
 
 from explainers.base import Batch, Explainer, Explanation, Need
 from explainers.classifier import Classifier
-from explainers.head_gradient import head_gradient
+from explainers.loading import ModelSpec, load
 from explainers.registry import explainers
 from explainers.requirements import unmet
 
 TOGETHER = "together"
 CACHED = {Need.ACTIVATIONS, Need.GRADIENTS, Need.CURVATURE, Need.PREDICTION, Need.POOLED}
-AIMS = {"gradcam": 1.2, "ddcam": 1.35, TOGETHER: 1.6}  # in bare forward passes
-FLOOR_AIM = 1.15
+AIMS = {"gradcam": 1.2, "ddcam": 1.35, TOGETHER: 1.6}  # in bare forward passes, of convolutional networks
+NETWORKS = ["torchvision/mobilenet_v2", "torchvision/resnet50", "timm/vit_tiny_patch16_224"]
+FLOOR, FLOOR_AIM = "floor of ", 1.15
+GRADIENTS_OF_PIXELS = (
+    "integrated_gradients",
+    "smoothgrad",
+    "gradient_shap",
+    "input_x_gradient",
+    "generic_attention",
+)
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -83,7 +93,10 @@ def tuned(classifier: Classifier, batches: list[int], size: int) -> tuple[int, s
 
 def made(classifier: Classifier, name: str) -> Explainer:
     cls = explainers.get(name)
-    explainer: Explainer = cls(classifier, cls.Parameters())
+    options: dict[str, object] = {"preset": "fast"} if "preset" in cls.Parameters.model_fields else {}
+    if name == "moxi":
+        options["full_order"] = True
+    explainer: Explainer = cls(classifier, cls.Parameters(**options))
     return explainer
 
 
@@ -104,27 +117,26 @@ def explained(
     return run
 
 
-def decomcam_floor(classifier: Classifier, inputs: Tensor, size: int) -> Callable[[], object]:
-    passes = made(classifier, "decomcam").describe().details["d"].shape[0] + 1
-    many = inputs.repeat(passes, 1, 1, 1)
+def floor_of(classifier: Classifier, explainer: Explainer, inputs: Tensor, size: int) -> Callable[[], object]:
+    """What the explainer asked of the network for these inputs, and no more."""
+    (explanation,) = explained(classifier, [explainer], inputs, size)()
+    passes = int(explanation.details["forward_passes"].sum())
+    tokens = int(explanation.details.get("tokens", torch.zeros(1)).sum())
+    back = explainer.name in GRADIENTS_OF_PIXELS
 
     def run() -> None:
-        activations = chunked(classifier.activations, inputs, size)
-        targets = chunked(classifier.head, activations, size).argmax(1)
-        batch = Batch(inputs, targets, torch.arange(len(inputs)), activations)
-        for start in range(0, len(inputs), size):
-            head_gradient(classifier, batch, slice(start, start + size))
-        chunked(classifier.logits, many, size)
-
-    return run
-
-
-def scorecam_floor(classifier: Classifier, inputs: Tensor, passes: int, size: int) -> Callable[[], object]:
-    many = inputs.expand(passes, -1, -1, -1)
-
-    def run() -> None:
-        chunked(classifier.logits, inputs, size)
-        chunked(classifier.logits, many, size)
+        if Need.ACTIVATIONS in explainer.needs:
+            chunked(classifier.logits, inputs, size)
+        if tokens:
+            embedded = chunked(classifier.embed, inputs, size)
+            whole = embedded[:1].expand(tokens // embedded.shape[1], -1, -1)
+            chunked(classifier.encode, whole, size)
+        elif back:
+            for chunk in inputs[:1].expand(passes, -1, -1, -1).split(size):
+                leaf = chunk.clone().requires_grad_()
+                torch.autograd.grad(classifier.logits(leaf)[:, 0].sum(), leaf)
+        else:
+            chunked(classifier.logits, inputs[:1].expand(passes, -1, -1, -1), size)
 
     return run
 
@@ -136,52 +148,52 @@ def theirs(network: nn.Module, layer: str, inputs: Tensor, size: int) -> Callabl
 
 
 def runs_of(
-    classifier: Classifier, untouched: nn.Module, inputs: Tensor, size: int, skip: list[str]
-) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
-    """Everything to measure, by name, and for each name with a floor the floor's."""
+    classifier: Classifier, inputs: Tensor, few: int, size: int, skip: list[str]
+) -> tuple[dict[str, Callable[[], object]], list[str]]:
+    """Everything to measure, by name, and the names that run on ``few`` images, beside their floor."""
     able = [name for name in explainers.names() if unmet(explainers.get(name).needs, classifier) is None]
-    cached = [made(classifier, name) for name in able if CACHED > explainers.get(name).needs > set()]
+    made_ones = {name: made(classifier, name) for name in able if name not in skip}
+    cached = [explainer for explainer in made_ones.values() if CACHED > explainer.needs > set()]
     runs: dict[str, Callable[[], object]] = {
         "bare forward": lambda: chunked(classifier.logits, inputs, size),
-        "pytorch-grad-cam GradCAM": theirs(untouched, classifier.layer, inputs, size),
         TOGETHER: explained(classifier, cached, inputs, size),
     }
     print(f"{len(cached)} {TOGETHER}: {', '.join(explainer.name for explainer in cached)}")
-    for name in able:
-        if name != "scorecam":
-            runs[name] = explained(classifier, [made(classifier, name)], inputs, size)
-    floors = {"decomcam": "decomcam's floor"}
-    runs[floors["decomcam"]] = decomcam_floor(classifier, inputs, size)
-    if "scorecam" not in skip:
-        floors["scorecam"] = "scorecam's floor"
-        runs["scorecam"] = explained(classifier, [made(classifier, "scorecam")], inputs[:1], size)
-        passes = int(runs["scorecam"]()[0].details["forward_passes"])  # type: ignore[index]
-        runs[floors["scorecam"]] = scorecam_floor(classifier, inputs[:1], passes, size)
-    return runs, floors
+    counted = [name for name, each in made_ones.items() if "forward_passes" in each.describe().details]
+    for name, explainer in made_ones.items():
+        images = inputs[:few] if name in counted else inputs
+        runs[name] = explained(classifier, [explainer], images, size)
+        if name in counted:
+            runs[FLOOR + name] = floor_of(classifier, explainer, images, size)
+    return runs, counted
 
 
-def table(name: str, rounds: int, batches: list[int], size: int, skip: list[str]) -> Table:
-    network = torchvision.models.get_model(name)
-    untouched = copy.deepcopy(network)
-    with Classifier(network, input_size=(size, size)) as classifier:
+def table(name: str, rounds: int, batches: list[int], size: int, few: int, skip: list[str]) -> Table:
+    source, _, architecture = name.partition("/")
+    with load(ModelSpec(source=source, name=architecture, weights="none", crop=size)) as classifier:
         count, layout = tuned(classifier, batches, size)
-        untouched.to(memory_format=FORMATS[layout])
         inputs = images(max(batches), size).contiguous(memory_format=FORMATS[layout])
-        runs, floors = runs_of(classifier, untouched, inputs, count, skip)
+        runs, counted = runs_of(classifier, inputs, few, count, skip)
+        if source == "torchvision" and classifier.units.kind == "channels":
+            network = torchvision.models.get_model(architecture).to(memory_format=FORMATS[layout])
+            runs["pytorch-grad-cam GradCAM"] = theirs(network, classifier.layer, inputs, count)
         for key, run in runs.items():
-            if "scorecam" not in key:
+            if key.removeprefix(FLOOR) not in counted:
                 run()
         times = [{key: seconds(run) for key, run in runs.items()} for _ in range(rounds)]
     result = Table("explainer", title=f"{name}, {size}x{size}, batch {count}, {layout}")
     for column in ("ms an image", "bare forwards", "aim", "over its floor", "aim"):
         result.add_column(column, justify="right")
+    aims = AIMS if source == "torchvision" else {}
     for key in runs:
-        number = 1 if "scorecam" in key else len(inputs)
+        if key.startswith(FLOOR):
+            continue
+        number = few if key in counted else len(inputs)
         ratio = median(each[key] / each["bare forward"] for each in times) * len(inputs) / number
         milliseconds = 1000 * median(each[key] for each in times) / number
-        row = [f"{milliseconds:.1f}", f"{ratio:.2f}", f"{AIMS[key]:.2f}" if key in AIMS else ""]
-        if key in floors:
-            row += [f"{median(each[key] / each[floors[key]] for each in times):.2f}", f"{FLOOR_AIM:.2f}"]
+        row = [f"{milliseconds:.1f}", f"{ratio:.2f}", f"{AIMS[key]:.2f}" if key in aims else ""]
+        if key in counted:
+            row += [f"{median(each[key] / each[FLOOR + key] for each in times):.2f}", f"{FLOOR_AIM:.2f}"]
         result.add_row(key, *row)
     return result
 
@@ -190,17 +202,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--networks", nargs="+", default=["mobilenet_v2", "resnet50"])
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 16])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=1, help="as in one of several worker processes")
-    parser.add_argument("--skip", nargs="*", default=[], choices=["scorecam"], help="what takes minutes")
+    parser.add_argument(
+        "--images", type=int, default=2, help="of explainers with forward passes of their own"
+    )
+    parser.add_argument("--skip", nargs="*", default=[], help="explainers to leave out")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     for name in arguments.networks:
-        Console().print(table(name, arguments.rounds, arguments.batches, arguments.size, arguments.skip))
+        Console().print(
+            table(name, arguments.rounds, arguments.batches, arguments.size, arguments.images, arguments.skip)
+        )
 
 
 if __name__ == "__main__":
