@@ -19,12 +19,16 @@ def in_chunks(evaluate: Callable[[slice], Tensor], total: int, size: int) -> Ten
     torch.OutOfMemoryError
         If even a single row does not fit.
     """
-    parts: list[Tensor] = []
+    found: Tensor | None = None
     start = 0
     while start < total:
+        stop = min(start + size, total)
         try:
-            parts.append(evaluate(slice(start, min(start + size, total))))
-            start += size
+            part = evaluate(slice(start, stop))
+            # One block for all: small ones that stay, between large ones that go, leave holes in the heap.
+            found = part.new_empty(total, *part.shape[1:]) if found is None else found
+            found[start:stop] = part
+            start = stop
             continue
         except RuntimeError as error:
             if not out_of_memory(error) or size == 1:
@@ -33,7 +37,8 @@ def in_chunks(evaluate: Callable[[slice], Tensor], total: int, size: int) -> Ten
         size = max(1, size // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return torch.cat(parts)
+    assert found is not None
+    return found
 
 
 def out_of_memory(error: RuntimeError) -> bool:
