@@ -19,17 +19,20 @@ ROOT = Path(__file__).parents[1]
 KEYS = ("sample_id", "target", "explainer", "metric")
 
 
+def model(kind: str) -> dict[str, str]:
+    """One of the demo's networks."""
+    weights = f"{ROOT}/examples/weights/digits-{kind}.safetensors"
+    layer = {} if kind == "vit" else {"layer": "features"}
+    return {"source": f"{ROOT}/examples/digits.py:{kind}", "weights": weights} | layer
+
+
 def tiny_job(store: Path, **changes: Any) -> dict[str, Any]:
     """A small raw job on the demo's digits and their first network; keyword arguments replace its keys."""
     job: dict[str, Any] = {
         "name": "tiny",
         "store": str(store),
         "dataset": {"kind": "digits", "limit": 40},
-        "model": {
-            "source": f"{ROOT}/examples/digits.py:gap",
-            "weights": f"{ROOT}/examples/weights/digits-gap.safetensors",
-            "layer": "features",
-        },
+        "model": model("gap"),
         "explainers": [{"name": "ddcam"}, {"name": "gradcam"}],
         "metrics": [{"name": "insertion", "steps": 4}, {"name": "pointing_game"}],
         "cluster": {"kind": "local", "workers": 2},

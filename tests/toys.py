@@ -17,6 +17,20 @@ from explainers.classifier import Classifier
 
 SIZE = 32  # pixels a side
 
+# Parameters of explainers that take thousands of forward passes by default.
+SMALL: dict[str, dict[str, object]] = {
+    "rise": {"masks": 20},
+    "occlusion": {"window": 96, "stride": 64},
+    "integrated_gradients": {"steps": 5},
+    "smoothgrad": {"samples": 4},
+    "gradient_shap": {"samples": 4},
+    "kernel_shap": {"cells": 3, "samples": 30},
+    "lime": {"cells": 3, "samples": 30},
+    "moxi": {"grid": 4, "mode": "both"},
+    "shapley": {"grid": 4, "samples": 2},
+    "pami": {"preset": "fast"},
+}
+
 
 class _Pooled(nn.Module):
     def __init__(self, units: int, head: nn.Module) -> None:

@@ -21,24 +21,12 @@ from explainers.registry import explainers
 from explainers.requirements import unmet
 
 COUNT = 4
-# Parameters of explainers that take thousands of forward passes by default.
-SMALL: dict[str, dict[str, object]] = {
-    "rise": {"masks": 20},
-    "occlusion": {"window": 96, "stride": 64},
-    "integrated_gradients": {"steps": 5},
-    "smoothgrad": {"samples": 4},
-    "gradient_shap": {"samples": 4},
-    "kernel_shap": {"cells": 3, "samples": 30},
-    "lime": {"cells": 3, "samples": 30},
-    "moxi": {"grid": 4, "mode": "both"},
-    "shapley": {"grid": 4, "samples": 2},
-}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def made(name: str, classifier: Classifier) -> Explainer:
     cls = explainers.get(name)
-    explainer: Explainer = cls(classifier, cls.Parameters(**SMALL.get(name, {})))
+    explainer: Explainer = cls(classifier, cls.Parameters(**toys.SMALL.get(name, {})))
     return explainer
 
 

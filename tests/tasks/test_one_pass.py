@@ -14,19 +14,12 @@ from explainers.classifier import Classifier
 from explainers.loading import ModelSpec, load
 from explainers.registry import explainers
 from explainers.requirements import unmet
-from runs import ROOT, explained, prepared, tiny_job
+from runs import explained, model, prepared, tiny_job
 from storage.datasets import Dataset
 from storage.maps import read
 from tasks.workplace import classifier_of
 
 IMAGES, SHARD, STEP, FORWARDS = 10, 4, 3, 5
-
-
-def model(kind: str) -> dict[str, str]:
-    """One of the demo's networks."""
-    weights = f"{ROOT}/examples/weights/digits-{kind}.safetensors"
-    layer = {} if kind == "vit" else {"layer": "features"}
-    return {"source": f"{ROOT}/examples/digits.py:{kind}", "weights": weights} | layer
 
 
 def on_activations(kind: str) -> list[str]:

@@ -1,0 +1,52 @@
+"""Every registered explainer, through the tasks: maps, details and passes of a whole run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import toys
+from explainers.base import Status
+from explainers.loading import ModelSpec, load
+from explainers.registry import explainers
+from explainers.requirements import unmet
+from runs import explained, model, prepared, tiny_job
+from storage.maps import read
+from storage.scores import read_scores
+from tasks.saliency import STATUSES
+from tasks.scores import scores
+
+IMAGES = 5
+
+
+@pytest.mark.parametrize("kind", ["gap", "vit"])
+def test_every_explainer_goes_through_a_run(kind: str, tmp_path: Path) -> None:
+    with load(ModelSpec(**model(kind)), input_size=(64, 64)) as classifier:
+        able = [name for name in explainers.names() if unmet(explainers.get(name).needs, classifier) is None]
+    chosen = [{"name": name, **toys.SMALL.get(name, {})} for name in able]
+    job = tiny_job(
+        tmp_path / "run",
+        dataset={"kind": "digits", "limit": IMAGES},
+        model=model(kind),
+        explainers=chosen,
+        controls=False,
+        metrics=[{"name": "pointing_game"}],
+        batch={"images": 2, "forwards": 16, "shard": 3},
+    )
+    run = explained(prepared(job))
+    assert set(run.explainers) == set(able)
+    for name, entry in run.explainers.items():
+        statuses = {STATUSES[code] for code in read(run.saliency(name) / "status", 0, IMAGES)}
+        assert not statuses & {Status.FAILED, Status.NOT_FINITE}, name
+        assert read(run.saliency(name) / "maps", 0, IMAGES).shape == (IMAGES, *entry["grid"])
+        for shard in range(run.shards):
+            scores.fn(str(run.root), shard, name)
+    rows = read_scores(run.root).to_pylist()
+    for name, entry in run.explainers.items():
+        passes = {row["forward_passes"] for row in rows if row["explainer"] == name}
+        if "forward_passes" in entry["details"]:
+            stored = read(run.saliency(name) / "details/forward_passes", 0, IMAGES)
+            assert passes == set(stored.tolist()), name
+            assert np.all(stored > 0), name
+        else:
+            assert passes == {None}, name
