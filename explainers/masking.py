@@ -32,13 +32,21 @@ def rescaled(masks: Tensor) -> Tensor:
     return (masks - low) / torch.where(high > low, high - low, 1)
 
 
-def gaussian_blur(inputs: Tensor, sigma: float) -> Tensor:
-    """(B, C, H, W) blurred with a Gaussian of ``sigma`` pixels, cut at 4 sigma, mirrored at the borders.
+def gaussian_blur(
+    inputs: Tensor,
+    sigma: float,
+    radius: int | None = None,
+    beyond: Literal["reflect", "constant"] = "reflect",
+) -> Tensor:
+    """(B, C, H, W) blurred with a Gaussian of ``sigma`` pixels, cut at ``radius``, by default 4 sigma.
 
-    Both axes as matrix products: the Gaussian may be wider than the input.
+    Beyond the borders lies the mirrored input (``reflect``) or zero (``constant``). Both axes are matrix
+    products: the Gaussian may be wider than the input.
     """
     down, across = (
-        torch.from_numpy(gaussian_filter1d(torch.eye(size, dtype=torch.float64).numpy(), sigma, axis=0))
+        torch.from_numpy(
+            gaussian_filter1d(torch.eye(size).double().numpy(), sigma, axis=0, radius=radius, mode=beyond)
+        ).to(inputs)
         for size in inputs.shape[-2:]
     )
-    return down.to(inputs) @ inputs @ across.to(inputs).T
+    return down @ inputs @ across.T

@@ -23,14 +23,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from matplotlib import colormaps
 from pydantic import Field, model_validator
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from explainers import base
 from explainers.base import Batch, Description, Detail, Explanation, Need, statuses_of
 from explainers.classifier import Classifier
 from explainers.masked_forward import MaskedForward, target_probability
-from explainers.masking import filled, rescaled
+from explainers.masking import filled, gaussian_blur, rescaled
 from explainers.randomness import random_bits
 from explainers.registry import register
 from explainers.segmentation import Partition, PreSegmentation, SlidingWindow
@@ -172,7 +171,8 @@ class Pami:
     def _fill(self, pixels: Tensor) -> Tensor:
         """What is seen outside a region of (V, 3, H, W) inputs; of the same shape."""
         if self.parameters.fill == "blur":
-            return zero_padded_blur(pixels, _BLUR_SIGMA * self.scale, round(_BLUR_RADIUS * self.scale))
+            radius = round(_BLUR_RADIUS * self.scale)
+            return gaussian_blur(pixels, _BLUR_SIGMA * self.scale, radius, "constant")
         return filled(self.classifier, pixels, self.parameters.fill).expand_as(pixels)
 
 
@@ -214,17 +214,6 @@ def regions_of(labels: Tensor) -> tuple[Tensor, Tensor]:
     found = torch.stack(present, 1)
     found[..., 0] = False
     return found, torch.stack(keys, 1)
-
-
-def zero_padded_blur(inputs: Tensor, sigma: float, radius: int) -> Tensor:
-    """(B, C, H, W) blurred with a Gaussian of ``sigma`` pixels cut at ``radius``, with zeros outside."""
-    down, across = (
-        torch.from_numpy(
-            gaussian_filter1d(torch.eye(size).double().numpy(), sigma, axis=0, radius=radius, mode="constant")
-        ).to(inputs)
-        for size in inputs.shape[-2:]
-    )
-    return down @ inputs @ across.T
 
 
 def coloured(maps: Tensor) -> Tensor:
