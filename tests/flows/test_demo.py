@@ -25,7 +25,7 @@ def test_the_demo_explains_a_thousand_images_better_than_every_control(server: s
     mean = {(row["explainer"], row["metric"]): row["mean"] for row in rows}
     controls = ("random", "center_gaussian", "sobel", "all_ones")
     for metric in ("insertion", "pointing_game", "energy_pointing_game"):
-        for explainer in ("ddcam", "gradcam"):
+        for explainer in ("ddcam", "decomcam", "gradcam"):
             assert mean[explainer, metric] > max(mean[control, metric] for control in controls)
     assert maps_of(store)["ddcam/details/certificate"].all()
     assert (store / "report" / "contact_sheet.png").stat().st_size > 50_000
