@@ -43,7 +43,7 @@ class CellParameters(PresetParameters):
 class Game(Protocol):
     """Values of sets of cells, for the images of one batch.
 
-    ``passes`` and ``tokens`` (B,) int64 count forward passes, and the tokens the encoder saw in them (0 for
+    ``passes`` and ``tokens`` (B,) count forward passes, and the tokens the encoder saw in them (0 for
     networks without).
     """
 
@@ -61,55 +61,49 @@ class Game(Protocol):
         ...
 
 
-def grid_of(classifier: Classifier, parameters: CellParameters) -> tuple[int, int]:
-    """(h, w) of the cells."""
-    if parameters.grid is not None:
-        return parameters.grid, parameters.grid
-    if _drops(classifier, parameters):
-        return classifier.patch_grid
-    return CELLS, CELLS
-
-
-def game_of(classifier: Classifier, batch: Batch, parameters: CellParameters) -> Game:
-    """The game of a batch, as the parameters say.
+class Cells:
+    """The cells of a classifier's inputs: their (h, w) ``grid``, and what takes the place of absent ones.
 
     Raises
     ------
     ValueError
-        If a patch token would be shared by several cells.
+        In one line, if cells do not consist of whole patches, or of at least a pixel.
     """
-    grid, reward = grid_of(classifier, parameters), REWARDS[parameters.reward]
 
-    def score(logits: Tensor, targets: Tensor) -> Tensor:
-        return torch.stack([reward(logits, targets), (logits.argmax(1) == targets).to(logits.dtype)], 1)
+    def __init__(self, classifier: Classifier, parameters: CellParameters) -> None:
+        self.classifier, self.parameters = classifier, parameters
+        drops = parameters.fill is None and classifier.supports_patches and not classifier.needs_patches
+        if parameters.grid is not None:
+            self.grid = parameters.grid, parameters.grid
+        else:
+            self.grid = classifier.patch_grid if drops else (CELLS, CELLS)
+        self.count = self.grid[0] * self.grid[1]
+        self._check(drops)
+        self.encode = class_token_alone(classifier) if drops else None
 
-    if _drops(classifier, parameters):
-        return DroppedTokens(classifier, batch, grid, score)
-    return FilledCells(classifier, batch, grid, parameters.fill or "mean", score)
+    def game(self, batch: Batch) -> Game:
+        """The game of a batch."""
+        reward = REWARDS[self.parameters.reward]
 
+        def score(logits: Tensor, targets: Tensor) -> Tensor:
+            return torch.stack([reward(logits, targets), (logits.argmax(1) == targets).to(logits.dtype)], 1)
 
-def check_grid(classifier: Classifier, parameters: CellParameters) -> None:
-    """Refuse cells that do not consist of whole patches, or of at least a pixel.
+        if self.encode is not None:
+            return DroppedTokens(self.classifier, batch, self.grid, score, self.encode)
+        return FilledCells(self.classifier, batch, self.grid, self.parameters.fill or "mean", score)
 
-    Raises
-    ------
-    ValueError
-        With what to do.
-    """
-    (h, w), (H, W) = grid_of(classifier, parameters), classifier.input_size
-    if h > H or w > W:
-        raise ValueError(f"grid: {h}x{w} cells do not fit into {H}x{W} pixels; choose fewer")
-    if _drops(classifier, parameters) and any(
-        a % b for a, b in zip(classifier.patch_grid, (h, w), strict=True)
-    ):
-        raise ValueError(
-            f"grid: {h}x{w} cells do not consist of whole patches of {classifier.patch_grid[0]}x"
-            f"{classifier.patch_grid[1]}; choose a divisor, or a fill instead of dropping tokens"
-        )
-
-
-def _drops(classifier: Classifier, parameters: CellParameters) -> bool:
-    return parameters.fill is None and classifier.supports_patches and not classifier.needs_patches
+    def _check(self, drops: bool) -> None:
+        (h, w), (H, W) = self.grid, self.classifier.input_size
+        if h > H or w > W:
+            raise ValueError(f"grid: {h}x{w} cells do not fit into {H}x{W} pixels; choose fewer")
+        if not drops:
+            return
+        rows, columns = self.classifier.patch_grid
+        if rows % h or columns % w:
+            raise ValueError(
+                f"grid: {h}x{w} cells do not consist of whole patches of {rows}x{columns}; choose a divisor, "
+                "or a fill instead of dropping tokens"
+            )
 
 
 class FilledCells:
@@ -125,7 +119,7 @@ class FilledCells:
 
     @property
     def passes(self) -> Tensor:
-        return self.masked.passes.long()
+        return self.masked.passes
 
     def values(self, images: Tensor, present: Tensor) -> Tensor:
         def compose(rows: Tensor) -> Tensor:
@@ -140,23 +134,26 @@ class FilledCells:
 class DroppedTokens:
     """The tokens of absent cells are left out, after all patches have been embedded once."""
 
-    def __init__(self, classifier: Classifier, batch: Batch, grid: tuple[int, int], score: Score) -> None:
-        self.classifier, self.targets, self.score = classifier, batch.targets, score
+    def __init__(
+        self,
+        classifier: Classifier,
+        batch: Batch,
+        grid: tuple[int, int],
+        score: Score,
+        encode: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.classifier, self.targets, self.score, self.encode = classifier, batch.targets, score, encode
         self.embedded = in_chunks(
             lambda rows: classifier.embed(batch.inputs[rows]), len(batch), batch.forwards
         )
         self.budget = batch.forwards * self.embedded.shape[1]
         self.grid = grid
         self.passes, self.tokens = torch.zeros_like(batch.targets), torch.zeros_like(batch.targets)
-        self.encode: Callable[[Tensor], Tensor] = class_token_alone(classifier)
 
     def values(self, images: Tensor, present: Tensor) -> Tensor:
         counts = present.sum(1)
-        sizes = counts.unique().tolist()
-        if len(sizes) == 1:
-            return self._of_size(images, present)
         found = present.new_empty(len(images), 2, dtype=self.embedded.dtype)
-        for size in sizes:
+        for size in counts.unique().tolist():
             rows = (counts == size).nonzero()[:, 0]
             found = found.index_copy(0, rows, self._of_size(images[rows], present[rows]))
         return found

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from explainers.base import Batch, Description, Detail, Explanation, Need, Parameters, statuses_of
 from explainers.classifier import Classifier
-from explainers.games import CellParameters, Game, check_grid, game_of, grid_of
+from explainers.games import CellParameters, Cells, Game
 from explainers.registry import register
 
 Mode = Literal["insertion", "deletion"]
@@ -81,30 +81,27 @@ class Moxi:
     Parameters: ClassVar[type[Parameters]] = MoxiParameters
 
     def __init__(self, classifier: Classifier, parameters: MoxiParameters) -> None:
-        check_grid(classifier, parameters)
-        self.classifier, self.parameters = classifier, parameters
-        self.grid = grid_of(classifier, parameters)
+        self.cells, self.parameters = Cells(classifier, parameters), parameters
         self.modes: list[Mode] = ["insertion", "deletion"] if parameters.mode == "both" else [parameters.mode]
 
     def describe(self) -> Description:
-        n = self.grid[0] * self.grid[1]
+        n = self.cells.count
         details = {"forward_passes": Detail((), "int32"), "tokens": Detail((), "int64")}
         for mode in self.modes:
             details[f"{mode}_order"] = Detail((n,), "int16")
             details[f"{mode}_reward"] = Detail((n,), "float32")
             details[f"{mode}_steps"] = Detail((), "int16")
-        return Description(self.grid, details)
+        return Description(self.cells.grid, details)
 
     @torch.inference_mode()
     def explain(self, batch: Batch) -> Explanation:
-        game = game_of(self.classifier, batch, self.parameters)
+        game = self.cells.game(batch)
         search = greedy if self.parameters.interactions else sorted_once
-        n = self.grid[0] * self.grid[1]
         found = {
-            mode: search(game, len(batch), n, mode == "insertion", self.parameters.full_order)
+            mode: search(game, len(batch), self.cells.count, mode == "insertion", self.parameters.full_order)
             for mode in self.modes
         }
-        maps = found[self.modes[0]].saliency().unflatten(1, self.grid)
+        maps = found[self.modes[0]].saliency().unflatten(1, self.cells.grid)
         details = {"forward_passes": game.passes.int(), "tokens": game.tokens}
         for mode, result in found.items():
             details[f"{mode}_order"] = result.order.short()

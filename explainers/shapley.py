@@ -10,7 +10,7 @@ from torch import Tensor
 
 from explainers.base import Batch, Description, Detail, Explanation, Need, Parameters, statuses_of
 from explainers.classifier import Classifier
-from explainers.games import CellParameters, Game, check_grid, game_of, grid_of
+from explainers.games import CellParameters, Cells, Game
 from explainers.randomness import uniform
 from explainers.registry import register
 
@@ -41,19 +41,19 @@ class Shapley:
     Parameters: ClassVar[type[Parameters]] = ShapleyParameters
 
     def __init__(self, classifier: Classifier, parameters: ShapleyParameters) -> None:
-        check_grid(classifier, parameters)
-        self.classifier, self.parameters = classifier, parameters
-        self.grid = grid_of(classifier, parameters)
+        self.cells, self.samples = Cells(classifier, parameters), parameters.samples
 
     def describe(self) -> Description:
-        return Description(self.grid, {"forward_passes": Detail((), "int32"), "tokens": Detail((), "int64")})
+        return Description(
+            self.cells.grid, {"forward_passes": Detail((), "int32"), "tokens": Detail((), "int64")}
+        )
 
     @torch.inference_mode()
     def explain(self, batch: Batch) -> Explanation:
-        game = game_of(self.classifier, batch, self.parameters)
-        n, samples = self.grid[0] * self.grid[1], self.parameters.samples
+        game = self.cells.game(batch)
+        n, samples = self.cells.count, self.samples
         ties = uniform(batch.seeds, samples * n).view(len(batch), samples, n)
-        maps = sampled(game, ties.argsort(dim=2, stable=True)).unflatten(1, self.grid).float()
+        maps = sampled(game, ties.argsort(dim=2, stable=True)).unflatten(1, self.cells.grid).float()
         details = {"forward_passes": game.passes.int(), "tokens": game.tokens}
         return Explanation(maps, statuses_of(maps), details)
 

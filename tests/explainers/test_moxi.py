@@ -12,7 +12,7 @@ import families
 import toys
 from explainers.base import Batch, Explanation, Status
 from explainers.classifier import Classifier
-from explainers.games import game_of
+from explainers.games import Cells
 from explainers.moxi import Moxi, MoxiParameters, greedy, sorted_once
 from explainers.narrowing import class_token_alone
 from explainers.shapley import Shapley, sampled
@@ -238,7 +238,7 @@ def test_cells_that_cut_through_patches_or_outnumber_pixels_are_refused() -> Non
 def test_a_cell_of_several_patches_drops_all_of_them() -> None:
     with vit() as classifier:
         batch = batch_of(classifier, 2)
-        game = game_of(classifier, batch, MoxiParameters(grid=2))
+        game = Cells(classifier, MoxiParameters(grid=2)).game(batch)
         with torch.inference_mode():
             found = game.values(torch.tensor([1, 0]), torch.tensor([[True, False, False, True]] * 2))
             keep = torch.zeros(4, 4, dtype=torch.bool)
