@@ -13,6 +13,7 @@ from explainers.additivity import additive_head
 from explainers.base import Batch, Description, Explanation, Need, statuses_of
 from explainers.batching import in_chunks
 from explainers.classifier import Classifier
+from explainers.masked_forward import target_logit
 from explainers.registry import register
 
 
@@ -86,4 +87,4 @@ class AblationCam(_WeightedChannels):
         return drops / torch.where(logits == 0, 1, logits.abs())[:, None]
 
     def _logits(self, batch: Batch, activations: Tensor, images: Tensor | slice) -> Tensor:
-        return self.classifier.head(activations).gather(1, batch.targets[images, None])[:, 0]
+        return target_logit(self.classifier.head(activations), batch.targets[images])

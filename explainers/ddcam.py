@@ -31,6 +31,7 @@ from explainers.base import Batch, Description, Detail, Explanation, Need, Statu
 from explainers.batching import in_chunks
 from explainers.classifier import Classifier
 from explainers.delta_debugging import ddmin, greedy_passes, search_together
+from explainers.masked_forward import target_logit
 from explainers.registry import register
 
 _MOST_CONTRIBUTIONS = 2**26  # numbers held at once where each image has its own (U, C) contributions
@@ -63,7 +64,7 @@ class MaskedHead:
             logits = self.classifier.head(self.classifier.mask_units(self.activations[image], keep[rows]))
             target = self.targets[image]
             preserved = (logits.argmax(1) == target).to(logits.dtype)
-            return torch.stack([preserved, logits.gather(1, target[:, None])[:, 0]], 1)
+            return torch.stack([preserved, target_logit(logits, target)], 1)
 
         self.evaluations += images.bincount(minlength=len(self.targets)).int()
         preserved, logit = in_chunks(run, len(images), self.forwards).unbind(1)

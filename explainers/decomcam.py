@@ -89,7 +89,7 @@ class DecomCam:
     def explain(self, batch: Batch) -> Explanation:
         channels, maps = self._class_discriminative(batch)
         components, singular_values = decompose(maps, self.components)
-        there = ~(singular_values == 0)
+        there = singular_values != 0
         d, passes = self._gains(batch, components, there)
         weights = WEIGHTS[self.rule](d, there)
         saliency = torch.einsum("bq,bqhw->bhw", weights, components.relu()).float()
@@ -146,7 +146,7 @@ def decompose(maps: Tensor, components: int) -> tuple[Tensor, Tensor]:
     """
     columns = maps.flatten(2).mT
     size = torch.linalg.matrix_norm(columns)
-    U, S, _ = svd(columns - columns.mean(1, keepdim=True), size)
+    U, S = svd(columns - columns.mean(1, keepdim=True), size)
     U, S = U[..., :components], S[:, :components]
     sign = U.gather(1, U.abs().argmax(1, keepdim=True)).sign()
     return (U * sign * S[:, None]).mT.unflatten(2, maps.shape[2:]), S

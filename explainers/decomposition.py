@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 
-def svd(matrices: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """U (B, n, r), S (B, r) and Vh (B, r, m) of (B, n, m) matrices, r = min(n, m).
+def svd(matrices: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """U (B, n, r) and S (B, r) of (B, n, m) matrices, r = min(n, m).
 
     A matrix that is not finite gets factors of NaN instead of an error for the whole batch. What lies beyond
     a matrix's numerical rank has the singular value zero, so that rounding cannot pass for structure.
@@ -15,9 +15,9 @@ def svd(matrices: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor, T
     matrices' own first singular values.
     """
     finite = matrices.isfinite().all(-1).all(-1)
-    U, S, Vh = torch.linalg.svd(matrices.masked_fill(~finite[:, None, None], 0), full_matrices=False)
+    U, S, _ = torch.linalg.svd(matrices.masked_fill(~finite[:, None, None], 0), full_matrices=False)
     size = S[:, 0] if size is None else size
     rounding = max(matrices.shape[1:]) * torch.finfo(S.dtype).eps * size[:, None]
     S = S.masked_fill(rounding >= S, 0)
     missing = torch.where(finite, 0.0, torch.nan).to(S)
-    return U + missing[:, None, None], S + missing[:, None], Vh + missing[:, None, None]
+    return U + missing[:, None, None], S + missing[:, None]

@@ -43,7 +43,7 @@ class EigenCam:
     def _maps(self, batch: Batch, rows: slice) -> Tensor:
         assert batch.activations is not None
         features = self.classifier.spatial(batch.activations[rows])
-        U, S, _ = svd(features.flatten(2).mT)
+        U, S = svd(features.flatten(2).mT)
         projection = U[..., 0] * S[:, :1]
         projection = torch.where(projection.sum(1, keepdim=True) < 0, -projection, projection)
         return projection.unflatten(1, self.classifier.grid).float()

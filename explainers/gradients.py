@@ -18,6 +18,7 @@ from explainers import base
 from explainers.base import Batch, Description, Detail, Explanation, Need, statuses_of
 from explainers.batching import in_chunks
 from explainers.classifier import Classifier
+from explainers.masked_forward import target_logit
 from explainers.randomness import global_generators
 from explainers.registry import register
 
@@ -83,7 +84,7 @@ def gradient_in_chunks(forwards: int) -> Gradient:
         @torch.enable_grad()
         def chunk(rows: slice) -> Tensor:
             leaf = points[rows].detach().requires_grad_()
-            score = forward_fn(leaf).gather(1, targets[rows, None]).sum()
+            score = target_logit(forward_fn(leaf), targets[rows]).sum()
             return torch.autograd.grad(score, leaf)[0]
 
         return (in_chunks(chunk, len(points), forwards),)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from explainers.base import Batch
 from explainers.classifier import Classifier
+from explainers.masked_forward import target_logit
 
 
 # Autograd refuses tensors made in inference mode, so copies are taken outside of it.
@@ -55,5 +56,4 @@ def leaf(batch: Batch, rows: slice) -> Tensor:
 
 def target_logits(classifier: Classifier, batch: Batch, rows: slice, activations: Tensor) -> Tensor:
     """Sum over rows of the targets' logits; rows do not touch each other, so neither do their gradients."""
-    targets = batch.targets[rows].clone()
-    return classifier.head(activations).gather(1, targets[:, None]).sum()
+    return target_logit(classifier.head(activations), batch.targets[rows].clone()).sum()

@@ -13,6 +13,7 @@ from explainers.attention import attention_tokens, explicit_attention
 from explainers.base import Batch, Description, Explanation, Need, statuses_of
 from explainers.batching import in_chunks
 from explainers.classifier import Classifier
+from explainers.masked_forward import target_logit
 from explainers.registry import register
 
 
@@ -104,7 +105,7 @@ class GenericAttention(_OverBlocks):
         targets = batch.targets[rows].clone()
         matrices: list[Tensor] = []
         with explicit_attention(self.classifier.network, matrices.append):
-            score = self.classifier.logits(inputs).gather(1, targets[:, None]).sum()
+            score = target_logit(self.classifier.logits(inputs), targets).sum()
         gradients = torch.autograd.grad(score, matrices, materialize_grads=True)
         gathered = torch.zeros_like(self.head_row)
         for matrix, gradient in zip(reversed(matrices), reversed(gradients), strict=True):

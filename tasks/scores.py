@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 
 from explainers.base import Status
 from explainers.classifier import Classifier
+from explainers.masked_forward import target_probability
 from storage.maps import read
 from storage.records import Step
 from storage.run import Run
@@ -121,7 +122,7 @@ def _batch(
 ) -> MetricBatch:
     inputs = pixels_of_rows(run, shard, rows)
     wanted = torch.from_numpy(targets).to(device())
-    confidence = classifier.logits(inputs).softmax(1).gather(1, wanted[:, None])[:, 0]
+    confidence = target_probability(classifier.logits(inputs), wanted)
     boxes = [samples[row // run.targets_per_image]["boxes"] for row in rows]
     return MetricBatch(
         inputs=inputs,

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
+from explainers.masking import filled
 from tasks.metrics.base import Column, MetricBatch, Scores
 from tasks.metrics.composites import target_probabilities
 from tasks.metrics.preparation import unreadable
@@ -122,12 +123,12 @@ class Deletion(_Causal):
 
 def _fill(classifier: Classifier, inputs: Tensor, fill: Fill) -> Tensor:
     """What hides a pixel: (B, 3, H, W), or (1, 3, 1, 1) if it is the same everywhere."""
-    mean = classifier.mean[None]
     if fill == "blur":
+        mean = classifier.mean[None]
         # Equal to blurring the normalised input: once the mean is taken off, the two differ by a scale per
         # channel, and blurring with zero padding is linear.
         return _blur(inputs - mean) + mean
-    return mean if fill == "mean" else torch.zeros_like(mean)
+    return filled(classifier, inputs, fill)
 
 
 def _rows(images: Tensor, rows: Tensor) -> Tensor:
