@@ -66,7 +66,7 @@ def bare_loop(job: Job) -> float:
     """Seconds the same work takes in one process that stores nothing; loading the model is left out."""
     dataset = open_dataset(job.dataset)
     how = preprocessing(job.model)
-    pixels, _ = prepare_image(dataset.image(0), [], how.resize, how.crop, how.interpolation)
+    pixels, _ = prepare_image(dataset.load(0), [], how.resize, how.crop, how.interpolation)
     classifier = load(job.model, input_size=(pixels.shape[1], pixels.shape[2]))
     methods = [explainers.get(name)(classifier, p) for name, p in job.explainer_parameters().items()]
     judges = [metrics.get(name)(classifier, p) for name, p in job.metric_parameters().items()]
@@ -75,7 +75,7 @@ def bare_loop(job: Job) -> float:
     for start in range(0, count, job.batch.images):
         rows = range(start, min(start + job.batch.images, count))
         prepared = [
-            prepare_image(dataset.image(i), dataset.samples[i].boxes, how.resize, how.crop, how.interpolation)
+            prepare_image(dataset.load(i), dataset.samples[i].boxes, how.resize, how.crop, how.interpolation)
             for i in rows
         ]
         inputs = torch.stack([torch.from_numpy(image) for image, _ in prepared]).float() / 255

@@ -1,34 +1,40 @@
-"""Datasets: which images there are, what is known about them, and their pixels.
+"""Datasets: which images, texts or arrays there are, what is known about them, and what they hold.
 
-Every kind gives the same :class:`Dataset`. Opening one decodes nothing where that can be avoided; an image
-that cannot be decoded shows only when it is asked for.
+Every kind gives the same :class:`Dataset`. Opening one decodes nothing where that can be avoided; an item
+that cannot be read shows only when it is asked for.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from storage.files import sha256_of_json
-from storage.images import SUFFIXES, Box, UnreadableImageError, decode, prepare_image, rgb
+from storage.files import UnreadableError, sha256_of_json
+from storage.images import SUFFIXES, Box, decode, prepare_image, rgb
 from storage.listing import read_listing
+from storage.tables import Tensors, Texts, read_tensors, read_texts
+from storage.torchvision_sets import labels_of, open_set
 
 __all__ = [
     "Dataset",
     "DatasetSpec",
+    "Item",
     "Sample",
-    "UnreadableImageError",
+    "UnreadableError",
     "open_dataset",
     "prepare_image",
 ]
+
+Item = Image.Image | str | NDArray[np.float32]
 
 DIGITS = 1000  # images of the demo, unless the job has a limit
 
@@ -38,6 +44,8 @@ _KEYS = {
     "csv": (("path",), ("images",)),
     "torchvision": (("path", "name"), ("split",)),
     "digits": ((), ("split", "seed")),
+    "text": (("path",), ("column",)),
+    "tensors": (("path",), ()),
 }
 
 
@@ -46,22 +54,26 @@ class DatasetSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["folder", "csv", "torchvision", "digits"] = Field(
-        description="folder of class folders, CSV listing, a set torchvision knows, or the demo's digits"
+    kind: Literal["folder", "csv", "torchvision", "digits", "text", "tensors"] = Field(
+        description="images: folder of class folders, CSV listing, a set torchvision knows, or the demo's "
+        "digits; text: a column of a CSV or Parquet file; tensors: arrays or columns of numbers"
     )
     path: Path | None = Field(
-        None, description="the folder, the CSV file, or where torchvision's sets lie or are downloaded to"
+        None, description="the folder, the file, or where torchvision's sets lie or are downloaded to"
     )
     images: Path | None = Field(None, description="csv: where the files lie; beside the CSV by default")
+    column: str | None = Field(
+        None, description="text: the column that holds the texts; text by default", min_length=1
+    )
     name: str | None = Field(None, description="torchvision: name of the set, e.g. CIFAR10")
     split: str | None = Field(None, description="torchvision and digits: e.g. train or test")
     seed: int | None = Field(None, ge=0, description="digits: another seed draws other images")
-    limit: int | None = Field(None, ge=1, description="at most so many images, spread evenly over the set")
+    limit: int | None = Field(None, ge=1, description="at most so many samples, spread evenly over the set")
 
     @model_validator(mode="after")
     def _keys_belong_to_the_kind(self) -> DatasetSpec:
         needed, optional = _KEYS[self.kind]
-        for key in ("path", "images", "name", "split", "seed"):
+        for key in ("path", "images", "column", "name", "split", "seed"):
             given = getattr(self, key) is not None
             if key in needed and not given:
                 raise ValueError(f'kind = "{self.kind}" needs the key {key}')
@@ -73,9 +85,9 @@ class DatasetSpec(BaseModel):
 
 @dataclass(frozen=True)
 class Sample:
-    """What is known about an image before it is decoded.
+    """What is known about an image, a text or an array before it is loaded.
 
-    ``sample_id`` is unique in the dataset and the same on every machine; ``boxes`` are in the pixels of the
+    ``sample_id`` is unique in the dataset and the same on every machine; ``boxes`` are in the pixels of an
     image as it lies on the disk.
     """
 
@@ -87,34 +99,43 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images in a fixed order.
+    """Images, texts or arrays in a fixed order.
 
     Attributes
     ----------
     samples
-        One an image.
+        One an item.
     classes
         Names by label; empty where the labels are bare numbers or there are none.
+    modality
+        What the items are.
+    features
+        Names of the columns that arrays come from; empty where they come from none.
     """
 
     samples: Sequence[Sample]
     classes: list[str]
-    _load: Callable[[int], Image.Image]
+    _load: Callable[[int], Item]
     _contents: Callable[[], list[Any]]
+    modality: Literal["image", "text", "tensor"] = "image"
+    features: list[str] = field(default_factory=list)
 
-    def image(self, index: int) -> Image.Image:
-        """Decode an image to 8-bit RGB.
+    def load(self, index: int) -> Item:
+        """An image in 8-bit RGB, a text, or an array float32 (T,) or (C, T).
 
         Raises
         ------
-        UnreadableImageError
+        UnreadableError
             With the reason in one line.
         """
         return self._load(index)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of ids, labels, boxes, classes and file sizes: where the files lie does not matter."""
+        """SHA-256 of ids, labels, boxes, classes, and sizes of images or contents of texts and arrays.
+
+        Where the files lie does not matter.
+        """
         return sha256_of_json([self.classes, self._contents()])
 
 
@@ -128,7 +149,8 @@ def open_dataset(spec: DatasetSpec) -> Dataset:
     """
     opened = _OPENERS[spec.kind](spec)
     if not opened.samples:
-        raise ValueError(f"dataset: there is no image in {spec.path}")
+        what = "image" if opened.modality == "image" else "row"
+        raise ValueError(f"dataset: there is no {what} in {spec.path}")
     return opened
 
 
@@ -157,11 +179,10 @@ def _csv(spec: DatasetSpec) -> Dataset:
 
 def _torchvision(spec: DatasetSpec) -> Dataset:
     """Any of ``torchvision.datasets`` whose items are (PIL image, class index)."""
-    data = _torchvision_set(spec)
+    assert spec.name is not None
+    data = open_set(spec.name, spec.path, spec.split)
     chosen = _spread(range(len(data)), spec.limit)
-    if chosen:
-        _check_item(data[chosen[0]], spec)
-    labels = _labels(data, chosen)
+    labels = labels_of(spec.name, data, chosen)
     split = spec.split or "all"
     samples = [
         Sample(f"{split}/{index:06d}", f"torchvision:{spec.name}/{split}/{index:06d}", label)
@@ -172,61 +193,10 @@ def _torchvision(spec: DatasetSpec) -> Dataset:
         try:
             return rgb(data[chosen[index]][0])
         except OSError as error:
-            raise UnreadableImageError(" ".join(str(error).split())) from error
+            raise UnreadableError(" ".join(str(error).split())) from error
 
     classes = [str(name) for name in getattr(data, "classes", [])]
     return Dataset(samples, classes, load, lambda: [spec.name, *_known(samples)])
-
-
-def _torchvision_set(spec: DatasetSpec) -> Any:
-    """Construct the set as its signature allows; download it only if it is not there."""
-    import torchvision  # takes seconds, and only this kind needs it
-
-    cls: Any = getattr(torchvision.datasets, spec.name or "", None)
-    if not inspect.isclass(cls):
-        raise ValueError(f"dataset.name: torchvision.datasets has no {spec.name}; names are like CIFAR10")
-    own = inspect.signature(cls).parameters
-    # EMNIST and others hand what they do not name on to their base class.
-    inits = [vars(base)["__init__"] for base in inspect.getmro(cls) if "__init__" in vars(base)]
-    taken = {key for init in inits for key in inspect.signature(init).parameters}
-    arguments: dict[str, Any] = {"root": str(spec.path)} if "root" in own else {}
-    splitting = next((key for key in ("split", "train", "image_set") if key in taken), None)
-    if (splitting is None) != (spec.split is None):
-        verb = "needs" if splitting else "does not take"
-        raise ValueError(f"dataset.split: {spec.name} {verb} a split")
-    if splitting == "train" and spec.split not in {"train", "test"}:
-        raise ValueError(f"dataset.split: {spec.name} has the splits train and test, not {spec.split}")
-    if splitting is not None:
-        arguments[splitting] = spec.split == "train" if splitting == "train" else spec.split
-    try:
-        try:
-            return cls(**arguments)
-        except (RuntimeError, OSError):
-            if "download" not in taken:
-                raise
-            arguments["download"] = True
-            return cls(**arguments)
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
-        raise ValueError(f"dataset: {spec.name} cannot be opened: {' '.join(str(error).split())}") from error
-
-
-def _check_item(item: Any, spec: DatasetSpec) -> None:
-    ok = isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Image.Image)
-    if not ok or not _is_index(item[1]):
-        raise ValueError(f"dataset.name: the items of {spec.name} are not (image, class index)")
-
-
-def _labels(data: Any, chosen: Sequence[int]) -> list[int]:
-    """Labels of the chosen items: from the set's own list where it has one, else by decoding them."""
-    for name in ("targets", "labels", "_labels", "_samples"):
-        known = getattr(data, name, None)
-        if known is None or len(known) != len(data):
-            continue
-        labels = [known[i][1] if name == "_samples" else known[i] for i in chosen]
-        ends = {0, len(chosen) - 1}
-        if all(_is_index(v) for v in labels) and all(int(labels[i]) == int(data[chosen[i]][1]) for i in ends):
-            return [int(v) for v in labels]
-    return [int(data[i][1]) for i in chosen]
 
 
 class _Drawn(Sequence[Sample]):
@@ -271,11 +241,23 @@ def _digits(spec: DatasetSpec) -> Dataset:
     )
 
 
+def _text(spec: DatasetSpec) -> Dataset:
+    path = _existing(spec.path, "file")
+    return _of_rows(path, read_texts(path, spec.column or "text"), "text", spec.limit)
+
+
+def _tensors(spec: DatasetSpec) -> Dataset:
+    path = _existing(spec.path, "file")
+    return _of_rows(path, read_tensors(path), "tensor", spec.limit)
+
+
 _OPENERS: dict[str, Callable[[DatasetSpec], Dataset]] = {
     "folder": _folder,
     "csv": _csv,
     "torchvision": _torchvision,
     "digits": _digits,
+    "text": _text,
+    "tensors": _tensors,
 }
 
 
@@ -287,6 +269,30 @@ def _of_files(samples: list[Sample], classes: list[str]) -> Dataset:
         return [*_known(samples), sizes]
 
     return Dataset(samples, classes, lambda index: decode(Path(samples[index].uri)), contents)
+
+
+def _of_rows(
+    path: Path, table: Texts | Tensors, modality: Literal["text", "tensor"], limit: int | None
+) -> Dataset:
+    """A dataset whose samples are rows of one file."""
+    chosen = _spread(range(len(table)), limit)
+
+    def sample(index: int) -> Sample:
+        row = chosen[index]
+        sample_id = f"{row:06d}" if table.ids is None else table.ids[row]
+        return Sample(
+            sample_id, f"{path.name}#{row:06d}", None if table.labels is None else table.labels[row]
+        )
+
+    samples = _Drawn(len(chosen), sample)
+    return Dataset(
+        samples,
+        table.classes,
+        lambda index: table.load(chosen[index]),
+        lambda: [*_known(samples), table.features, table.digest(chosen)],
+        modality,
+        table.features,
+    )
 
 
 def _known(samples: Sequence[Sample]) -> list[Any]:
@@ -302,15 +308,6 @@ def _existing(path: Path | None, what: Literal["file", "folder"]) -> Path:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
-
-
-def _is_index(value: Any) -> bool:
-    """Whether a label is one whole number, in whichever type a set keeps it."""
-    return (
-        getattr(value, "ndim", 0) == 0
-        and not isinstance(value, (str, bytes, float))
-        and hasattr(value, "__int__")
-    )
 
 
 def _spread(items: Sequence[Any], limit: int | None) -> list[Any]:

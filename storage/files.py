@@ -13,6 +13,10 @@ from typing import Any
 PARTIAL = ".partial"  # the suffix Zarr's own local store uses for a file that is being written
 
 
+class UnreadableError(ValueError):
+    """What is read is damaged, or is not what it should be."""
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path``: renamed over it when the block succeeds, removed when it fails."""

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from storage.files import UnreadableError
+
 Box = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax: continuous pixel edges
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
@@ -22,10 +24,6 @@ _RESAMPLING = {
 }
 
 
-class UnreadableImageError(ValueError):
-    """A file that is no image, or only part of one."""
-
-
 def decode(path: Path) -> Image.Image:
     """The image in a file as RGB, decoded to its last pixel.
 
@@ -33,24 +31,24 @@ def decode(path: Path) -> Image.Image:
 
     Raises
     ------
-    UnreadableImageError
+    UnreadableError
         Whatever is wrong with it, in one line.
     """
     try:
         if not path.stat().st_size:
-            raise UnreadableImageError("the file is empty")
+            raise UnreadableError("the file is empty")
         with Image.open(path) as image:
             return rgb(image)
-    except UnreadableImageError:
+    except UnreadableError:
         raise
     except FileNotFoundError as error:
-        raise UnreadableImageError("there is no such file") from error
+        raise UnreadableError("there is no such file") from error
     except UnidentifiedImageError as error:
-        raise UnreadableImageError("not an image of a known format") from error
+        raise UnreadableError("not an image of a known format") from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything at damaged data
-        raise UnreadableImageError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise UnreadableError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -58,15 +56,13 @@ def rgb(image: Image.Image) -> Image.Image:
 
     Raises
     ------
-    UnreadableImageError
+    UnreadableError
         For 32-bit images, whose range nobody states.
     """
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in {"I", "F"}:
-        raise UnreadableImageError(
-            f"32-bit images (mode {image.mode}) have no stated range; convert to 8 bit"
-        )
+        raise UnreadableError(f"32-bit images (mode {image.mode}) have no stated range; convert to 8 bit")
     return image.convert("RGB")
 
 

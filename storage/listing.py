@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.images import Box
 
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
+csv.field_size_limit(1 << 26)  # a text may be longer than the 128 KiB that are usual
 Row = tuple[int, Mapping[str, str]]  # line number, cells by column
 
 
@@ -35,8 +36,7 @@ class _Draft:
 def read_listing(path: Path) -> tuple[list[Entry], list[str]]:
     """The images of a listing in the order in which they appear first, and the class names.
 
-    Labels are whole numbers, taken as they are (then no class names are known), or names, numbered in
-    sorted order. Other columns are ignored.
+    Labels are numbered by :func:`number_labels`. Other columns are ignored.
 
     Raises
     ------
@@ -50,39 +50,82 @@ def read_listing(path: Path) -> tuple[list[Entry], list[str]]:
             _add(drafts, line, row)
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from error
-    numbered = {draft.label.isdecimal() for draft in drafts.values()}
-    if len(numbered) > 1:
-        name = next(draft for draft in drafts.values() if not draft.label.isdecimal())
-        number = next(draft for draft in drafts.values() if draft.label.isdecimal())
+    found = list(drafts.values())
+    labels, classes = number_labels(path, [d.label for d in found], lambda index: f"line {found[index].line}")
+    return [Entry(file, n, d.boxes) for (file, d), n in zip(drafts.items(), labels, strict=True)], classes
+
+
+def number_labels(
+    path: Path, labels: Sequence[str], place: Callable[[int], str]
+) -> tuple[list[int], list[str]]:
+    """Labels as numbers, and the class names.
+
+    Whole numbers are taken as they are (then no class names are known), names numbered in sorted order.
+
+    Parameters
+    ----------
+    path
+        The file they stand in, for messages.
+    place
+        Where in the file a label of a given index stands, for messages.
+
+    Raises
+    ------
+    ValueError
+        In one line with file and place: a label is missing or negative, or numbers and names are mixed.
+    """
+    kinds = sorted(set(labels))
+    for label in kinds:
+        wrong = "the label is missing" if not label else f"label {label} is negative"
+        if not label or (label.startswith("-") and label[1:].isdecimal()):
+            raise ValueError(f"{path}, {place(labels.index(label))}: {wrong}")
+    numbers, names = [k for k in kinds if k.isdecimal()], [k for k in kinds if not k.isdecimal()]
+    if numbers and names:
+        name = next(index for index, label in enumerate(labels) if not label.isdecimal())
+        number = next(index for index, label in enumerate(labels) if label.isdecimal())
         raise ValueError(
-            f"{path}, line {name.line}: label {name.label!r} is a name and {number.label} in line "
-            f"{number.line} a number; use one or the other"
+            f"{path}, {place(name)}: label {labels[name]!r} is a name and {labels[number]} in "
+            f"{place(number)} a number; use one or the other"
         )
-    classes = [] if numbered == {True} else sorted({draft.label for draft in drafts.values()})
-    index = {name: position for position, name in enumerate(classes)}
-    entries = [
-        Entry(file, index[draft.label] if classes else int(draft.label), draft.boxes)
-        for file, draft in drafts.items()
-    ]
-    return entries, classes
+    index = {name: position for position, name in enumerate(names)}
+    return [index[label] if names else int(label) for label in labels], names
+
+
+def records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The lines in which the records of a CSV file begin, and their cells, the header first.
+
+    Empty lines are skipped.
+
+    Raises
+    ------
+    ValueError
+        In one line, if it is not CSV in UTF-8, or where a record has not as many cells as the header.
+    """
+    line, columns = 1, None
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for cells in reader:
+                if cells:
+                    columns = columns or len(cells)
+                    if len(cells) != columns:
+                        raise ValueError(
+                            f"{path}, line {line}: has not as many cells as the header, {columns}; quote "
+                            "cells that contain a comma"
+                        )
+                    yield line, cells
+                line = reader.line_num + 1
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a CSV file in UTF-8: line {line}: {error}") from error
 
 
 def _rows(path: Path) -> Iterator[Row]:
     """Line numbers and cells, after a look at the header."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            _check_header(path, [name.strip() for name in reader.fieldnames or []])
-            reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: has not as many cells as the header, "
-                        f"{len(reader.fieldnames)}; quote names that contain a comma"
-                    )
-                yield reader.line_num, {key: cell.strip() for key, cell in row.items()}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
+    found = records(path)
+    columns = [name.strip() for name in next(found, (1, []))[1]]
+    _check_header(path, columns)
+    for line, cells in found:
+        yield line, {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
 
 
 def _check_header(path: Path, columns: list[str]) -> None:
@@ -98,10 +141,8 @@ def _check_header(path: Path, columns: list[str]) -> None:
 
 def _add(drafts: dict[str, _Draft], line: int, row: Mapping[str, str]) -> None:
     file, label, box = row["file"], row["label"], _box(row)
-    if not file or not label:
-        raise ValueError(f"the {'label' if file else 'file'} is missing")
-    if label.startswith("-") and label[1:].isdecimal():
-        raise ValueError(f"label {label} is negative")
+    if not file:
+        raise ValueError("the file is missing")
     draft = drafts.setdefault(file, _Draft(line, label, []))
     if draft.label != label:
         raise ValueError(f"{file} has label {label} here and {draft.label} in line {draft.line}")

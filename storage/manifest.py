@@ -26,10 +26,10 @@ class DetailEntry(_Entry):
 
 
 class ExplainerEntry(_Entry):
-    """One explainer of the run: its parameters, the (h, w) grid of its maps, its layer, its details."""
+    """One explainer of the run: its parameters, the grid of its maps, its layer, its details."""
 
     parameters: dict[str, Any]
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     layer: str | None = None
     details: dict[str, DetailEntry] = Field(default_factory=dict)
 
@@ -52,15 +52,17 @@ class Manifest(_Entry):
         The part of it that results depend on, explainers and metrics apart; another one is another run.
     versions
         Of the code and its libraries, when the run was created.
+    modality
+        What an input is; the type of ``inputs.zarr`` follows from it.
     rows, targets_per_image
-        Number of images, and maps an image: map row = image row * targets_per_image + target.
+        Number of images (texts, ...), and maps an image: map row = image row * targets_per_image + target.
     shard_rows
         Images a shard. Results do not depend on it, so an existing run keeps its own.
     input_shape, activation_shape
-        Of one row; no activations are kept where ``activation_shape`` is None.
+        Of one row, (C, \\*sites) of the input; no activations are kept where ``activation_shape`` is None.
     geometry
         How images become inputs: resize, crop and interpolation of
-        :func:`storage.datasets.prepare_image`.
+        :func:`storage.datasets.prepare_image`. Of numbers: ``shape``, that of a row of the dataset.
     hash, created, updates
         Filled in by :meth:`Run.create_or_open`: the hash of ``identity``, and what was added when.
     """
@@ -70,6 +72,7 @@ class Manifest(_Entry):
     versions: dict[str, str]
     model_fingerprint: str
     dataset_fingerprint: str
+    modality: Literal["image", "text", "tensor"] = "image"
     rows: int = Field(ge=1)
     shard_rows: int = Field(ge=1)
     targets_per_image: int = Field(1, ge=1)

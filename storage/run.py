@@ -15,6 +15,8 @@ from storage.files import PARTIAL, sha256_of_json, write_json
 from storage.manifest import Manifest, RunMismatchError, continued, plain, read_manifest
 from storage.records import finished, read_record, write_record
 
+INPUT_TYPES = {"image": "uint8", "text": "int32", "tensor": "float32"}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -71,7 +73,7 @@ class Run:
 
     @property
     def inputs(self) -> Path:
-        """uint8 (rows, \\*input_shape)."""
+        """(rows, \\*input_shape): uint8 pixels, int32 tokens, or float32 numbers."""
         return self.root / "inputs.zarr"
 
     @property
@@ -134,10 +136,14 @@ class Run:
         return self.manifest.geometry
 
     @property
-    def input_size(self) -> tuple[int, int]:
-        """(H, W) of the run's inputs."""
-        height, width = self.manifest.input_shape[-2:]
-        return height, width
+    def modality(self) -> str:
+        """image, text or tensor."""
+        return self.manifest.modality
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """The sites of the run's inputs: (H, W) of images, (T,) of texts and series."""
+        return self.manifest.input_shape[1:]
 
     @property
     def rows(self) -> int:
@@ -207,7 +213,9 @@ class Run:
     def _create_arrays(self) -> None:
         """Create what is missing; arrays that are there are checked and kept."""
         m, k = self.manifest, self.manifest.targets_per_image
-        maps.create_array(self.inputs, m.rows, m.input_shape, "uint8", shard_rows=m.shard_rows)
+        maps.create_array(
+            self.inputs, m.rows, m.input_shape, INPUT_TYPES[m.modality], shard_rows=m.shard_rows
+        )
         if m.activation_shape is not None:
             shape = m.activation_shape
             maps.create_array(self.activations, m.rows, shape, "float32", shard_rows=m.shard_rows)

@@ -30,8 +30,10 @@ _FROM_INPUTS = pa.schema(
         pa.field("sample_id", pa.string(), nullable=False),
         ("uri", pa.string()),
         ("label", pa.int64()),
-        ("width", pa.int32()),  # of the image as it lies on the disk
+        ("width", pa.int32()),  # of the image as it lies on the disk; tokens of a text before it was cut
         ("height", pa.int32()),
+        ("text", pa.string()),
+        ("tokens", pa.list_(pa.string())),  # of a text, as far as it was read
         ("boxes", pa.list_(pa.list_(pa.float64()))),  # xmin, ymin, xmax, ymax in input pixels
         pa.field("status", pa.string(), nullable=False),
         ("error", pa.string()),
@@ -57,6 +59,8 @@ SAMPLE_COLUMNS = (
     "boxes",
     "width",
     "height",
+    "text",
+    "tokens",
     "status",
     "error",
 )
@@ -90,7 +94,8 @@ def read_scores(root: Path) -> pa.Table:
 def write_sample_inputs(root: Path, shard: int, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write what the inputs stage knows about a shard's images, in row order; returns the file.
 
-    Keys: sample_id, uri, label, width, height, boxes, status, error.
+    Keys: sample_id, uri, label, width, height, boxes, text, tokens, status, error; those that are left out
+    are null.
     """
     return _write_part(root, "inputs", shard, pa.Table.from_pylist(list(rows), _FROM_INPUTS))
 

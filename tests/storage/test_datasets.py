@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from storage import digits
-from storage.datasets import Dataset, DatasetSpec, UnreadableImageError, open_dataset
+from storage.datasets import Dataset, DatasetSpec, UnreadableError, open_dataset
 
 REAL = Path(os.environ.get("FLOODLIT_REAL", Path(__file__).parents[3] / "shared" / "real"))
 
@@ -34,6 +34,7 @@ def opened(**keys: object) -> Dataset:
 
 def test_class_folders_give_sorted_classes_and_relative_ids(photos: Path) -> None:
     dataset = opened(kind="folder", path=photos)
+    assert (dataset.modality, dataset.features) == ("image", [])
     assert dataset.classes == ["ant", "cat", "dog"]
     assert [(s.sample_id, s.label) for s in dataset.samples] == [
         ("ant/c.png", 0),
@@ -42,9 +43,9 @@ def test_class_folders_give_sorted_classes_and_relative_ids(photos: Path) -> Non
         ("dog/text.jpg", 2),
         ("dog/x/deep.png", 2),
     ]
-    assert np.asarray(dataset.image(4)).tolist() == np.full((4, 6, 3), 2).tolist()
-    with pytest.raises(UnreadableImageError, match="not an image"):
-        dataset.image(3)
+    assert np.asarray(dataset.load(4)).tolist() == np.full((4, 6, 3), 2).tolist()
+    with pytest.raises(UnreadableError, match="not an image"):
+        dataset.load(3)
 
 
 def test_folders_agree_with_torchvision(photos: Path) -> None:
@@ -56,7 +57,7 @@ def test_folders_agree_with_torchvision(photos: Path) -> None:
     assert [s.label for s in theirs.samples] == [s.label for s in ours.samples]
     assert [s.sample_id for s in theirs.samples] == [f"all/{i:06d}" for i in range(4)]
     for index in range(4):
-        assert theirs.image(index).tobytes() == ours.image(index).tobytes()
+        assert theirs.load(index).tobytes() == ours.load(index).tobytes()
 
 
 def test_a_folder_of_images_has_no_labels(photos: Path) -> None:
@@ -100,9 +101,9 @@ def test_a_listing_with_boxes_and_other_columns(photos: Path) -> None:
         ("gone.png", 7, ((5, 5, 5, 6),)),
     ]
     assert dataset.classes == []
-    assert dataset.image(1).getpixel((0, 0)) == (0, 0, 0)
-    with pytest.raises(UnreadableImageError, match="there is no such file"):
-        dataset.image(2)
+    assert dataset.load(1).getpixel((0, 0)) == (0, 0, 0)
+    with pytest.raises(UnreadableError, match="there is no such file"):
+        dataset.load(2)
 
 
 def test_names_are_numbered_in_sorted_order(photos: Path) -> None:
@@ -116,7 +117,7 @@ def test_names_are_numbered_in_sorted_order(photos: Path) -> None:
 def test_images_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("file,label\nb.png,0\n")
     dataset = opened(kind="csv", path=tmp_path / "list.csv", images=photos / "cat")
-    assert dataset.image(0).size == (6, 4)
+    assert dataset.load(0).size == (6, 4)
     with pytest.raises(ValueError, match="there is no folder"):
         opened(kind="csv", path=tmp_path / "list.csv", images=tmp_path / "nowhere")
 
@@ -129,6 +130,7 @@ def test_images_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None:
         ("file,label,xmin,ymin\n", "line 1: the header lacks xmax, ymax"),
         ("file,label\na.png,1\nb.png\n", "line 3: has not as many cells as the header, 2"),
         ("file,label\na.png,1\nred, b.png,2\n", "line 3: has not as many cells"),
+        ('file,label\n\n"a\n.png",1\n\nb.png\n', "line 6: has not as many cells"),
         ("file,label\na.png,\n", "line 2: the label is missing"),
         ("file,label\n,3\n", "line 2: the file is missing"),
         ("file,label\na.png,-1\n", "line 2: label -1 is negative"),
@@ -197,7 +199,7 @@ def test_digits_are_those_of_the_generator() -> None:
     assert len(dataset.samples) == 5
     assert dataset.samples[4].label == drawn.label
     assert dataset.samples[4].boxes == (drawn.box,)
-    assert np.array_equal(np.asarray(dataset.image(4)), drawn.image)
+    assert np.array_equal(np.asarray(dataset.load(4)), drawn.image)
     assert dataset.classes == digits.CLASSES
     assert len({s.sample_id for s in dataset.samples}) == 5
     assert dataset.samples[1:3] == list(dataset.samples)[1:3]
@@ -214,7 +216,7 @@ def test_a_set_of_torchvision_without_files(tmp_path: Path) -> None:
     dataset = opened(kind="torchvision", name="FakeData", path=tmp_path, limit=2)
     assert [s.sample_id for s in dataset.samples] == ["all/000000", "all/000500"]
     assert all(0 <= (s.label or 0) < 10 for s in dataset.samples)
-    assert dataset.image(1).size == (224, 224)
+    assert dataset.load(1).size == (224, 224)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +266,7 @@ def test_a_set_that_is_not_there_is_downloaded_once(tmp_path: Path, monkeypatch:
     assert asked == [(False, False), (False, True), (False, False)]
     assert [(s.sample_id, s.label) for s in dataset.samples] == [("test/000000", 1), ("test/000001", 0)]
     assert dataset.classes == ["zero", "one"]
-    assert dataset.image(1).getpixel((0, 0)) == (1, 1, 1)
+    assert dataset.load(1).getpixel((0, 0)) == (1, 1, 1)
 
 
 def test_a_set_of_other_things_than_images_and_labels_is_refused(
@@ -292,9 +294,17 @@ def test_a_set_of_other_things_than_images_and_labels_is_refused(
             {"kind": "folder", "path": "x", "images": "y"},
             "does not take the key images; it takes path, limit",
         ),
+        ({"kind": "text"}, 'kind = "text" needs the key path'),
+        (
+            {"kind": "text", "path": "x", "split": "y"},
+            "does not take the key split; it takes path, column, limit",
+        ),
+        ({"kind": "tensors", "path": "x", "column": "y"}, "the key column; it takes path, limit"),
+        ({"kind": "folder", "path": "x", "column": "y"}, "the key column; it takes path, limit"),
+        ({"kind": "text", "path": "x", "column": ""}, "at least 1 character"),
         ({"kind": "digits", "path": "x"}, "does not take the key path; it takes split, seed, limit"),
         ({"kind": "digits", "limit": 0}, "greater than or equal to 1"),
-        ({"kind": "voc"}, "'folder', 'csv', 'torchvision' or 'digits'"),
+        ({"kind": "voc"}, "'digits', 'text' or 'tensors'"),
         ({"kind": "digits", "sed": 1}, "Extra inputs are not permitted"),
     ],
 )
@@ -319,6 +329,6 @@ def test_the_real_listings_open() -> None:
         kind="csv", path=images / "tinyimagenet_val.csv", images=images / "tinyimagenet_val", limit=400
     )
     assert len({s.label for s in tiny.samples}) == 200
-    assert tiny.image(399).size == (64, 64)
+    assert tiny.load(399).size == (64, 64)
     cifar = opened(kind="folder", path=images / "cifar10")
     assert len(cifar.samples) == 1000

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from storage.images import UnreadableImageError, decode, prepare_image, rgb
+from storage.files import UnreadableError
+from storage.images import decode, prepare_image, rgb
 
 REAL = Path(os.environ.get("FLOODLIT_REAL", Path(__file__).parents[3] / "shared" / "real"))
 
@@ -163,7 +164,7 @@ def test_a_file_that_is_no_image_says_why_in_one_line(
     tmp_path: Path, name: str, make: object, told: str
 ) -> None:
     make(tmp_path / name)  # type: ignore[operator]
-    with pytest.raises(UnreadableImageError, match=told) as refusal:
+    with pytest.raises(UnreadableError, match=told) as refusal:
         decode(tmp_path / name)
     assert str(refusal.value).strip()
     assert "\n" not in str(refusal.value)
