@@ -108,7 +108,7 @@ def explained(
 
     def run() -> list[Explanation]:
         activations, targets = None, torch.zeros(count, dtype=torch.int64)
-        if any(explainer.needs - {Need.INPUTS} for explainer in chosen):
+        if any(explainer.needs - {Need.PIXELS} for explainer in chosen):
             activations = chunked(classifier.activations, inputs, size)
             targets = chunked(classifier.head, activations, size).argmax(1)
         batch = Batch(inputs, targets, torch.arange(count), activations, size)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Need(StrEnum):
     """What an explainer asks of the classifier and the job, checked before any work starts."""
 
-    INPUTS = "inputs"  # the inputs themselves, pixels in [0, 1]
+    PIXELS = "pixels"  # inputs that are images
+    SEQUENCE = "sequence"  # inputs on one axis: texts, series, rows of a table
     ACTIVATIONS = "activations"  # cached activations at the target layer, and the head
     GRADIENTS = "gradients"  # gradients through the head
     CURVATURE = "curvature"  # second derivatives through the head
@@ -74,7 +75,7 @@ class Batch:
     Attributes
     ----------
     inputs
-        (B, 3, H, W) float32, pixels in [0, 1].
+        (B, C, \\*sites): of images (B, 3, H, W) float32, pixels in [0, 1]; see :mod:`explainers.black_box`.
     targets
         (B,) int64, the class to explain.
     seeds
@@ -108,10 +109,11 @@ class Detail:
 class Description:
     """What an explainer will produce with this classifier, known before it runs.
 
-    ``grid`` is the (h, w) of its maps: the method's native grid, never an upsampled one.
+    ``grid`` is the shape of its maps: the method's native grid, never an upsampled one; (h, w) for images,
+    one length for texts and series.
     """
 
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     details: Mapping[str, Detail] = field(default_factory=dict)
 
 
@@ -119,7 +121,7 @@ class Description:
 class Explanation:
     """Saliency maps of a batch.
 
-    ``maps`` is (B, h, w) float32, raw and signed; ``statuses`` has one :class:`Status` a map;
+    ``maps`` is (B, \\*grid) float32, raw and signed; ``statuses`` has one :class:`Status` a map;
     ``details`` holds tensors whose first axis is B, as described.
     """
 
@@ -136,7 +138,7 @@ class Explainer(Protocol):
 
     name: ClassVar[str]
     title: ClassVar[str]  # one line: what it does, with its paper
-    needs: ClassVar[frozenset[Need]]
+    needs: ClassVar[frozenset[Need]]  # none: it explains any black box, whatever its inputs are
     Parameters: ClassVar[type[AnyParameters]]
 
     def __init__(self, classifier: Classifier, parameters: AnyParameters) -> None: ...
@@ -146,12 +148,17 @@ class Explainer(Protocol):
     def explain(self, batch: Batch) -> Explanation: ...
 
 
-def statuses_of(maps: Tensor) -> list[Status]:
-    """Classify (B, h, w) maps: not finite, all zero, constant, or ok."""
+def statuses_of(maps: Tensor, sites: Tensor | None = None) -> list[Status]:
+    """Classify (B, \\*grid) maps: not finite, all zero, constant, or ok.
+
+    Where ``sites`` (B, \\*grid) bool is given, by the values there alone, at least one a map.
+    """
     flat = maps.flatten(1)
-    finite = flat.isfinite().all(1)
-    constant = flat.amax(1) == flat.amin(1)
-    zero = constant & (flat[:, 0] == 0)
+    away = torch.zeros_like(flat, dtype=torch.bool) if sites is None else ~sites.flatten(1)
+    finite = (flat.isfinite() | away).all(1)
+    highest = flat.masked_fill(away, -torch.inf).amax(1)
+    constant = highest == flat.masked_fill(away, torch.inf).amin(1)
+    zero = constant & (highest == 0)
     code = torch.where(finite, constant.long() + zero.long(), 3)
     names = [Status.OK, Status.CONSTANT, Status.ALL_ZERO, Status.NOT_FINITE]
     return [names[i] for i in code.tolist()]

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from types import TracebackType
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from explainers.architectures import architecture_of, resolve_layer
+from explainers.black_box import Modality, check_fill
 from explainers.clip import Clip
 from explainers.cutting import cut
 from explainers.fingerprint import sha256_of
+from explainers.frozen import Frozen
 from explainers.layout import Layout, Units, layout_of
+from explainers.masking import gaussian_blur
 
 __all__ = ["Classifier", "Units"]
 
 
-class Classifier:
-    """A network with its preprocessing, cut at the target layer.
+_BLUR_SIGMA = 10.0  # pixels
+
+
+class Classifier(Frozen):
+    """A network of images with its preprocessing, cut at the target layer.
 
     While it is wrapped, the network is in eval mode, its parameters ask for no gradient and its in-place
     activations are switched off; :meth:`close`, or leaving the ``with`` block, restores all of that. The
@@ -48,6 +53,10 @@ class Classifier:
         In one line that names the key: no such layer, none known, not to be cut there, unreadable output.
     """
 
+    modality: ClassVar[Modality] = "image"
+    fills: ClassVar[tuple[str, ...]] = ("mean", "black", "white", "blur")
+    graded: ClassVar[bool] = True
+
     def __init__(
         self,
         network: nn.Module,
@@ -58,13 +67,11 @@ class Classifier:
         std: Sequence[float] = (1.0, 1.0, 1.0),
         device: str | torch.device = "cpu",
     ) -> None:
-        self.network = network.to(device)
+        super().__init__(network, device)
         self.input_size = input_size
-        self.device = torch.device(device)
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
         self._architecture = architecture_of(network)
-        self._restore: list[tuple[Any, str, bool]] = []
         try:
             self._prepare(layer)
         except BaseException:
@@ -72,14 +79,15 @@ class Classifier:
             raise
 
     def _prepare(self, layer: str | None) -> None:
-        self._set_all(self.network.modules(), "training", False)
-        self._set_all(self.network.parameters(), "requires_grad", False)
         probe = torch.rand(2, 3, *self.input_size, generator=torch.Generator().manual_seed(0))
         probe = probe.to(self.device)
         with torch.no_grad():
-            expected = self._probe(probe)
+            size = f"inputs of {self.input_size[0]}x{self.input_size[1]} pixels"
+            expected = self._probe(probe, "model.crop", size)
             self.layer = resolve_layer(self.network, layer, self._normalise(probe))
-            self._set_all((m for m in self.network.modules() if hasattr(m, "inplace")), "inplace", False)
+            for module in self.network.modules():
+                if hasattr(module, "inplace"):
+                    self._set(module, "inplace", False)
             self._backbone, self._head = cut(self.network, self.layer)
             activations = self.activations(probe)
             self._layout = self._read_layout(activations)
@@ -92,21 +100,6 @@ class Classifier:
                 "draws random numbers, or writes to a tensor in place); name another layer"
             )
 
-    def _probe(self, probe: Tensor) -> Tensor:
-        """Logits of two inputs, computed before anything is changed, to compare with."""
-        try:
-            logits = self.logits(probe)
-        except Exception as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(
-                f"model.crop: the network does not run on inputs of {self.input_size[0]}x"
-                f"{self.input_size[1]} pixels: {reason}"
-            ) from error
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"model.source: the network must return logits (B, C), and returned {found}")
-        return logits
-
     def _read_layout(self, activations: Tensor) -> Layout:
         known = self._architecture
         prefix = known.prefix_tokens(self.network) if known and known.prefix_tokens else None
@@ -116,11 +109,6 @@ class Classifier:
             return layout_of(tuple(activations.shape[1:]), self.input_size, prefix)
         except ValueError as error:
             raise ValueError(f"model.layer: cannot explain {self.layer!r}: {error}") from error
-
-    def _set_all(self, owners: Any, attribute: str, value: bool) -> None:
-        for owner in owners:
-            self._restore.append((owner, attribute, getattr(owner, attribute)))
-            setattr(owner, attribute, value)
 
     # What the activations look like
 
@@ -170,6 +158,33 @@ class Classifier:
     def place(self, weights: Tensor, activations: Tensor) -> Tensor:
         """(B, h, w) from ``weights`` (B, U): the weighted sum of channel maps, or token weights laid out."""
         return self._layout.place(weights, activations)
+
+    # The inputs, and what is seen in their place
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(3, H, W)."""
+        return 3, *self.input_size
+
+    def inputs_of(self, stored: Tensor) -> Tensor:
+        """Inputs in [0, 1] from (B, 3, H, W) uint8."""
+        return stored.float() / 255
+
+    def sites(self, inputs: Tensor) -> Tensor:
+        """(B, H, W): every pixel can be hidden."""
+        return torch.ones_like(inputs[:, 0], dtype=torch.bool)
+
+    def fill(self, inputs: Tensor, how: str) -> Tensor:
+        """What stands in for absent pixels of (B, 3, H, W) inputs, or (1, 3, 1, 1) if the same everywhere.
+
+        ``mean`` is the mean that is subtracted (zero after normalisation), ``blur`` the input under a
+        Gaussian of 10 pixels.
+        """
+        check_fill(self, how)
+        if how == "blur":
+            return gaussian_blur(inputs, _BLUR_SIGMA)
+        mean = self.mean[None]
+        return mean if how == "mean" else torch.full_like(mean, float(how == "white"))
 
     # Passes through the network; callers choose inference_mode
 
@@ -279,17 +294,3 @@ class Classifier:
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of the weights: names, types, shapes and values."""
         return sha256_of(self.network.state_dict()).hexdigest()
-
-    def close(self) -> None:
-        """Restore training mode, gradient flags and in-place activations; a second call does nothing."""
-        while self._restore:
-            owner, attribute, value = self._restore.pop()
-            setattr(owner, attribute, value)
-
-    def __enter__(self) -> Classifier:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

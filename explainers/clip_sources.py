@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from explainers.clip import Clip, HuggingFaceVit, embed_classes
 from explainers.fingerprint import sha256_of
+from explainers.huggingface import check_repository, from_pretrained, pretrained_model, reason_of
 from explainers.model_spec import DEFAULT_TEMPLATE, LOCAL_DIR, ModelSpec, Preprocessing, is_file
 from explainers.sources import check_known, not_downloaded, published_weights
 
@@ -72,10 +72,6 @@ def _resizes_otherwise(spec: ModelSpec, how: str) -> ValueError:
     )
 
 
-def _reason(error: Exception) -> str:
-    return textwrap.shorten(str(error), 200)
-
-
 def _clip(
     spec: ModelSpec, model: Any, visual: nn.Module, tower: str, encode: Callable[[list[str]], Tensor]
 ) -> Clip:
@@ -120,7 +116,7 @@ def _open_clip_settings(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]
         settings = json.loads(file.read_text(encoding="utf-8"))
         return dict(settings["model_cfg"]), dict(settings.get("preprocess_cfg", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"model.name: cannot read {file}: {_reason(error)}") from error
+        raise ValueError(f"model.name: cannot read {file}: {reason_of(error)}") from error
 
 
 def open_clip_preprocessing(spec: ModelSpec) -> Preprocessing:
@@ -133,7 +129,7 @@ def open_clip_preprocessing(spec: ModelSpec) -> Preprocessing:
         size = open_clip.CLIPVisionCfg(**model["vision_cfg"]).image_size
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"model.name: the configuration of {spec.name} is not open_clip's: {_reason(error)}"
+            f"model.name: the configuration of {spec.name} is not open_clip's: {reason_of(error)}"
         ) from error
     side = size if isinstance(size, int) else _square(spec, *size)
     if found.resize_mode != "shortest" and spec.resize is None:
@@ -164,7 +160,7 @@ def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
     except Exception as error:
         # What comes without a network depends on the hub client; random weights may need a tokenizer from it.
         if name.startswith(LOCAL_DIR) or is_file(weights):
-            raise ValueError(f"model.weights: open_clip cannot load {name}: {_reason(error)}") from error
+            raise ValueError(f"model.weights: open_clip cannot load {name}: {reason_of(error)}") from error
         raise not_downloaded(spec, error, "folder" if ":" in name else "file") from error
     model.visual.output_tokens = False  # of CoCa, whose tower returns the patch tokens as well
     return _clip(
@@ -175,23 +171,11 @@ def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
 # Hugging Face
 
 
-def _from_pretrained(spec: ModelSpec, read: Callable[..., Any], **options: Any) -> Any:
-    """What ``read`` finds in a repository or a folder."""
-    try:
-        return read(spec.name, **options)
-    except Exception as error:  # what comes without a network depends on the hub client
-        if Path(str(spec.name)).is_dir():
-            raise ValueError(f"model.name: cannot read {spec.name}: {_reason(error)}") from error
-        raise not_downloaded(spec, error, "folder") from error
-
-
 def _check_clip(spec: ModelSpec) -> None:
     from transformers import CLIPConfig
 
-    if spec.name is None:
-        raise ValueError("model.name: say which, such as openai/clip-vit-base-patch32, or a folder")
-    check_known("weights", spec.weights, ["pretrained", "none"])
-    kind = _from_pretrained(spec, CLIPConfig.get_config_dict)[0].get("model_type")
+    check_repository(spec, "openai/clip-vit-base-patch32")
+    kind = from_pretrained(spec, CLIPConfig.get_config_dict)[0].get("model_type")
     if kind != CLIPConfig.model_type:
         raise ValueError(f"model.name: {spec.name} is no CLIP model; its model type is {kind!r}, not 'clip'")
 
@@ -200,7 +184,7 @@ def huggingface_preprocessing(spec: ModelSpec) -> Preprocessing:
     from transformers import AutoImageProcessor
 
     _check_clip(spec)
-    found = _from_pretrained(spec, AutoImageProcessor.from_pretrained).to_dict()
+    found = from_pretrained(spec, AutoImageProcessor.from_pretrained).to_dict()
     resize = found["size"].get("shortest_edge") if found["do_resize"] else None
     if found["do_resize"] and resize is None and spec.resize is None:
         raise _resizes_otherwise(spec, " and ".join(found["size"]))
@@ -222,7 +206,7 @@ def huggingface_preprocessing(spec: ModelSpec) -> Preprocessing:
         )
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"model.name: cannot read the image processor of {spec.name}: {_reason(error)}"
+            f"model.name: cannot read the image processor of {spec.name}: {reason_of(error)}"
         ) from error
 
 
@@ -230,16 +214,11 @@ def huggingface_network(spec: ModelSpec, device: str | torch.device) -> Clip:
     from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
     _check_clip(spec)
-    tokenizer = _from_pretrained(spec, AutoTokenizer.from_pretrained)
+    tokenizer = from_pretrained(spec, AutoTokenizer.from_pretrained)
     if spec.weights == "none":
-        model = CLIPModel(_from_pretrained(spec, CLIPConfig.from_pretrained))
+        model = CLIPModel(from_pretrained(spec, CLIPConfig.from_pretrained))
     else:
-        # In float32 whatever the file has, and not with random numbers where the file has nothing.
-        model, report = _from_pretrained(
-            spec, CLIPModel.from_pretrained, dtype=torch.float32, output_loading_info=True
-        )
-        if missing := sorted(report["missing_keys"]):
-            raise ValueError(f"model.weights: {spec.name} lacks {len(missing)} tensors, such as {missing[0]}")
+        model = pretrained_model(spec, CLIPModel)
     model = model.to(device).eval()
     longest = model.config.text_config.max_position_embeddings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from explainers import base
 from explainers.base import Batch, Description, Explanation, Need, statuses_of
-from explainers.classifier import Classifier
+from explainers.black_box import BlackBox
 from explainers.randomness import uniform
 from explainers.registry import register
 
@@ -26,8 +27,8 @@ class _Control:
     needs: ClassVar[frozenset[Need]] = frozenset()
     Parameters: ClassVar[type[base.Parameters]] = base.Parameters
 
-    def __init__(self, classifier: Classifier, parameters: base.Parameters) -> None:  # noqa: ARG002
-        self.grid = classifier.input_size
+    def __init__(self, classifier: BlackBox, parameters: base.Parameters) -> None:  # noqa: ARG002
+        self.grid = classifier.input_shape[1:]
 
     def describe(self) -> Description:
         return Description(self.grid)
@@ -37,19 +38,19 @@ class _Control:
         return Explanation(maps, statuses_of(maps))
 
     def maps(self, batch: Batch) -> Tensor:
-        """(B, h, w) float32."""
+        """(B, \\*grid) float32."""
         raise NotImplementedError
 
 
 @register
 class Random(_Control):
-    """Uniform noise in [0, 1), independent per pixel, as in ROAR (Hooker et al., NeurIPS 2019)."""
+    """Uniform noise in [0, 1), independent per pixel or token, as in ROAR (Hooker et al., NeurIPS 2019)."""
 
     name: ClassVar[str] = "random"
-    title: ClassVar[str] = "Control: uniform noise per pixel (Hooker et al., 2019)"
+    title: ClassVar[str] = "Control: uniform noise (Hooker et al., 2019)"
 
     def maps(self, batch: Batch) -> Tensor:
-        return uniform(batch.seeds, self.grid[0] * self.grid[1]).unflatten(1, self.grid)
+        return uniform(batch.seeds, math.prod(self.grid)).unflatten(1, self.grid)
 
 
 class CenterGaussianParameters(base.Parameters):
@@ -67,9 +68,10 @@ class CenterGaussian(_Control):
 
     name: ClassVar[str] = "center_gaussian"
     title: ClassVar[str] = "Control: a Gaussian around the centre (Choe et al., 2020)"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS})
     Parameters: ClassVar[type[base.Parameters]] = CenterGaussianParameters
 
-    def __init__(self, classifier: Classifier, parameters: CenterGaussianParameters) -> None:
+    def __init__(self, classifier: BlackBox, parameters: CenterGaussianParameters) -> None:
         super().__init__(classifier, parameters)
         self.sigma = parameters.sigma * min(self.grid)
 
@@ -93,7 +95,7 @@ class Sobel(_Control):
 
     name: ClassVar[str] = "sobel"
     title: ClassVar[str] = "Control: edges by Sobel's operator (Adebayo et al., 2018)"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.INPUTS})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS})
 
     def maps(self, batch: Batch) -> Tensor:
         luminance = torch.einsum("c,bchw->bhw", batch.inputs.new_tensor(_LUMINANCE), batch.inputs)
@@ -111,15 +113,15 @@ def _slope(padded: Tensor) -> Tensor:
 class AllOnes(_Control):
     """One everywhere: what a metric gives to a map that prefers nothing.
 
-    One value is enough, so the grid is (1, 1); every map has the status ``constant``.
+    One value is enough, so the grid has one cell; every map has the status ``constant``.
     """
 
     name: ClassVar[str] = "all_ones"
     title: ClassVar[str] = "Control: one everywhere"
 
-    def __init__(self, classifier: Classifier, parameters: base.Parameters) -> None:
+    def __init__(self, classifier: BlackBox, parameters: base.Parameters) -> None:
         super().__init__(classifier, parameters)
-        self.grid = (1, 1)
+        self.grid = (1,) * len(self.grid)
 
     def maps(self, batch: Batch) -> Tensor:
         return torch.ones(len(batch), *self.grid, device=batch.inputs.device)

@@ -29,7 +29,7 @@ from explainers.classifier import Classifier
 from explainers.decomposition import svd
 from explainers.head_gradient import head_gradient
 from explainers.masked_forward import MaskedForward, target_logit
-from explainers.masking import filled, rescaled
+from explainers.masking import rescaled
 from explainers.registry import register
 
 NOTEBOOK_THRESHOLD = 0.01
@@ -63,7 +63,7 @@ class DecomCam:
 
     name: ClassVar[str] = "decomcam"
     title: ClassVar[str] = "DecomCAM: orthogonal sub-saliency maps and what they reveal (arXiv 2405.18882)"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.INPUTS, Need.ACTIVATIONS, Need.GRADIENTS})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.ACTIVATIONS, Need.GRADIENTS})
     Parameters: ClassVar[type[base.Parameters]] = DecomCamParameters
 
     def __init__(self, classifier: Classifier, parameters: DecomCamParameters) -> None:
@@ -122,7 +122,7 @@ class DecomCam:
 
         Components that are not ``there`` (B, q) reveal nothing and are not passed.
         """
-        blurred = filled(self.classifier, batch.inputs, "blur")
+        blurred = self.classifier.fill(batch.inputs, "blur")
         # One more component, of zero, reveals nothing: the blurred input itself.
         positive = F.pad(components.relu(), (0, 0, 0, 0, 0, 1)).float()
 

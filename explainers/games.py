@@ -18,10 +18,11 @@ from explainers.base import Batch, PresetParameters
 from explainers.batching import in_chunks
 from explainers.classifier import Classifier
 from explainers.masked_forward import MaskedForward, Score, target_log_odds, target_probability
-from explainers.masking import Fill, filled
 from explainers.narrowing import class_token_alone
 
 CELLS = 14  # a side
+
+Fill = Literal["mean", "black", "white", "blur"]
 
 REWARDS: dict[str, Score] = {"log_odds": target_log_odds, "confidence": target_probability}
 
@@ -113,7 +114,7 @@ class FilledCells:
         self, classifier: Classifier, batch: Batch, grid: tuple[int, int], fill: Fill, score: Score
     ) -> None:
         self.inputs, self.grid, self.size = batch.inputs, grid, classifier.input_size
-        self.fill = filled(classifier, batch.inputs, fill)
+        self.fill = classifier.fill(batch.inputs, fill)
         self.masked = MaskedForward(classifier, batch.targets, batch.forwards, score)
         self.tokens = torch.zeros_like(batch.targets)
 

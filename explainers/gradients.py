@@ -28,7 +28,7 @@ Gradient = Callable[..., tuple[Tensor, ...]]
 class _PixelGradient:
     """A Captum method that takes ``passes`` forward and backward passes an image."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.INPUTS})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS})
     Parameters: ClassVar[type[base.Parameters]] = base.Parameters
     passes = 1
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 from torch import nn
 
+from explainers.black_box import Modality
 from explainers.checkpoints import load_weights
 from explainers.classifier import Classifier
 from explainers.clip_sources import (
@@ -25,6 +27,9 @@ from explainers.sources import (
     torchvision_network,
     torchvision_preprocessing,
 )
+from explainers.tensors import TensorClassifier
+from explainers.text import TextClassifier
+from explainers.text_sources import load_text
 
 __all__ = ["ModelSpec", "Preprocessing", "load", "preprocessing"]
 
@@ -36,9 +41,58 @@ _PREPROCESSING = {
 }
 
 
+# Keys that only one modality has.
+_ONLY: dict[str, Modality] = {
+    **dict.fromkeys(("classes", "templates", "layer", "resize", "crop", "mean", "std"), "image"),
+    "max_length": "text",
+}
+_PLURAL: dict[Modality, str] = {"image": "images", "text": "texts", "tensor": "plain tensors"}
+
+
+@overload
 def load(
-    spec: ModelSpec, device: str | torch.device = "cpu", input_size: tuple[int, int] | None = None
-) -> Classifier:
+    spec: ModelSpec,
+    device: str | torch.device = "cpu",
+    input_size: tuple[int, ...] | None = None,
+    modality: Literal["image"] = "image",
+) -> Classifier: ...
+
+
+@overload
+def load(
+    spec: ModelSpec,
+    device: str | torch.device = "cpu",
+    input_size: tuple[int, ...] | None = None,
+    *,
+    modality: Literal["text"],
+) -> TextClassifier: ...
+
+
+@overload
+def load(
+    spec: ModelSpec,
+    device: str | torch.device = "cpu",
+    input_size: tuple[int, ...] | None = None,
+    *,
+    modality: Literal["tensor"],
+) -> TensorClassifier: ...
+
+
+@overload
+def load(
+    spec: ModelSpec,
+    device: str | torch.device = "cpu",
+    input_size: tuple[int, ...] | None = None,
+    modality: Modality = "image",
+) -> Classifier | TextClassifier | TensorClassifier: ...
+
+
+def load(
+    spec: ModelSpec,
+    device: str | torch.device = "cpu",
+    input_size: tuple[int, ...] | None = None,
+    modality: Modality = "image",
+) -> Classifier | TextClassifier | TensorClassifier:
     """The classifier a job asks for.
 
     Parameters
@@ -48,21 +102,28 @@ def load(
     device
         Where it computes.
     input_size
-        (H, W) of the images themselves, used where neither the job nor the source states a crop.
+        Of images their own (H, W), used where neither the job nor the source states a crop; of plain tensors
+        the shape of the dataset's rows, (T,) or (C, T).
+    modality
+        What the dataset's inputs are.
 
     Raises
     ------
     ValueError
         In one line that begins with the key that is wrong (``model.weights: ...``) and says what to do.
     """
-    steps = preprocessing(spec)
-    size = (steps.crop, steps.crop) if steps.crop is not None else input_size
-    if size is None:
-        raise ValueError("model.crop: the source states no input size; set crop")
-    network = _network(spec, device)
-    classifier = Classifier(
-        network, layer=spec.layer, input_size=size, mean=steps.mean, std=steps.std, device=device
-    )
+    for key, owner in _ONLY.items():
+        if owner != modality and getattr(spec, key) is not None:
+            raise ValueError(
+                f"model.{key}: is for {_PLURAL[owner]}, not for {_PLURAL[modality]}; leave it out"
+            )
+    classifier: Classifier | TextClassifier | TensorClassifier
+    if modality == "text":
+        classifier = load_text(spec, device)
+    elif modality == "tensor":
+        classifier = _of_tensors(spec, device, input_size)
+    else:
+        classifier = _of_images(spec, device, input_size)
     if spec.num_classes not in (None, classifier.num_classes):
         classifier.close()
         raise ValueError(
@@ -71,8 +132,37 @@ def load(
     return classifier
 
 
+def _of_images(spec: ModelSpec, device: str | torch.device, input_size: tuple[int, ...] | None) -> Classifier:
+    steps = preprocessing(spec)
+    size = (steps.crop, steps.crop) if steps.crop is not None else input_size
+    if size is None:
+        raise ValueError("model.crop: the source states no input size; set crop")
+    height, width = size
+    return Classifier(
+        _network(spec, device),
+        layer=spec.layer,
+        input_size=(height, width),
+        mean=steps.mean,
+        std=steps.std,
+        device=device,
+    )
+
+
+def _of_tensors(
+    spec: ModelSpec, device: str | torch.device, shape: tuple[int, ...] | None
+) -> TensorClassifier:
+    if ":" not in spec.source:
+        raise ValueError(
+            f"model.source: plain tensors need a callable, not {spec.source!r}: package.module:callable or "
+            "path/to/file.py:callable"
+        )
+    if shape is None:
+        raise ValueError("input_size: say the shape of the dataset's rows, (T,) or (C, T)")
+    return TensorClassifier(_network(spec, device), shape, device)
+
+
 def preprocessing(spec: ModelSpec) -> Preprocessing:
-    """Resize, crop and normalisation: the source's own, with the job's values in their place.
+    """Resize, crop and normalisation of images: the source's own, with the job's values in their place.
 
     For torchvision they are those of the named weights, and for a file or random weights those of the
     network's first published weights; for timm those of its data configuration; for open_clip those of the

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from explainers.batching import in_chunks
-from explainers.classifier import Classifier
+from explainers.black_box import BlackBox
+from explainers.registry import import_address
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -34,6 +35,32 @@ def target_log_odds(logits: Tensor, targets: Tensor) -> Tensor:
     return target_logit(logits, targets) - others.logsumexp(1)
 
 
+def target_sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
+    """(n,) sigmoid of each row's target: its probability where classes do not exclude each other."""
+    return target_logit(logits, targets).sigmoid()
+
+
+SCALARS: dict[str, Score] = {
+    "probability": target_probability,
+    "sigmoid": target_sigmoid,
+    "logit": target_logit,
+}
+
+
+def scalar(name: str) -> Score:
+    """The function from (n, K) logits and (n,) targets to (n,) numbers, as :data:`SCALARS` or at an address.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    if name not in SCALARS and ":" not in name:
+        raise ValueError(f"scalar: no {name!r}; choose {', '.join(SCALARS)} or package.module:function")
+    found: Score = SCALARS[name] if name in SCALARS else import_address(name, "scalar")
+    return found
+
+
 class MaskedForward:
     """Scores of masked inputs of one batch, counting the forward passes of each image.
 
@@ -52,7 +79,7 @@ class MaskedForward:
         (B,) int32, forward passes so far.
     """
 
-    def __init__(self, classifier: Classifier, targets: Tensor, forwards: int, score: Score) -> None:
+    def __init__(self, classifier: BlackBox, targets: Tensor, forwards: int, score: Score) -> None:
         self.classifier, self.targets, self.forwards, self.score = classifier, targets, forwards, score
         self.passes = torch.zeros_like(targets, dtype=torch.int32)
 
@@ -66,7 +93,7 @@ class MaskedForward:
         images
             (M,) int64: the image each belongs to.
         compose
-            From indices (n,) into the M to masked inputs (n, 3, H, W) in [0, 1]; n is at most ``forwards``.
+            From indices (n,) into the M to masked inputs (n, C, \\*sites); n is at most ``forwards``.
         same
             (M,) int64: inputs of one image with the same number here are the same, and are passed once.
         """

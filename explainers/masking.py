@@ -1,4 +1,4 @@
-"""What masked inputs are made of: masks in [0, 1], and what is seen where they are 0."""
+"""What masked inputs are made of: masks in [0, 1], and the blurred image that is seen where they are 0."""
 
 from __future__ import annotations
 
@@ -7,23 +7,6 @@ from typing import Literal
 import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
-
-from explainers.classifier import Classifier
-
-Fill = Literal["mean", "black", "white", "blur"]
-_BLUR_SIGMA = 10.0  # pixels
-
-
-def filled(classifier: Classifier, inputs: Tensor, fill: Fill) -> Tensor:
-    """What stands in for absent pixels of (B, 3, H, W) inputs, or (1, 3, 1, 1) if the same everywhere.
-
-    ``mean`` is the mean that the classifier subtracts (zero after normalisation), ``blur`` the input under a
-    Gaussian of 10 pixels.
-    """
-    if fill == "blur":
-        return gaussian_blur(inputs, _BLUR_SIGMA)
-    mean = classifier.mean[None]
-    return mean if fill == "mean" else torch.full_like(mean, float(fill == "white"))
 
 
 def rescaled(masks: Tensor) -> Tensor:

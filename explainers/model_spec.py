@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 _FILE_SUFFIXES = frozenset([".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"])
 DEFAULT_TEMPLATE = "a photo of a {}."
+DEFAULT_MAX_LENGTH = 512  # tokens
 LOCAL_DIR = "local-dir:"  # open_clip's word for a folder
 _Positive = Annotated[float, Field(gt=0)]
 
@@ -42,8 +43,16 @@ class ModelSpec(BaseModel):
         description="Prompts of every class of a CLIP-like model, with {} for its name; their text "
         f"embeddings are averaged. By default {DEFAULT_TEMPLATE!r}.",
     )
+    max_length: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens that a text is cut to, special ones included. By default what network and "
+        f"tokenizer take, at most {DEFAULT_MAX_LENGTH}.",
+    )
     num_classes: int | None = Field(None, ge=1, description="Number of classes, where not the source's own.")
-    layer: str | None = Field(None, description="Target layer; known for published architectures.")
+    layer: str | None = Field(
+        None, description="Target layer, of image models; known for published architectures."
+    )
     resize: int | None = Field(None, ge=1, description="Length in pixels the short side is resized to.")
     crop: int | None = Field(None, ge=1, description="Side in pixels of the square cut from the centre.")
     mean: tuple[float, float, float] | None = Field(

@@ -77,7 +77,7 @@ class Moxi:
 
     name: ClassVar[str] = "moxi"
     title: ClassVar[str] = "MoXI: the cells that make the prediction, one by one (CVPR 2024)"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.INPUTS})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS})
     Parameters: ClassVar[type[Parameters]] = MoxiParameters
 
     def __init__(self, classifier: Classifier, parameters: MoxiParameters) -> None:

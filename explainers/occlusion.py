@@ -15,7 +15,6 @@ from explainers import base
 from explainers.base import Batch, Description, Detail, Explanation, Need, statuses_of
 from explainers.classifier import Classifier
 from explainers.masked_forward import MaskedForward, target_probability
-from explainers.masking import filled
 from explainers.registry import register
 
 REFERENCE = 224  # pixels a side, for which lengths are given
@@ -55,7 +54,7 @@ class Occlusion:
 
     name: ClassVar[str] = "occlusion"
     title: ClassVar[str] = "Occlusion: the probability lost under a sliding window (ECCV 2014)"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.INPUTS})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS})
     Parameters: ClassVar[type[base.Parameters]] = OcclusionParameters
 
     def __init__(self, classifier: Classifier, parameters: OcclusionParameters) -> None:
@@ -74,7 +73,7 @@ class Occlusion:
         windows = (len(down), len(across))
         # One more row of windows: its first occludes nothing.
         padded = F.pad(down, (0, 0, 0, 1))
-        fill = filled(self.classifier, batch.inputs, "mean")
+        fill = self.classifier.fill(batch.inputs, "mean")
 
         def occluded(image: Tensor, window: Tensor) -> Tensor:
             rows, columns = padded[window // len(across)], across[window % len(across)]

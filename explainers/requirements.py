@@ -9,15 +9,22 @@ import torch
 from explainers.additivity import additive_head
 from explainers.attention import reads_attention
 from explainers.base import Batch, Need
+from explainers.black_box import BlackBox
 from explainers.classifier import Classifier
 from explainers.head_gradient import head_gradient_and_curvature
 
 
-def unmet(needs: Set[Need], classifier: Classifier) -> str | None:
+def unmet(needs: Set[Need], classifier: BlackBox) -> str | None:
     """What ``classifier`` lacks of ``needs``: the end of the sentence "the explainer ..."; None if nothing.
 
     :attr:`Need.PREDICTION` is a matter of the job and not looked at here.
     """
+    if not isinstance(classifier, Classifier):
+        if needs <= {Need.PREDICTION, Need.SEQUENCE}:
+            return None
+        return f"explains images, and the dataset's inputs are {classifier.modality}s"
+    if Need.SEQUENCE in needs:
+        return "explains texts and numbers, and the dataset's inputs are images"
     if Need.PATCHES in needs and not classifier.supports_patches:
         return "needs a vision transformer that runs on a subset of its patch tokens"
     if Need.ATTENTION in needs and not reads_attention(classifier):

@@ -15,7 +15,6 @@ from explainers import base
 from explainers.base import Batch, Description, Detail, Explanation, Need, statuses_of
 from explainers.classifier import Classifier
 from explainers.masked_forward import MaskedForward, target_probability
-from explainers.masking import filled
 from explainers.randomness import random_bits, uniform
 from explainers.registry import register
 
@@ -52,7 +51,7 @@ class Rise:
 
     name: ClassVar[str] = "rise"
     title: ClassVar[str] = "RISE: random masks weighed by the probability under them (BMVC 2018)"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.INPUTS})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS})
     Parameters: ClassVar[type[base.Parameters]] = RiseParameters
 
     def __init__(self, classifier: Classifier, parameters: RiseParameters) -> None:
@@ -68,7 +67,7 @@ class Rise:
     @torch.inference_mode()
     def explain(self, batch: Batch) -> Explanation:
         seeds = random_bits(batch.seeds, self.masks)
-        hidden = filled(self.classifier, batch.inputs, "mean")
+        hidden = self.classifier.fill(batch.inputs, "mean")
 
         def masked_inputs(image: Tensor, mask: Tensor) -> Tensor:
             rows, columns = self._factors(seeds[image, mask])

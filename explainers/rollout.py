@@ -20,7 +20,7 @@ from explainers.registry import register
 class _OverBlocks:
     """What both share: the network is run on the pixels, and one row of a (T, T) matrix becomes the map."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.INPUTS, Need.ATTENTION})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.ATTENTION})
     Parameters: ClassVar[type[base.Parameters]] = base.Parameters
 
     def __init__(self, classifier: Classifier, parameters: base.Parameters) -> None:  # noqa: ARG002

@@ -32,7 +32,7 @@ class ScoreCam:
 
     name: ClassVar[str] = "scorecam"
     title: ClassVar[str] = "Score-CAM: channel maps weighed by the score through them (CVPRW 2020)"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.INPUTS, Need.ACTIVATIONS})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.ACTIVATIONS})
     Parameters: ClassVar[type[base.Parameters]] = base.Parameters
 
     def __init__(self, classifier: Classifier, parameters: base.Parameters) -> None:  # noqa: ARG002

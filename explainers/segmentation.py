@@ -1,6 +1,6 @@
 """How an input is split into the regions that PAMI shows one at a time: windows, or segments of an image.
 
-Sizes are those for an input whose short side is 224 pixels; for another one, ``scale`` = short side / 224
+Sizes in pixels are those for an image whose short side is 224; for another one, ``scale`` = short side / 224
 times as long, they are in proportion (CHOICE): lengths times ``scale``; areas, and Felzenszwalb's scale,
 which is weighed against them, times its square; the watershed's compactness, a price a pixel, divided by it.
 Numbers of segments stay.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
@@ -38,12 +38,35 @@ class Partition(Protocol):
     """Splits inputs of one kind into regions, each split being a label map over the input's sites."""
 
     def label_maps(self, inputs: Iterable[Tensor]) -> Generator[Tensor, None, None]:
-        """(L, \\*sites) int16 of each input in turn, on the CPU.
+        """(L, \\*sites) whole numbers of each input in turn.
 
         The sites of one label map with the same label, 1 or more, are one region; sites labelled 0 are in
         none. Label maps of inputs of one shape have the same L.
         """
         ...
+
+
+class Windows:
+    """Runs of neighbouring units, of every length and at every place: tokens or words of a text, numbers.
+
+    An input of fewer units than a length has one window of that length, which holds all of them.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = lengths
+
+    def label_maps(self, inputs: Iterable[Tensor]) -> Generator[Tensor, None, None]:
+        """(sum of lengths, T) int64 of (T,) whole numbers: the unit 0, 1, ... each site belongs to, or -1."""
+        for units in inputs:
+            yield torch.cat([self._of_length(units, length) for length in self.lengths])
+
+    def _of_length(self, units: Tensor, length: int) -> Tensor:
+        """(length, T): a label map holds the windows that begin ``length`` units apart."""
+        count = int(units.max()) + 1
+        offset = torch.arange(length, device=units.device)[:, None]
+        first = (units - offset).div(length, rounding_mode="floor") * length + offset
+        whole = (units >= offset) & ((first + length <= count) | ((first == 0) & (count < length)))
+        return torch.where(whole, first.div(length, rounding_mode="floor") + 1, 0)
 
 
 class SlidingWindow:

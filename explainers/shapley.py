@@ -37,7 +37,7 @@ class Shapley:
 
     name: ClassVar[str] = "shapley"
     title: ClassVar[str] = "Shapley values of cells, sampled from permutations (Castro et al., 2009)"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.INPUTS})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS})
     Parameters: ClassVar[type[Parameters]] = ShapleyParameters
 
     def __init__(self, classifier: Classifier, parameters: ShapleyParameters) -> None:

@@ -22,7 +22,6 @@ from explainers import base
 from explainers.base import Batch, Description, Detail, Explanation, Need, statuses_of
 from explainers.classifier import Classifier
 from explainers.masked_forward import MaskedForward, target_probability
-from explainers.masking import filled
 from explainers.randomness import global_generators
 from explainers.registry import register
 
@@ -36,7 +35,7 @@ class _SurrogateParameters(base.PresetParameters):
 class _Surrogate:
     """Coefficients of a linear model, one a cell."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.INPUTS})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS})
 
     def __init__(self, classifier: Classifier, cells: int, samples: int) -> None:
         if cells > min(classifier.input_size):
@@ -51,7 +50,7 @@ class _Surrogate:
     @torch.inference_mode()
     def explain(self, batch: Batch) -> Explanation:
         masked = MaskedForward(self.classifier, batch.targets, batch.forwards, target_probability)
-        fill = filled(self.classifier, batch.inputs, "mean").expand(1, -1, *self.classifier.input_size)
+        fill = self.classifier.fill(batch.inputs, "mean").expand(1, -1, *self.classifier.input_size)
         numbers = torch.arange(self.cells**2, device=batch.inputs.device).view(1, 1, self.cells, self.cells)
         places = F.interpolate(numbers.float(), self.classifier.input_size).long()
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from explainers.classifier import Classifier
 from tasks.metrics.base import MetricBatch
 
 MEAN = (0.485, 0.456, 0.406)
@@ -10,10 +11,13 @@ STD = (0.229, 0.224, 0.225)
 
 
 class ToyClassifier:
-    """A network behind the classifier's interface, counting the rows it is given.
+    """A network of images behind the classifier's interface, counting the rows it is given.
 
     It raises the device's out-of-memory error on more than ``memory`` rows at once.
     """
+
+    modality, fills, graded = "image", Classifier.fills, True
+    fill = Classifier.fill
 
     def __init__(self, network: nn.Module, mean=MEAN, std=STD, memory: int | None = None) -> None:
         self.network = network.eval()

@@ -289,7 +289,7 @@ def test_attention_over_windows_or_shrinking_sequences_is_not_read() -> None:
 @pytest.mark.parametrize("name", ["swin", "swin_v2", "resnet", "convnext"])
 def test_windows_and_convolutions_are_refused_in_one_line(name: str) -> None:
     with Classifier(families.FAMILIES[name][0](), input_size=(64, 64)) as classifier:
-        lacking = unmet({Need.INPUTS, Need.ATTENTION}, classifier)
+        lacking = unmet({Need.PIXELS, Need.ATTENTION}, classifier)
         assert lacking == "needs a vision transformer whose attention can be read"
         with pytest.raises(ValueError, match="no attention over all tokens"):
             attention_tokens(classifier)

@@ -20,7 +20,7 @@ SIZE = (6, 8)
 class Sized:
     """All that a control asks of a classifier."""
 
-    input_size = SIZE
+    input_shape = (3, *SIZE)
 
 
 def control(name: str, inputs: Tensor | None = None, **parameters: float) -> Explanation:
@@ -39,7 +39,7 @@ def test_the_controls_are_registered() -> None:
 
 def test_random_is_uniform_from_zero_to_below_one_and_set_by_the_seed_alone() -> None:
     class Large:
-        input_size = (224, 224)
+        input_shape = (3, 224, 224)
 
     cls = explainers.get("random")
     seeds = torch.tensor([5, 6, 5])

@@ -141,7 +141,7 @@ REFUSED = {
     "a branch on values": (Branching, "inner.conv", r"branch in ways that cannot be traced"),
     "random numbers": (lambda: Noisy(torch.relu), "conv", r"does not give its own logits again"),
     "a view written to": (lambda: Aliased(torch.relu), "conv", r"does not give its own logits again"),
-    "several outputs": (lambda: Paired(torch.relu), "conv", r"must return logits \(B, C\).*tuple"),
+    "several outputs": (lambda: Paired(torch.relu), "conv", r"must return logits \(B, K\).*tuple"),
     "inputs of another size": (small_vit, None, r"does not run on inputs of 8x8 pixels: Wrong image"),
 }  # fmt: skip
 

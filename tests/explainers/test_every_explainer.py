@@ -78,8 +78,9 @@ def joined(parts: list[Explanation]) -> Explanation:
     )
 
 
-def test_every_explainer_is_tried_on_some_classifier() -> None:
-    assert {name for name, _ in cases()} == set(explainers.names())
+def test_every_explainer_of_images_is_tried_on_some_classifier() -> None:
+    of_images = {name for name in explainers.names() if Need.SEQUENCE not in explainers.get(name).needs}
+    assert {name for name, _ in cases()} == of_images
 
 
 @pytest.mark.parametrize("name", explainers.names())

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 import toys
 from explainers.base import PresetParameters
-from explainers.masking import filled, gaussian_blur, rescaled
+from explainers.masking import gaussian_blur, rescaled
 
 
 @pytest.mark.parametrize(("size", "sigma"), [((40, 30), 3.0), ((8, 11), 10.0)])
@@ -35,10 +35,10 @@ def test_masks_are_rescaled_one_by_one_and_constant_ones_become_zero() -> None:
 def test_fills_are_the_mean_that_is_subtracted_black_white_and_the_blurred_input() -> None:
     with toys.vit() as classifier:
         inputs = toys.inputs(2)
-        assert filled(classifier, inputs, "mean").flatten().tolist() == [0.5, 0.5, 0.5]
-        assert filled(classifier, inputs, "black").flatten().tolist() == [0.0, 0.0, 0.0]
-        assert filled(classifier, inputs, "white").flatten().tolist() == [1.0, 1.0, 1.0]
-        assert torch.equal(filled(classifier, inputs, "blur"), gaussian_blur(inputs, 10))
+        assert classifier.fill(inputs, "mean").flatten().tolist() == [0.5, 0.5, 0.5]
+        assert classifier.fill(inputs, "black").flatten().tolist() == [0.0, 0.0, 0.0]
+        assert classifier.fill(inputs, "white").flatten().tolist() == [1.0, 1.0, 1.0]
+        assert torch.equal(classifier.fill(inputs, "blur"), gaussian_blur(inputs, 10))
 
 
 class Costly(PresetParameters):
