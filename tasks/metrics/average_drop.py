@@ -16,15 +16,22 @@ from explainers.base import Parameters
 from tasks.metrics.base import Column, MetricBatch, Scores
 from tasks.metrics.composites import target_probabilities
 from tasks.metrics.preparation import unreadable
-from tasks.metrics.ranking import ranks
+from tasks.metrics.ranking import ranks, sites_of
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
-    from explainers.classifier import Classifier
+    from explainers.black_box import BlackBox
+
+
+_FILLS = {
+    "image": "black: pixels times the map, before normalisation",
+    "text": "tokens that are not kept are hidden: mask tokens, or none where there is no mask token",
+    "tensor": "zero: numbers times the map",
+}
 
 
 class AverageDropParameters(Parameters):
-    """``levels``: percentages of pixels, the most salient ones, that keep their value in the mask."""
+    """``levels``: percentages of sites, the most salient ones, that keep their value in the mask."""
 
     levels: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(default=(100, 50, 15), min_length=1)
 
@@ -40,6 +47,10 @@ class AverageDropParameters(Parameters):
 class AverageDrop:
     """Per image max(0, c - o) / c and whether o > c, c being the target's probability on the input, o on
     the input times the map; their means over all N images are AD and IC.
+
+    A text cannot be multiplied: of a text the most salient tokens stay as they are, at least one, and mask
+    tokens stand for the others (or nothing, where there is no such token). Level 100, which would keep them
+    all, is left out.
     """
 
     name: ClassVar[str] = "average_drop"
@@ -49,18 +60,21 @@ class AverageDrop:
     needs_boxes: ClassVar[bool] = False
     Parameters: ClassVar[type[Parameters]] = AverageDropParameters
 
-    def __init__(self, classifier: Classifier, parameters: AverageDropParameters) -> None:
-        self.classifier, self.levels = classifier, parameters.levels
+    def __init__(self, classifier: BlackBox, parameters: AverageDropParameters) -> None:
+        self.classifier = classifier
+        self.levels = [level for level in parameters.levels if classifier.graded or level < 100]
+        if not self.levels:
+            raise ValueError("levels: at 100 % every token is kept; choose some below")
 
     def columns(self) -> list[Column]:
-        fill = "black: pixels times the map, before normalisation"
+        fill = _FILLS[self.classifier.modality]
         drops = [Column(f"average_drop_{level}", 0.0, 1.0, "lower", fill) for level in self.levels]
         gains = [Column(f"increase_in_confidence_{level}", 0.0, 1.0, "higher", fill) for level in self.levels]
         return drops + gains
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, H, W) prepared maps; NaN for maps of NaN, and for a drop from a probability of zero."""
+        """Score (B, \\*sites) prepared maps; NaN for maps of NaN, and for a drop from probability zero."""
         before = batch.confidence[:, None]
         after = self._probabilities(batch, maps)
         drops = (before - after).clamp(min=0) / before
@@ -70,16 +84,27 @@ class AverageDrop:
 
     def _probabilities(self, batch: MetricBatch, maps: Tensor) -> Tensor:
         """(B, levels) probability of the target on the inputs masked at each level."""
-        order = ranks(maps, batch.seeds).view_as(maps)
-        kept = [round(level * order[0].numel() / 100) for level in self.levels]
-        counts = torch.tensor(kept, device=maps.device)
+        order = ranks(maps, batch.seeds)
+        sites = sites_of(maps)
+        shares = torch.tensor(self.levels, device=maps.device) / 100
+        counts = (shares * sites[:, None]).round().clamp(min=1)
+        hidden = (
+            None if self.classifier.graded else self.classifier.fill(batch.inputs, self.classifier.fills[0])
+        )
 
         def compose(image: Tensor, level: Tensor) -> Tensor:
-            mask = maps[image] * (order[image] < counts[level, None, None])
-            return batch.inputs[image] * mask[:, None]
+            kept = (order[image] < counts[image, level, None]).view(-1, 1, *maps.shape[1:])
+            if hidden is not None:
+                return torch.where(kept, batch.inputs[image], hidden[image])
+            return batch.inputs[image] * (maps[image, None] * kept)
 
-        after = target_probabilities(self.classifier, batch, len(kept), compose)
+        after = target_probabilities(self.classifier, batch, len(self.levels), compose)
         # A mask of ones leaves the input as it was: without this, the rounding of one forward pass against
         # another would decide whether the confidence "increased".
-        untouched = (maps == 1).flatten(1).all(1)[:, None] & (counts == order[0].numel())
+        ones = (
+            (maps == 1).flatten(1).all(1)
+            if self.classifier.graded
+            else torch.ones_like(sites, dtype=torch.bool)
+        )
+        untouched = ones[:, None] & (counts == sites[:, None])
         return torch.where(untouched, batch.confidence[:, None], after)

@@ -11,7 +11,7 @@ from torch import Tensor
 from explainers.base import AnyParameters
 
 if TYPE_CHECKING:
-    from explainers.classifier import Classifier
+    from explainers.black_box import BlackBox
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class MetricBatch:
     Attributes
     ----------
     inputs
-        (B, 3, H, W) float32, pixels in [0, 1].
+        (B, C, \\*sites); of images (B, 3, H, W) float32, pixels in [0, 1].
     targets
         (B,) int64, the class that was explained.
     seeds
@@ -74,10 +74,13 @@ class Metric(Protocol):
     needs_boxes: ClassVar[bool]
     Parameters: ClassVar[type[AnyParameters]]
 
-    def __init__(self, classifier: Classifier, parameters: AnyParameters) -> None: ...
+    def __init__(self, classifier: BlackBox, parameters: AnyParameters) -> None: ...
 
     def columns(self) -> list[Column]: ...
 
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, H, W) maps in [0, 1], prepared by :func:`tasks.metrics.preparation.prepare`."""
+        """Score (B, \\*sites) maps, prepared by :func:`tasks.metrics.preparation.prepare`.
+
+        They are in [0, 1], and -inf where the input has nothing to show or hide, which is never scored.
+        """
         ...

@@ -1,4 +1,6 @@
-"""Insertion and deletion: how fast the class appears or vanishes as pixels are shown or hidden in order.
+"""Insertion and deletion: how fast the class appears or vanishes as sites are shown or hidden in order.
+
+Sites are an image's pixels, a text's tokens or the steps of a series.
 
 Petsiuk, Das and Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018.
 """
@@ -13,38 +15,42 @@ from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
-from explainers.masking import filled
+from explainers.black_box import check_fill
 from tasks.metrics.base import Column, MetricBatch, Scores
 from tasks.metrics.composites import target_probabilities
 from tasks.metrics.preparation import unreadable
-from tasks.metrics.ranking import ranks
+from tasks.metrics.ranking import ranks, sites_of
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
-    from explainers.classifier import Classifier
+    from explainers.black_box import BlackBox
 
-Fill = Literal["blur", "mean", "black"]
-FILLS: dict[Fill, str] = {
-    "blur": "the input blurred (11x11 kernel, sigma 5, zero padding after normalisation)",
-    "mean": "the mean the classifier subtracts (zero after normalisation)",
-    "black": "black",
+Fill = Literal["blur", "mean", "black", "white", "mask", "remove", "zero"]
+FILLS: dict[tuple[str, str], str] = {
+    ("image", "blur"): "the input blurred (11x11 kernel, sigma 5, zero padding after normalisation)",
+    ("image", "mean"): "the mean the classifier subtracts (zero after normalisation)",
+    ("image", "black"): "black",
+    ("image", "white"): "white",
+    ("text", "mask"): "mask tokens",
+    ("text", "remove"): "nothing: hidden tokens are taken out",
+    ("tensor", "zero"): "zero",
+    ("tensor", "mean"): "the mean of each channel over the input's own sites",
 }
 
 
 class InsertionParameters(Parameters):
-    """``steps`` of ceil(H*W / steps) pixels, all channels of a pixel at once; ``fill`` hides pixels.
+    """After step k of ``steps`` ceil(k N / steps) of N sites have changed; ``fill`` hides sites.
 
-    RISE's evaluation of whole data sets: 28 steps at 224x224.
+    RISE's evaluation of whole data sets: 28 steps at 224x224. By default ``fill`` is blur for images, as in
+    RISE, the mask token for texts (remove where there is none), and zero for numbers.
     """
 
     steps: int = Field(default=28, ge=2)
-    fill: Fill = "blur"
+    fill: Fill | None = None
 
 
 class DeletionParameters(InsertionParameters):
-    """As for insertion, with the mean as the fill."""
-
-    fill: Fill = "mean"
+    """As for insertion, with the mean as the fill of images."""
 
 
 class _Causal:
@@ -54,40 +60,47 @@ class _Causal:
     needs_boxes: ClassVar[bool] = False
     better: ClassVar[str]
     inserts: ClassVar[bool]
+    image_fill: ClassVar[Fill]  # RISE's
 
-    def __init__(self, classifier: Classifier, parameters: InsertionParameters) -> None:
-        self.classifier, self.parameters = classifier, parameters
+    def __init__(self, classifier: BlackBox, parameters: InsertionParameters) -> None:
+        self.classifier, self.steps = classifier, parameters.steps
+        own = self.image_fill if classifier.modality == "image" else classifier.fills[0]
+        self.fill: str = parameters.fill or own
+        check_fill(classifier, self.fill)
 
     def columns(self) -> list[Column]:
-        return [Column(self.name, 0.0, 1.0, self.better, FILLS[self.parameters.fill])]
+        fill = FILLS[self.classifier.modality, self.fill]
+        return [Column(self.name, 0.0, 1.0, self.better, fill)]
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, H, W) prepared maps; maps of NaN have a value and a curve of NaN.
+        """Score (B, \\*sites) prepared maps; maps of NaN have a value and a curve of NaN.
 
-        The curve has a point after each step, and one before the first: steps + 1 points wherever H*W is at
-        least steps * (steps - 1), fewer where the rounded-up step exhausts a smaller input sooner.
+        The curve has a point before the first step and one after each: steps + 1 points.
         """
-        step = -(-maps[0].numel() // self.parameters.steps)
-        curve = self._curve(batch, ranks(maps, batch.seeds).view_as(maps), step)
+        curve = self._curve(batch, ranks(maps, batch.seeds).view_as(maps), sites_of(maps))
         curve = curve.masked_fill(unreadable(maps)[:, None], torch.nan)
         area = torch.trapezoid(curve, dim=1) / (curve.shape[1] - 1)
         return Scores({self.name: area}, {self.name: curve})
 
-    def _curve(self, batch: MetricBatch, order: Tensor, step: int) -> Tensor:
-        """(B, points) probability of the target with the ``k * step`` first pixels of ``order`` changed."""
-        steps = -(-order[0].numel() // step)
+    def _curve(self, batch: MetricBatch, order: Tensor, sites: Tensor) -> Tensor:
+        """(B, steps + 1) probability of the target with the first of ``order`` (B, \\*sites) changed."""
         order = order.int()
-        fill = _fill(self.classifier, batch.inputs, self.parameters.fill)
+        step = torch.arange(1, self.steps, device=order.device)
+        counts = -(-step * sites[:, None] // self.steps)
+        fill = self._fill(batch.inputs)
         start, end = (fill, batch.inputs) if self.inserts else (batch.inputs, fill)
 
         def compose(image: Tensor, variant: Tensor) -> Tensor:
-            count = (variant.int() + 1) * step
-            changed = order.index_select(0, image) < count[:, None, None]
+            count = counts[image, variant].view(-1, *[1] * (order.ndim - 1))
+            changed = (order.index_select(0, image) < count)[:, None]
+            if not self.classifier.graded:
+                return torch.where(changed, _rows(end, image), _rows(start, image))
             # With weights of exactly 0 and 1 this copies, and is faster on the CPU than torch.where.
-            return torch.lerp(_rows(start, image), _rows(end, image), changed[:, None].to(start.dtype))
+            return torch.lerp(_rows(start, image), _rows(end, image), changed.to(start.dtype))
 
-        between = target_probabilities(self.classifier, batch, steps - 1, compose)
+        # A text of few tokens changes at some of the steps only.
+        between = target_probabilities(self.classifier, batch, self.steps - 1, compose, same=counts)
         bare = self._probability_of_fill(batch, fill)
         ends = (bare, batch.confidence) if self.inserts else (batch.confidence, bare)
         return torch.cat([ends[0][:, None], between, ends[1][:, None]], 1)
@@ -98,37 +111,38 @@ class _Causal:
             return self.classifier.logits(fill.expand_as(batch.inputs[:1])).softmax(1)[0, batch.targets]
         return target_probabilities(self.classifier, batch, 1, lambda image, _: fill[image])[:, 0]
 
+    def _fill(self, inputs: Tensor) -> Tensor:
+        """What hides a site: (B, C, \\*sites), or (1, 3, 1, 1) if it is the same everywhere."""
+        if self.fill == "blur":
+            mean = self.classifier.fill(inputs, "mean")
+            # Equal to blurring the normalised input: once the mean is taken off, the two differ by a scale
+            # per channel, and blurring with zero padding is linear.
+            return _blur(inputs - mean) + mean
+        return self.classifier.fill(inputs, self.fill)
+
 
 @register
 class Insertion(_Causal):
-    """Pixels are shown on the fill, the most salient first."""
+    """Sites are shown on the fill, the most salient first."""
 
     name: ClassVar[str] = "insertion"
-    title: ClassVar[str] = "Area under the probability as salient pixels are shown (Petsiuk et al. 2018)"
+    title: ClassVar[str] = "Area under the probability as salient sites are shown (Petsiuk et al. 2018)"
     better: ClassVar[str] = "higher"
     inserts: ClassVar[bool] = True
+    image_fill: ClassVar[Fill] = "blur"
     Parameters: ClassVar[type[Parameters]] = InsertionParameters
 
 
 @register
 class Deletion(_Causal):
-    """Pixels are hidden by the fill, the most salient first."""
+    """Sites are hidden by the fill, the most salient first."""
 
     name: ClassVar[str] = "deletion"
-    title: ClassVar[str] = "Area under the probability as salient pixels are hidden (Petsiuk et al. 2018)"
+    title: ClassVar[str] = "Area under the probability as salient sites are hidden (Petsiuk et al. 2018)"
     better: ClassVar[str] = "lower"
     inserts: ClassVar[bool] = False
+    image_fill: ClassVar[Fill] = "mean"
     Parameters: ClassVar[type[Parameters]] = DeletionParameters
-
-
-def _fill(classifier: Classifier, inputs: Tensor, fill: Fill) -> Tensor:
-    """What hides a pixel: (B, 3, H, W), or (1, 3, 1, 1) if it is the same everywhere."""
-    if fill == "blur":
-        mean = classifier.mean[None]
-        # Equal to blurring the normalised input: once the mean is taken off, the two differ by a scale per
-        # channel, and blurring with zero padding is linear.
-        return _blur(inputs - mean) + mean
-    return filled(classifier, inputs, fill)
 
 
 def _rows(images: Tensor, rows: Tensor) -> Tensor:

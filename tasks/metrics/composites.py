@@ -11,16 +11,21 @@ from explainers.masked_forward import MaskedForward, target_probability
 from tasks.metrics.base import MetricBatch
 
 if TYPE_CHECKING:
-    from explainers.classifier import Classifier
+    from explainers.black_box import BlackBox
 
 
 def target_probabilities(
-    classifier: Classifier, batch: MetricBatch, variants: int, compose: Callable[[Tensor, Tensor], Tensor]
+    classifier: BlackBox,
+    batch: MetricBatch,
+    variants: int,
+    compose: Callable[[Tensor, Tensor], Tensor],
+    same: Tensor | None = None,
 ) -> Tensor:
-    """(B, variants) softmax probability of each image's target on each of its variants, at least one.
+    """(B, variants) softmax probability of each input's target on each of its variants, at least one.
 
-    ``compose`` makes n altered inputs (n, 3, H, W) in [0, 1] from image and variant indices, (n,) int64 each;
-    n is at most ``batch.forwards``, so B * variants inputs never exist together.
+    ``compose`` makes n altered inputs (n, C, \\*sites) from input and variant indices, (n,) int64 each, n at
+    most ``batch.forwards``, so B * variants inputs never exist together. Where ``same`` (B, variants) has the
+    same number twice for an input, so are the altered ones.
     """
     masked = MaskedForward(classifier, batch.targets, batch.forwards, target_probability)
-    return masked.variants(variants, compose)
+    return masked.variants(variants, compose, same)

@@ -18,7 +18,7 @@ from tasks.metrics.ranking import ranks
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
-    from explainers.classifier import Classifier
+    from explainers.black_box import BlackBox
 
 
 class PointingGameParameters(Parameters):
@@ -36,7 +36,7 @@ class PointingGame:
     needs_boxes: ClassVar[bool] = True
     Parameters: ClassVar[type[Parameters]] = PointingGameParameters
 
-    def __init__(self, classifier: Classifier, parameters: PointingGameParameters) -> None:  # noqa: ARG002
+    def __init__(self, classifier: BlackBox, parameters: PointingGameParameters) -> None:  # noqa: ARG002
         self.tolerance = parameters.tolerance
 
     def columns(self) -> list[Column]:
@@ -85,7 +85,7 @@ class EnergyPointingGame:
     needs_boxes: ClassVar[bool] = True
     Parameters: ClassVar[type[Parameters]] = EnergyPointingGameParameters
 
-    def __init__(self, classifier: Classifier, parameters: EnergyPointingGameParameters) -> None:
+    def __init__(self, classifier: BlackBox, parameters: EnergyPointingGameParameters) -> None:
         pass
 
     def columns(self) -> list[Column]:

@@ -19,21 +19,23 @@ RECORD = {
 
 
 @torch.inference_mode()
-def prepare(maps: Tensor, size: tuple[int, int]) -> tuple[Tensor, list[Status]]:
+def prepare(maps: Tensor, size: tuple[int, ...], sites: Tensor | None = None) -> tuple[Tensor, list[Status]]:
     """Read raw maps for scoring, as :data:`RECORD` says.
 
     Parameters
     ----------
     maps
-        (B, h, w) floats, raw and signed, on the explainer's native grid.
+        (B, \\*grid) floats, raw and signed, on the explainer's native grid.
     size
-        (H, W) of the input, no smaller than the grid.
+        The input's sites, (H, W) or (T,), along no axis fewer than the grid's.
+    sites
+        (B, \\*size) bool: which of them can be hidden, and so have a value at all; all of them by default.
 
     Returns
     -------
     prepared, statuses
-        (B, H, W) float32 in [0, 1], or NaN throughout; and what became of each map after rectification, so a
-        map with nothing positive is ``all_zero``.
+        (B, \\*size) float32 in [0, 1], or NaN throughout, -inf where ``sites`` is False; and what became of
+        each map after rectification, so a map with nothing positive is ``all_zero``.
 
     Raises
     ------
@@ -41,25 +43,37 @@ def prepare(maps: Tensor, size: tuple[int, int]) -> tuple[Tensor, list[Status]]:
         If the grid is finer than the input: interpolation would skip cells.
     """
     grid = tuple(maps.shape[1:])
-    if grid[0] > size[0] or grid[1] > size[1]:
-        raise ValueError(
-            f"maps on a grid of {grid[0]}x{grid[1]} are finer than the {size[0]}x{size[1]} input"
-        )
-    finite = maps.isfinite().flatten(1).all(1)
-    positive = maps.float().relu().masked_fill(~finite[:, None, None], torch.nan)
-    low, high = positive.amin((1, 2), keepdim=True), positive.amax((1, 2), keepdim=True)
+    if any(cells > length for cells, length in zip(grid, size, strict=True)):
+        has, takes = "x".join(map(str, grid)), "x".join(map(str, size))
+        raise ValueError(f"maps on a grid of {has} are finer than the {takes} input")
+    there = torch.ones(len(maps), *size, dtype=torch.bool, device=maps.device) if sites is None else sites
+    # Only a map as fine as the input can have values of its own where there is nothing to hide.
+    own = there if grid == tuple(size) else torch.ones_like(maps, dtype=torch.bool)
+    finite = (maps.isfinite() | ~own).flatten(1).all(1)
+    positive = maps.float().relu().masked_fill(~_like(finite, maps), torch.nan)
+    low, high = _bounds(positive, own)
     # Stretched once before interpolating, so that its rounding is small beside the map's span even if the
     # map varies little around a large value; the result is the same otherwise.
-    upsampled = F.interpolate(_min_max(positive)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    prepared = torch.where(low == high, (high > 0).float(), _min_max(upsampled))
-    return prepared, statuses_of(positive)
+    stretched = (positive - low) / (high - low)
+    mode = "bilinear" if len(size) == 2 else "linear"
+    upsampled = F.interpolate(stretched[:, None], size, mode=mode, align_corners=False)[:, 0]
+    lowest, highest = _bounds(upsampled, there)
+    prepared = torch.where(low == high, (high > 0).float(), (upsampled - lowest) / (highest - lowest))
+    return prepared.masked_fill(~there & _like(finite, there), -torch.inf), statuses_of(positive, own)
 
 
 def unreadable(maps: Tensor) -> Tensor:
-    """(B,) bool: which prepared (B, H, W) maps are NaN, and so have no score."""
+    """(B,) bool: which prepared (B, \\*sites) maps are NaN, and so have no score."""
     return maps.isnan().flatten(1).any(1)
 
 
-def _min_max(maps: Tensor) -> Tensor:
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps - low) / (high - low)
+def _bounds(maps: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest and highest value of each map where ``own`` is True, in as many dimensions as the maps have."""
+    flat, away = maps.flatten(1), ~own.flatten(1)
+    low, high = flat.masked_fill(away, torch.inf).amin(1), flat.masked_fill(away, -torch.inf).amax(1)
+    return _like(low, maps), _like(high, maps)
+
+
+def _like(values: Tensor, maps: Tensor) -> Tensor:
+    """(B,) values as (B, 1, ...), to go with maps."""
+    return values.view(-1, *[1] * (maps.ndim - 1))

@@ -1,4 +1,4 @@
-"""The order of pixels from most to least salient, exact, with ties broken by a seed per image."""
+"""The order of pixels, or tokens, from most to least salient, exact, with ties broken by a seed per image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from explainers.randomness import random_bits
 
 
 def ranks(maps: Tensor, seeds: Tensor) -> Tensor:
-    """Rank the pixels of each map; 0 is the most salient.
+    """Rank the sites of each map; 0 is the most salient.
 
     Equal values are put in the random order of the image's seed. A fixed order would favour a corner of
     flat maps, and a threshold would take all of a plateau or nothing. The order depends on the map and its
@@ -18,14 +18,14 @@ def ranks(maps: Tensor, seeds: Tensor) -> Tensor:
     Parameters
     ----------
     maps
-        (B, H, W) floats.
+        (B, \\*sites) floats; prepared ones are -inf, and so come last, where there is nothing to hide.
     seeds
         (B,) int64.
 
     Returns
     -------
-    (B, H*W) int64
-        A permutation of 0 .. H*W-1 for each map, pixels in row-major order. A map with NaN is ranked too;
+    (B, N) int64
+        A permutation of 0 .. N-1 for each map, sites in row-major order. A map with NaN is ranked too;
         the caller gives it no score.
     """
     values = maps.flatten(1)
@@ -34,3 +34,8 @@ def ranks(maps: Tensor, seeds: Tensor) -> Tensor:
     order = shuffled.gather(1, descending)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places)
+
+
+def sites_of(maps: Tensor) -> Tensor:
+    """(B,) int64: how many sites of each prepared (B, \\*sites) map have a value; at least 1."""
+    return (~maps.flatten(1).isneginf()).sum(1).clamp(min=1)

@@ -12,7 +12,7 @@ from tasks.metrics.base import Column, MetricBatch, Scores
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
-    from explainers.classifier import Classifier
+    from explainers.black_box import BlackBox
 
 
 class SparsenessParameters(Parameters):
@@ -21,14 +21,14 @@ class SparsenessParameters(Parameters):
 
 @register
 class Sparseness:
-    """Gini index of the H*W values of the prepared map: 0 for a flat map, 1 - 1/(H*W) for a single pixel."""
+    """Gini index of the n values of the prepared map: 0 for a flat map, 1 - 1/n for a single pixel."""
 
     name: ClassVar[str] = "sparseness"
     title: ClassVar[str] = "Gini index of the map (Chalasani et al. 2020)"
     needs_boxes: ClassVar[bool] = False
     Parameters: ClassVar[type[Parameters]] = SparsenessParameters
 
-    def __init__(self, classifier: Classifier, parameters: SparsenessParameters) -> None:
+    def __init__(self, classifier: BlackBox, parameters: SparsenessParameters) -> None:
         pass
 
     def columns(self) -> list[Column]:
@@ -36,17 +36,19 @@ class Sparseness:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:  # noqa: ARG002
-        """Score (B, H, W) prepared maps; NaN for maps of zeros, whose index is 0/0, and for maps of NaN."""
+        """Score (B, \\*sites) prepared maps; NaN for maps of zeros (0/0) and for maps of NaN."""
         return Scores({"sparseness": gini(maps.flatten(1))})
 
 
 def gini(values: Tensor) -> Tensor:
-    """Gini index of each row of (B, n) non-negative values: (B,) in [0, 1 - 1/n], NaN for rows of zeros.
+    """Gini index of each row of (B, N), none negative, -inf left out: (B,) in [0, 1 - 1/n] for n values.
 
     sum_i (2i - n - 1) v_(i) / (n sum v), the values in ascending order, i from 1; in float64, since the terms
-    of a flat row cancel.
+    of a flat row cancel. NaN for rows of zeros.
     """
-    ascending = values.double().sort(1).values
-    n = values.shape[1]
-    weights = 2 * torch.arange(1, n + 1, device=values.device) - n - 1
-    return ((ascending * weights).sum(1) / (n * ascending.sum(1))).to(values.dtype)
+    away = values.isneginf()
+    ascending = values.double().sort(1).values.clamp(min=0)
+    n = (~away).sum(1, keepdim=True)
+    i = torch.arange(1, values.shape[1] + 1, device=values.device) - away.sum(1, keepdim=True)
+    sums = (ascending * (2 * i - n - 1)).sum(1, keepdim=True) / (n * ascending.sum(1, keepdim=True))
+    return sums[:, 0].to(values.dtype)

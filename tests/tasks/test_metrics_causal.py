@@ -49,7 +49,7 @@ def slow_fill(kind: str, normalised: np.ndarray) -> np.ndarray:
 
 
 def slow_curve(name, network: nn.Module, image, target: int, saliency, fill: str, steps: int) -> list[float]:
-    """RISE's loop: a list of pixels, changed ``step`` at a time in one normalised image."""
+    """RISE's loop: a list of pixels, changed some at a time in one normalised image."""
     normalised = ((image.numpy() - np.array(MEAN)[:, None, None]) / np.array(STD)[:, None, None]).astype(
         float
     )
@@ -57,10 +57,10 @@ def slow_curve(name, network: nn.Module, image, target: int, saliency, fill: str
     current, goal = (substrate, normalised) if name == "insertion" else (normalised, substrate)
     current = current.reshape(3, -1).copy()
     order = np.argsort(-saliency.numpy().ravel())
-    step = int(np.ceil(order.size / steps))
+    counts = [int(np.ceil(k * order.size / steps)) for k in range(steps + 1)]
     composites = []
-    for k in range(int(np.ceil(order.size / step)) + 1):
-        changed = order[max(0, (k - 1) * step) : k * step]
+    for k, count in enumerate(counts):
+        changed = order[counts[max(0, k - 1)] : count]
         current[:, changed] = goal.reshape(3, -1)[:, changed]
         composites.append(current.reshape(image.shape).copy())
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_curves_and_areas_equal_a_loop_over_images_and_steps(name, fill, steps):
     np.testing.assert_allclose(scores.values[name], areas, atol=2e-6)
 
 
-def test_fewer_points_where_the_rounded_step_exhausts_a_small_input_sooner():
+def test_every_curve_has_a_point_a_step_though_the_steps_do_not_divide_the_input():
     classifier = ToyClassifier(small_network())
     batch = batch_of(classifier, random_inputs(2, (8, 8)))
     maps = random_maps(2, (8, 8))
@@ -97,7 +97,7 @@ def test_fewer_points_where_the_rounded_step_exhausts_a_small_input_sooner():
         slow_curve("deletion", classifier.network, *one, "mean", 28)
         for one in zip(batch.inputs, batch.targets.tolist(), maps, strict=True)
     ]
-    assert curves.shape == (2, 23)  # 64 pixels, three at a time
+    assert curves.shape == (2, 29)  # 64 pixels, two or three at a time
     np.testing.assert_allclose(curves, expected, atol=2e-6)
 
 
