@@ -1,43 +1,53 @@
-"""One picture of a run: some images, and every explainer's maps over them."""
+"""One picture of a run: some of its samples, and every explainer's maps of them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from storage.run import Run
 from storage.scores import read_samples
 from tasks.components import components_of, decomposing
 from tasks.drawing import draw_image, draw_map, map_of, pixels_of, save, sheet
+from tasks.tensor_sheet import tensor_sheet
+from tasks.text_sheet import text_sheet
 
-IMAGES = 8
+SAMPLES = 8
 COMPONENTS = 3
 
 
 def draw_contact_sheet(run: Run) -> None:
-    """Write ``report/contact_sheet.png``: a row per image, spread evenly over the usable ones.
+    """Write ``report/contact_sheet.png``: some samples, spread evenly over the usable ones.
 
-    Maps are read as the metrics read them (ReLU, bilinear, min-max) and laid over the image; the strongest
-    components of a decomposing explainer follow its map, their weights below them. Boxes are drawn on the
-    image itself. Where an image has several targets the first one's map is shown.
+    Maps are read as the metrics read them; where a sample has several targets the first one's map is shown.
     """
     samples = read_samples(run.root)
     usable = [row for row, sample in enumerate(samples) if sample["status"] == "ok"]
     if not usable:
         return
-    spread = np.linspace(0, len(usable) - 1, min(IMAGES, len(usable))).round().astype(int)
-    chosen = [usable[i] for i in spread]
+    spread = np.linspace(0, len(usable) - 1, min(SAMPLES, len(usable))).round().astype(int)
+    chosen = {usable[i]: samples[usable[i]] for i in spread}
+    drawn = {"image": _image_sheet, "text": text_sheet, "tensor": tensor_sheet}[run.modality]
+    save(drawn(run, chosen), run.report / "contact_sheet.png")
+
+
+def _image_sheet(run: Run, chosen: dict[int, dict[str, Any]]) -> Figure:
+    """A row per image: the image with its boxes, and every explainer's map laid over it.
+
+    The strongest components of a decomposing explainer follow its map, their weights below them.
+    """
     shown = {name: _components_shown(run, name) for name in run.explainers}
     titles = [""]
     for name, count in shown.items():
         titles += [name, *(f"component, rank {rank}" for rank in range(1, count + 1))]
     figure, axes = sheet(len(chosen), len(titles), run.input_size, above=1, below=1)
-    for cells, image in zip(axes, chosen, strict=True):
-        _draw_row(run, list(cells), image, samples[image], shown)
+    for cells, (image, sample) in zip(axes, chosen.items(), strict=True):
+        _draw_row(run, list(cells), image, sample, shown)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
-    save(figure, run.report / "contact_sheet.png")
+    return figure
 
 
 def _components_shown(run: Run, explainer: str) -> int:

@@ -1,13 +1,16 @@
-"""What a run's pictures are made of: an image with its boxes, and maps laid over it."""
+"""What a run's pictures are made of: an image with its boxes, maps over it, and the words beside them."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -18,6 +21,12 @@ from tasks.metrics.preparation import prepare
 
 INCHES = 1.5  # width of one cell
 LINE_INCHES = 0.18  # height of one line of text
+DPI = 110
+# Behind words and lines: white where nothing is salient, then colours of the maps over images, darkening.
+BEHIND = LinearSegmentedColormap.from_list(
+    "behind", ["white", *colormaps["inferno"](np.linspace(0.9, 0.4, 6))]
+)
+SCALE = "saliency from 0 (white) to 1 (darkest)"
 
 
 def pixels_of(run: Run, image: int) -> np.ndarray:
@@ -26,14 +35,24 @@ def pixels_of(run: Run, image: int) -> np.ndarray:
 
 
 def map_of(run: Run, explainer: str, row: int) -> np.ndarray:
-    """(H, W) in [0, 1], an explainer's map in that row, as the metrics read it; NaN where there is none."""
+    """An explainer's map in that row over the input's sites, as the metrics read it.
+
+    (\\*sites) in [0, 1]; negative where a site cannot be hidden, NaN throughout where there is no map.
+    """
     raw = torch.from_numpy(read(run.saliency(explainer) / "maps", row, row + 1))
-    prepared, _ = prepare(raw.float(), run.input_size)
+    prepared, _ = prepare(raw.float(), run.input_size, _sites(run, row // run.targets_per_image))
     return prepared[0].numpy()
 
 
+def _sites(run: Run, image: int) -> torch.Tensor | None:
+    """(1, \\*sites) bool, what can be hidden: of a text the tokens that belong to a word; None is all."""
+    if run.modality != "text":
+        return None
+    return torch.from_numpy(read(run.inputs, image, image + 1)[:, 1] >= 0)
+
+
 def sheet(
-    rows: int, columns: int, size: tuple[int, int], *, above: int, below: int
+    rows: int, columns: int, size: tuple[int, ...], *, above: int, below: int
 ) -> tuple[Figure, np.ndarray]:
     """A figure and its (rows, columns) axes, for inputs of ``size`` (H, W).
 
@@ -45,10 +64,7 @@ def sheet(
 
 
 def draw_image(axis: Any, pixels: np.ndarray, sample: dict[str, Any], target: int) -> None:
-    """The image with its boxes; below it the class explained and how sure of it the model is.
-
-    The confidence is known of the predicted class alone; of another one, the prediction is told.
-    """
+    """The image with its boxes; below it the class explained and how sure of it the model is."""
     axis.imshow(pixels)
     for xmin, ymin, xmax, ymax in sample["boxes"]:
         axis.add_patch(
@@ -56,9 +72,7 @@ def draw_image(axis: Any, pixels: np.ndarray, sample: dict[str, Any], target: in
                 (xmin - 0.5, ymin - 0.5), xmax - xmin, ymax - ymin, fill=False, edgecolor="lime", linewidth=1
             )
         )
-    predicted = sample["prediction"]
-    known = f", {100 * sample['confidence']:.0f} %" if target == predicted else f" (predicted {predicted})"
-    _label(axis, f"class {target}{known}")
+    _label(axis, _explained(sample, target))
 
 
 def draw_map(axis: Any, pixels: np.ndarray, saliency: np.ndarray, below: str = "") -> None:
@@ -70,10 +84,24 @@ def draw_map(axis: Any, pixels: np.ndarray, saliency: np.ndarray, below: str = "
     _label(axis, below if there else "no map")
 
 
+def heading(sample: dict[str, Any]) -> str:
+    """What is written over a text or a tensor: its id, the class explained, its label if it has one."""
+    label = "" if sample["label"] is None else f", label {sample['label']}"
+    return f"{sample['sample_id']}: {_explained(sample, sample['target'])}{label}"
+
+
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    with replacing(path) as partial:
-        FigureCanvasAgg(figure).print_figure(partial, dpi=110, format="png")
+    """Write a figure as PNG, whole or not at all; what no font can draw stands there as a box."""
+    with replacing(path) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        FigureCanvasAgg(figure).print_figure(partial, dpi=DPI, format="png")
+
+
+def _explained(sample: dict[str, Any], target: int) -> str:
+    """The confidence is known of the predicted class alone; of another one, the prediction is told."""
+    predicted = sample["prediction"]
+    known = f", {100 * sample['confidence']:.0f} %" if target == predicted else f" (predicted {predicted})"
+    return f"class {target}{known}"
 
 
 def _label(axis: Any, below: str) -> None:
