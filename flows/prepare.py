@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import platform
+from contextlib import closing
 from dataclasses import asdict
 from importlib.metadata import version
+from typing import Any
 
 from explainers.base import Explainer, Need, Parameters
+from explainers.black_box import BlackBox
 from explainers.classifier import Classifier
-from explainers.loading import Preprocessing, load, preprocessing
+from explainers.controls import CONTROLS
+from explainers.loading import load, preprocessing
 from explainers.registry import explainers
 from explainers.requirements import unmet
 from flows.job import Job, JobError, TopTargets
@@ -22,6 +26,7 @@ from tasks.metrics.base import Metric
 from tasks.metrics.preparation import RECORD
 from tasks.metrics.registry import metrics
 
+TOKEN_PIXELS = 16 * 16  # what a text's token costs a transformer, it costs a vision transformer as a patch
 LIBRARIES = (
     "floodlit",
     "torch",
@@ -48,32 +53,45 @@ def prepare(job: Job) -> Run:
     """
     try:
         dataset = open_dataset(job.dataset)
-        how = preprocessing(job.model)
-        size = _input_size(dataset, how)
-        with load(job.model, input_size=size) as classifier:
+        geometry, size = _geometry(job, dataset)
+        classifier = load(job.model, input_size=size, modality=dataset.modality)
+        with closing(classifier):
             _check_targets(job, classifier, dataset)
             chosen = _check_explainers(job, classifier)
             scored = _check_metrics(job, classifier, dataset)
-            return _open_run(job, dataset, how, classifier, chosen, scored)
+            return _open_run(job, dataset, geometry, classifier, chosen, scored)
     except ValueError as error:
         raise JobError(str(error)) from error
 
 
-def _input_size(dataset: Dataset, how: Preprocessing) -> tuple[int, int]:
-    """(H, W) of the run's inputs: the crop, or else the size of the first image that can be decoded."""
+def _geometry(job: Job, dataset: Dataset) -> tuple[dict[str, Any], tuple[int, ...] | None]:
+    """How the dataset's items become inputs, as the manifest keeps it, and their size; None: the model's.
+
+    The size of images is the crop, or else that of the first one that can be decoded.
+    """
+    if dataset.modality == "text":
+        _first_readable(dataset)
+        return {}, None
+    if dataset.modality == "tensor":
+        shape = _first_readable(dataset).shape
+        return {"shape": list(shape)}, shape
+    how = preprocessing(job.model)
+    geometry: dict[str, Any] = {"resize": how.resize, "crop": how.crop, "interpolation": how.interpolation}
     if how.crop is not None:
-        return how.crop, how.crop
+        return geometry, (how.crop, how.crop)
+    return geometry, prepare_image(_first_readable(dataset), [], **geometry)[0].shape[1:]
+
+
+def _first_readable(dataset: Dataset) -> Any:
     for index in range(len(dataset.samples)):
         try:
-            image = dataset.image(index)
+            return dataset.load(index)
         except Exception:  # a damaged file is a row with its error, later
             continue
-        pixels, _ = prepare_image(image, [], how.resize, how.crop, how.interpolation)
-        return pixels.shape[1], pixels.shape[2]
-    raise JobError("dataset: not one image can be decoded; see what its path holds")
+    raise JobError(f"dataset: not one {dataset.modality} can be read; see what its path holds")
 
 
-def _check_targets(job: Job, classifier: Classifier, dataset: Dataset) -> None:
+def _check_targets(job: Job, classifier: BlackBox, dataset: Dataset) -> None:
     classes = classifier.num_classes
     if isinstance(job.target, TopTargets):
         if job.target.top > classes:
@@ -84,7 +102,7 @@ def _check_targets(job: Job, classifier: Classifier, dataset: Dataset) -> None:
     elif job.target == "label":
         labels = [sample.label for sample in dataset.samples if sample.label is not None]
         if len(labels) < len(dataset.samples):
-            raise JobError('target: "label" needs a label for every image; use "predicted"')
+            raise JobError('target: "label" needs a label for every sample; use "predicted"')
         if max(labels) >= classes:
             raise JobError(
                 f'target: "label" needs labels in the model\'s numbering, 0 to {classes - 1}; the dataset '
@@ -92,11 +110,14 @@ def _check_targets(job: Job, classifier: Classifier, dataset: Dataset) -> None:
             )
 
 
-def _check_explainers(job: Job, classifier: Classifier) -> dict[str, tuple[Parameters, Explainer]]:
+def _check_explainers(job: Job, classifier: BlackBox) -> dict[str, tuple[Parameters, Explainer]]:
     chosen: dict[str, tuple[Parameters, Explainer]] = {}
+    named = {choice.name for choice in job.explainers}
     for name, parameters in job.explainer_parameters().items():
         cls = explainers.get(name)
         lacking = unmet(cls.needs, classifier)
+        if lacking is not None and name in CONTROLS and name not in named:
+            continue  # nobody asked for it: texts, say, have no edges
         if lacking is not None:
             raise JobError(f"explainers: {name} {lacking}")
         fixed = isinstance(job.target, int) or job.targets_per_image > 1
@@ -109,9 +130,7 @@ def _check_explainers(job: Job, classifier: Classifier) -> dict[str, tuple[Param
     return chosen
 
 
-def _check_metrics(
-    job: Job, classifier: Classifier, dataset: Dataset
-) -> dict[str, tuple[Parameters, Metric]]:
+def _check_metrics(job: Job, classifier: BlackBox, dataset: Dataset) -> dict[str, tuple[Parameters, Metric]]:
     chosen: dict[str, tuple[Parameters, Metric]] = {}
     columns: set[str] = set()
     for name, parameters in job.metric_parameters().items():
@@ -119,7 +138,10 @@ def _check_metrics(
         if cls.needs_boxes and not any(sample.boxes for sample in dataset.samples):
             without = ", ".join(other for other in metrics.names() if not metrics.get(other).needs_boxes)
             raise JobError(f"metrics: {name} needs boxes and the dataset has none; these do not: {without}")
-        chosen[name] = parameters, cls(classifier, parameters)
+        try:
+            chosen[name] = parameters, cls(classifier, parameters)
+        except ValueError as error:
+            raise JobError(f"metrics: {name}: {error}") from error
         for column in chosen[name][1].columns():
             if column.name in columns:
                 raise JobError(f"metrics: {name} gives {column.name}, which another metric gives as well")
@@ -130,28 +152,29 @@ def _check_metrics(
 def _open_run(
     job: Job,
     dataset: Dataset,
-    how: Preprocessing,
-    classifier: Classifier,
+    geometry: dict[str, Any],
+    classifier: BlackBox,
     chosen: dict[str, tuple[Parameters, Explainer]],
     scored: dict[str, tuple[Parameters, Metric]],
 ) -> Run:
     images = len(dataset.samples)
     reads = any(Need.ACTIVATIONS in explainer.needs for _, explainer in chosen.values())
-    size = 4 * math.prod(classifier.activation_shape) if reads else 0
-    pixels = math.prod(classifier.input_size)
-    geometry = {"resize": how.resize, "crop": how.crop, "interpolation": how.interpolation}
+    activations = classifier.activation_shape if reads and isinstance(classifier, Classifier) else None
+    size = 0 if activations is None else 4 * math.prod(activations)
+    pixels = math.prod(classifier.input_shape[1:]) * (TOKEN_PIXELS if classifier.modality == "text" else 1)
     manifest = Manifest(
         job=job.model_dump(mode="json"),
         identity=job.identity() | {"layer": classifier.layer, "maps": RECORD},
         versions={name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         model_fingerprint=classifier.fingerprint,
         dataset_fingerprint=dataset.fingerprint,
+        modality=classifier.modality,
         rows=images,
         geometry=geometry,
         shard_rows=job.batch.shard or shard_images(images, len(chosen), job.cluster.workers, pixels, size),
         targets_per_image=job.targets_per_image,
-        input_shape=(3, *classifier.input_size),
-        activation_shape=classifier.activation_shape if reads else None,
+        input_shape=classifier.input_shape,
+        activation_shape=activations,
         explainers={
             name: _explainer_entry(parameters, explainer, classifier)
             for name, (parameters, explainer) in chosen.items()
@@ -167,7 +190,7 @@ def _open_run(
     return Run.create_or_open(job.store, manifest)
 
 
-def _explainer_entry(parameters: Parameters, explainer: Explainer, classifier: Classifier) -> ExplainerEntry:
+def _explainer_entry(parameters: Parameters, explainer: Explainer, classifier: BlackBox) -> ExplainerEntry:
     description = explainer.describe()
     details = {name: DetailEntry(**asdict(detail)) for name, detail in description.details.items()}
     return ExplainerEntry(

@@ -10,6 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
+from explainers.classifier import Classifier
 from storage.maps import read, shard_file, write_shard
 from storage.records import Step
 from storage.run import Run
@@ -35,15 +36,20 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
     start, stop = run.bounds(shard)
     samples = read_sample_inputs(run.root, shard)
     usable = np.array([sample["status"] == "ok" for sample in samples])
-    store = np.full((stop - start, *classifier.activation_shape), np.nan, np.float32) if keep else None
+    cut = classifier if isinstance(classifier, Classifier) else None
+    store = np.full((stop - start, *cut.activation_shape), np.nan, np.float32) if keep and cut else None
     rows: list[dict[str, Any]] = []
     for chunk in chunks(stop - start, run.batch_images):
-        pixels = read(run.inputs, start + chunk.start, start + chunk.stop)
-        inputs = torch.from_numpy(pixels).to(device()).float() / 255
-        features = classifier.activations(inputs)
-        rows += _predictions(run, samples[chunk], usable[chunk], classifier.head(features))
-        if store is not None:
-            store[chunk] = features.float().cpu().numpy()
+        stored = read(run.inputs, start + chunk.start, start + chunk.stop)
+        inputs = classifier.inputs_of(torch.from_numpy(stored).to(device()))
+        if cut is None:
+            logits = classifier.logits(inputs)
+        else:
+            features = cut.activations(inputs)
+            logits = cut.head(features)
+            if store is not None:
+                store[chunk] = features.float().cpu().numpy()
+        rows += _predictions(run, samples[chunk], usable[chunk], logits)
     files = [write_sample_predictions(run.root, shard, rows)]
     if store is not None:
         store[~usable] = np.nan

@@ -72,7 +72,7 @@ def components_of(run: Run, explainer: str, row: int) -> list[Component]:
     ]
 
 
-def _upsampled(components: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _upsampled(components: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """(q, H, W) in [0, 1] from signed (q, h, w)."""
     positive = torch.from_numpy(components).float().relu()[:, None]
     # A cubic falls below zero beside a peak.

@@ -1,7 +1,11 @@
-"""Stage 1: decode every image once, as the model's preprocessing says, boxes through the same geometry."""
+"""Stage 1: read every input once.
+
+An image is decoded as the model's preprocessing says, boxes through the same geometry; a text is tokenised.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,13 +13,14 @@ from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from explainers.text import TextClassifier
 from storage.datasets import Dataset, Sample
 from storage.images import prepare_image
 from storage.maps import shard_file, write_shard
 from storage.records import Step
-from storage.run import Run
+from storage.run import INPUT_TYPES, Run
 from storage.scores import write_sample_inputs
-from tasks.workplace import Outcome, dataset_of, perform
+from tasks.workplace import Outcome, classifier_of, dataset_of, perform
 
 Row = dict[str, Any]
 
@@ -24,17 +29,18 @@ Row = dict[str, Any]
 def inputs(root: str, shard: int) -> dict[str, Any]:
     """Write one shard of ``inputs.zarr`` and of the samples' geometry.
 
-    An image that cannot be decoded is a row with status ``failed`` and its error; the run goes on.
+    An input that cannot be read is a row with status ``failed`` and its error; the run goes on.
     """
-    return perform(root, Step("inputs", shard), lambda run: _decode(run, shard), is_done=lambda _: True)
+    return perform(root, Step("inputs", shard), lambda run: _read(run, shard), is_done=lambda _: True)
 
 
-def _decode(run: Run, shard: int) -> Outcome:
+def _read(run: Run, shard: int) -> Outcome:
     dataset = dataset_of(run)
     start, stop = run.bounds(shard)
-    pixels = np.zeros((stop - start, 3, *run.input_size), np.uint8)
-    rows = [_row(run, dataset, index, pixels[index - start]) for index in range(start, stop)]
-    write_shard(run.inputs, start, pixels)
+    nothing = -1 if run.modality == "text" else 0  # of a text, no token
+    stored = np.full((stop - start, *run.manifest.input_shape), nothing, INPUT_TYPES[run.modality])
+    rows = [_row(run, dataset, index, stored[index - start]) for index in range(start, stop)]
+    write_shard(run.inputs, start, stored)
     part = write_sample_inputs(run.root, shard, rows)
     return Outcome(len(rows), [row["status"] for row in rows], [shard_file(run.inputs, shard), part])
 
@@ -43,21 +49,41 @@ def _row(run: Run, dataset: Dataset, index: int, out: np.ndarray) -> Row:
     sample = dataset.samples[index]
     row = _blank(sample)
     try:
-        image = dataset.image(index)
-        row |= {"width": image.width, "height": image.height}
-        out[:], boxes = _prepared(run, image, sample)
-        row |= {"boxes": boxes, "status": "ok"}
+        _PUT[run.modality](run, dataset.load(index), sample, out, row)
+        row["status"] = "ok"
     except Exception as error:  # whatever a decoder throws at a damaged file is that row's error
         row["error"] = f"{type(error).__name__}: {error}"
     return row
 
 
-def _prepared(run: Run, image: Image.Image, sample: Sample) -> tuple[np.ndarray, list[list[float]]]:
+def _put_image(run: Run, image: Image.Image, sample: Sample, out: np.ndarray, row: Row) -> None:
+    row |= {"width": image.width, "height": image.height}
     pixels, boxes = prepare_image(image, sample.boxes, **run.geometry)
     if pixels.shape[1:] != run.input_size:
         has, wants = "x".join(map(str, pixels.shape[1:])), "x".join(map(str, run.input_size))
         raise ValueError(f"is {has} where the run's inputs are {wants}; set model.resize and model.crop")
-    return pixels, [list(box) for box in boxes]
+    out[:] = pixels
+    row["boxes"] = [list(box) for box in boxes]
+
+
+def _put_text(run: Run, text: str, sample: Sample, out: np.ndarray, row: Row) -> None:  # noqa: ARG001
+    row["text"] = text
+    classifier = classifier_of(run)
+    assert isinstance(classifier, TextClassifier)
+    out[:], row["tokens"], row["width"] = classifier.encode(text)
+
+
+def _put_numbers(run: Run, numbers: np.ndarray, sample: Sample, out: np.ndarray, row: Row) -> None:  # noqa: ARG001
+    if list(numbers.shape) != run.geometry["shape"]:
+        raise ValueError(f"has the shape {numbers.shape} where the run's rows have {run.geometry['shape']}")
+    out[:] = numbers
+
+
+_PUT: dict[str, Callable[[Run, Any, Sample, np.ndarray, Row], None]] = {
+    "image": _put_image,
+    "text": _put_text,
+    "tensor": _put_numbers,
+}
 
 
 def _blank(sample: Sample) -> Row:
@@ -68,6 +94,8 @@ def _blank(sample: Sample) -> Row:
         "width": None,
         "height": None,
         "boxes": [],
+        "text": None,
+        "tokens": None,
         "status": "failed",
         "error": None,
     }

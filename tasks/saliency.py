@@ -10,8 +10,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
-from explainers.base import Batch, Explainer, Need, Status
-from explainers.classifier import Classifier
+from explainers.base import Batch, Explainer, Explanation, Need, Status
+from explainers.black_box import BlackBox
 from explainers.randomness import seed_of
 from explainers.registry import explainers
 from storage.maps import read, shard_file, write_shard
@@ -30,7 +30,7 @@ def saliency(root: str, shard: int, explainer: str) -> dict[str, Any]:
     return perform(root, step, lambda run: _explain(run, shard, explainer), is_done=lambda _: True)
 
 
-def explainer_of(run: Run, name: str, classifier: Classifier) -> Explainer:
+def explainer_of(run: Run, name: str, classifier: BlackBox) -> Explainer:
     """The run's explainer of that name, with the parameters the run was created with."""
     cls = explainers.get(name)
     made: Explainer = cls(classifier, cls.Parameters(**run.explainers[name]["parameters"]))
@@ -51,7 +51,8 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
     for chunk in chunks(stop - start, run.batch_images):
         rows = np.arange(chunk.start, chunk.stop)[targets[chunk] >= 0]
         if len(rows):
-            _explain_rows(run, explainer, shard, rows, targets[rows], seeds[rows], arrays)
+            batch = _batch(run, classifier, explainer, shard, rows, targets[rows], seeds[rows])
+            _put(explainer.explain(batch), rows, arrays)
     files = []
     for key, values in arrays.items():
         write_shard(run.saliency(name) / key, start, values)
@@ -59,18 +60,18 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
     return Outcome(stop - start, [STATUSES[code].value for code in arrays["status"]], files)
 
 
-def _explain_rows(
+def _batch(
     run: Run,
+    classifier: BlackBox,
     explainer: Explainer,
     shard: int,
     rows: np.ndarray,
     targets: np.ndarray,
     seeds: np.ndarray,
-    arrays: dict[str, np.ndarray],
-) -> None:
-    """Explain some rows (maps) of a shard and put the results in their places."""
-    batch = Batch(
-        inputs=pixels_of_rows(run, shard, rows),
+) -> Batch:
+    """Some rows (maps) of a shard, to be explained."""
+    return Batch(
+        inputs=inputs_of_rows(run, classifier, shard, rows),
         targets=torch.from_numpy(targets).to(device()),
         seeds=torch.from_numpy(seeds).to(device()),
         activations=_rows_of(run, run.activations, shard, rows)
@@ -78,7 +79,10 @@ def _explain_rows(
         else None,
         forwards=run.batch_forwards,
     )
-    explanation = explainer.explain(batch)
+
+
+def _put(explanation: Explanation, rows: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+    """Put explanations in their places."""
     arrays["maps"][rows] = explanation.maps.float().cpu().numpy()
     arrays["status"][rows] = [STATUSES.index(status) for status in explanation.statuses]
     for key, values in explanation.details.items():
@@ -99,9 +103,9 @@ def targets_and_seeds(run: Run, shard: int, purpose: str) -> tuple[np.ndarray, n
     return np.array(classes, np.int64), np.array(seeds, np.int64)
 
 
-def pixels_of_rows(run: Run, shard: int, rows: np.ndarray) -> Tensor:
-    """(R, 3, H, W) inputs in [0, 1] of some maps of a shard."""
-    return _rows_of(run, run.inputs, shard, rows).float() / 255
+def inputs_of_rows(run: Run, classifier: BlackBox, shard: int, rows: np.ndarray) -> Tensor:
+    """(R, C, \\*sites) inputs of some maps of a shard."""
+    return classifier.inputs_of(_rows_of(run, run.inputs, shard, rows))
 
 
 def _rows_of(run: Run, array: Any, shard: int, rows: np.ndarray) -> Tensor:

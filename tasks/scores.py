@@ -10,7 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from explainers.base import Status
-from explainers.classifier import Classifier
+from explainers.black_box import BlackBox
 from explainers.masked_forward import target_probability
 from storage.maps import read
 from storage.records import Step
@@ -19,7 +19,7 @@ from storage.scores import read_samples_of_shard, write_scores
 from tasks.metrics.base import Metric, MetricBatch, Scores
 from tasks.metrics.preparation import prepare
 from tasks.metrics.registry import metrics
-from tasks.saliency import STATUSES, pixels_of_rows, targets_and_seeds
+from tasks.saliency import STATUSES, inputs_of_rows, targets_and_seeds
 from tasks.workplace import Outcome, chunks, classifier_of, device, perform
 
 
@@ -34,7 +34,7 @@ def scores(root: str, shard: int, explainer: str) -> dict[str, Any]:
     )
 
 
-def metric_of(run: Run, name: str, classifier: Classifier) -> Metric:
+def metric_of(run: Run, name: str, classifier: BlackBox) -> Metric:
     """The run's metric of that name, with the parameters the run was created with."""
     cls = metrics.get(name)
     made: Metric = cls(classifier, cls.Parameters(**run.metrics[name]["parameters"]))
@@ -56,11 +56,12 @@ def _score(run: Run, shard: int, explainer: str) -> Outcome:
         rows = np.arange(chunk.start, chunk.stop)[targets[chunk] >= 0]
         if not len(rows):
             continue
-        prepared, as_read = prepare(torch.from_numpy(maps[rows]).to(device()), classifier.input_size)
+        batch = _batch(run, classifier, shard, rows, targets[rows], seeds[rows], samples)
+        sites = classifier.sites(batch.inputs)
+        prepared, as_read = prepare(torch.from_numpy(maps[rows]).to(device()), run.input_size, sites)
         for row, status in zip(rows, as_read, strict=True):
             if statuses[row] != Status.FAILED:  # a failed map is not merely "not finite"
                 statuses[row] = status.value
-        batch = _batch(run, classifier, shard, rows, targets[rows], seeds[rows], samples)
         for metric in chosen:
             _put(metric.score(batch, prepared), rows, values, curves)
     ids = [sample["sample_id"] for sample in samples for _ in range(run.targets_per_image)]
@@ -113,14 +114,14 @@ def _tidy(
 
 def _batch(
     run: Run,
-    classifier: Classifier,
+    classifier: BlackBox,
     shard: int,
     rows: np.ndarray,
     targets: np.ndarray,
     seeds: np.ndarray,
     samples: list[dict[str, Any]],
 ) -> MetricBatch:
-    inputs = pixels_of_rows(run, shard, rows)
+    inputs = inputs_of_rows(run, classifier, shard, rows)
     wanted = torch.from_numpy(targets).to(device())
     confidence = target_probability(classifier.logits(inputs), wanted)
     boxes = [samples[row // run.targets_per_image]["boxes"] for row in rows]

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from explainers.classifier import Classifier
+from explainers.black_box import BlackBox, Modality
 from explainers.loading import ModelSpec, load
 from storage.datasets import Dataset, DatasetSpec, open_dataset
 from storage.records import Step, read_record, write_record
@@ -64,15 +64,17 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def classifier_of(run: Run) -> Classifier:
+def classifier_of(run: Run) -> BlackBox:
     """The run's classifier, loaded once a worker process."""
-    return _classifier(ModelSpec.model_validate(run.job["model"]), run.input_size, device())
+    spec = ModelSpec.model_validate(run.job["model"])
+    shape = run.geometry["shape"] if run.modality == "tensor" else run.input_size
+    return _classifier(spec, tuple(shape), run.manifest.modality, device())
 
 
 @lru_cache(maxsize=1)
-def _classifier(spec: ModelSpec, input_size: tuple[int, int], where: str) -> Classifier:
+def _classifier(spec: ModelSpec, input_size: tuple[int, ...], modality: Modality, where: str) -> BlackBox:
     with torch.inference_mode(False):  # or no explainer could ever take gradients through these weights
-        return load(spec, device=where, input_size=input_size)
+        return load(spec, where, input_size, modality)
 
 
 def dataset_of(run: Run) -> Dataset:

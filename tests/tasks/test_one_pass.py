@@ -29,7 +29,7 @@ def on_activations(kind: str) -> list[str]:
         return [
             name
             for name, needed in needs.items()
-            if Need.ACTIVATIONS in needed and Need.INPUTS not in needed and unmet(needed, classifier) is None
+            if Need.ACTIVATIONS in needed and Need.PIXELS not in needed and unmet(needed, classifier) is None
         ]
 
 
@@ -64,7 +64,7 @@ def test_all_of_them_together_decode_each_image_once_and_pass_the_backbone_once(
     assert len(run.explainers) >= (10 if kind == "gap" else 9)  # CAM needs a pooled head
     decoded: Counter[int] = Counter()
     passes: list[Tensor] = []
-    monkeypatch.setattr(Dataset, "image", counting(Dataset.image, lambda index: decoded.update([index])))
+    monkeypatch.setattr(Dataset, "load", counting(Dataset.load, lambda index: decoded.update([index])))
     for method in ("activations", "logits"):  # whole passes, too, go through the backbone
         monkeypatch.setattr(Classifier, method, counting(getattr(Classifier, method), passes.append))
     batches: list[int] = []

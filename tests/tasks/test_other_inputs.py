@@ -1,0 +1,173 @@
+"""Runs whose inputs are texts or numbers, through the tasks: store, scores and queries as of images."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import zarr
+
+import text_toys
+from flows.job import JobError
+from runs import assert_same_results, explained, prepared, tiny_job
+from storage.query import query
+from storage.run import Run
+from storage.scores import merge_samples
+from storage.verify import verify
+from tasks.scores import scores
+
+TEXTS = [
+    "The film was good.",
+    "Unbelievable!",
+    "",
+    "a very dull film, a bad plot, a very dull film, a bad plot",
+    "not bad",
+]
+METRICS = [{"name": name} for name in ("insertion", "deletion", "average_drop", "sparseness")]
+
+
+def text_job(folder: Path, store: str = "run", **changes: Any) -> dict[str, Any]:
+    """Five texts, of which the third is empty and the fourth is longer than the model takes."""
+    if not (folder / "model").exists():
+        text_toys.saved(folder / "model", "bert")
+        with (folder / "texts.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["text", "label"], *([text, "1"] for text in TEXTS)])
+    job = {
+        "dataset": {"kind": "text", "path": str(folder / "texts.csv")},
+        "model": {
+            "source": "huggingface",
+            "name": str(folder / "model"),
+            "weights": "pretrained",
+            "max_length": 12,
+        },
+        "explainers": [{"name": "pami"}],
+        "metrics": METRICS,
+        "batch": {"shard": 2, "images": 2, "forwards": 7},
+    }
+    return tiny_job(folder / store, **job | changes)
+
+
+def scored(run: Run) -> Run:
+    explained(run)
+    for shard in range(run.shards):
+        for name in run.explainers:
+            scores.fn(str(run.root), shard, name)
+    merge_samples(run.root)
+    return run
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return scored(prepared(text_job(tmp_path_factory.mktemp("texts"))))
+
+
+def test_a_text_is_a_row_of_tokens_and_its_map_has_one_value_a_token(texts: Run) -> None:
+    assert (texts.modality, texts.input_size) == ("text", (12,))
+    assert set(texts.explainers) == {"pami", "random", "all_ones"}
+    stored = zarr.open_array(str(texts.inputs), mode="r")
+    assert (stored.dtype, stored.shape) == (np.int32, (5, 2, 12))
+    maps = zarr.open_array(str(texts.saliency("pami") / "maps"), mode="r")[:]
+    assert maps.shape == (5, 12)
+    words = stored[:, 1]
+    for row in (0, 1, 3, 4):
+        assert (maps[row][words[row] >= 0] > 0).all()
+        assert (maps[row][words[row] < 0] == 0).all()
+    assert np.isnan(maps[2]).all()
+    assert not verify(texts.root)
+
+
+def test_samples_say_what_the_model_read(texts: Run) -> None:
+    first, second, empty, long, _ = pq.read_table(texts.samples).to_pylist()
+    assert first["text"] == TEXTS[0]
+    assert first["tokens"] == ["[CLS]", "the", "film", "was", "good", ".", "[SEP]"]
+    assert first["width"] == 7
+    assert [token.removeprefix("##") for token in second["tokens"][1:4]] == ["un", "believ", "able"]
+    assert (empty["status"], empty["target"]) == ("failed", None)
+    assert "empty" in empty["error"]
+    assert (long["width"], len(long["tokens"])) == (19, 12)
+    assert all(sample["label"] == 1 for sample in (first, second, empty, long))
+
+
+def test_every_text_has_its_scores_and_a_damaged_one_none(texts: Run) -> None:
+    rows = query(
+        texts.root,
+        "SELECT sample_id, metric, value, forward_passes FROM scores WHERE explainer = 'pami' ORDER BY 1, 2",
+    ).to_pylist()
+    metrics = {row["metric"] for row in rows}
+    assert metrics == {
+        "insertion",
+        "deletion",
+        "sparseness",
+        "average_drop_50",
+        "average_drop_15",
+        "increase_in_confidence_50",
+        "increase_in_confidence_15",
+    }
+    assert {row["sample_id"] for row in rows if row["value"] is None} == {"000002"}
+    # "not bad" has the windows of one token, and one of both: 1 + 1 + 1.
+    assert {row["forward_passes"] for row in rows if row["sample_id"] == "000004"} == {3}
+
+
+def test_neither_shards_nor_batches_change_a_texts_results(texts: Run, tmp_path: Path) -> None:
+    job = text_job(texts.root.parent, store=str(tmp_path / "other"))
+    other = scored(prepared(job | {"batch": {"shard": 16, "images": 5, "forwards": 64}}))
+    assert_same_results(texts.root, other.root)
+
+
+def tensor_job(folder: Path, rows: np.ndarray, **changes: Any) -> dict[str, Any]:
+    np.savez(folder / "rows.npz", inputs=rows, labels=np.ones(len(rows), int))
+    job = {
+        "dataset": {"kind": "tensors", "path": str(folder / "rows.npz")},
+        "model": {"source": "sequences:series", "weights": "none"},
+        "explainers": [{"name": "pami", "windows": [1]}],
+        "metrics": METRICS,
+        "target": 1,
+        "batch": {"shard": 3},
+    }
+    return tiny_job(folder / "run", **job | changes)
+
+
+def test_a_series_is_explained_where_it_counts(tmp_path: Path) -> None:
+    """A step alone is worth 3 x at steps 2 and 3 of channel 1, and nothing elsewhere."""
+    rows = np.random.default_rng(0).random((5, 3, 8)).astype(np.float32) + 0.1
+    rows[3, 0, 5] = np.inf
+    run = scored(prepared(tensor_job(tmp_path, rows)))
+    assert (run.modality, run.input_size) == ("tensor", (8,))
+    maps = zarr.open_array(str(run.saliency("pami") / "maps"), mode="r")[:]
+    assert set(np.argsort(-maps[[0, 1, 2, 4]])[:, :2].ravel()) == {2, 3}
+    expected = 1 / (1 + np.exp(-3 * rows[0, 1, 2:4]))
+    np.testing.assert_allclose(maps[0, 2:4], expected, rtol=1e-5)
+    np.testing.assert_allclose(maps[0, :2], 0.5)
+    samples = pq.read_table(run.samples).to_pylist()
+    assert [sample["status"] for sample in samples] == ["ok", "ok", "ok", "failed", "ok"]
+    means = query(
+        run.root, "SELECT explainer, avg(value) v FROM scores WHERE metric = 'insertion' GROUP BY 1"
+    )
+    found = {row["explainer"]: row["v"] for row in means.to_pylist()}
+    assert found["pami"] > max(found["random"], found["all_ones"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"explainers": [{"name": "gradcam"}]},
+            "gradcam explains images, and the dataset's inputs are texts",
+        ),
+        ({"explainers": [{"name": "sobel"}]}, "sobel explains images"),
+        ({"explainers": [{"name": "pami", "fill": "blur"}]}, "pami: fill: 'blur' is not for texts"),
+        ({"metrics": [{"name": "pointing_game"}]}, "pointing_game needs boxes and the dataset has none"),
+        ({"metrics": [{"name": "insertion", "fill": "blur"}]}, "insertion: fill: 'blur' is not for texts"),
+        ({"target": 3}, "3 is no class of the model; choose 0 to 2"),
+    ],
+)
+def test_what_texts_do_not_have_is_refused_before_the_start(
+    changes: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(JobError, match=told):
+        prepared(text_job(tmp_path, **changes))
+    assert not (tmp_path / "run").exists()
