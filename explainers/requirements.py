@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 
 import torch
 
@@ -23,36 +23,51 @@ def unmet(needs: Set[Need], classifier: BlackBox) -> str | None:
         if needs <= {Need.PREDICTION, Need.SEQUENCE}:
             return None
         return f"explains images, and the dataset's inputs are {classifier.modality}s"
-    if Need.SEQUENCE in needs:
-        return "explains texts and numbers, and the dataset's inputs are images"
-    if Need.PATCHES in needs and not classifier.supports_patches:
-        return "needs a vision transformer that runs on a subset of its patch tokens"
-    if Need.ATTENTION in needs and not reads_attention(classifier):
-        return "needs a vision transformer whose attention can be read"
-    if Need.CURVATURE in needs and not _differentiable_twice(classifier):
-        return (
-            f"needs a head that can be differentiated twice, and an operation behind {classifier.layer!r} "
-            "cannot; name a later layer"
-        )
-    if Need.POOLED in needs and not _pooled(classifier):
-        return (
-            f"needs a head that is global average pooling and one linear layer, and behind "
-            f"{classifier.layer!r} it is not"
-        )
-    return None
+    lacking = (lacks(classifier) for need, lacks in _LACKS.items() if need in needs)
+    return next((told for told in lacking if told is not None), None)
 
 
-def _differentiable_twice(classifier: Classifier) -> bool:
+def _pixels_only(classifier: Classifier) -> str:
+    return f"explains texts and numbers, and the dataset's inputs are {classifier.modality}s"
+
+
+def _patches(classifier: Classifier) -> str | None:
+    told = "needs a vision transformer that runs on a subset of its patch tokens"
+    return None if classifier.supports_patches else told
+
+
+def _attention(classifier: Classifier) -> str | None:
+    return None if reads_attention(classifier) else "needs a vision transformer whose attention can be read"
+
+
+def _curvature(classifier: Classifier) -> str | None:
     probe = torch.rand(1, *classifier.activation_shape, generator=torch.Generator().manual_seed(0))
     target = torch.zeros(1, dtype=torch.int64, device=classifier.device)
     batch = Batch(probe, target, target, probe.to(classifier.device))
     try:
         head_gradient_and_curvature(classifier, batch, slice(0, 1))
     except RuntimeError:
-        return False
-    return True
+        return (
+            f"needs a head that can be differentiated twice, and an operation behind {classifier.layer!r} "
+            "cannot; name a later layer"
+        )
+    return None
 
 
-def _pooled(classifier: Classifier) -> bool:
+def _pooled(classifier: Classifier) -> str | None:
     head = additive_head(classifier)
-    return head is not None and head.per_mean is not None
+    if head is not None and head.per_mean is not None:
+        return None
+    return (
+        f"needs a head that is global average pooling and one linear layer, and behind {classifier.layer!r} "
+        "it is not"
+    )
+
+
+_LACKS: dict[Need, Callable[[Classifier], str | None]] = {
+    Need.SEQUENCE: _pixels_only,
+    Need.PATCHES: _patches,
+    Need.ATTENTION: _attention,
+    Need.CURVATURE: _curvature,
+    Need.POOLED: _pooled,
+}
