@@ -24,6 +24,7 @@ test: lint
 
 demo: .venv/ready
 	$(BIN)/floodlit run examples/demo.toml
+	$(BIN)/floodlit run examples/reviews.toml
 
 clean:
 	rm -rf .venv runs

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,27 @@ def check_repository(spec: ModelSpec, example: str) -> None:
 
 
 def from_pretrained(spec: ModelSpec, read: Callable[..., Any], **options: Any) -> Any:
-    """What ``read`` finds in a repository or a folder."""
+    """What ``read`` finds in a repository or a folder; a bar shows what is downloaded, and nothing else."""
     try:
-        return read(spec.name, **options)
+        with _no_bar() if Path(str(spec.name)).is_dir() else nullcontext():
+            return read(spec.name, **options)
     except Exception as error:  # what comes without a network depends on the hub client
         if Path(str(spec.name)).is_dir():
             raise ValueError(f"model.name: cannot read {spec.name}: {reason_of(error)}") from error
         raise not_downloaded(spec, error, "folder") from error
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def pretrained_model(spec: ModelSpec, kind: Any) -> Any:
