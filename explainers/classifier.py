@@ -84,7 +84,7 @@ class Classifier(Frozen):
         with torch.no_grad():
             size = f"inputs of {self.input_size[0]}x{self.input_size[1]} pixels"
             expected = self._probe(probe, "model.crop", size)
-            self.layer = resolve_layer(self.network, layer, self._normalise(probe))
+            self.layer = resolve_layer(self.network, layer, self.normalised(probe))
             for module in self.network.modules():
                 if hasattr(module, "inplace"):
                     self._set(module, "inplace", False)
@@ -190,12 +190,12 @@ class Classifier(Frozen):
 
     def logits(self, inputs: Tensor) -> Tensor:
         """(B, C) logits of (B, 3, H, W) inputs in [0, 1]; differentiable."""
-        logits: Tensor = self.network(self._normalise(inputs))
+        logits: Tensor = self.network(self.normalised(inputs))
         return logits
 
     def activations(self, inputs: Tensor) -> Tensor:
         """(B, \\*activation_shape) at the target layer, of (B, 3, H, W) inputs in [0, 1]; differentiable."""
-        activations: Tensor = self._backbone(self._normalise(inputs))
+        activations: Tensor = self._backbone(self.normalised(inputs))
         return activations
 
     def head(self, activations: Tensor) -> Tensor:
@@ -203,7 +203,8 @@ class Classifier(Frozen):
         logits: Tensor = self._head(activations)
         return logits
 
-    def _normalise(self, inputs: Tensor) -> Tensor:
+    def normalised(self, inputs: Tensor) -> Tensor:
+        """What the network sees of (B, 3, H, W) inputs."""
         return (inputs - self.mean) / self.std
 
     @property
@@ -224,7 +225,7 @@ class Classifier(Frozen):
         ValueError
             If the network is no transformer that is known to run on a subset of its patches.
         """
-        tokens: Tensor = self._at_tokens[0](self._normalise(inputs))
+        tokens: Tensor = self._at_tokens[0](self.normalised(inputs))
         return tokens
 
     def encode(self, tokens: Tensor) -> Tensor:

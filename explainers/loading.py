@@ -139,7 +139,7 @@ def _of_images(spec: ModelSpec, device: str | torch.device, input_size: tuple[in
         raise ValueError("model.crop: the source states no input size; set crop")
     height, width = size
     return Classifier(
-        _network(spec, device),
+        network_of(spec, device),
         layer=spec.layer,
         input_size=(height, width),
         mean=steps.mean,
@@ -158,7 +158,7 @@ def _of_tensors(
         )
     if shape is None:
         raise ValueError("input_size: say the shape of the dataset's rows, (T,) or (C, T)")
-    return TensorClassifier(_network(spec, device), shape, device)
+    return TensorClassifier(network_of(spec, device), shape, device)
 
 
 def preprocessing(spec: ModelSpec) -> Preprocessing:
@@ -190,7 +190,8 @@ def preprocessing(spec: ModelSpec) -> Preprocessing:
     return steps
 
 
-def _network(spec: ModelSpec, device: str | torch.device) -> nn.Module:
+def network_of(spec: ModelSpec, device: str | torch.device) -> nn.Module:
+    """The network of images a model table asks for, with its weights."""
     if spec.source == "open_clip":
         return open_clip_network(spec, device)
     if spec.source == "huggingface":

@@ -7,13 +7,17 @@ spatial means alone, so that activations can be made up and everything worked ou
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from explainers.auxiliary import Auxiliary
 from explainers.base import Batch
 from explainers.classifier import Classifier
+from explainers.ptame import Head, HeadConfig, save_head
+from explainers.ptame_training import new_head
 
 SIZE = 32  # pixels a side
 
@@ -30,6 +34,56 @@ SMALL: dict[str, dict[str, object]] = {
     "shapley": {"grid": 4, "samples": 2},
     "pami": {"preset": "fast"},
 }
+
+
+def parameters(name: str, classifier: Classifier, folder: Path) -> dict[str, object]:
+    """Parameters with which an explainer is tried; P-TAME's head, untrained, is written to ``folder``."""
+    if name != "ptame":
+        return SMALL.get(name, {})
+    path = folder / f"{classifier.fingerprint}.safetensors"
+    untrained_head(classifier, path)
+    return {"head": str(path)}
+
+
+class Tapped(nn.Module):
+    """An auxiliary network with taps of 4, 6 and 8 channels on 16x16, 8x8 and 4x4 cells (of 32x32 pixels)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = [(3, 4), (4, 6), (6, 8)]
+        self.blocks = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU(inplace=True))
+                for a, b in sizes
+            )
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.blocks(inputs).mean((2, 3))
+
+
+TAPS = ("blocks.0", "blocks.1", "blocks.2")
+
+
+def tapped() -> nn.Module:
+    """The same one every time."""
+    return _spread(Tapped(), 9)
+
+
+def untrained_head(classifier: Classifier, path: Path, **changes: object) -> Head:
+    """A random head for a classifier, on :func:`tapped`, in a file; keyword arguments change what it says."""
+    auxiliary = Auxiliary(tapped(), TAPS)
+    head = new_head(classifier, auxiliary, 0)
+    config = {
+        "auxiliary": {"source": "toys:tapped", "weights": "none"},
+        "taps": TAPS,
+        "auxiliary_fingerprint": auxiliary.fingerprint,
+        "classifier_fingerprint": classifier.fingerprint,
+        "num_classes": classifier.num_classes,
+        "input_size": classifier.input_size,
+    }
+    save_head(path, head, HeadConfig.model_validate(config | changes), None)
+    return head
 
 
 class _Pooled(nn.Module):

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -24,9 +25,9 @@ COUNT = 4
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def made(name: str, classifier: Classifier) -> Explainer:
+def made(name: str, classifier: Classifier, folder: Path) -> Explainer:
     cls = explainers.get(name)
-    explainer: Explainer = cls(classifier, cls.Parameters(**toys.SMALL.get(name, {})))
+    explainer: Explainer = cls(classifier, cls.Parameters(**toys.parameters(name, classifier, folder)))
     return explainer
 
 
@@ -44,10 +45,12 @@ def cases() -> list[tuple[str, str]]:
 
 
 @pytest.fixture(params=cases(), ids="-".join, scope="module")
-def case(request: pytest.FixtureRequest) -> Iterator[tuple[Explainer, Classifier]]:
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Explainer, Classifier]]:
     name, kind = request.param
     with toys.CLASSIFIERS[kind]() as classifier:
-        yield made(name, classifier), classifier
+        yield made(name, classifier, tmp_path_factory.mktemp(name)), classifier
 
 
 def rows(batch: Batch, index: list[int]) -> Batch:
@@ -144,13 +147,13 @@ def test_order_does_not_matter(case: tuple[Explainer, Classifier]) -> None:
     assert_same(explainer.explain(batch), restored)
 
 
-def test_the_same_seeds_give_the_same_bits_again(case: tuple[Explainer, Classifier]) -> None:
+def test_the_same_seeds_give_the_same_bits_again(case: tuple[Explainer, Classifier], tmp_path: Path) -> None:
     explainer, classifier = case
     batch = toys.batch(classifier, COUNT)
     torch.manual_seed(1)
     first = explainer.explain(batch)
     torch.manual_seed(2)
-    second = made(explainer.name, classifier).explain(batch)
+    second = made(explainer.name, classifier, tmp_path).explain(batch)
     assert first.statuses == second.statuses
     assert torch.equal(first.maps, second.maps)
     for name, values in first.details.items():
@@ -255,11 +258,11 @@ def tensors_alive() -> int:
 
 
 @pytest.mark.parametrize(("name", "kind"), dict(cases()).items())
-def test_memory_stays_flat_over_200_batches(name: str, kind: str) -> None:
+def test_memory_stays_flat_over_200_batches(name: str, kind: str, tmp_path: Path) -> None:
     """No tensor more is alive after batch 200 than after batch 5, and the process has not grown."""
     process = psutil.Process()
     with toys.CLASSIFIERS[kind]() as classifier:
-        explainer = made(name, classifier)
+        explainer = made(name, classifier, tmp_path)
         batch = rows(toys.batch(classifier, COUNT), [0])
         for _ in range(5):
             explainer.explain(batch)

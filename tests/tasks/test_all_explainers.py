@@ -23,7 +23,7 @@ IMAGES = 5
 def test_every_explainer_goes_through_a_run(kind: str, tmp_path: Path) -> None:
     with load(ModelSpec(**model(kind)), input_size=(64, 64)) as classifier:
         able = [name for name in explainers.names() if unmet(explainers.get(name).needs, classifier) is None]
-    chosen = [{"name": name, **toys.SMALL.get(name, {})} for name in able]
+        chosen = [{"name": name, **toys.parameters(name, classifier, tmp_path)} for name in able]
     job = tiny_job(
         tmp_path / "run",
         dataset={"kind": "digits", "limit": IMAGES},

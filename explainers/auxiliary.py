@@ -1,0 +1,93 @@
+"""P-TAME's auxiliary network: a frozen classifier of images whose inner maps are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from explainers.fingerprint import sha256_of
+from explainers.frozen import Frozen
+
+# The released choices, by the class of the network.
+TAPS = {
+    "ResNet": ("layer1", "layer2", "layer3", "layer4"),
+    "MobileNetV3": ("features.9", "features.10", "features.11", "features.12"),
+    "MNASNet": ("layers.13", "layers.14", "layers.15", "layers.16"),
+}
+
+
+class Auxiliary(Frozen):
+    """A network g and its taps: modules whose outputs, maps (B, C, h, w), are its features.
+
+    It is in eval mode, and its parameters ask for no gradient, as of every :class:`explainers.frozen.Frozen`.
+
+    Parameters
+    ----------
+    network
+        Any module that takes normalised pixels (B, 3, H, W).
+    taps
+        Names of modules, as in ``network.named_modules()``; known for ResNets, MobileNetV3 and MNASNet.
+    device
+        Where the network is moved to.
+
+    Raises
+    ------
+    ValueError
+        In one line: no taps known, or no such module.
+    """
+
+    def __init__(
+        self, network: nn.Module, taps: Sequence[str] | None = None, device: str | torch.device = "cpu"
+    ) -> None:
+        known = next((TAPS[cls.__name__] for cls in type(network).__mro__ if cls.__name__ in TAPS), None)
+        if not (taps or known):
+            raise ValueError(
+                f"auxiliary.taps: none are known for {type(network).__name__}; name the modules to read"
+            )
+        super().__init__(network, device)
+        self.taps = tuple(taps or known or ())
+        modules = dict(network.named_modules())
+        for name in self.taps:
+            if name not in modules:
+                raise ValueError(f"auxiliary.taps: {type(network).__name__} has no module {name!r}")
+        self._modules = [modules[name] for name in self.taps]
+        self.fingerprint = sha256_of(network.state_dict()).hexdigest()
+
+    def features(self, normalised: Tensor) -> list[Tensor]:
+        """Output of each tap, (B, C, h, w), of normalised pixels (B, 3, H, W)."""
+        found: dict[int, Tensor] = {}
+
+        def keep(place: int) -> Callable[..., None]:
+            def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+                found[place] = output
+
+            return hook
+
+        hooks = [module.register_forward_hook(keep(i)) for i, module in enumerate(self._modules)]
+        try:
+            self.network(normalised)
+        finally:
+            for handle in hooks:
+                handle.remove()
+        return [found[place] for place in range(len(self.taps))]
+
+    @torch.no_grad()
+    def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """(C, h, w) of each tap for inputs of that size, the first tap's maps being the largest.
+
+        Raises
+        ------
+        ValueError
+            In one line, if an output is no map, or a later one is larger than the first.
+        """
+        shapes = [tuple(f.shape[1:]) for f in self.features(torch.zeros(2, 3, *size, device=self.device))]
+        for name, shape in zip(self.taps, shapes, strict=True):
+            if len(shape) != 3:
+                raise ValueError(
+                    f"auxiliary.taps: {name} gives {shape}, not maps (C, h, w); name a convolution"
+                )
+            if shape[1] > shapes[0][1] or shape[2] > shapes[0][2]:
+                raise ValueError(f"auxiliary.taps: the maps of {name} are larger than the first tap's")
+        return [(channels, height, width) for channels, height, width in shapes]

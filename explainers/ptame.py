@@ -1,0 +1,202 @@
+"""P-TAME: a small trained head reads an auxiliary network's features and draws every class's map at once.
+
+Ntrougkas, Mezaris and Patras, "P-TAME: explain any image classifier with trained perturbations", arXiv
+2501.17813; IEEE OJSP 2025. What the released behaviour leaves open is our CHOICE:
+
+- Upsampling does not align corners; where a tap's side is not the first one's over a power of two, the last
+  step goes to the first tap's size directly.
+- A constant map, which min-max leaves undefined, is zero.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from explainers import base
+from explainers.auxiliary import Auxiliary
+from explainers.base import Batch, Description, Explanation, Need, statuses_of
+from explainers.batching import in_chunks
+from explainers.classifier import Classifier
+from explainers.loading import network_of
+from explainers.masking import rescaled
+from explainers.model_spec import ModelSpec
+from explainers.registry import register
+
+_CONFIG = "floodlit"  # the key of the configuration in the file's metadata
+_HEAD, _AUXILIARY = "head.", "auxiliary."  # what names of tensors begin with
+_SHORT = 12  # characters of a fingerprint that a message shows
+
+
+class Head(nn.Module):
+    """The trained part: maps of chosen classes from the features of an auxiliary network.
+
+    Each tap goes through a 1x1 convolution and batch normalisation, is added to itself, rectified and
+    doubled in size up to the first tap's; a 1x1 convolution of all of them is the maps.
+    """
+
+    def __init__(self, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(c, c, 1) for c in channels)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in channels)
+        self.classes = nn.Conv2d(sum(channels), num_classes, 1, bias=False)
+
+    def forward(self, features: Sequence[Tensor], classes: Tensor) -> Tensor:
+        """(B, k, h, w) maps, before the sigmoid, of the classes (k,) of all images, or of their own (B, k)."""
+        size = features[0].shape[-2:]
+        each = zip(features, self.convolutions, self.norms, strict=True)
+        joined = torch.cat(
+            [_doubled((norm(convolution(tap)) + tap).relu(), size) for tap, convolution, norm in each], 1
+        )
+        weights = self.classes.weight[classes][..., 0, 0]
+        return torch.einsum("kc,bchw->bkhw" if classes.ndim == 1 else "bkc,bchw->bkhw", weights, joined)
+
+
+def _doubled(maps: Tensor, size: torch.Size) -> Tensor:
+    """(B, C, h, w) bilinearly doubled until ``size``, or as near below as doubling goes, and then to it."""
+    while maps.shape[-2] * 2 <= size[0] and maps.shape[-1] * 2 <= size[1]:
+        maps = F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
+    return (
+        maps if maps.shape[-2:] == size else F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    )
+
+
+class HeadConfig(BaseModel):
+    """What a head was trained with and for; it lies in the same file.
+
+    ``auxiliary`` is a ``[model]`` table, its files relative to the head's, and ``taps`` the modules that are
+    read; weights from a file are in the head's own file. ``training`` is what was told of the training.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    auxiliary: ModelSpec
+    taps: tuple[str, ...]
+    auxiliary_fingerprint: str
+    classifier_fingerprint: str
+    num_classes: int
+    input_size: tuple[int, int]
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+def save_head(path: Path, head: Head, config: HeadConfig, auxiliary: Mapping[str, Tensor] | None) -> None:
+    """Write a head, and the weights of its auxiliary network where no source has them."""
+    tensors = {f"{_HEAD}{name}": value for name, value in head.state_dict().items()}
+    tensors |= {f"{_AUXILIARY}{name}": value for name, value in (auxiliary or {}).items()}
+    # Copies, since safetensors refuses tensors that share memory.
+    copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    save_file(copies, path, {_CONFIG: json.dumps(config.model_dump(mode="json"), sort_keys=True)})
+
+
+def load_head(path: Path, device: str | torch.device = "cpu") -> tuple[Head, HeadConfig, Auxiliary]:
+    """A head in eval mode with its configuration and auxiliary network.
+
+    Raises
+    ------
+    ValueError
+        In one line: there is no such file, it holds no head, or its auxiliary network is another one now.
+    """
+    config, tensors = _read(path)
+    network = network_of(config.auxiliary.relative_to(path.absolute().parent), device)
+    own = {name.removeprefix(_AUXILIARY): t for name, t in tensors.items() if name.startswith(_AUXILIARY)}
+    if own:
+        network.load_state_dict(own)
+    auxiliary = Auxiliary(network, config.taps, device)
+    if auxiliary.fingerprint != config.auxiliary_fingerprint:
+        raise ValueError(
+            f"head: {path} was trained on an auxiliary network with other weights than "
+            f"{config.auxiliary.name or config.auxiliary.source} has now; train it again"
+        )
+    head = Head([shape[0] for shape in auxiliary.shapes(config.input_size)], config.num_classes)
+    head.load_state_dict({n.removeprefix(_HEAD): t for n, t in tensors.items() if n.startswith(_HEAD)})
+    return head.to(device).eval().requires_grad_(False), config, auxiliary
+
+
+def _read(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
+    if not path.is_file():
+        raise ValueError(f"head: there is no file {path}; `floodlit train` makes one")
+    try:
+        with safe_open(path, "pt") as file:
+            config = HeadConfig.model_validate_json((file.metadata() or {})[_CONFIG])
+            return config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+    except (SafetensorError, KeyError, ValidationError, OSError) as error:
+        raise ValueError(f"head: {path} holds no head of `floodlit train`") from error
+
+
+@torch.no_grad()
+def maps_of(
+    head: nn.Module, auxiliary: Auxiliary, classifier: Classifier, inputs: Tensor, targets: Tensor
+) -> Tensor:
+    """(B, h, w) maps in [0, 1] of classes (B,), of inputs (B, 3, H, W): one pass of the auxiliary network."""
+    features = auxiliary.features(classifier.normalised(inputs))
+    return rescaled(head(features, targets[:, None])[:, 0].float())
+
+
+class PTameParameters(base.Parameters):
+    """Which head explains."""
+
+    head: Path | None = Field(
+        None, description="file of a trained head, or models:/NAME/VERSION in MLflow's registry"
+    )
+
+
+@register
+class PTame:
+    """P-TAME (arXiv 2501.17813; IEEE OJSP 2025): maps drawn by a head that was trained for this classifier.
+
+    The classifier itself is not run: the auxiliary network is, once an image, normalised as the classifier
+    is. The map is the head's output for the target, min-maxed to [0, 1] as in the released evaluation; its
+    grid is the first tap's, 56x56 of 224x224 for ResNet-18. `floodlit train` trains heads.
+    """
+
+    name: ClassVar[str] = "ptame"
+    title: ClassVar[str] = "P-TAME: an attention head trained for this classifier (arXiv 2501.17813)"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS})
+    Parameters: ClassVar[type[base.Parameters]] = PTameParameters
+
+    def __init__(self, classifier: Classifier, parameters: PTameParameters) -> None:
+        if parameters.head is None:
+            raise ValueError("head: say the file of a trained head, as `floodlit train` makes it")
+        config = _read(parameters.head)[0]
+        _check(parameters.head, config, classifier)
+        self.classifier = classifier
+        self.head, _, self.auxiliary = load_head(parameters.head, classifier.device)
+        self.grid = self.auxiliary.shapes(config.input_size)[0][1:]
+
+    def describe(self) -> Description:
+        return Description(self.grid)
+
+    @torch.inference_mode()
+    def explain(self, batch: Batch) -> Explanation:
+        maps = in_chunks(
+            lambda rows: maps_of(
+                self.head, self.auxiliary, self.classifier, batch.inputs[rows], batch.targets[rows]
+            ),
+            len(batch),
+            batch.forwards,
+        )
+        return Explanation(maps, statuses_of(maps))
+
+
+def _check(path: Path, config: HeadConfig, classifier: Classifier) -> None:
+    """Refuse a head made for another classifier."""
+    facts: list[tuple[str, Any, Any]] = [
+        ("classes", config.num_classes, classifier.num_classes),
+        ("pixels", "x".join(map(str, config.input_size)), "x".join(map(str, classifier.input_size))),
+        ("weights", config.classifier_fingerprint[:_SHORT], classifier.fingerprint[:_SHORT]),
+    ]
+    for what, trained, here in facts:
+        if trained != here:
+            raise ValueError(
+                f"head: {path} was trained for another classifier, whose {what} are {trained}, here {here}; "
+                "train one for this classifier with `floodlit train`"
+            )
