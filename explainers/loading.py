@@ -20,6 +20,7 @@ from explainers.clip_sources import (
     open_clip_preprocessing,
 )
 from explainers.model_spec import ModelSpec, Preprocessing, is_file
+from explainers.randomness import global_generators
 from explainers.sources import (
     called_network,
     timm_network,
@@ -191,17 +192,24 @@ def preprocessing(spec: ModelSpec) -> Preprocessing:
 
 
 def network_of(spec: ModelSpec, device: str | torch.device) -> nn.Module:
-    """The network of images a model table asks for, with its weights."""
+    """The network of images or numbers a model table asks for, with its weights; drawn ones are seeded."""
+    with global_generators(0, torch.device(device)):
+        network = _network(spec, device)
+    if spec.source not in _WITH_WEIGHTS and spec.weights is not None and is_file(spec.weights):
+        load_weights(network, Path(spec.weights))
+    return network
+
+
+_WITH_WEIGHTS = ("open_clip", "huggingface")  # sources that read files of weights themselves
+
+
+def _network(spec: ModelSpec, device: str | torch.device) -> nn.Module:
     if spec.source == "open_clip":
         return open_clip_network(spec, device)
     if spec.source == "huggingface":
         return huggingface_network(spec, device)
     if spec.source == "torchvision":
-        network = torchvision_network(spec)
-    elif spec.source == "timm":
-        network = timm_network(spec)
-    else:
-        network = called_network(spec)
-    if spec.weights is not None and is_file(spec.weights):
-        load_weights(network, Path(spec.weights))
-    return network
+        return torchvision_network(spec)
+    if spec.source == "timm":
+        return timm_network(spec)
+    return called_network(spec)

@@ -206,7 +206,8 @@ class Pami:
 
 def check_keys(classifier: BlackBox, parameters: PamiParameters) -> None:
     """Refuse what has another value than its default and no meaning for the classifier's inputs."""
-    others = {"image": ("windows", "unit"), "text": ("strategy", "stages", "radius", "stride")}
+    of_images = ("strategy", "stages", "shifts", "superpixels", "radius", "stride")
+    others = {"image": ("windows", "unit"), "text": ("preset", *of_images)}
     others["tensor"] = (*others["text"], "unit")
     for key in others[classifier.modality]:
         if getattr(parameters, key) != PamiParameters.model_fields[key].default:

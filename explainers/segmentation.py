@@ -56,9 +56,13 @@ class Windows:
         self.lengths = lengths
 
     def label_maps(self, inputs: Iterable[Tensor]) -> Generator[Tensor, None, None]:
-        """(sum of lengths, T) int64 of (T,) whole numbers: the unit 0, 1, ... each site belongs to, or -1."""
+        """(L, T) int64 of (T,) whole numbers: the unit 0, 1, ... each site belongs to, or -1.
+
+        L is what the lengths up to T add up to.
+        """
         for units in inputs:
-            yield torch.cat([self._of_length(units, length) for length in self.lengths])
+            lengths = dict.fromkeys(min(length, units.shape[-1]) for length in self.lengths)
+            yield torch.cat([self._of_length(units, length) for length in lengths])
 
     def _of_length(self, units: Tensor, length: int) -> Tensor:
         """(length, T): a label map holds the windows that begin ``length`` units apart."""

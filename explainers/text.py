@@ -66,6 +66,13 @@ class TextClassifier(Frozen):
             self.close()
             raise
 
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, by number; empty where nobody has named them."""
+        config: Any = self.network.config
+        names = [str(config.id2label.get(number, "")) for number in range(self.num_classes)]
+        return [] if names == [f"LABEL_{number}" for number in range(self.num_classes)] else names
+
     def _configure(self) -> int:
         """The id that pads, which causal networks look for to find the last token."""
         config: Any = self.network.config
@@ -123,13 +130,15 @@ class TextClassifier(Frozen):
             If nothing of it can be hidden.
         """
         length = self.input_shape[1]
-        found = self._tokenizer(text, verbose=False)
+        found = self._tokenizer(text, verbose=False, split_special_tokens=True)
         total = len(found.input_ids)
         if total > length:
-            found = self._tokenizer(text, truncation=True, max_length=length)
+            found = self._tokenizer(text, truncation=True, max_length=length, split_special_tokens=True)
         words = [_NOTHING if word is None else word for word in found.word_ids()]
         if not any(word >= 0 for word in words):
             raise ValueError("has no token to explain")
+        first = min(word for word in words if word >= 0)  # of a text cut at its beginning not 0
+        words = [word if word < 0 else word - first for word in words]
         array = np.full((2, length), _NOTHING, np.int32)
         array[:, : len(words)] = found.input_ids, words
         return array, [self._shown(token) for token in found.input_ids], total

@@ -9,6 +9,7 @@ from torch import nn
 
 from explainers.huggingface import check_repository, from_pretrained, pretrained_model
 from explainers.model_spec import DEFAULT_MAX_LENGTH, ModelSpec
+from explainers.randomness import global_generators
 from explainers.text import TextClassifier
 
 
@@ -39,7 +40,8 @@ def load_text(spec: ModelSpec, device: str | torch.device) -> TextClassifier:
         )
     tokenizer = from_pretrained(spec, AutoTokenizer.from_pretrained, trust_remote_code=False)
     if spec.weights == "none":
-        network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        with global_generators(0, torch.device("cpu")):  # or every process would draw weights of its own
+            network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     else:
         network = pretrained_model(spec, AutoModelForSequenceClassification)
     return TextClassifier(network, tokenizer, _max_length(spec, network, tokenizer), device)

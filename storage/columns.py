@@ -146,8 +146,9 @@ def _names(path: Path) -> list[str]:
 def _csv(path: Path, names: list[str], strings: list[str]) -> Any:
     """A pyarrow.Table."""
     data = path.read_bytes()
-    if data.count(b'"') % 2:
-        # Arrow takes everything behind a quote that is not closed for one cell, and does not tell.
+    if b'"' in data:
+        # Arrow takes everything between a quote that is not closed and the next one for one cell, and does
+        # not tell.
         _check_records(path)
     try:
         return pacsv.read_csv(

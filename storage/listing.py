@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.images import Box
 
+_LARGEST = 2**31 - 1  # more classes than any model has
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 csv.field_size_limit(1 << 26)  # a text may be longer than the 128 KiB that are usual
 Row = tuple[int, Mapping[str, str]]  # line number, cells by column
@@ -79,6 +81,10 @@ def number_labels(
         wrong = "the label is missing" if not label else f"label {label} is negative"
         if not label or (label.startswith("-") and label[1:].isdecimal()):
             raise ValueError(f"{path}, {place(labels.index(label))}: {wrong}")
+        if re.fullmatch(r"\d+\.0*", label) or (label.isdecimal() and int(label) > _LARGEST):
+            raise ValueError(
+                f"{path}, {place(labels.index(label))}: label {label} is no class index; write whole numbers"
+            )
     numbers, names = [k for k in kinds if k.isdecimal()], [k for k in kinds if not k.isdecimal()]
     if numbers and names:
         name = next(index for index, label in enumerate(labels) if not label.isdecimal())

@@ -160,6 +160,9 @@ def _joined(root: Path, shard: int) -> pa.Table:
         raise ValueError(f"shard {shard} of {root}: the inputs and the activations are of different images")
     for name in other.column_names[1:]:
         table = table.append_column(name, other[name])
+    for field in _FROM_INPUTS:
+        if field.name not in table.column_names:  # written before there was such a column
+            table = table.append_column(field, pa.nulls(len(table), field.type))
     return table.select(SAMPLE_COLUMNS)
 
 

@@ -43,7 +43,11 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
         stored = read(run.inputs, start + chunk.start, start + chunk.stop)
         inputs = classifier.inputs_of(torch.from_numpy(stored).to(device()))
         if cut is None:
-            logits = classifier.logits(inputs)
+            # Without the rows that could not be read: not every network takes nothing for a text.
+            able = torch.from_numpy(usable[chunk]).to(inputs.device)
+            logits = torch.zeros(len(inputs), classifier.num_classes, device=inputs.device)
+            if usable[chunk].any():
+                logits[able] = classifier.logits(inputs[able]).float()
         else:
             features = cut.activations(inputs)
             logits = cut.head(features)

@@ -49,8 +49,8 @@ class AverageDrop:
     the input times the map; their means over all N images are AD and IC.
 
     A text cannot be multiplied: of a text the most salient tokens stay as they are, at least one, and mask
-    tokens stand for the others (or nothing, where there is no such token). Level 100, which would keep them
-    all, is left out.
+    tokens stand for the others (or nothing, where there is no such token). Where all tokens stay nothing is
+    measured: level 100 is left out, and a text of a single token has no value.
     """
 
     name: ClassVar[str] = "average_drop"
@@ -78,12 +78,12 @@ class AverageDrop:
         before = batch.confidence[:, None]
         after = self._probabilities(batch, maps)
         drops = (before - after).clamp(min=0) / before
-        gains = (after > before).to(drops.dtype)
+        gains = (after > before).to(drops.dtype).masked_fill(after.isnan(), torch.nan)
         scores = torch.cat([drops, gains], 1).masked_fill(unreadable(maps)[:, None], torch.nan)
         return Scores({column.name: score for column, score in zip(self.columns(), scores.T, strict=True)})
 
     def _probabilities(self, batch: MetricBatch, maps: Tensor) -> Tensor:
-        """(B, levels) probability of the target on the inputs masked at each level."""
+        """(B, levels) probability of the target on the inputs masked at each level; NaN where none is."""
         order = ranks(maps, batch.seeds)
         sites = sites_of(maps)
         shares = torch.tensor(self.levels, device=maps.device) / 100
@@ -99,12 +99,10 @@ class AverageDrop:
             return batch.inputs[image] * (maps[image, None] * kept)
 
         after = target_probabilities(self.classifier, batch, len(self.levels), compose)
+        whole = counts == sites[:, None]
+        if hidden is not None:
+            return after.masked_fill(whole, torch.nan)
         # A mask of ones leaves the input as it was: without this, the rounding of one forward pass against
         # another would decide whether the confidence "increased".
-        ones = (
-            (maps == 1).flatten(1).all(1)
-            if self.classifier.graded
-            else torch.ones_like(sites, dtype=torch.bool)
-        )
-        untouched = ones[:, None] & (counts == sites[:, None])
-        return torch.where(untouched, batch.confidence[:, None], after)
+        ones = (maps == 1).flatten(1).all(1)
+        return torch.where(ones[:, None] & whole, batch.confidence[:, None], after)

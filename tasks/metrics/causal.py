@@ -109,7 +109,9 @@ class _Causal:
         """(B,) probability of the target where nothing of the input is left; once for a common fill."""
         if len(fill) == 1:
             return self.classifier.logits(fill.expand_as(batch.inputs[:1])).softmax(1)[0, batch.targets]
-        return target_probabilities(self.classifier, batch, 1, lambda image, _: fill[image])[:, 0]
+        return target_probabilities(
+            self.classifier, batch, 1, lambda image, _: fill[image].expand_as(batch.inputs[image])
+        )[:, 0]
 
     def _fill(self, inputs: Tensor) -> Tensor:
         """What hides a site: (B, C, \\*sites), or (1, 3, 1, 1) if it is the same everywhere."""

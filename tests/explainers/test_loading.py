@@ -139,10 +139,14 @@ def test_files_of_a_job_are_relative_to_it():
 def test_a_checkpoint_of_a_callable_is_loaded_into_what_it_returns(networks, tmp_path):
     spec = ModelSpec(source=f"{networks}:build", layer="1", crop=9)
     first = load(spec)
+    for parameter in first.network.parameters():
+        parameter.mul_(2)
     save_file(first.network.state_dict(), tmp_path / "mine.safetensors")
     torch.manual_seed(5)
     other, again = load(spec), load(spec.model_copy(update={"weights": f"{tmp_path}/mine.safetensors"}))
     assert again.fingerprint == first.fingerprint != other.fingerprint
+    torch.manual_seed(6)
+    assert load(spec).fingerprint == other.fingerprint  # drawn weights, but the same in every process
 
 
 # Refusals: one line, beginning with the key

@@ -267,3 +267,20 @@ def test_a_tokenizer_that_numbers_the_parts_of_a_text_is_refused():
     )
     with pytest.raises(ValueError, match=r"numbers the parts of a text, which is not done here$"):
         TextClassifier(network_of("bert"), tokenizer, 12)
+
+
+def test_special_tokens_that_a_text_spells_out_are_ordinary_characters():
+    classifier = text_classifier("bert", 16)
+    array, _, _ = classifier.encode("the [SEP] film [MASK]")
+    special = {2, 3, 4}
+    assert not special & set(array[0, array[1] >= 0].tolist())
+
+
+def test_the_words_of_a_text_cut_at_its_beginning_are_counted_from_zero():
+    tokenizer = tokenizer_of("bert")
+    tokenizer.truncation_side = "left"
+    with TextClassifier(network_of("bert"), tokenizer, 6) as classifier:
+        array, tokens, total = classifier.encode("the film was good the plot was bad")
+    assert total == 10
+    assert tokens[1:-1] == ["the", "plot", "was", "bad"]
+    assert array[1].tolist() == [-1, 0, 1, 2, 3, -1]

@@ -171,3 +171,37 @@ def test_what_texts_do_not_have_is_refused_before_the_start(
     with pytest.raises(JobError, match=told):
         prepared(text_job(tmp_path, **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_label_by_name_is_not_taken_for_the_models_number(tmp_path: Path) -> None:
+    """The toy's classes are named x, a, m; the dataset numbers a, m, x."""
+    text_toys.saved(
+        tmp_path / "model", "bert", id2label={0: "x", 1: "a", 2: "m"}, label2id={"x": 0, "a": 1, "m": 2}
+    )
+    lines = [["text", "label"], ["the film", "x"], ["a plot", "a"], ["very dull", "m"]]
+    with (tmp_path / "texts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    with pytest.raises(JobError, match="\"label\" needs the model's numbering, x, a, m; the dataset's names"):
+        prepared(text_job(tmp_path, target="label"))
+
+
+def test_a_blank_row_and_a_literal_end_token_do_not_disturb_a_network_that_looks_for_it(
+    tmp_path: Path,
+) -> None:
+    """BART takes its answer from the last </s>, and refuses texts with different numbers of them."""
+    text_toys.saved(tmp_path / "model", "bart")
+    with (tmp_path / "texts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["text"], ["the film"], [" "], ["the </s> plot"]])
+    run = scored(prepared(text_job(tmp_path)))
+    statuses = [sample["status"] for sample in pq.read_table(run.samples).to_pylist()]
+    assert statuses == ["ok", "failed", "ok"]
+
+
+def test_samples_written_before_there_were_texts_can_still_be_read(tmp_path: Path) -> None:
+    run = explained(
+        prepared(tiny_job(tmp_path / "run", dataset={"kind": "digits", "limit": 3}, controls=False))
+    )
+    part = next((run.root / "samples" / "inputs").glob("*.parquet"))
+    pq.write_table(pq.ParquetFile(part).read().drop_columns(["text", "tokens"]), part)
+    merge_samples(run.root)
+    assert [row["tokens"] for row in pq.read_table(run.samples).to_pylist()] == [None] * 3
