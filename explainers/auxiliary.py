@@ -12,16 +12,23 @@ from explainers.frozen import Frozen
 
 # The released choices, by the class of the network.
 TAPS = {
-    "ResNet": ("layer1", "layer2", "layer3", "layer4"),
-    "MobileNetV3": ("features.9", "features.10", "features.11", "features.12"),
-    "MNASNet": ("layers.13", "layers.14", "layers.15", "layers.16"),
+    "torchvision.models.resnet.ResNet": ("layer1", "layer2", "layer3", "layer4"),
+    "timm.models.resnet.ResNet": ("layer1", "layer2", "layer3", "layer4"),
+    "torchvision.models.mobilenetv3.MobileNetV3": tuple(f"features.{i}" for i in range(9, 13)),
+    "torchvision.models.mnasnet.MNASNet": tuple(f"layers.{i}" for i in range(13, 17)),
 }
+
+
+class _Enough(Exception):  # noqa: N818  no error: the last tap has been read
+    pass
 
 
 class Auxiliary(Frozen):
     """A network g and its taps: modules whose outputs, maps (B, C, h, w), are its features.
 
     It is in eval mode, and its parameters ask for no gradient, as of every :class:`explainers.frozen.Frozen`.
+    In-place activations are switched off as well: one that follows a tap would write into its output, as in
+    MNASNet, where ``layers.16`` would turn ``layers.15`` into itself.
 
     Parameters
     ----------
@@ -41,33 +48,44 @@ class Auxiliary(Frozen):
     def __init__(
         self, network: nn.Module, taps: Sequence[str] | None = None, device: str | torch.device = "cpu"
     ) -> None:
-        known = next((TAPS[cls.__name__] for cls in type(network).__mro__ if cls.__name__ in TAPS), None)
+        kinds = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(network).__mro__]
+        known = next((TAPS[kind] for kind in kinds if kind in TAPS), None)
         if not (taps or known):
             raise ValueError(
                 f"auxiliary.taps: none are known for {type(network).__name__}; name the modules to read"
             )
-        super().__init__(network, device)
         self.taps = tuple(taps or known or ())
         modules = dict(network.named_modules())
         for name in self.taps:
             if name not in modules:
                 raise ValueError(f"auxiliary.taps: {type(network).__name__} has no module {name!r}")
+        super().__init__(network, device)
+        for module in network.modules():
+            if hasattr(module, "inplace"):
+                self._set(module, "inplace", False)
         self._modules = [modules[name] for name in self.taps]
         self.fingerprint = sha256_of(network.state_dict()).hexdigest()
 
     def features(self, normalised: Tensor) -> list[Tensor]:
-        """Output of each tap, (B, C, h, w), of normalised pixels (B, 3, H, W)."""
+        """Output of each tap, (B, C, h, w), of normalised pixels (B, 3, H, W).
+
+        What the network would do after its last tap is left out.
+        """
         found: dict[int, Tensor] = {}
 
         def keep(place: int) -> Callable[..., None]:
             def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
                 found[place] = output
+                if len(found) == len(self.taps):
+                    raise _Enough
 
             return hook
 
         hooks = [module.register_forward_hook(keep(i)) for i, module in enumerate(self._modules)]
         try:
             self.network(normalised)
+        except _Enough:
+            pass
         finally:
             for handle in hooks:
                 handle.remove()

@@ -11,7 +11,7 @@ Ntrougkas, Mezaris and Patras, "P-TAME: explain any image classifier with traine
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,7 +41,9 @@ class Head(nn.Module):
     """The trained part: maps of chosen classes from the features of an auxiliary network.
 
     Each tap goes through a 1x1 convolution and batch normalisation, is added to itself, rectified and
-    doubled in size up to the first tap's; a 1x1 convolution of all of them is the maps.
+    doubled in size up to the first tap's; a 1x1 convolution of all of them is the maps. That last one and
+    the doubling are linear and each acts on its own axes, so it comes first here: few maps are enlarged, not
+    many channels.
     """
 
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
@@ -51,14 +53,16 @@ class Head(nn.Module):
         self.classes = nn.Conv2d(sum(channels), num_classes, 1, bias=False)
 
     def forward(self, features: Sequence[Tensor], classes: Tensor) -> Tensor:
-        """(B, k, h, w) maps, before the sigmoid, of the classes (k,) of all images, or of their own (B, k)."""
+        """(B, k, h, w) maps, before the sigmoid, of classes (k,) of all images, or of their own (B, k)."""
         size = features[0].shape[-2:]
-        each = zip(features, self.convolutions, self.norms, strict=True)
-        joined = torch.cat(
-            [_doubled((norm(convolution(tap)) + tap).relu(), size) for tap, convolution, norm in each], 1
-        )
-        weights = self.classes.weight[classes][..., 0, 0]
-        return torch.einsum("kc,bchw->bkhw" if classes.ndim == 1 else "bkc,bchw->bkhw", weights, joined)
+        weights = self.classes.weight[classes][..., 0, 0].split([tap.shape[1] for tap in features], -1)
+        maps = []
+        for tap, convolution, norm, weight in zip(
+            features, self.convolutions, self.norms, weights, strict=True
+        ):
+            rectified = (norm(convolution(tap)) + tap).relu()
+            maps.append(_doubled((weight @ rectified.flatten(2)).unflatten(2, tap.shape[2:]), size))
+        return torch.stack(maps).sum(0)
 
 
 def _doubled(maps: Tensor, size: torch.Size) -> Tensor:
@@ -74,7 +78,9 @@ class HeadConfig(BaseModel):
     """What a head was trained with and for; it lies in the same file.
 
     ``auxiliary`` is a ``[model]`` table, its files relative to the head's, and ``taps`` the modules that are
-    read; weights from a file are in the head's own file. ``training`` is what was told of the training.
+    read; where its weights are "none", they are in the head's own file. ``mean`` and ``std`` are the
+    classifier's, by which the auxiliary network's input is normalised as well. ``training`` is what was told
+    of the training.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,13 +91,17 @@ class HeadConfig(BaseModel):
     classifier_fingerprint: str
     num_classes: int
     input_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     training: dict[str, Any] = Field(default_factory=dict)
 
 
-def save_head(path: Path, head: Head, config: HeadConfig, auxiliary: Mapping[str, Tensor] | None) -> None:
+def save_head(path: Path, head: Head, config: HeadConfig, auxiliary: Auxiliary) -> None:
     """Write a head, and the weights of its auxiliary network where no source has them."""
     tensors = {f"{_HEAD}{name}": value for name, value in head.state_dict().items()}
-    tensors |= {f"{_AUXILIARY}{name}": value for name, value in (auxiliary or {}).items()}
+    if config.auxiliary.weights == "none":
+        own = auxiliary.network.state_dict()
+        tensors |= {f"{_AUXILIARY}{name}": value for name, value in own.items()}
     # Copies, since safetensors refuses tensors that share memory.
     copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     save_file(copies, path, {_CONFIG: json.dumps(config.model_dump(mode="json"), sort_keys=True)})
@@ -107,9 +117,9 @@ def load_head(path: Path, device: str | torch.device = "cpu") -> tuple[Head, Hea
     """
     config, tensors = _read(path)
     network = network_of(config.auxiliary.relative_to(path.absolute().parent), device)
-    own = {name.removeprefix(_AUXILIARY): t for name, t in tensors.items() if name.startswith(_AUXILIARY)}
+    own = _named(tensors, _AUXILIARY)
     if own:
-        network.load_state_dict(own)
+        _load(network, own, path)
     auxiliary = Auxiliary(network, config.taps, device)
     if auxiliary.fingerprint != config.auxiliary_fingerprint:
         raise ValueError(
@@ -117,8 +127,21 @@ def load_head(path: Path, device: str | torch.device = "cpu") -> tuple[Head, Hea
             f"{config.auxiliary.name or config.auxiliary.source} has now; train it again"
         )
     head = Head([shape[0] for shape in auxiliary.shapes(config.input_size)], config.num_classes)
-    head.load_state_dict({n.removeprefix(_HEAD): t for n, t in tensors.items() if n.startswith(_HEAD)})
+    _load(head, _named(tensors, _HEAD), path)
     return head.to(device).eval().requires_grad_(False), config, auxiliary
+
+
+def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _load(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"head: the tensors in {path} do not fit {type(module).__name__}; train it again"
+        ) from error
 
 
 def _read(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
@@ -187,16 +210,27 @@ class PTame:
         return Explanation(maps, statuses_of(maps))
 
 
+def normalisation_of(classifier: Classifier) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation a channel, as a configuration keeps them."""
+    mean, std = (
+        tuple(round(value, 6) for value in each.flatten().tolist())
+        for each in (classifier.mean, classifier.std)
+    )
+    return mean, std
+
+
 def _check(path: Path, config: HeadConfig, classifier: Classifier) -> None:
     """Refuse a head made for another classifier."""
     facts: list[tuple[str, Any, Any]] = [
         ("classes", config.num_classes, classifier.num_classes),
+        ("mean and std", [config.mean, config.std], list(normalisation_of(classifier))),
         ("pixels", "x".join(map(str, config.input_size)), "x".join(map(str, classifier.input_size))),
-        ("weights", config.classifier_fingerprint[:_SHORT], classifier.fingerprint[:_SHORT]),
+        ("weights", config.classifier_fingerprint, classifier.fingerprint),
     ]
     for what, trained, here in facts:
         if trained != here:
+            theirs, ours = (value[:_SHORT] if what == "weights" else value for value in (trained, here))
             raise ValueError(
-                f"head: {path} was trained for another classifier, whose {what} are {trained}, here {here}; "
+                f"head: {path} was trained for another classifier, whose {what} are {theirs}, here {ours}; "
                 "train one for this classifier with `floodlit train`"
             )

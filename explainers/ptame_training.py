@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -59,7 +60,7 @@ class TrainingSettings:
 
 
 class DivergedError(RuntimeError):
-    """The loss is no number any more; the head's weights are still those before the step."""
+    """A loss or its gradient is no number any more; the head is still as it was before the step."""
 
 
 def new_head(classifier: Classifier, auxiliary: Auxiliary, seed: int) -> Head:
@@ -114,25 +115,38 @@ class Training:
         Raises
         ------
         DivergedError
-            If a loss is not finite; the weights have not been changed.
+            If a loss, or the gradient, is not finite; the training is as it was before. Processes that train
+            together share the gradient, so that all of them stop.
         """
         self.module.train()
+        statistics = [buffer.clone() for buffer in self.module.buffers()]
         self.optimiser.zero_grad(set_to_none=True)
         found = []
         for pixels in batches:
             one = self._losses(pixels)
-            if not bool(one.total.isfinite()):
-                raise DivergedError(
-                    f"the loss of step {self.step} is {float(one.total)}; lower the learning rate, or train "
-                    "in float32"
-                )
             (one.total / len(batches)).backward()
             found.append(one)
+        parts = ("total", "ce", "area", "tv", "mask_area")
+        means = Losses(
+            *(torch.stack([getattr(one, part).detach() for one in found]).mean() for part in parts)
+        )
+        self._check(means.total, statistics)
         self.optimiser.step()
         self.schedule.step()
         self.step += 1
-        parts = ("total", "ce", "area", "tv", "mask_area")
-        return Losses(*(torch.stack([getattr(one, part) for one in found]).mean().detach() for part in parts))
+        return means
+
+    def _check(self, loss: Tensor, statistics: list[Tensor]) -> None:
+        """Refuse to step along what is not finite, and undo what batch normalisation has noted of it."""
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        values = torch.stack([loss, torch.nn.utils.get_total_norm(gradients)]).tolist()
+        for what, value in zip(("loss", "gradient"), values, strict=True):
+            if not math.isfinite(value):
+                for buffer, before in zip(self.module.buffers(), statistics, strict=True):
+                    buffer.copy_(before)
+                raise DivergedError(
+                    f"the {what} of step {self.step} is {value}; lower the learning rate, or train in float32"
+                )
 
     def _losses(self, pixels: Tensor) -> Losses:
         classifier = self.classifier

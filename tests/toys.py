@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from explainers.auxiliary import Auxiliary
 from explainers.base import Batch
 from explainers.classifier import Classifier
-from explainers.ptame import Head, HeadConfig, save_head
+from explainers.ptame import Head, HeadConfig, normalisation_of, save_head
 from explainers.ptame_training import new_head
 
 SIZE = 32  # pixels a side
@@ -81,8 +81,10 @@ def untrained_head(classifier: Classifier, path: Path, **changes: object) -> Hea
         "classifier_fingerprint": classifier.fingerprint,
         "num_classes": classifier.num_classes,
         "input_size": classifier.input_size,
+        "mean": normalisation_of(classifier)[0],
+        "std": normalisation_of(classifier)[1],
     }
-    save_head(path, head, HeadConfig.model_validate(config | changes), None)
+    save_head(path, head, HeadConfig.model_validate(config | changes), auxiliary)
     return head
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
@@ -63,6 +64,32 @@ def test_features_are_the_taps_outputs_and_leave_no_hook() -> None:
     assert network.training
     assert all(p.requires_grad for p in network.parameters())
     assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_what_follows_a_tap_does_not_write_into_it() -> None:
+    """MNASNet's layers.16 rectifies layers.15 in place."""
+    normed, rectified = Auxiliary(models.mnasnet0_5(), ["layers.15", "layers.16"]).features(
+        torch.rand(1, 3, 32, 32)
+    )
+    assert float(normed.min()) < 0
+    assert torch.equal(normed.relu(), rectified)
+
+
+def test_nothing_runs_behind_the_last_tap() -> None:
+    network = toys.tapped()
+    ran = []
+    for name, block in network.blocks.named_children():
+        block.register_forward_hook(lambda *_, name=name: ran.append(name))
+    Auxiliary(network, ["blocks.1", "blocks.0"]).features(toys.inputs(2))
+    assert ran == ["0", "1"]
+
+
+def test_a_refused_network_is_left_as_it_was() -> None:
+    network = toys.tapped()
+    with pytest.raises(ValueError, match="has no module"):
+        Auxiliary(network, ["blocks.7"])
+    assert network.training
+    assert all(p.requires_grad for p in network.parameters())
 
 
 @pytest.mark.parametrize(
@@ -183,6 +210,7 @@ def test_a_head_comes_back_from_its_file_with_its_auxiliary_weights(tmp_path: Pa
     [
         ({"num_classes": 7}, "trained for another classifier, whose classes are 7, here 5"),
         ({"input_size": (64, 64)}, "trained for another classifier, whose pixels are 64x64, here 32x32"),
+        ({"mean": (0.5, 0.5, 0.5)}, r"whose mean and std are \[\(0.5, 0.5, 0.5\), .*, here \[\(0.0"),
         ({"classifier_fingerprint": "0123456789abcdef"}, "whose weights are 0123456789ab, here "),
         ({"auxiliary_fingerprint": "0123"}, "auxiliary network with other weights than toys:tapped has now"),
     ],
@@ -194,6 +222,19 @@ def test_a_head_of_another_classifier_is_refused_in_one_line(
         toys.untrained_head(classifier, tmp_path / "head.safetensors", **changes)
         with pytest.raises(ValueError, match=told) as refusal:
             explainer_of(tmp_path / "head.safetensors", classifier)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_head_without_one_of_its_tensors_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "head.safetensors"
+    with toys.conv_mlp() as classifier:
+        toys.untrained_head(classifier, path)
+        with safe_open(path, "pt") as file:
+            tensors, facts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        del tensors["head.classes.weight"]
+        save_file(tensors, path, facts)
+        with pytest.raises(ValueError, match="do not fit Head; train it again") as refusal:
+            explainer_of(path, classifier)
     assert "\n" not in str(refusal.value)
 
 

@@ -1,4 +1,4 @@
-"""Training P-TAME's head: who learns, where the mask goes, and that an interrupted training is no other one."""
+"""Training P-TAME's head: who learns, where the mask goes, and what an interruption changes: nothing."""
 
 from __future__ import annotations
 
@@ -122,12 +122,36 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change() -> None:
     with toys.conv_mlp() as classifier:
         one = training(classifier)
         one.train([pixels(0)])
-        before = {name: p.detach().clone() for name, p in one.module.named_parameters()}
+        before = {name: value.clone() for name, value in one.module.state_dict().items()}
         with pytest.raises(DivergedError, match="loss of step 1 is nan; lower the learning rate"):
             one.train([pixels(1), torch.full((2, 3, 32, 32), torch.nan)])
         assert one.step == 1
-        for name, p in one.module.named_parameters():
-            assert torch.equal(p, before[name])
+        for name, value in one.module.state_dict().items():
+            assert torch.equal(value, before[name]), name
+
+
+class _Overflow(torch.autograd.Function):
+    """The identity, with a gradient that is too large."""
+
+    @staticmethod
+    def forward(_ctx, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(_ctx, gradient: Tensor) -> Tensor:
+        return gradient * torch.inf
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not_stops_as_well() -> None:
+    with toys.conv_mlp() as classifier:
+        one = training(classifier)
+        logits = classifier.logits
+        classifier.logits = lambda inputs: _Overflow.apply(logits(inputs))
+        before = {name: value.clone() for name, value in one.module.state_dict().items()}
+        with pytest.raises(DivergedError, match=r"the gradient of step 0 is (nan|inf)"):
+            one.train([pixels(0)])
+        for name, value in one.module.state_dict().items():
+            assert torch.equal(value, before[name]), name
 
 
 def test_the_learning_rate_is_one_cycle_of_the_presets() -> None:
