@@ -5,18 +5,19 @@
 
 ``texts`` writes short made-up reviews as CSV (id, text, label, evidence). A review says what was tried, fills
 up with neutral clauses and, unless its label is neutral, passes judgement in exactly one phrase: its
-``evidence``, which occurs once in the text and is a word ("superb"), two words ("falls apart") or a
-negated word ("not good"). Neutral clauses hold the same negations and parts of the same phrases ("it is not
-blue", "rain falls on the roof"), so that no single word decides, and what is reviewed is drawn independently
-of the label. A text is a pure function of (split, index, seed); a checksum of the text itself decides its
-split, so no text serves both.
+``evidence``, which occurs once in the text and is one word ("superb"), two words ("falls apart") or a negated
+word ("not good"). Neutral clauses hold the same negations and parts of the same phrases ("it is not blue",
+"rain falls on the roof"), so that single words do not always decide, and what is reviewed is drawn
+independently of the label. A text depends on (split, index, seed) alone; a checksum of the text itself says
+which split it belongs to, so no text serves both.
 
-``train`` trains a tokenizer and a two-layer DistilBERT from nothing on the train split, prints the accuracy
-on the test split, and writes ``weights/reviews`` beside this file. Explanations show the network texts with
-tokens masked or removed, so it has seen those in training: most texts of a batch lose a random share, 0 to
+``train`` trains a two-layer DistilBERT from nothing on the train split, prints its accuracy on the test
+split, and writes it with its tokenizer to ``weights/reviews`` beside this file. Explanations show the network
+texts with tokens masked or removed, so it sees such texts in training: four in five lose a random share, 0 to
 90 %, of their tokens, replaced by [MASK] in half of them and removed in the others, and are taught the label
 of what is left to read: the text's own while its evidence is whole, neutral once it is not, positive when all
-that is left of "not good" is "good". The weights repeat as those of the digits do.
+that is left of "not good" is "good". Texts, initial weights and the order of training are seeded and one
+thread trains: with the same versions on the same kind of processor the weights repeat.
 """
 
 from __future__ import annotations
@@ -105,7 +106,15 @@ class Review(NamedTuple):
 
 
 def review(split: str, index: int, seed: int = 0) -> Review:
-    """The review at ``index`` of a split, which has no end: 10 to 30 words and punctuation marks."""
+    """The review at ``index`` of a split, which has no end: 10 to 30 words and punctuation marks.
+
+    Raises
+    ------
+    ValueError
+        If the split is unknown.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
     draw = random.Random(f"{seed} {split} {index}")
     label = draw.randrange(len(CLASSES))
     while True:
@@ -120,7 +129,8 @@ def review(split: str, index: int, seed: int = 0) -> Review:
 def composed(label: int, draw: random.Random) -> Review:
     """A review of any length and either split."""
     subject = draw.choice(list(SUBJECTS))
-    clauses = [draw.choice(OPENERS), *draw.sample(FILLERS, draw.randint(0, 3))]
+    # A neutral review says one thing more in place of its judgement: length does not tell the label.
+    clauses = [draw.choice(OPENERS), *draw.sample(FILLERS, draw.randint(0, 3) + (label == NEUTRAL))]
     evidence = ""
     if label != NEUTRAL:
         judgement, evidence = judged(label, draw)
