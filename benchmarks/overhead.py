@@ -43,7 +43,7 @@ def main() -> None:
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else JOB
     with tempfile.TemporaryDirectory() as folder:
         start_up, work, finish = orchestrated(path, Path(folder) / "run")
-    bare = bare_loop(read_job(path))
+    bare = bare_loop(read_job(path, Job))
     print(f"bare loop          {bare:7.1f} s")
     print(f"orchestrated       {work:7.1f} s   ratio {work / bare:.2f}")
     print(f"start-up           {start_up:7.1f} s")

@@ -57,6 +57,13 @@ def run(
     The same job in the same store continues where it stopped; a job with more explainers or metrics
     computes only those; any other job in the same place is refused.
     """
+    with _serving() as address:
+        _run(job, store, address)
+
+
+@contextmanager
+def _serving() -> Iterator[Callable[[], str]]:
+    """A Prefect server; yields a function that waits for its address."""
     # Logs and tracebacks are in Prefect; the terminal shows progress, and in one line what went wrong.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -64,7 +71,7 @@ def run(
 
     try:
         with prefect_server() as address:
-            _run(job, store, address)
+            yield address
     except ServerError as error:
         raise fail(str(error), FAILED) from error
 
@@ -72,10 +79,10 @@ def run(
 def _run(path: Path, store: Path | None, server: Callable[[], str]) -> None:
     from flows.cluster import ClusterError
     from flows.explain import IncompleteError, explain
-    from flows.job import JobError, read_job
+    from flows.job import Job, JobError, read_job
 
     try:
-        job = read_job(path, store)
+        job = read_job(path, Job, store)
         console.print(f"store   {job.store}\nprefect {server().removesuffix('/api')}")
         explain(job)
     except (JobError, ClusterError) as error:
@@ -83,6 +90,54 @@ def _run(path: Path, store: Path | None, server: Callable[[], str]) -> None:
     except (IncompleteError, OSError) as error:
         raise fail(_advice(error), FAILED) from error
     _results(job)
+
+
+@app.command()
+def train(
+    job: Annotated[
+        Path, typer.Argument(metavar="JOB.toml", help="the training; its relative paths start at its folder")
+    ],
+    store: Annotated[
+        Path | None, typer.Option(help="folder of the checkpoints and the head, instead of the job's own")
+    ] = None,
+) -> None:
+    """Train a P-TAME head for a classifier, or what is left of the training.
+
+    The same job in the same store continues from the last checkpoint; once the head is there, it is only
+    registered.
+    """
+    with _serving() as address:
+        _train(job, store, address)
+
+
+def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
+    from explainers.ptame_training import DivergedError
+    from flows.job import JobError, read_job
+    from flows.train import train_ptame
+    from flows.train_job import TrainJob
+    from storage.tracking import default_uri
+    from tasks.training import StoppedError
+
+    try:
+        job = read_job(path, TrainJob, store)
+        console.print(f"store   {job.store}\nprefect {server().removesuffix('/api')}")
+        made = train_ptame(job)
+    except JobError as error:
+        raise fail(str(error), USAGE) from error
+    except StoppedError as error:
+        raise fail(f"{error}; run the same job again to continue", FAILED) from error
+    except (DivergedError, OSError) as error:
+        raise fail(_advice(error), FAILED) from error
+    uri = job.tracking or default_uri(job.store)
+    _listed(
+        {
+            "head": made["head"],
+            "registered": made["registered"],
+            "maps": f"{job.store}/maps.png",
+            "use it": f'[[explainers]] name = "ptame", head = "{made["head"]}"',
+            "MLflow": f"{_command('mlflow')} ui --backend-store-uri {uri}, then http://127.0.0.1:5000",
+        }
+    )
 
 
 def _advice(error: Exception) -> str:
@@ -117,6 +172,11 @@ def _results(job: Any) -> None:
         "Prefect UI": f"{_command('prefect')} server start, then http://127.0.0.1:4200",
         "MLflow": f"{_command('mlflow')} ui --backend-store-uri {uri}, then http://127.0.0.1:5000",
     }
+    _listed(lines)
+
+
+def _listed(lines: dict[str, str]) -> None:
+    """What is where, a line each."""
     width = max(map(len, lines))
     for key, value in lines.items():
         console.print(f"{key:<{width}}  {value}", soft_wrap=True, highlight=False, markup=False)

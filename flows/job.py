@@ -6,7 +6,7 @@ import os
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -24,6 +24,8 @@ from explainers.loading import ModelSpec
 from explainers.registry import Registry, explainers
 from storage.datasets import DatasetSpec
 from tasks.metrics.registry import metrics
+
+REGISTERED = "models:"  # what MLflow's addresses of registered models begin with
 
 
 class JobError(ValueError):
@@ -99,23 +101,14 @@ class Batching(Strict):
     )
 
 
-class Job(Strict):
-    """One dataset, explained for one model by some explainers and scored by some metrics."""
+class Located(Strict):
+    """What every job says: one dataset, one model, and where the results go."""
 
     name: str = Field(min_length=1, description="run name in Prefect and MLflow")
     store: Path = Field(description="folder of the results")
-    target: Literal["predicted", "label"] | int | TopTargets = Field(
-        "predicted", description='class to explain: "predicted", "label", a class index, or {top = k}'
-    )
     seed: int = 0
     dataset: DatasetSpec
     model: ModelSpec
-    explainers: list[Choice] = Field(min_length=1)
-    controls: bool = Field(True, description=f"add the controls {', '.join(CONTROLS)}")
-    metrics: list[Choice] = Field(min_length=1)
-    batch: Batching = Field(default_factory=Batching)
-    cluster: Cluster = Field(default_factory=Cluster)
-    keep_activations: bool = Field(False, description="keep activations.zarr when the job is complete")
     tracking: str | None = Field(
         None, description="MLflow tracking URI; mlflow.db beside the store by default"
     )
@@ -134,12 +127,26 @@ class Job(Strict):
     @field_validator("model")
     @classmethod
     def _model_paths_are_absolute(cls, model: ModelSpec, info: ValidationInfo) -> ModelSpec:
-        return model.relative_to(_folder(info))
+        return model.relative_to(folder_of(info))
+
+
+class Job(Located):
+    """One dataset, explained for one model by some explainers and scored by some metrics."""
+
+    target: Literal["predicted", "label"] | int | TopTargets = Field(
+        "predicted", description='class to explain: "predicted", "label", a class index, or {top = k}'
+    )
+    explainers: list[Choice] = Field(min_length=1)
+    controls: bool = Field(True, description=f"add the controls {', '.join(CONTROLS)}")
+    metrics: list[Choice] = Field(min_length=1)
+    batch: Batching = Field(default_factory=Batching)
+    cluster: Cluster = Field(default_factory=Cluster)
+    keep_activations: bool = Field(False, description="keep activations.zarr when the job is complete")
 
     @field_validator("explainers")
     @classmethod
-    def _explainers_exist(cls, choices: list[Choice]) -> list[Choice]:
-        return _checked(choices, explainers)
+    def _explainers_exist(cls, choices: list[Choice], info: ValidationInfo) -> list[Choice]:
+        return _checked([_located(choice, info) for choice in choices], explainers)
 
     @field_validator("metrics")
     @classmethod
@@ -176,7 +183,27 @@ def _checked(choices: list[Choice], registry: Registry[Any]) -> list[Choice]:
     return choices
 
 
-def read_job(path: Path, store: Path | None = None) -> Job:
+def _located(choice: Choice, info: ValidationInfo) -> Choice:
+    """The same choice, with its paths, which are relative to the job, as absolute ones."""
+    fields = explainers.get(choice.name).Parameters.model_fields
+    given = choice.model_extra or {}
+    paths = {
+        key: str(_anchored(Path(value), info))
+        for key, value in given.items()
+        if key in fields and _is_path(fields[key].annotation) and not str(value).startswith(REGISTERED)
+    }
+    return choice.model_copy(update=paths)
+
+
+def _is_path(annotation: Any) -> bool:
+    """Whether a parameter is a path, or none."""
+    return annotation is Path or Path in get_args(annotation)
+
+
+JobType = TypeVar("JobType", bound=Located)
+
+
+def read_job(path: Path, kind: type[JobType], store: Path | None = None) -> JobType:
     """The job in a TOML file, its relative paths taken from the file's folder.
 
     Raises
@@ -193,19 +220,19 @@ def read_job(path: Path, store: Path | None = None) -> Job:
     if store is not None:
         raw["store"] = str(store.absolute())
     try:
-        return Job.model_validate(raw, context={"folder": path.absolute().parent})
+        return kind.model_validate(raw, context={"folder": path.absolute().parent})
     except ValidationError as error:
         raise JobError(f"{path}: {one_line(error)}") from error
 
 
-def _folder(info: ValidationInfo) -> Path:
+def folder_of(info: ValidationInfo) -> Path:
     """Where relative paths start: at the job's file, or at the working directory where there is no file."""
     folder: Path = (info.context or {}).get("folder", Path.cwd())
     return folder
 
 
 def _anchored(path: Path, info: ValidationInfo) -> Path:
-    return Path(os.path.normpath(_folder(info) / path.expanduser()))
+    return Path(os.path.normpath(folder_of(info) / path.expanduser()))
 
 
 def one_line(error: ValidationError) -> str:

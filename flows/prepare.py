@@ -7,18 +7,21 @@ import platform
 from contextlib import closing
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from explainers.base import Explainer, Need, Parameters
 from explainers.black_box import BlackBox
 from explainers.classifier import Classifier
 from explainers.controls import CONTROLS
-from explainers.loading import load, preprocessing
+from explainers.loading import ModelSpec, load, preprocessing
 from explainers.registry import explainers
 from explainers.requirements import unmet
-from flows.job import Job, JobError, TopTargets
+from explainers.text import TextClassifier
+from flows.job import REGISTERED, Job, JobError, TopTargets
 from flows.plan import shard_images
 from storage.datasets import Dataset, open_dataset
+from storage.files import sha256_of_file
 from storage.images import prepare_image
 from storage.manifest import DetailEntry, ExplainerEntry, Manifest, MetricEntry
 from storage.run import Run
@@ -65,21 +68,24 @@ def prepare(job: Job) -> Run:
 
 
 def _geometry(job: Job, dataset: Dataset) -> tuple[dict[str, Any], tuple[int, ...] | None]:
-    """How the dataset's items become inputs, as the manifest keeps it, and their size; None: the model's.
-
-    The size of images is the crop, or else that of the first one that can be decoded.
-    """
+    """How the dataset's items become inputs, as the manifest keeps it, and their size; None: the model's."""
     if dataset.modality == "text":
         _first_readable(dataset)
         return {}, None
     if dataset.modality == "tensor":
         shape = _first_readable(dataset).shape
         return {"shape": list(shape)}, shape
-    how = preprocessing(job.model)
+    return geometry_of(job.model, dataset)
+
+
+def geometry_of(model: ModelSpec, dataset: Dataset) -> tuple[dict[str, Any], tuple[int, int]]:
+    """How images become inputs, and the inputs' (H, W): the crop, or the size of the first readable image."""
+    how = preprocessing(model)
     geometry: dict[str, Any] = {"resize": how.resize, "crop": how.crop, "interpolation": how.interpolation}
     if how.crop is not None:
         return geometry, (how.crop, how.crop)
-    return geometry, prepare_image(_first_readable(dataset), [], **geometry)[0].shape[1:]
+    _, height, width = prepare_image(_first_readable(dataset), [], **geometry)[0].shape
+    return geometry, (height, width)
 
 
 def _first_readable(dataset: Dataset) -> Any:
@@ -103,6 +109,12 @@ def _check_targets(job: Job, classifier: BlackBox, dataset: Dataset) -> None:
         labels = [sample.label for sample in dataset.samples if sample.label is not None]
         if len(labels) < len(dataset.samples):
             raise JobError('target: "label" needs a label for every sample; use "predicted"')
+        names = classifier.class_names if isinstance(classifier, TextClassifier) else []
+        if names and dataset.classes and [n.lower() for n in names] != [n.lower() for n in dataset.classes]:
+            raise JobError(
+                f"target: \"label\" needs the model's numbering, {', '.join(names)}; the dataset's names are "
+                f"numbered {', '.join(dataset.classes)}; write the labels as the model's numbers"
+            )
         if max(labels) >= classes:
             raise JobError(
                 f'target: "label" needs labels in the model\'s numbering, 0 to {classes - 1}; the dataset '
@@ -113,8 +125,8 @@ def _check_targets(job: Job, classifier: BlackBox, dataset: Dataset) -> None:
 def _check_explainers(job: Job, classifier: BlackBox) -> dict[str, tuple[Parameters, Explainer]]:
     chosen: dict[str, tuple[Parameters, Explainer]] = {}
     named = {choice.name for choice in job.explainers}
-    for name, parameters in job.explainer_parameters().items():
-        cls = explainers.get(name)
+    for name, given in job.explainer_parameters().items():
+        cls, parameters = explainers.get(name), _fetched(job, given)
         lacking = unmet(cls.needs, classifier)
         if lacking is not None and name in CONTROLS and name not in named:
             continue  # nobody asked for it: texts, say, have no edges
@@ -128,6 +140,25 @@ def _check_explainers(job: Job, classifier: BlackBox) -> dict[str, tuple[Paramet
         except ValueError as error:
             raise JobError(f"explainers: {name}: {error}") from error
     return chosen
+
+
+def _fetched(job: Job, parameters: Parameters) -> Parameters:
+    """The same parameters, with copies of registered models in place of their addresses.
+
+    They lie beside the run, in ``heads/NAME-VERSION``: a version never changes.
+    """
+    found = {}
+    for key, value in parameters:
+        address = Path(value).as_posix() if isinstance(value, Path) else ""
+        if not address.startswith(REGISTERED):
+            continue
+        from storage.tracking import default_uri, registered  # MLflow takes seconds to import
+
+        folder = job.store.parent / "heads" / "-".join(Path(address).parts[1:])
+        files = sorted(folder.rglob("*.safetensors"))
+        uri = job.tracking or default_uri(job.store)
+        found[key] = files[0] if files else registered(uri, address, folder)
+    return parameters.model_copy(update=found)
 
 
 def _check_metrics(job: Job, classifier: BlackBox, dataset: Dataset) -> dict[str, tuple[Parameters, Metric]]:
@@ -197,5 +228,6 @@ def _explainer_entry(parameters: Parameters, explainer: Explainer, classifier: B
         parameters=parameters.model_dump(mode="json"),
         grid=description.grid,
         layer=classifier.layer if Need.ACTIVATIONS in explainer.needs else None,
+        files={key: sha256_of_file(value) for key, value in parameters if isinstance(value, Path)},
         details=details,
     )

@@ -31,7 +31,7 @@ class Progress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("explaining", total=self.total, completed=already)
+        self._task = self._bar.add_task("begun", total=self.total, completed=already)
         self._spoke = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -48,7 +48,11 @@ class Progress:
 
     def advance(self, label: str) -> None:
         """One more step ended."""
-        self.ended += 1
+        self.reach(self.ended + 1, label)
+
+    def reach(self, ended: int, label: str) -> None:
+        """So many steps have ended."""
+        self.ended = ended
         self._bar.update(self._task, completed=self.ended, description=label)
         if not console.is_terminal and time.monotonic() - self._spoke > LINE_SECONDS:
             self._spoke = time.monotonic()

@@ -26,11 +26,15 @@ class DetailEntry(_Entry):
 
 
 class ExplainerEntry(_Entry):
-    """One explainer of the run: its parameters, the grid of its maps, its layer, its details."""
+    """One explainer of the run: its parameters, the grid of its maps, its layer, its details.
+
+    ``files`` has the SHA-256 of each parameter that is a file.
+    """
 
     parameters: dict[str, Any]
     grid: tuple[int, ...]
     layer: str | None = None
+    files: dict[str, str] = Field(default_factory=dict)
     details: dict[str, DetailEntry] = Field(default_factory=dict)
 
 
@@ -146,8 +150,13 @@ def _differences(known: Manifest, wanted: Manifest) -> list[str]:
         old[kind], new[kind] = ({name: side[kind][name] for name in both} for side in (old, new))
     if known.activation_shape is None or wanted.activation_shape is None:
         del old["activation_shape"], new["activation_shape"]
+    return removed + differences(old, new)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One phrase for each field, by its dotted name, that is not the same in two nested mappings."""
     before, after = _flat(old), _flat(new)
-    return removed + [
+    return [
         f"{field} was {_short(before, field)} and is {_short(after, field)}"
         for field in before | after
         if before.get(field) != after.get(field)  # a key that came later and is not used is none

@@ -48,7 +48,7 @@ class Run:
             known = read_manifest(root)
             wanted = continued(root, known, plain(manifest), now)
         else:
-            _refuse_other_files(root)
+            refuse_other_files(root, "run.json")
             known = None
             wanted = plain(manifest, hash=sha256_of_json(manifest.identity), created=now)
         if wanted != known:
@@ -247,12 +247,18 @@ def local_root(store: str | Path) -> Path:
     return Path(store).absolute()
 
 
-def _refuse_other_files(root: Path) -> None:
-    """A new run starts in an empty folder; what a killed start left of run.json does not count."""
+def refuse_other_files(root: Path, name: str) -> None:
+    """What begins in a folder begins in an empty one; what a killed start left of ``name`` does not count.
+
+    Raises
+    ------
+    RunMismatchError
+        If there is anything else.
+    """
     if root.exists() and not root.is_dir():
         raise RunMismatchError(f"{root} is a file; choose another store")
     other = sorted(p.name for p in root.iterdir() if not p.name.endswith(PARTIAL)) if root.exists() else []
     if other:
         raise RunMismatchError(
-            f"{root} is not empty and has no run.json (it holds {other[0]}); choose an empty or new store"
+            f"{root} is not empty and has no {name} (it holds {other[0]}); choose an empty or new store"
         )

@@ -1,17 +1,22 @@
-"""MLflow, spoken to from one process: one parent run a job, one nested run an explainer.
+"""MLflow, spoken to from one process: one parent run a job, one nested run an explainer; one run a training.
 
 Only the flow logs, with explicit run ids: several processes on a fresh SQLite store lose to each other.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Param, Run
+from mlflow.exceptions import MlflowException
 
 from storage.files import sha256_of_json
 
@@ -100,3 +105,94 @@ def _log(
     client.log_batch(run.info.run_id, params=known)
     for start in range(0, len(values), BATCH):
         client.log_batch(run.info.run_id, metrics=values[start : start + BATCH])
+
+
+class TrainingLog:
+    """The MLflow run of one training, which goes on where it stopped when the training does.
+
+    Parameters
+    ----------
+    uri
+        Of the MLflow server or database.
+    store
+        The training's folder: with ``identity``, what tells its run from others.
+    name
+        Of the run.
+    parameters
+        The resolved job, flat.
+    """
+
+    def __init__(
+        self, uri: str, store: Path, name: str, identity: str, parameters: Mapping[str, Any]
+    ) -> None:
+        self._client = MlflowClient(tracking_uri=uri)
+        experiment = _experiment(self._client, store)
+        tags = {
+            "floodlit.run": sha256_of_json([str(store), identity]),
+            "floodlit.explainer": "training",
+            "floodlit.store": str(store),
+        }
+        self._run = _find_or_create(self._client, experiment, name, tags)
+        self._id: str = self._run.info.run_id
+        self._client.update_run(self._id, status="RUNNING")
+        _log(self._client, self._run, parameters, {}, {})
+
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        """Values at a step, by name."""
+        now = int(time.time() * 1000)
+        self._client.log_batch(self._id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
+
+    def file(self, path: Path, folder: str | None = None) -> None:
+        """A copy of a file among the run's artifacts."""
+        self._client.log_artifact(self._id, str(path), folder)
+
+    def register(self, model: str, path: Path, tags: Mapping[str, str]) -> str:
+        """Make a file the newest version of a registered model; returns its address, models:/NAME/VERSION.
+
+        A version of this run with the same tags is not made twice.
+        """
+        try:
+            self._client.create_registered_model(model)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        for known in self._client.search_model_versions(f"name = '{model}'"):
+            if known.run_id == self._id and dict(known.tags) == dict(tags):
+                return f"models:/{model}/{known.version}"
+        self.file(path, "head")
+        source = f"{self._run.info.artifact_uri}/head"
+        made = self._client.create_model_version(model, source, self._id, tags=dict(tags))
+        return f"models:/{model}/{made.version}"
+
+    def end(self, status: str) -> None:
+        """Close the run as FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(self._id, status)
+
+
+def registered(uri: str, address: str, folder: Path) -> Path:
+    """The file of a registered model, copied to ``folder``.
+
+    Raises
+    ------
+    ValueError
+        If the address names no version, there is no such model, or it is not one file.
+    """
+    _, _, named = address.partition(":/")
+    name, _, number = named.rpartition("/")
+    if not name or not number.isdecimal():
+        raise ValueError(f"{address} names no version of a registered model; write models:/NAME/VERSION")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        source = MlflowClient(uri, uri).get_model_version_download_uri(name, number)
+        with redirect_stderr(StringIO()):  # a progress bar
+            found = Path(download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=uri))
+    except (MlflowException, OSError) as error:
+        raise ValueError(f"{address} is not in the model registry of {uri}: {_first_line(error)}") from error
+    files = [found] if found.is_file() else sorted(path for path in found.rglob("*") if path.is_file())
+    if len(files) != 1:
+        raise ValueError(f"{address} holds {len(files)} files, not one head; register it with floodlit train")
+    return files[0]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

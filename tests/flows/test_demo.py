@@ -34,6 +34,10 @@ def test_the_demo_explains_a_thousand_images_better_than_every_control(server: s
     for metric in ("insertion", "pointing_game", "energy_pointing_game"):
         for explainer in ("ddcam", "decomcam", "gradcam"):
             assert mean[explainer, metric] > max(mean[control, metric] for control in controls)
+    for control in controls:
+        assert mean["ptame", "average_drop_15"] < mean[control, "average_drop_15"] - 0.3
+        assert mean["ptame", "increase_in_confidence_15"] > mean[control, "increase_in_confidence_15"] + 0.2
+        assert mean["ptame", "pointing_game"] > mean[control, "pointing_game"] + 0.2
     assert maps_of(store)["ddcam/details/certificate"].all()
 
 

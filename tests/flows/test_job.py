@@ -26,7 +26,7 @@ name = "insertion"
 def job(tmp_path: Path, text: str = JOB) -> Job:
     file = tmp_path / "job.toml"
     file.write_text(text)
-    return read_job(file)
+    return read_job(file, Job)
 
 
 def test_relative_paths_start_at_the_job_file(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_relative_paths_start_at_the_job_file(tmp_path: Path) -> None:
 def test_store_option_replaces_the_jobs_own(tmp_path: Path) -> None:
     file = tmp_path / "job.toml"
     file.write_text(JOB)
-    assert read_job(file, tmp_path / "elsewhere").store == tmp_path / "elsewhere"
+    assert read_job(file, Job, tmp_path / "elsewhere").store == tmp_path / "elsewhere"
 
 
 def test_names_of_published_weights_are_no_paths(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_refusals_name_the_key_in_one_line(tmp_path: Path, old: str, new: str, s
 
 def test_a_missing_job_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"cannot read the job file .*none\.toml: No such file"):
-        read_job(tmp_path / "none.toml")
+        read_job(tmp_path / "none.toml", Job)
 
 
 def test_how_and_where_it_runs_is_no_part_of_what_it_is(tmp_path: Path) -> None:

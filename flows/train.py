@@ -1,0 +1,205 @@
+"""The flow that trains P-TAME's head: a job in, one file out, resumed wherever it was stopped."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import UUID
+
+import torch
+from prefect import flow, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from explainers.ptame import load_head, save_head
+from explainers.ptame_training import DivergedError, TrainingSettings
+from flows.job import JobError
+from flows.prepare import LIBRARIES, geometry_of
+from flows.terminal import Progress
+from flows.train_job import TrainJob
+from storage.datasets import open_dataset
+from storage.training import TrainingFolder
+from tasks.training import Event, Plan, StoppedError, fit, fit_in_processes, networks
+from tasks.training_data import Order
+
+ARTIFACT_SECONDS = 2.0  # between updates of the progress artifact
+
+
+@flow(name="train-ptame", flow_run_name="{job.name}")
+def train_ptame(job: TrainJob) -> dict[str, Any]:
+    """Train a P-TAME head, or what is left of the training; returns the head's file and registry address.
+
+    Raises
+    ------
+    flows.job.JobError
+        If the job cannot run; nothing was started.
+    tasks.training.StoppedError
+        If it was stopped by a signal; run the same job again to continue.
+    explainers.ptame_training.DivergedError
+        If the loss is no number; the last checkpoint stays.
+    """
+    plan = prepare_training(job)
+    if not plan.folder.head.exists():
+        train_head(job, plan)
+    return {"head": str(plan.folder.head), "registered": publish_head(job, plan)}
+
+
+def prepare_training(job: TrainJob) -> Plan:
+    """Check the job against the networks and the data, and create its folder or open it.
+
+    Raises
+    ------
+    JobError
+        In one line, with the key to change.
+    """
+    try:
+        dataset = open_dataset(job.dataset)
+        if dataset.modality != "image":
+            raise ValueError(f"dataset.kind: P-TAME explains images, and these are {dataset.modality}s")
+        geometry, size = geometry_of(job.model, dataset)
+        total, processes = len(dataset.samples), job.processes or max(1, torch.cuda.device_count())
+        order = Order(total, min(job.held_out, total), job.batch, processes, job.seed)
+        if not order.steps_per_epoch:
+            raise ValueError(
+                f"batch: {len(order.rows)} training images do not fill one step of {job.batch} images in "
+                f"{processes} processes; lower batch or held_out"
+            )
+        steps = job.steps or max(2, round(job.epochs * order.steps_per_epoch))
+        plan = Plan(
+            folder=TrainingFolder(Path(), {}),
+            model=job.model,
+            auxiliary=job.auxiliary.model,
+            taps=job.auxiliary.taps,
+            dataset=job.dataset,
+            geometry=geometry,
+            input_size=size,
+            order=order,
+            settings=TrainingSettings(steps, job.loss.settings(), job.precision, job.seed),
+            accumulate=job.accumulate,
+            flip=job.flip,
+            workers=job.watch.workers,
+            numbers=job.watch.numbers,
+            validation=job.watch.validation,
+            checkpoint=60 * job.watch.checkpoint,
+        )
+        return _in_its_folder(job, plan, dataset.fingerprint)
+    except ValueError as error:
+        raise JobError(str(error)) from error
+
+
+def _in_its_folder(job: TrainJob, plan: Plan, dataset_fingerprint: str) -> Plan:
+    classifier, auxiliary = networks(plan, "cpu")
+    with closing(classifier), closing(auxiliary):
+        facts = {
+            "processes": plan.order.processes,
+            "model_fingerprint": classifier.fingerprint,
+            "auxiliary_fingerprint": auxiliary.fingerprint,
+            "dataset_fingerprint": dataset_fingerprint,
+        }
+    versions = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+    folder = TrainingFolder.create_or_open(job.store, job.identity() | facts, versions)
+    return Plan(**{**vars(plan), "folder": folder})
+
+
+@task(name="train", task_run_name="train", cache_policy=NO_CACHE)
+def train_head(job: TrainJob, plan: Plan) -> None:
+    """Train to the end, telling MLflow, Prefect and the terminal about it."""
+    logger = get_run_logger()
+    log = _log(job, plan)
+    artifact = create_progress_artifact(
+        progress=0.0, key="floodlit-training", description=f"Steps of {plan.folder.root}"
+    )
+    assert isinstance(artifact, UUID)
+    steps = plan.settings.steps
+    told = time.monotonic()
+    status = "FAILED"
+    with Progress(steps, 0) as progress, _asked_to_stop() as stopped:
+
+        def emit(event: Event) -> None:
+            nonlocal told
+            log.numbers(event.step, event.values)
+            if event.picture:
+                log.file(plan.folder.picture)
+            progress.reach(event.step, _label(event))
+            if time.monotonic() - told > ARTIFACT_SECONDS or event.step == steps:
+                told = time.monotonic()
+                update_progress_artifact(artifact, progress=progress.percent)
+                logger.info("step %s of %s: %s", event.step, steps, _label(event))
+
+        try:
+            if plan.order.processes > 1:
+                fit_in_processes(plan, emit, stopped)
+            else:
+                fit(plan, 0, emit, stopped)
+            status = "FINISHED"
+        except StoppedError:
+            status = "KILLED"
+            raise
+        except DivergedError as error:
+            kept = "the last checkpoint" if plan.folder.checkpoint.exists() else "no checkpoint yet"
+            raise DivergedError(f"{error}; {plan.folder.root} has {kept}") from error
+        finally:
+            log.end(status)
+
+
+def _label(event: Event) -> str:
+    shown = ("loss", "mask_area", "images_per_second", "held_out_average_drop_15")
+    return ", ".join(f"{name} {event.values[name]:.3g}" for name in shown if name in event.values)
+
+
+def _log(job: TrainJob, plan: Plan) -> Any:
+    from storage.tracking import TrainingLog, default_uri  # MLflow takes seconds to import
+
+    flat: dict[str, Any] = {"steps": plan.settings.steps, "images": len(plan.order.rows), "seed": job.seed}
+    for table in ("dataset", "model", "auxiliary", "loss"):
+        given = getattr(job, table).model_dump(mode="json")
+        flat |= {f"{table}.{key}": value for key, value in given.items() if value is not None}
+    uri = job.tracking or default_uri(job.store)
+    return TrainingLog(uri, job.store, job.name, plan.folder.hash, flat)
+
+
+@task(name="register", task_run_name="register", cache_policy=NO_CACHE)
+def publish_head(job: TrainJob, plan: Plan) -> str:
+    """Make the head a version of a registered model; returns its address."""
+    log = _log(job, plan)
+    head, config, auxiliary = load_head(plan.folder.head)
+    tags = {
+        "floodlit.classifier": config.classifier_fingerprint,
+        "floodlit.classes": str(config.num_classes),
+        "floodlit.input_size": "x".join(map(str, config.input_size)),
+        "floodlit.training": plan.folder.hash,
+    }
+    # The registry keeps a copy elsewhere, which has to name files absolutely.
+    absolute = config.auxiliary.relative_to(plan.folder.root)
+    with TemporaryDirectory() as folder, closing(auxiliary):
+        copy = Path(folder) / plan.folder.head.name
+        save_head(copy, head, config.model_copy(update={"auxiliary": absolute}), auxiliary)
+        address: str = log.register(job.register_as or job.name, copy, tags)
+    log.end("FINISHED")
+    return address
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM came; the training then saves a checkpoint and ends."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set  # signals go to the main thread; a kill costs the steps since the last checkpoint
+        return
+    known = {
+        number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in known.items():
+            signal.signal(number, handler)

@@ -1,0 +1,306 @@
+"""Training P-TAME's head on a dataset: data, checkpoints, validation, one process or one a GPU.
+
+This knows no Prefect and no MLflow: what happens is told by events, and the flow passes them on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from explainers.auxiliary import Auxiliary
+from explainers.classifier import Classifier
+from explainers.loading import ModelSpec, load, network_of
+from explainers.model_spec import is_file
+from explainers.ptame import Head, HeadConfig, normalisation_of, save_head
+from explainers.ptame_loss import Losses
+from explainers.ptame_training import Training, TrainingSettings, new_head
+from storage.datasets import DatasetSpec
+from storage.files import replacing
+from storage.training import TrainingFolder
+from tasks.training_data import Crops, Order, loader
+from tasks.training_validation import validate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a process needs to train; every part can be sent to another process.
+
+    Attributes
+    ----------
+    folder
+        Where checkpoints and the head go.
+    model, auxiliary, taps
+        f, g, and the modules of g that are read; None: known ones.
+    dataset, geometry, input_size
+        The images, how they become inputs, and the inputs' (H, W).
+    order
+        Which images train in which step, and which are for validation.
+    settings
+        Steps, loss weights, precision, seed.
+    accumulate
+        Equal parts of a step's images that are passed one after the other.
+    flip
+        Whether images are flipped left to right half of the time.
+    workers
+        Processes that decode ahead.
+    numbers, validation, checkpoint
+        Steps between numbers, steps between validations, seconds between checkpoints.
+    """
+
+    folder: TrainingFolder
+    model: ModelSpec
+    auxiliary: ModelSpec
+    taps: tuple[str, ...] | None
+    dataset: DatasetSpec
+    geometry: dict[str, Any]
+    input_size: tuple[int, int]
+    order: Order
+    settings: TrainingSettings
+    accumulate: int
+    flip: bool
+    workers: int
+    numbers: int
+    validation: int
+    checkpoint: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened after ``step`` steps: numbers by name, and whether there is a new picture of maps."""
+
+    step: int
+    values: dict[str, float]
+    picture: bool = False
+
+
+Emit = Callable[[Event], None]
+
+
+class StoppedError(RuntimeError):
+    """Somebody asked the training to stop; its checkpoint is that of the step named."""
+
+
+def device_of(rank: int) -> str:
+    """Where the process of that rank computes."""
+    return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
+
+
+def networks(plan: Plan, device: str) -> tuple[Classifier, Auxiliary]:
+    """f and g.
+
+    Raises
+    ------
+    ValueError
+        In one line that names the key: a network that is not there, taps that are none.
+    """
+    classifier = load(plan.model, device, plan.input_size)
+    auxiliary = Auxiliary(network_of(plan.auxiliary, device), plan.taps, device)
+    auxiliary.shapes(plan.input_size)
+    return classifier, auxiliary
+
+
+def fit(plan: Plan, rank: int, emit: Emit, stopped: Callable[[], bool]) -> None:
+    """Train to the end, from the last checkpoint on; rank 0 tells, validates and saves.
+
+    Raises
+    ------
+    StoppedError
+        If ``stopped`` said so; a checkpoint was saved.
+    explainers.ptame_training.DivergedError
+        If the loss is no number; the last checkpoint stays.
+    """
+    device = device_of(rank)
+    classifier, auxiliary = networks(plan, device)
+    head = new_head(classifier, auxiliary, plan.settings.seed)
+    module: nn.Module = DistributedDataParallel(head) if plan.order.processes > 1 else head
+    training = Training(classifier, auxiliary, module, plan.settings)
+    if plan.folder.checkpoint.exists():
+        training.load_state_dict(torch.load(plan.folder.checkpoint, map_location=device, weights_only=True))
+    crops = Crops(plan.dataset, plan.geometry, plan.input_size, plan.order.seed, flip=plan.flip)
+    run = _Run(plan, rank, emit, stopped, training, head, crops)
+    batches = plan.order.batches(training.step, plan.settings.steps, rank)
+    for pixels in loader(crops, batches, plan.workers):
+        run.step(pixels.to(device).float() / 255)
+    if rank == 0:
+        run.finish()
+
+
+class _Run:
+    """One process's training as it goes on."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        rank: int,
+        emit: Emit,
+        stopped: Callable[[], bool],
+        training: Training,
+        head: Head,
+        crops: Crops,
+    ) -> None:
+        self.plan, self.rank, self.emit, self.stopped = plan, rank, emit, stopped
+        self.training, self.head, self.crops = training, head, crops
+        self.saved = self.told = time.monotonic()
+        self.seen = 0
+
+    def step(self, pixels: Tensor) -> None:
+        """One step, and what is due after it."""
+        rate = self.training.learning_rate
+        found = self.training.train(pixels.chunk(self.plan.accumulate))
+        self.seen += len(pixels) * self.plan.order.processes
+        done, plan = self.training.step, self.plan
+        if self.rank == 0 and (done % plan.numbers == 0 or done == plan.settings.steps):
+            self._tell(found, rate)
+        if (
+            self.rank == 0
+            and plan.order.held_out
+            and done % plan.validation == 0
+            and done < plan.settings.steps
+        ):
+            self.validate()
+        stop = self._agreed(self.stopped())
+        if self.rank == 0 and (stop or time.monotonic() - self.saved > plan.checkpoint):
+            self.save()
+        if stop:
+            raise StoppedError(f"stopped after step {done} of {plan.settings.steps}")
+
+    def _agreed(self, stop: bool) -> bool:
+        """Whether any process was asked to stop: those that go on would wait for it for ever."""
+        if self.plan.order.processes == 1:
+            return stop
+        flag = torch.tensor(float(stop), device=self.training.classifier.device)
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+        return bool(flag)
+
+    def _tell(self, found: Losses, rate: float) -> None:
+        now = time.monotonic()
+        values = {
+            "loss": float(found.total),
+            "loss_ce": float(found.ce),
+            "loss_area": float(found.area),
+            "loss_tv": float(found.tv),
+            "mask_area": float(found.mask_area),
+            "learning_rate": rate,
+            "images_per_second": self.seen / max(now - self.told, 1e-9),
+        }
+        self.told, self.seen = now, 0
+        self.emit(Event(self.training.step, values))
+
+    def validate(self) -> None:
+        """Average drop and increase in confidence on the held-out images, and a picture of some maps."""
+        values = validate(
+            self.training, self.head, self.crops, self.plan.order.held_out, self.plan.folder.picture
+        )
+        self.emit(Event(self.training.step, values, picture=True))
+        self.told, self.seen = time.monotonic(), 0
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        with replacing(self.plan.folder.checkpoint) as partial:
+            torch.save(self.training.state_dict(), partial)
+        self.saved = time.monotonic()
+
+    def finish(self) -> None:
+        """Validate once more, and write the head."""
+        if self.plan.order.held_out:
+            self.validate()
+        self.save()
+        auxiliary = self.training.auxiliary
+        config = config_of(self.plan, self.training.classifier, auxiliary)
+        with replacing(self.plan.folder.head) as partial:
+            save_head(partial, self.head, config, auxiliary)
+
+
+def config_of(plan: Plan, classifier: Classifier, auxiliary: Auxiliary) -> HeadConfig:
+    """What is told of the product; files that it names are found from its own folder."""
+    changes: dict[str, Any] = {}
+    if plan.auxiliary.weights is not None and is_file(plan.auxiliary.weights):
+        changes["weights"] = "none"  # they go into the head's file
+    file, _, name = plan.auxiliary.source.rpartition(":")
+    if file.endswith(".py"):
+        changes["source"] = f"{os.path.relpath(file, plan.folder.root)}:{name}"
+    mean, std = normalisation_of(classifier)
+    return HeadConfig(
+        mean=mean,
+        std=std,
+        auxiliary=plan.auxiliary.model_copy(update=changes),
+        taps=auxiliary.taps,
+        auxiliary_fingerprint=auxiliary.fingerprint,
+        classifier_fingerprint=classifier.fingerprint,
+        num_classes=classifier.num_classes,
+        input_size=classifier.input_size,
+        training={"steps": plan.settings.steps, "hash": plan.folder.hash},
+    )
+
+
+def fit_in_processes(plan: Plan, emit: Emit, stopped: Callable[[], bool]) -> None:
+    """:func:`fit` in as many processes as the plan says, which share their gradients (PyTorch's DDP).
+
+    Raises
+    ------
+    StoppedError, RuntimeError
+        As :func:`fit` does; what a process raised, in its own words.
+    """
+    context = torch.multiprocessing.get_context("spawn")
+    events, stop = context.Queue(), context.Event()
+    address = f"file://{plan.folder.root.absolute()}/rendezvous-{os.getpid()}-{next(_NUMBERS)}"
+    processes = torch.multiprocessing.start_processes(
+        _fit_one, (plan, address, events, stop), plan.order.processes, join=False, start_method="spawn"
+    )
+    try:
+        for event in _events(events, processes):
+            if stopped():
+                stop.set()
+            if isinstance(event, Exception):
+                raise event
+            if event is not None:
+                emit(event)
+    finally:
+        Path(address.removeprefix("file://")).unlink(missing_ok=True)
+
+
+_NUMBERS = count()
+
+
+def _events(events: Any, processes: Any) -> Iterator[Any]:
+    """What rank 0 sends, and None now and then, until the processes have ended."""
+    while not processes.join(timeout=0.1):
+        yield from _sent(events)
+        yield None
+    yield from _sent(events)
+
+
+def _sent(events: Any) -> Iterator[Any]:
+    while True:
+        try:
+            yield events.get(timeout=0.1)
+        except Empty:
+            return
+
+
+def _fit_one(rank: int, plan: Plan, address: str, events: Any, stop: Any) -> None:
+    """What one of several processes does."""
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank)
+    distributed.init_process_group(backend, init_method=address, rank=rank, world_size=plan.order.processes)
+    try:
+        fit(plan, rank, events.put, stop.is_set)
+    except RuntimeError as error:
+        if rank == 0:
+            events.put(error)
+        else:
+            raise
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,231 @@
+"""The training flow by its command: killed, stopped, refused, and its head used by a job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from explainers.ptame import load_head
+from flows.explain import explain
+from flows.job import Job, JobError
+from flows.train import prepare_training, train_ptame
+from flows.train_job import TrainJob
+from runs import ROOT, maps_of, model, tiny_job
+from storage.run import RunMismatchError
+from storage.tracking import registered
+
+STEPS = 40
+
+
+def raw_job(store: Path, **changes: Any) -> dict[str, Any]:
+    """A head for the demo's first network on an untrained one, in seconds."""
+    job: dict[str, Any] = {
+        "name": "tiny-ptame",
+        "store": str(store),
+        "dataset": {"kind": "digits", "split": "train", "limit": 60},
+        "model": model("gap"),
+        "auxiliary": {
+            "source": f"{ROOT}/examples/digits.py:small",
+            "weights": f"{ROOT}/examples/weights/digits-small.safetensors",
+            "taps": ["features.2", "features.5"],
+        },
+        "steps": STEPS,
+        "batch": 8,
+        "flip": False,
+        "held_out": 12,
+        "watch": {"numbers": 5, "validation": 20, "checkpoint": 1e-6},
+    }
+    return job | changes
+
+
+def toml(raw: dict[str, Any], path: Path) -> Path:
+    """The same job as a file."""
+    import json
+
+    def table(values: dict[str, Any]) -> str:
+        return "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items()) + "}"
+
+    lines = [f"{k} = {table(v) if isinstance(v, dict) else json.dumps(v)}" for k, v in raw.items()]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def started(job: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "flows.cli", "train", str(job)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def tensors(head: Path) -> dict[str, torch.Tensor]:
+    return load_head(head)[0].state_dict()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A whole training in this process, with what the flow returned."""
+    root = tmp_path_factory.mktemp("training")
+    raw = raw_job(root / "run", watch={"numbers": 5, "validation": 20, "checkpoint": 10})
+    return {"root": root, "raw": raw} | train_ptame(TrainJob.model_validate(raw))
+
+
+@pytest.mark.service
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_training_run_again_ends_with_the_undisturbed_weights(
+    number: signal.Signals, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    job = toml(raw_job(tmp_path / "run"), tmp_path / "job.toml")
+    first = started(job)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoint.pt").exists():
+        assert time.monotonic() < deadline
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.02)
+    os.kill(first.pid, number)
+    said, _ = first.communicate(timeout=120)
+    assert not (tmp_path / "run" / "head.safetensors").exists(), "it was over before it was killed"
+    if number == signal.SIGTERM:
+        assert first.returncode == 1
+        assert f"of {STEPS}; run the same job again to continue" in said
+    step = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"]
+    assert 0 < step < STEPS
+    second = started(job)
+    said, _ = second.communicate(timeout=300)
+    assert second.returncode == 0, said
+    for shown in ("head.safetensors", "models:/tiny-ptame/1", "maps.png"):
+        assert shown in said
+    expected = tensors(Path(undisturbed["head"]))
+    for name, value in tensors(tmp_path / "run" / "head.safetensors").items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.service
+def test_mlflow_has_the_numbers_the_pictures_and_one_version_of_the_head(undisturbed: dict[str, Any]) -> None:
+    again = train_ptame(TrainJob.model_validate(undisturbed["raw"]))
+    assert again["registered"] == undisturbed["registered"] == "models:/tiny-ptame/1"
+    client = MlflowClient(f"sqlite:///{undisturbed['root']}/mlflow.db")
+    (version,) = client.search_model_versions("name = 'tiny-ptame'")
+    assert version.tags["floodlit.classes"] == "8"
+    assert version.tags["floodlit.input_size"] == "64x64"
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.layer"] == "features"
+    losses = client.get_metric_history(version.run_id, "loss")
+    assert [point.step for point in losses] == list(range(5, STEPS + 1, 5))
+    held_out = client.get_metric_history(version.run_id, "held_out_average_drop_15")
+    assert [point.step for point in held_out] == [20, 40]
+    assert {artifact.path for artifact in client.list_artifacts(version.run_id)} == {"maps.png", "head"}
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("by", ["file", "registry"])
+def test_a_job_explains_with_the_head(by: str, undisturbed: dict[str, Any]) -> None:
+    head = undisturbed["head" if by == "file" else "registered"]
+    store = undisturbed["root"] / by
+    raw = tiny_job(
+        store, explainers=[{"name": "ptame", "head": head}], dataset={"kind": "digits", "limit": 8}
+    )
+    explain(Job.model_validate(raw))
+    maps = maps_of(store)["ptame/maps"]
+    assert maps.shape == (8, 32, 32)
+    assert (maps.min((1, 2)) == 0).all()
+    assert (maps.max((1, 2)) == 1).all()
+    if by == "registry":
+        reference = maps_of(undisturbed["root"] / "file")["ptame/maps"]
+        assert (reference == maps).all()
+
+
+@pytest.mark.service
+def test_another_head_at_the_same_path_is_another_run(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    from flows.prepare import prepare
+
+    copy = tmp_path / "head.safetensors"
+    fetched = registered(
+        f"sqlite:///{undisturbed['root']}/mlflow.db", undisturbed["registered"], tmp_path / "x"
+    )
+    copy.write_bytes(fetched.read_bytes())
+    raw = tiny_job(tmp_path / "run", explainers=[{"name": "ptame", "head": str(copy)}])
+    prepare(Job.model_validate(raw))
+    other = raw_job(tmp_path / "other", seed=1)
+    made = train_ptame(TrainJob.model_validate(other | {"steps": 2}))
+    copy.write_bytes(Path(made["head"]).read_bytes())
+    with pytest.raises(JobError, match=r"holds another run: explainers\.ptame\.files\.head was"):
+        prepare(Job.model_validate(raw))
+
+
+@pytest.mark.service
+def test_a_head_of_another_classifier_is_refused_before_the_start(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    from flows.prepare import prepare
+
+    raw = tiny_job(
+        tmp_path / "run", model=model("mlp"), explainers=[{"name": "ptame", "head": undisturbed["head"]}]
+    )
+    with pytest.raises(
+        JobError, match=r"ptame: head: .* was trained for another classifier, whose weights are"
+    ):
+        prepare(Job.model_validate(raw))
+    missing = raw | {"explainers": [{"name": "ptame", "head": "models:/nothing/7"}]}
+    with pytest.raises(JobError, match="models:/nothing/7 is not in the model registry of sqlite"):
+        prepare(Job.model_validate(missing | {"tracking": f"sqlite:///{undisturbed['root']}/mlflow.db"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"batch": 64}, "batch: 48 training images do not fill one step of 64 images in 1 processes"),
+        (
+            {"auxiliary": {"source": f"{ROOT}/examples/digits.py:small", "weights": "none"}},
+            "auxiliary.taps: none",
+        ),
+        ({"dataset": {"kind": "text", "path": f"{ROOT}/examples/reviews.csv"}}, "these are texts"),
+        ({"model": model("gap") | {"layer": "nowhere"}}, "model.layer"),
+    ],
+)
+def test_a_training_that_cannot_run_is_refused_in_one_line(
+    changes: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(JobError, match=told) as refusal:
+        prepare_training(TrainJob.model_validate(raw_job(tmp_path / "run", processes=1) | changes))
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_training_in_the_same_folder_is_refused_with_what_differs(tmp_path: Path) -> None:
+    raw = raw_job(tmp_path / "run")
+    prepare_training(TrainJob.model_validate(raw))
+    prepare_training(TrainJob.model_validate(raw | {"watch": {"numbers": 1}, "register_as": "x"}))
+    with pytest.raises(JobError, match="holds another training: steps was 40 and is 41") as refusal:
+        prepare_training(TrainJob.model_validate(raw | {"steps": 41}))
+    assert isinstance(refusal.value.__cause__, RunMismatchError)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"accumulate": 3}, "8 images do not make 3 equal parts"),
+        ({"loss": {"preset": "alexnet"}}, "resnet50"),
+        ({"stepz": 3}, "stepz"),
+    ],
+)
+def test_wrong_keys_are_refused(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=told):
+        TrainJob.model_validate(raw_job(tmp_path) | changes)
+
+
+def test_a_preset_is_changed_where_the_job_says_so(tmp_path: Path) -> None:
+    job = TrainJob.model_validate(
+        raw_job(tmp_path, loss={"preset": "vgg16", "area": 0.5, "learning_rate": 0.01})
+    )
+    settings = job.loss.settings()
+    assert (settings.weights.ce, settings.weights.area, settings.weights.tv) == (0.07278, 0.5, 0.0001)
+    assert (settings.learning_rate, settings.weight_decay) == (0.01, 0.133)
