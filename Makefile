@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONSTRAINTS := --constraint constraints.txt
 
-.PHONY: test demo lint clean
+.PHONY: test demo demo-train lint clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -25,6 +25,12 @@ test: lint
 demo: .venv/ready
 	$(BIN)/floodlit run examples/demo.toml
 	$(BIN)/floodlit run examples/reviews.toml
+
+# The demo's P-TAME head once more, from nothing; copy it to examples/weights to have the demo use it.
+demo-train: .venv/ready
+	$(BIN)/python examples/digits.py train small
+	rm -rf runs/digits-ptame
+	$(BIN)/floodlit train examples/digits-ptame.toml
 
 clean:
 	rm -rf .venv runs

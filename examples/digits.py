@@ -1,17 +1,17 @@
 """The offline demo's images and classifiers.
 
     python examples/digits.py images FOLDER [--count 1000] [--split test] [--seed 0]
-    python examples/digits.py train [gap] [mlp] [vit]
+    python examples/digits.py train [gap] [mlp] [vit] [small]
 
 ``images`` writes the images Floodlit makes on the fly for ``kind = "digits"`` as PNG files, with a CSV
-manifest (file, label, box) and the digits' pixel masks. ``train`` trains the three classifiers from nothing,
+manifest (file, label, box) and the digits' pixel masks. ``train`` trains the four classifiers from nothing,
 prints their accuracy on the test split, whose handwriting the training never saw, and writes
 ``weights/digits-<name>.safetensors`` beside this file. Images, initial weights and the order of training are
 seeded and one thread trains: with the same versions on the same kind of processor the weights repeat.
 
 The networks take pixels in [0, 1] and are chosen for their heads: ``gap`` is additive in its units (global
 average pooling and a linear layer), the units of ``mlp`` interact in a hidden layer, ``vit`` attends to patch
-tokens with a class token.
+tokens with a class token. ``small`` is there to be read by a P-TAME head.
 """
 
 from __future__ import annotations
@@ -44,18 +44,19 @@ def block(channels_in: int, channels: int, stride: int) -> list[nn.Module]:
     return [convolution, nn.BatchNorm2d(channels), nn.ReLU()]
 
 
-def convolutions() -> nn.Sequential:
-    """64x64 pixels to 64 channels on an 8x8 grid."""
-    sizes = [(3, 16, 2), (16, 32, 2), (32, 64, 2), (64, 64, 1), (64, 64, 1)]
+def convolutions(width: int = 64) -> nn.Sequential:
+    """64x64 pixels to ``width`` channels on an 8x8 grid."""
+    half, quarter = width // 2, width // 4
+    sizes = [(3, quarter, 2), (quarter, half, 2), (half, width, 2), (width, width, 1), (width, width, 1)]
     return nn.Sequential(*(layer for size in sizes for layer in block(*size)))
 
 
 class Convolutional(nn.Module):
     """``features``, a map of 64 units, and a ``head``."""
 
-    def __init__(self, head: nn.Sequential) -> None:
+    def __init__(self, head: nn.Sequential, width: int = 64) -> None:
         super().__init__()
-        self.features = convolutions()
+        self.features = convolutions(width)
         self.head = head
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -71,6 +72,11 @@ def mlp() -> nn.Module:
     """A hidden layer over the coarsely pooled map: the units interact."""
     hidden = [nn.Linear(64 * 4 * 4, 64), nn.ReLU(), nn.Linear(64, CLASSES)]
     return Convolutional(nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), *hidden))
+
+
+def small() -> nn.Module:
+    """As ``gap``, of half the width."""
+    return Convolutional(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES)), 32)
 
 
 class Stem(nn.Module):
@@ -100,8 +106,8 @@ def vit() -> nn.Module:
     )
 
 
-NETWORKS = {"gap": gap, "mlp": mlp, "vit": vit}
-STEPS = {"gap": 2500, "mlp": 2500, "vit": 1500}
+NETWORKS = {"gap": gap, "mlp": mlp, "vit": vit, "small": small}
+STEPS = {"gap": 2500, "mlp": 2500, "vit": 1500, "small": 1500}
 
 
 def draw(split: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +216,9 @@ def main() -> None:
     writing.add_argument("--count", type=int, default=1000)
     writing.add_argument("--seed", type=int, default=0)
     training = commands.add_parser("train", help="train the classifiers, the transformer after gap")
-    training.add_argument("names", nargs="*", metavar="NAME", help="gap, mlp or vit; all of them by default")
+    training.add_argument(
+        "names", nargs="*", metavar="NAME", help="gap, mlp, vit or small; all of them by default"
+    )
     chosen = parser.parse_args()
     if chosen.command == "images":
         export(chosen.folder, chosen.split, chosen.count, chosen.seed)
