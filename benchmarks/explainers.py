@@ -13,7 +13,7 @@ images, and beside their floor: as many passes through the bare network in full 
 those that take gradients of the pixels; for MoXI and Shapley values of a transformer as many tokens through
 its encoder; and the backbone once where they work on activations. pytorch-grad-cam's Grad-CAM runs beside
 ours. Everything is measured anew in every round, one after the other; what is printed is the median over
-rounds of the ratio within a round.
+rounds of the ratio within a round. P-TAME, which needs a trained head, has benchmarks/ptame.py.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def runs_of(
 ) -> tuple[dict[str, Callable[[], object]], list[str]]:
     """Everything to measure, by name, and the names that run on ``few`` images, beside their floor."""
     able = [name for name in explainers.names() if unmet(explainers.get(name).needs, classifier) is None]
-    made_ones = {name: made(classifier, name) for name in able if name not in skip}
+    made_ones = {name: made(classifier, name) for name in able if name not in {*skip, "ptame"}}
     cached = [explainer for explainer in made_ones.values() if CACHED > explainer.needs > set()]
     runs: dict[str, Callable[[], object]] = {
         "bare forward": lambda: chunked(classifier.logits, inputs, size),

@@ -1,0 +1,101 @@
+"""What P-TAME costs: explaining over the two networks' forward passes, and a training step over its floor.
+
+    python -P benchmarks/ptame.py [--classifier mobilenet_v2] [--auxiliary resnet18] [--batch 8] [--rounds 5]
+        [--threads 1]
+
+Networks are torchvision's with random weights at 224x224 pixels. Explaining is the classifier's prediction
+and the head's map of the predicted class; beside it one forward pass of each network. A training step is
+beside what it cannot do without: two forward passes of the classifier, for its class and under the mask, one
+backward to the mask, one pass of the auxiliary network, and the head forward and back on its features. Both
+are measured anew in every round; what is printed is the median over rounds of the ratio within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torchvision import models
+
+from explainers.auxiliary import Auxiliary
+from explainers.classifier import Classifier
+from explainers.ptame import maps_of
+from explainers.ptame_training import PRESETS, Training, TrainingSettings, new_head
+
+SIZE = 224
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def explaining(training: Training, pixels: Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Explaining, and the passes it consists of."""
+    classifier, auxiliary = training.classifier, training.auxiliary
+
+    @torch.inference_mode()
+    def explain() -> Tensor:
+        targets = classifier.logits(pixels).argmax(1)
+        return maps_of(training.module.eval(), auxiliary, classifier, pixels, targets)
+
+    @torch.inference_mode()
+    def passes() -> None:
+        classifier.logits(pixels)
+        auxiliary.network(classifier.normalised(pixels))
+
+    return explain, passes
+
+
+def training_step(training: Training, pixels: Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A step, and what it cannot do without."""
+    classifier, auxiliary = training.classifier, training.auxiliary
+
+    def floor() -> None:
+        with torch.no_grad():
+            targets = classifier.logits(pixels).argmax(1)
+            features = auxiliary.features(classifier.normalised(pixels))
+        training.module.train()(features, targets).sum().backward()
+        mask = torch.rand(len(pixels), 1, SIZE, SIZE, requires_grad=True)
+        classifier.logits(pixels * mask).sum().backward()
+
+    return lambda: training.train([pixels]), floor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--classifier", default="mobilenet_v2")
+    parser.add_argument("--auxiliary", default="resnet18")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    classifier = Classifier(models.get_model(chosen.classifier), input_size=(SIZE, SIZE))
+    auxiliary = Auxiliary(models.get_model(chosen.auxiliary))
+    settings = TrainingSettings(10 * chosen.rounds + 10, PRESETS["resnet50"])
+    training = Training(classifier, auxiliary, new_head(classifier, auxiliary, 0), settings)
+    pixels = torch.rand(chosen.batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    table = Table("", "seconds", "over its floor", "aim")
+    for name, aim, (ours, floor) in (
+        ("explaining, over one pass of f and g", 1.1, explaining(training, pixels)),
+        ("a training step", 1.15, training_step(training, pixels)),
+    ):
+        ours(), floor()
+        times = [(seconds(ours), seconds(floor)) for _ in range(chosen.rounds)]
+        ratio = median(ours / floor for ours, floor in times)
+        table.add_row(name, f"{median(t for t, _ in times):.3f}", f"{ratio:.2f}", f"{aim}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
