@@ -116,7 +116,7 @@ def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
     from flows.train import train_ptame
     from flows.train_job import TrainJob
     from storage.tracking import default_uri
-    from tasks.training import StoppedError
+    from tasks.training import DamagedCheckpointError, StoppedError
 
     try:
         job = read_job(path, TrainJob, store)
@@ -126,7 +126,7 @@ def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
         raise fail(str(error), USAGE) from error
     except StoppedError as error:
         raise fail(f"{error}; run the same job again to continue", FAILED) from error
-    except (DivergedError, OSError) as error:
+    except (DamagedCheckpointError, DivergedError, OSError) as error:
         raise fail(_advice(error), FAILED) from error
     uri = job.tracking or default_uri(job.store)
     _listed(

@@ -87,6 +87,10 @@ class Event:
 Emit = Callable[[Event], None]
 
 
+class DamagedCheckpointError(RuntimeError):
+    """A checkpoint that is none; training never leaves one behind."""
+
+
 class StoppedError(RuntimeError):
     """Somebody asked the training to stop; its checkpoint is that of the step named."""
 
@@ -117,6 +121,8 @@ def fit(plan: Plan, rank: int, emit: Emit, stopped: Callable[[], bool]) -> None:
     ------
     StoppedError
         If ``stopped`` said so; a checkpoint was saved.
+    DamagedCheckpointError
+        If the checkpoint cannot be read.
     explainers.ptame_training.DivergedError
         If the loss is no number; the last checkpoint stays.
     """
@@ -126,7 +132,7 @@ def fit(plan: Plan, rank: int, emit: Emit, stopped: Callable[[], bool]) -> None:
     module: nn.Module = DistributedDataParallel(head) if plan.order.processes > 1 else head
     training = Training(classifier, auxiliary, module, plan.settings)
     if plan.folder.checkpoint.exists():
-        training.load_state_dict(torch.load(plan.folder.checkpoint, map_location=device, weights_only=True))
+        _resume(training, plan.folder.checkpoint, device)
     crops = Crops(plan.dataset, plan.geometry, plan.input_size, plan.order.seed, flip=plan.flip)
     run = _Run(plan, rank, emit, stopped, training, head, crops)
     batches = plan.order.batches(training.step, plan.settings.steps, rank)
@@ -134,6 +140,15 @@ def fit(plan: Plan, rank: int, emit: Emit, stopped: Callable[[], bool]) -> None:
         run.step(pixels.to(device).float() / 255)
     if rank == 0:
         run.finish()
+
+
+def _resume(training: Training, checkpoint: Path, device: str) -> None:
+    try:
+        training.load_state_dict(torch.load(checkpoint, map_location=device, weights_only=True))
+    except Exception as error:  # torch's reader raises almost anything at damaged data
+        raise DamagedCheckpointError(
+            f"{checkpoint} cannot be read; restore it, or delete it to begin again"
+        ) from error
 
 
 class _Run:

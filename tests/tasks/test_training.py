@@ -17,7 +17,7 @@ from explainers.ptame_training import PRESETS, DivergedError, TrainingSettings
 from runs import model
 from storage.datasets import DatasetSpec
 from storage.training import TrainingFolder
-from tasks.training import Event, Plan, StoppedError, fit, fit_in_processes, networks
+from tasks.training import DamagedCheckpointError, Event, Plan, StoppedError, fit, fit_in_processes, networks
 from tasks.training_data import Crops, Order
 
 SEED = 3
@@ -217,6 +217,22 @@ def test_two_processes_train_as_one_with_two_parts_a_batch(tmp_path: Path) -> No
     for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-4, msg=name)
     assert not list(two.folder.root.glob("rendezvous*"))
+
+
+@pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
+def test_a_damaged_checkpoint_is_told_and_left_alone(damage: bytes | None, tmp_path: Path) -> None:
+    plan = plan_of(tmp_path / "run")
+    with pytest.raises(StoppedError):
+        fit(plan, 0, lambda _: None, After(1))
+    whole = plan.folder.checkpoint.read_bytes()
+    plan.folder.checkpoint.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    with pytest.raises(
+        DamagedCheckpointError, match=r"checkpoint\.pt cannot be read; restore it, or delete it"
+    ):
+        fit(plan, 0, lambda _: None, never)
+    plan.folder.checkpoint.unlink()
+    with pytest.raises(StoppedError, match="after step 2"):
+        fit(plan, 0, lambda _: None, After(2))
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(tmp_path: Path) -> None:
