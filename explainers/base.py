@@ -33,6 +33,7 @@ class Need(StrEnum):
     ATTENTION = "attention"  # a transformer whose attention matrices can be read
     POOLED = "pooled"  # a head that adds up the spatial means of channels, and nothing else
     PREDICTION = "prediction"  # the target class has to be the predicted one
+    TRAINED = "trained"  # weights of its own, trained for this classifier, which it checks itself
 
 
 class Status(StrEnum):

@@ -6,6 +6,9 @@ Ntrougkas, Mezaris and Patras, "P-TAME: explain any image classifier with traine
 - Upsampling does not align corners; where a tap's side is not the first one's over a power of two, the last
   step goes to the first tap's size directly.
 - A constant map, which min-max leaves undefined, is zero.
+- ``output`` offers the sigmoid of the logits besides: what the classifier saw images through in training.
+  Min-max of the logits, as released, ranks alike and leaves the background grey, which costs energy-based
+  metrics and soft masks.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,6 +34,8 @@ from explainers.loading import network_of
 from explainers.masking import rescaled
 from explainers.model_spec import ModelSpec
 from explainers.registry import register
+
+Output = Literal["minmax", "sigmoid"]
 
 _CONFIG = "floodlit"  # the key of the configuration in the file's metadata
 _HEAD, _AUXILIARY = "head.", "auxiliary."  # what names of tensors begin with
@@ -157,18 +162,27 @@ def _read(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
 
 @torch.no_grad()
 def maps_of(
-    head: nn.Module, auxiliary: Auxiliary, classifier: Classifier, inputs: Tensor, targets: Tensor
+    head: nn.Module,
+    auxiliary: Auxiliary,
+    classifier: Classifier,
+    inputs: Tensor,
+    targets: Tensor,
+    output: Output = "minmax",
 ) -> Tensor:
     """(B, h, w) maps in [0, 1] of classes (B,), of inputs (B, 3, H, W): one pass of the auxiliary network."""
     features = auxiliary.features(classifier.normalised(inputs))
-    return rescaled(head(features, targets[:, None])[:, 0].float())
+    logits = head(features, targets[:, None])[:, 0].float()
+    return logits.sigmoid() if output == "sigmoid" else rescaled(logits)
 
 
 class PTameParameters(base.Parameters):
-    """Which head explains."""
+    """Which head explains, and how its logits become a map."""
 
     head: Path | None = Field(
         None, description="file of a trained head, or models:/NAME/VERSION in MLflow's registry"
+    )
+    output: Output = Field(
+        "minmax", description="minmax: of each map's logits, as released; sigmoid: the mask of the training"
     )
 
 
@@ -177,13 +191,13 @@ class PTame:
     """P-TAME (arXiv 2501.17813; IEEE OJSP 2025): maps drawn by a head that was trained for this classifier.
 
     The classifier itself is not run: the auxiliary network is, once an image, normalised as the classifier
-    is. The map is the head's output for the target, min-maxed to [0, 1] as in the released evaluation; its
-    grid is the first tap's, 56x56 of 224x224 for ResNet-18. `floodlit train` trains heads.
+    is. The map is the head's output for the target, min-maxed to [0, 1] as in the released evaluation, or
+    its sigmoid; its grid is the first tap's, 56x56 of 224x224 for ResNet-18. `floodlit train` trains heads.
     """
 
     name: ClassVar[str] = "ptame"
     title: ClassVar[str] = "P-TAME: an attention head trained for this classifier (arXiv 2501.17813)"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.TRAINED})
     Parameters: ClassVar[type[base.Parameters]] = PTameParameters
 
     def __init__(self, classifier: Classifier, parameters: PTameParameters) -> None:
@@ -191,7 +205,7 @@ class PTame:
             raise ValueError("head: say the file of a trained head, as `floodlit train` makes it")
         config = _read(parameters.head)[0]
         _check(parameters.head, config, classifier)
-        self.classifier = classifier
+        self.classifier, self.output = classifier, parameters.output
         self.head, _, self.auxiliary = load_head(parameters.head, classifier.device)
         self.grid = self.auxiliary.shapes(config.input_size)[0][1:]
 
@@ -202,7 +216,12 @@ class PTame:
     def explain(self, batch: Batch) -> Explanation:
         maps = in_chunks(
             lambda rows: maps_of(
-                self.head, self.auxiliary, self.classifier, batch.inputs[rows], batch.targets[rows]
+                self.head,
+                self.auxiliary,
+                self.classifier,
+                batch.inputs[rows],
+                batch.targets[rows],
+                self.output,
             ),
             len(batch),
             batch.forwards,

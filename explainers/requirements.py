@@ -17,7 +17,8 @@ from explainers.head_gradient import head_gradient_and_curvature
 def unmet(needs: Set[Need], classifier: BlackBox) -> str | None:
     """What ``classifier`` lacks of ``needs``: the end of the sentence "the explainer ..."; None if nothing.
 
-    :attr:`Need.PREDICTION` is a matter of the job and not looked at here.
+    :attr:`Need.PREDICTION` is a matter of the job, :attr:`Need.TRAINED` of the explainer; neither is looked
+    at here.
     """
     if not isinstance(classifier, Classifier):
         if needs <= {Need.PREDICTION, Need.SEQUENCE}:

@@ -179,17 +179,20 @@ def test_the_loss_is_the_one_by_hand(power: float, border: float) -> None:
     assert float(found.mask_area) == pytest.approx(float(torch.stack([maps[i, i] for i in range(3)]).mean()))
 
 
-def test_maps_are_the_heads_for_each_target_stretched(tmp_path: Path) -> None:
+def test_maps_are_the_heads_for_each_target_stretched_or_as_in_training(tmp_path: Path) -> None:
     with toys.conv_mlp() as classifier:
         head = toys.untrained_head(classifier, tmp_path / "head.safetensors").eval()
         batch = toys.batch(classifier, 5, forwards=2)
-        found = explainer_of(tmp_path / "head.safetensors", classifier).explain(batch)
+        path = tmp_path / "head.safetensors"
+        found = explainer_of(path, classifier).explain(batch)
+        masks = PTame(classifier, PTame.Parameters(head=path, output="sigmoid")).explain(batch)
         auxiliary = Auxiliary(toys.tapped(), toys.TAPS)
         with torch.no_grad():
             every = head(auxiliary.features(classifier.normalised(batch.inputs)), torch.arange(5))
-    for saliency, one, target in zip(found.maps, every, batch.targets, strict=True):
+    for saliency, mask, one, target in zip(found.maps, masks.maps, every, batch.targets, strict=True):
         raw = one[target]
         torch.testing.assert_close(saliency, (raw - raw.min()) / (raw.max() - raw.min()))
+        torch.testing.assert_close(mask, 1 / (1 + (-raw).exp()))
 
 
 def test_a_head_comes_back_from_its_file_with_its_auxiliary_weights(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def test_the_demo_explains_a_thousand_images_better_than_every_control(server: s
         assert mean["ptame", "average_drop_15"] < mean[control, "average_drop_15"] - 0.3
         assert mean["ptame", "increase_in_confidence_15"] > mean[control, "increase_in_confidence_15"] + 0.2
         assert mean["ptame", "pointing_game"] > mean[control, "pointing_game"] + 0.2
+        assert mean["ptame", "energy_pointing_game"] > mean[control, "energy_pointing_game"] + 0.1
     assert maps_of(store)["ddcam/details/certificate"].all()
 
 
