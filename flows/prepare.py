@@ -26,6 +26,7 @@ from storage.images import prepare_image
 from storage.manifest import DetailEntry, ExplainerEntry, Manifest, MetricEntry
 from storage.run import Run
 from tasks.metrics.base import Metric
+from tasks.metrics.base import Need as MetricNeed
 from tasks.metrics.preparation import RECORD
 from tasks.metrics.registry import metrics
 
@@ -166,9 +167,7 @@ def _check_metrics(job: Job, classifier: BlackBox, dataset: Dataset) -> dict[str
     columns: set[str] = set()
     for name, parameters in job.metric_parameters().items():
         cls = metrics.get(name)
-        if cls.needs_boxes and not any(sample.boxes for sample in dataset.samples):
-            without = ", ".join(other for other in metrics.names() if not metrics.get(other).needs_boxes)
-            raise JobError(f"metrics: {name} needs boxes and the dataset has none; these do not: {without}")
+        _check_needs(name, cls.needs, dataset)
         try:
             chosen[name] = parameters, cls(classifier, parameters)
         except ValueError as error:
@@ -178,6 +177,21 @@ def _check_metrics(job: Job, classifier: BlackBox, dataset: Dataset) -> dict[str
                 raise JobError(f"metrics: {name} gives {column.name}, which another metric gives as well")
             columns.add(column.name)
     return chosen
+
+
+def _check_needs(name: str, needs: frozenset[MetricNeed], dataset: Dataset) -> None:
+    if MetricNeed.PIXELS in needs and dataset.modality != "image":
+        raise JobError(
+            f"metrics: {name} scores maps of images, and the dataset's inputs are {dataset.modality}s"
+        )
+    there = {
+        MetricNeed.BOXES: lambda: any(sample.boxes for sample in dataset.samples),
+        MetricNeed.MASKS: lambda: dataset.masks is not None,
+    }
+    for need, found in there.items():
+        if need in needs and not found():
+            without = ", ".join(other for other in metrics.names() if need not in metrics.get(other).needs)
+            raise JobError(f"metrics: {name} needs {need} and the dataset has none; these do not: {without}")
 
 
 def _open_run(
@@ -202,6 +216,7 @@ def _open_run(
         modality=classifier.modality,
         rows=images,
         geometry=geometry,
+        masks=dataset.masks is not None,
         shard_rows=job.batch.shard or shard_images(images, len(chosen), job.cluster.workers, pixels, size),
         targets_per_image=job.targets_per_image,
         input_shape=classifier.input_shape,

@@ -7,7 +7,7 @@ that cannot be read shows only when it is asked for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -111,6 +111,9 @@ class Dataset:
         What the items are.
     features
         Names of the columns that arrays come from; empty where they come from none.
+    masks
+        The mask of an image by its index, as large as the image and not black where its object is; None for
+        an image without. None if no image has one.
     """
 
     samples: Sequence[Sample]
@@ -119,6 +122,7 @@ class Dataset:
     _contents: Callable[[], list[Any]]
     modality: Literal["image", "text", "tensor"] = "image"
     features: list[str] = field(default_factory=list)
+    masks: Callable[[int], Image.Image | None] | None = None
 
     def load(self, index: int) -> Item:
         """An image in 8-bit RGB, a text, or an array float32 (T,) or (C, T).
@@ -174,7 +178,8 @@ def _csv(spec: DatasetSpec) -> Dataset:
     images = _existing(spec.images or path.parent, "folder")
     entries, classes = read_listing(path)
     samples = [Sample(e.file, str(images / e.file), e.label, tuple(e.boxes)) for e in entries]
-    return _of_files(_spread(samples, spec.limit), classes)
+    files = {e.file: images / e.mask for e in entries if e.mask is not None}
+    return _of_files(_spread(samples, spec.limit), classes, files)
 
 
 def _torchvision(spec: DatasetSpec) -> Dataset:
@@ -238,6 +243,7 @@ def _digits(spec: DatasetSpec) -> Dataset:
         list(digits.CLASSES),
         lambda index: Image.fromarray(draw(index).image),
         print_of,
+        masks=lambda index: Image.fromarray(draw(index).mask),
     )
 
 
@@ -261,14 +267,30 @@ _OPENERS: dict[str, Callable[[DatasetSpec], Dataset]] = {
 }
 
 
-def _of_files(samples: list[Sample], classes: list[str]) -> Dataset:
-    """A dataset whose ``uri`` are paths."""
+def _of_files(samples: list[Sample], classes: list[str], masks: Mapping[str, Path] | None = None) -> Dataset:
+    """A dataset whose ``uri`` are paths; ``masks`` are files by sample id."""
+    files = [masks.get(sample.sample_id) for sample in samples] if masks else []
 
     def contents() -> list[Any]:
-        sizes = [path.stat().st_size if path.exists() else -1 for path in (Path(s.uri) for s in samples)]
-        return [*_known(samples), sizes]
+        paths = [*(Path(s.uri) for s in samples), *(path for path in files if path)]
+        return [*_known(samples), [path.stat().st_size if path.exists() else -1 for path in paths]]
 
-    return Dataset(samples, classes, lambda index: decode(Path(samples[index].uri)), contents)
+    def mask(index: int) -> Image.Image | None:
+        path = files[index]
+        if path is None:
+            return None
+        try:
+            return decode(path)
+        except UnreadableError as error:
+            raise UnreadableError(f"its mask {path.name}: {error}") from error
+
+    return Dataset(
+        samples,
+        classes,
+        lambda index: decode(Path(samples[index].uri)),
+        contents,
+        masks=mask if any(files) else None,
+    )
 
 
 def _of_rows(

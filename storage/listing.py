@@ -1,4 +1,7 @@
-"""CSV listings of images: ``file,label`` and, if wanted, ``xmin,ymin,xmax,ymax``, several rows an image."""
+"""CSV listings of images: ``file,label`` and, if wanted, ``xmin,ymin,xmax,ymax``, several rows an image.
+
+A column ``mask`` names the file of an image's mask.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,15 @@ Row = tuple[int, Mapping[str, str]]  # line number, cells by column
 
 @dataclass
 class Entry:
-    """One image of a listing: its file as written there, its label, its boxes in the file's pixels."""
+    """One image of a listing: its file as written there, its label, its boxes in the file's pixels.
+
+    ``mask`` is the file of its mask, as written there.
+    """
 
     file: str
     label: int
     boxes: list[Box] = field(default_factory=list)
+    mask: str | None = None
 
 
 @dataclass
@@ -33,6 +40,7 @@ class _Draft:
     line: int
     label: str
     boxes: list[Box]
+    mask: str | None
 
 
 def read_listing(path: Path) -> tuple[list[Entry], list[str]]:
@@ -44,7 +52,7 @@ def read_listing(path: Path) -> tuple[list[Entry], list[str]]:
     ------
     ValueError
         In one line with the file and the line number: a missing column or cell, a box that is none, two
-        labels for one file, a file listed twice without another box, numbers and names mixed.
+        labels or masks for one file, a file listed twice without another box, numbers and names mixed.
     """
     drafts: dict[str, _Draft] = {}
     for line, row in _rows(path):
@@ -54,7 +62,8 @@ def read_listing(path: Path) -> tuple[list[Entry], list[str]]:
             raise ValueError(f"{path}, line {line}: {error}") from error
     found = list(drafts.values())
     labels, classes = number_labels(path, [d.label for d in found], lambda index: f"line {found[index].line}")
-    return [Entry(file, n, d.boxes) for (file, d), n in zip(drafts.items(), labels, strict=True)], classes
+    entries = zip(drafts.items(), labels, strict=True)
+    return [Entry(file, n, d.boxes, d.mask) for (file, d), n in entries], classes
 
 
 def number_labels(
@@ -141,17 +150,19 @@ def _check_header(path: Path, columns: list[str]) -> None:
     if missing:
         raise ValueError(
             f"{path}, line 1: the header lacks {', '.join(missing)}; it must have file,label and may have "
-            f"{','.join(BOX_COLUMNS)}"
+            f"{','.join(BOX_COLUMNS)} and mask"
         )
 
 
 def _add(drafts: dict[str, _Draft], line: int, row: Mapping[str, str]) -> None:
-    file, label, box = row["file"], row["label"], _box(row)
+    file, label, box, mask = row["file"], row["label"], _box(row), row.get("mask") or None
     if not file:
         raise ValueError("the file is missing")
-    draft = drafts.setdefault(file, _Draft(line, label, []))
+    draft = drafts.setdefault(file, _Draft(line, label, [], mask))
     if draft.label != label:
         raise ValueError(f"{file} has label {label} here and {draft.label} in line {draft.line}")
+    if draft.mask != mask:
+        raise ValueError(f"{file} has another mask here than in line {draft.line}")
     if draft.line != line and (box is None or box in draft.boxes):
         raise ValueError(f"{file} is listed again, without another box; the first time is line {draft.line}")
     if box is not None:

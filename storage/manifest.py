@@ -67,6 +67,8 @@ class Manifest(_Entry):
     geometry
         How images become inputs: resize, crop and interpolation of
         :func:`storage.datasets.prepare_image`. Of numbers: ``shape``, that of a row of the dataset.
+    masks
+        Whether the images' masks are kept beside them.
     hash, created, updates
         Filled in by :meth:`Run.create_or_open`: the hash of ``identity``, and what was added when.
     """
@@ -83,6 +85,7 @@ class Manifest(_Entry):
     input_shape: tuple[int, ...]
     activation_shape: tuple[int, ...] | None = None
     geometry: dict[str, Any] = Field(default_factory=dict)
+    masks: bool = False
     map_dtype: Literal["float32", "float16"] = "float32"
     explainers: dict[str, ExplainerEntry]
     metrics: dict[str, MetricEntry]

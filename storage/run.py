@@ -77,6 +77,11 @@ class Run:
         return self.root / "inputs.zarr"
 
     @property
+    def masks(self) -> Path:
+        """uint8 (rows, H, W): 1 where the object of an image is, 0 throughout where it has no mask."""
+        return self.root / "masks.zarr"
+
+    @property
     def activations(self) -> Path:
         """float32 (rows, \\*activation_shape)."""
         return self.root / "activations.zarr"
@@ -216,6 +221,8 @@ class Run:
         maps.create_array(
             self.inputs, m.rows, m.input_shape, INPUT_TYPES[m.modality], shard_rows=m.shard_rows
         )
+        if m.masks:
+            maps.create_array(self.masks, m.rows, m.input_shape[1:], "uint8", shard_rows=m.shard_rows)
         if m.activation_shape is not None:
             shape = m.activation_shape
             maps.create_array(self.activations, m.rows, shape, "float32", shard_rows=m.shard_rows)

@@ -41,8 +41,12 @@ def _read(run: Run, shard: int) -> Outcome:
     stored = np.full((stop - start, *run.manifest.input_shape), nothing, INPUT_TYPES[run.modality])
     rows = [_row(run, dataset, index, stored[index - start]) for index in range(start, stop)]
     write_shard(run.inputs, start, stored)
-    part = write_sample_inputs(run.root, shard, rows)
-    return Outcome(len(rows), [row["status"] for row in rows], [shard_file(run.inputs, shard), part])
+    files = [shard_file(run.inputs, shard)]
+    if dataset.masks is not None:
+        write_shard(run.masks, start, _masks(run, dataset, range(start, stop), rows))
+        files.append(shard_file(run.masks, shard))
+    files.append(write_sample_inputs(run.root, shard, rows))
+    return Outcome(len(rows), [row["status"] for row in rows], files)
 
 
 def _row(run: Run, dataset: Dataset, index: int, out: np.ndarray) -> Row:
@@ -54,6 +58,27 @@ def _row(run: Run, dataset: Dataset, index: int, out: np.ndarray) -> Row:
     except Exception as error:  # whatever a decoder throws at a damaged file is that row's error
         row["error"] = f"{type(error).__name__}: {error}"
     return row
+
+
+def _masks(run: Run, dataset: Dataset, indices: range, rows: list[Row]) -> np.ndarray:
+    """(n, H, W) masks of readable images; one that cannot be read makes a failure of its row."""
+    assert dataset.masks is not None
+    stored = np.zeros((len(rows), *run.input_size), np.uint8)
+    for out, index, row in zip(stored, indices, rows, strict=True):
+        if row["status"] != "ok":
+            continue
+        try:
+            mask = dataset.masks(index)
+            if mask is None:
+                continue
+            if mask.size != (row["width"], row["height"]):
+                has, wants = "{}x{}".format(*mask.size), f"{row['width']}x{row['height']}"
+                raise ValueError(f"its mask is {has} where the image is {wants}")
+            geometry = run.geometry | {"interpolation": "nearest"}
+            out[:] = prepare_image(mask.convert("RGB"), [], **geometry)[0].any(0)
+        except Exception as error:
+            row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    return stored
 
 
 def _put_image(run: Run, image: Image.Image, sample: Sample, out: np.ndarray, row: Row) -> None:

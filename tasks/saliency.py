@@ -74,7 +74,7 @@ def _batch(
         inputs=inputs_of_rows(run, classifier, shard, rows),
         targets=torch.from_numpy(targets).to(device()),
         seeds=torch.from_numpy(seeds).to(device()),
-        activations=_rows_of(run, run.activations, shard, rows)
+        activations=rows_of(run, run.activations, shard, rows)
         if Need.ACTIVATIONS in explainer.needs
         else None,
         forwards=run.batch_forwards,
@@ -105,10 +105,10 @@ def targets_and_seeds(run: Run, shard: int, purpose: str) -> tuple[np.ndarray, n
 
 def inputs_of_rows(run: Run, classifier: BlackBox, shard: int, rows: np.ndarray) -> Tensor:
     """(R, C, \\*sites) inputs of some maps of a shard."""
-    return classifier.inputs_of(_rows_of(run, run.inputs, shard, rows))
+    return classifier.inputs_of(rows_of(run, run.inputs, shard, rows))
 
 
-def _rows_of(run: Run, array: Any, shard: int, rows: np.ndarray) -> Tensor:
+def rows_of(run: Run, array: Any, shard: int, rows: np.ndarray) -> Tensor:
     """Entries of a per-image array for some maps of a shard, on the device."""
     first, _ = run.bounds(shard)
     images = rows // run.targets_per_image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from storage.maps import read
 from storage.records import Step
 from storage.run import Run
 from storage.scores import read_samples_of_shard, write_scores
-from tasks.metrics.base import Metric, MetricBatch, Scores
+from tasks.again import Again
+from tasks.metrics.base import Metric, MetricBatch, Need, Scores
 from tasks.metrics.preparation import prepare
 from tasks.metrics.registry import metrics
-from tasks.saliency import STATUSES, inputs_of_rows, targets_and_seeds
+from tasks.saliency import STATUSES, inputs_of_rows, rows_of, targets_and_seeds
 from tasks.workplace import Outcome, chunks, classifier_of, device, perform
 
 
@@ -41,11 +43,12 @@ def metric_of(run: Run, name: str, classifier: BlackBox) -> Metric:
     return made
 
 
-@torch.inference_mode()
 def _score(run: Run, shard: int, explainer: str) -> Outcome:
     classifier = classifier_of(run)
     chosen = [metric_of(run, name, classifier) for name in run.metrics]
+    again = any(Need.EXPLAINER in metric.needs for metric in chosen)
     targets, seeds = targets_and_seeds(run, shard, "scores")
+    own_seeds = targets_and_seeds(run, shard, "saliency")[1]
     samples = read_samples_of_shard(run.root, shard)
     start, stop = run.rows_of(shard)
     maps = read(run.saliency(explainer) / "maps", start, stop)
@@ -57,6 +60,9 @@ def _score(run: Run, shard: int, explainer: str) -> Outcome:
         if not len(rows):
             continue
         batch = _batch(run, classifier, shard, rows, targets[rows], seeds[rows], samples)
+        if again:
+            its = torch.from_numpy(own_seeds[rows]).to(device())
+            batch = replace(batch, explain=Again(run, explainer, classifier, batch.targets, its))
         sites = classifier.sites(batch.inputs)
         prepared, as_read = prepare(torch.from_numpy(maps[rows]).to(device()), run.input_size, sites)
         for row, status in zip(rows, as_read, strict=True):
@@ -112,6 +118,7 @@ def _tidy(
     }
 
 
+@torch.no_grad()
 def _batch(
     run: Run,
     classifier: BlackBox,
@@ -132,4 +139,5 @@ def _batch(
         confidence=confidence,
         boxes=[torch.tensor(own, dtype=torch.float32, device=device()).reshape(-1, 4) for own in boxes],
         forwards=run.batch_forwards,
+        masks=rows_of(run, run.masks, shard, rows).bool() if run.manifest.masks else None,
     )

@@ -1,10 +1,13 @@
 """Stand-ins for the classifier, and batches for metrics: only what metrics ask for."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from explainers.classifier import Classifier
 from tasks.metrics.base import MetricBatch
+from tasks.metrics.preparation import prepare
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -17,7 +20,8 @@ class ToyClassifier:
     """
 
     modality, fills, graded = "image", Classifier.fills, True
-    fill = Classifier.fill
+    fill, sites = Classifier.fill, Classifier.sites
+    device = torch.device("cpu")
 
     def __init__(self, network: nn.Module, mean=MEAN, std=STD, memory: int | None = None) -> None:
         self.network = network.eval()
@@ -31,6 +35,25 @@ class ToyClassifier:
         self.rows += len(inputs)
         self.largest = max(self.largest, len(inputs))
         return self.network((inputs - self.mean) / self.std)
+
+
+class Gradients:
+    """An explainer that metrics can run again: size of the gradient of the target's logit, over channels.
+
+    It counts the inputs it is given.
+    """
+
+    def __init__(self, classifier: ToyClassifier, batch: MetricBatch, needs=frozenset()) -> None:
+        self.classifier, self.batch, self.needs, self.rows = classifier, batch, needs, 0
+
+    def __call__(self, inputs, rows, *, targets=None, classifier=None):
+        wanted = self.batch.targets[rows] if targets is None else targets
+        self.rows += len(inputs)
+        with torch.inference_mode(False), torch.enable_grad():
+            pixels = inputs.clone().requires_grad_()
+            logits = (classifier or self.classifier).logits(pixels)
+            logits.gather(1, wanted.clone()[:, None]).sum().backward()
+        return prepare(pixels.grad.abs().sum(1), tuple(inputs.shape[2:]))[0]
 
 
 class LinearPixels(nn.Module):
@@ -73,22 +96,29 @@ def random_maps(count: int, size: tuple[int, int], seed: int = 1) -> Tensor:
 
 
 @torch.inference_mode()
-def batch_of(classifier: ToyClassifier, inputs: Tensor, boxes=None, forwards: int = 64) -> MetricBatch:
-    """A batch for the predicted classes, seeds 100, 101, ...; without boxes unless given."""
+def batch_of(
+    classifier: ToyClassifier, inputs: Tensor, boxes=None, forwards: int = 64, masks=None
+) -> MetricBatch:
+    """A batch for the predicted classes, seeds 100, 101, ...; without boxes or masks unless given.
+
+    Its explainer is :class:`Gradients`.
+    """
     confidence, targets = classifier.network((inputs - classifier.mean) / classifier.std).softmax(1).max(1)
     seeds = torch.arange(100, 100 + len(inputs))
-    return MetricBatch(
-        inputs, targets, seeds, confidence, boxes or [torch.zeros(0, 4)] * len(inputs), forwards
-    )
+    boxes = boxes or [torch.zeros(0, 4)] * len(inputs)
+    batch = MetricBatch(inputs, targets, seeds, confidence, boxes, forwards, masks)
+    return replace(batch, explain=Gradients(classifier, batch))
 
 
 def rows_of(batch: MetricBatch, rows: list[int], forwards: int | None = None) -> MetricBatch:
     """The same batch with only these rows."""
-    return MetricBatch(
+    part = MetricBatch(
         batch.inputs[rows],
         batch.targets[rows],
         batch.seeds[rows],
         batch.confidence[rows],
         [batch.boxes[i] for i in rows],
         forwards or batch.forwards,
+        None if batch.masks is None else batch.masks[rows],
     )
+    return replace(part, explain=Gradients(batch.explain.classifier, part, batch.explain.needs))

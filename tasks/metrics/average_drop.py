@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from explainers.base import Parameters
-from tasks.metrics.base import Column, MetricBatch, Scores
+from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.composites import target_probabilities
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.ranking import ranks, sites_of
@@ -57,7 +57,7 @@ class AverageDrop:
     title: ClassVar[str] = (
         "Average drop and increase in confidence (Chattopadhay et al. 2018) at TAME's levels"
     )
-    needs_boxes: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Need]] = frozenset()
     Parameters: ClassVar[type[Parameters]] = AverageDropParameters
 
     def __init__(self, classifier: BlackBox, parameters: AverageDropParameters) -> None:

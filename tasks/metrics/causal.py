@@ -16,7 +16,7 @@ from torch import Tensor
 
 from explainers.base import Parameters
 from explainers.black_box import check_fill
-from tasks.metrics.base import Column, MetricBatch, Scores
+from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.composites import target_probabilities
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.ranking import ranks, sites_of
@@ -57,7 +57,7 @@ class _Causal:
     """The area under the target's probability while pixels change sides in order of saliency."""
 
     name: ClassVar[str]
-    needs_boxes: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Need]] = frozenset()
     better: ClassVar[str]
     inserts: ClassVar[bool]
     image_fill: ClassVar[Fill]  # RISE's

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
-from tasks.metrics.base import Column, MetricBatch, Scores
+from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.ranking import ranks
 from tasks.metrics.registry import register
@@ -33,7 +33,7 @@ class PointingGame:
 
     name: ClassVar[str] = "pointing_game"
     title: ClassVar[str] = "Whether the most salient pixel lies in a box (Zhang et al. 2016)"
-    needs_boxes: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.BOXES})
     Parameters: ClassVar[type[Parameters]] = PointingGameParameters
 
     def __init__(self, classifier: BlackBox, parameters: PointingGameParameters) -> None:  # noqa: ARG002
@@ -82,7 +82,7 @@ class EnergyPointingGame:
 
     name: ClassVar[str] = "energy_pointing_game"
     title: ClassVar[str] = "Share of the map inside the boxes (Wang et al. 2020, Score-CAM)"
-    needs_boxes: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.BOXES})
     Parameters: ClassVar[type[Parameters]] = EnergyPointingGameParameters
 
     def __init__(self, classifier: BlackBox, parameters: EnergyPointingGameParameters) -> None:

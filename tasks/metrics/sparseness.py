@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from explainers.base import Parameters
-from tasks.metrics.base import Column, MetricBatch, Scores
+from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Sparseness:
 
     name: ClassVar[str] = "sparseness"
     title: ClassVar[str] = "Gini index of the map (Chalasani et al. 2020)"
-    needs_boxes: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Need]] = frozenset()
     Parameters: ClassVar[type[Parameters]] = SparsenessParameters
 
     def __init__(self, classifier: BlackBox, parameters: SparsenessParameters) -> None:

@@ -13,6 +13,7 @@ from explainers.base import Status
 from explainers.tensors import TensorClassifier
 from sequences import LENGTH, MASK, LinearSeries, Words, metric_batch_of, texts
 from tasks.metrics.average_drop import AverageDrop, AverageDropParameters
+from tasks.metrics.base import Need
 from tasks.metrics.causal import Deletion, DeletionParameters, Insertion, InsertionParameters
 from tasks.metrics.preparation import prepare
 from tasks.metrics.ranking import ranks, sites_of
@@ -176,7 +177,9 @@ def test_sparseness_is_that_of_a_texts_own_tokens() -> None:
     assert float(score.values["sparseness"][0]) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", [name for name in metrics.names() if not metrics.get(name).needs_boxes])
+@pytest.mark.parametrize(
+    "name", [name for name in metrics.names() if Need.PIXELS not in metrics.get(name).needs]
+)
 def test_a_map_of_nan_has_no_score_and_the_other_texts_have_theirs(name: str) -> None:
     classifier = Words(WEIGHTS)
     cls = metrics.get(name)
