@@ -11,6 +11,8 @@ CONSTRAINTS := --constraint constraints.txt
 	if $(BIN)/pip install --quiet $(CONSTRAINTS) uv; \
 	then VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet $(CONSTRAINTS) --editable '.[test]'; \
 	else $(BIN)/pip install $(CONSTRAINTS) --editable '.[test]'; fi
+	@# A referee of the tests. By itself it brings the OpenCV that needs a display in place of the one that is here.
+	$(BIN)/pip install --quiet --no-deps $(CONSTRAINTS) quantus
 	touch .venv/ready
 
 lint: .venv/ready

@@ -151,13 +151,14 @@ def _advice(error: Exception) -> str:
 def _results(job: Any) -> None:
     import pyarrow.parquet as pq
 
-    from flows.terminal import score_tables
+    from flows.terminal import score_tables, standing_table
     from storage.run import Run
     from storage.scores import read_samples
     from storage.tracking import default_uri
 
     done = Run.open(job.store)
-    for table in score_tables(pq.read_table(done.summary)):
+    summary = pq.read_table(done.summary)
+    for table in (*score_tables(summary), standing_table(summary, pq.read_table(done.costs))):
         console.print(table)
     damaged = [sample for sample in read_samples(done.root) if sample["status"] != "ok"]
     if damaged:
@@ -241,7 +242,10 @@ def status(directory: Store) -> None:
 def query(
     directory: Store,
     sql: Annotated[
-        str, typer.Argument(metavar="SQL", help="one SELECT over the views samples, scores and summary")
+        str,
+        typer.Argument(
+            metavar="SQL", help="one SELECT over the views samples, scores, summary, comparisons and costs"
+        ),
     ],
     output: Annotated[Format, typer.Option("--format", help="how to print the rows")] = Format.TABLE,
 ) -> None:
@@ -264,6 +268,34 @@ def query(
         for row in rows.to_pylist():
             table.add_row(*("" if value is None else str(value) for value in row.values()))
         console.print(table)
+
+
+@app.command()
+def compare(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR DIR...", help="complete run folders")],
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="write summary.parquet and comparisons.parquet there as well"),
+    ] = None,
+) -> None:
+    """Compare the explainers of several runs, of other models say, on the images they have in common.
+
+    Means with intervals, ranks, paired differences to the best one, share of images won, and Wilcoxon's test
+    with Holm's correction for all comparisons of a metric.
+    """
+    from flows.terminal import comparison_tables
+    from storage.run import Run
+    from tasks.compare import compare as compared_runs
+
+    with _refusals():
+        found = compared_runs([Run.open(directory) for directory in directories])
+        if output is not None:
+            found.write(output)
+    for table in comparison_tables(found.summary, found.comparisons):
+        console.print(table)
+    for metric, why in found.left_out.items():
+        console.print(f"left out: {metric}, {why}", soft_wrap=True, markup=False)
+    console.print(f"{found.maps} maps an explainer, of the images that all runs have")
 
 
 @app.command()

@@ -15,6 +15,7 @@ from storage.run import Run
 from storage.scores import merge_samples
 from storage.tracking import ExplainerResult, default_uri, track
 from tasks.contact_sheet import draw_contact_sheet
+from tasks.cost import tell_costs
 from tasks.summary import mean_curves, summarise
 
 
@@ -24,6 +25,7 @@ def publish(job: Job) -> None:
     run = Run.open(job.store)
     merge_samples(run.root)
     summary = summarise(run)
+    costs = {row.pop("explainer"): row for row in tell_costs(run).to_pylist()}
     draw_contact_sheet(run)
     rows = summary.to_pylist()
     create_table_artifact(
@@ -35,7 +37,8 @@ def publish(job: Job) -> None:
     results = {
         name: ExplainerResult(
             parameters={"explainer": name, **run.explainers[name]["parameters"]},
-            numbers=_numbers(row for row in rows if row["explainer"] == name),
+            numbers=_numbers(row for row in rows if row["explainer"] == name)
+            | {f"cost/{key}": value for key, value in costs[name].items() if value is not None},
             curves={metric: curve.tolist() for (e, metric), curve in curves.items() if e == name},
         )
         for name in run.explainers
@@ -57,9 +60,10 @@ def _readable(row: dict[str, Any]) -> dict[str, Any]:
         "high",
         "n",
         "excluded",
+        "rank",
         "best",
         "difference",
-        "p_value",
+        "p_holm",
     ]
     values = {key: row[key] for key in shown}
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}

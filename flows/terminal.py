@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
+from statistics import mean
 from typing import Any
 
 import pyarrow as pa
@@ -80,6 +83,62 @@ def score_tables(summary: pa.Table) -> list[Table]:
             table.add_row(f"{metric}\n[dim]{WORDS[direction]}[/dim]", *(cells[metric, e] for e in shown))
         tables.append(table)
     return tables
+
+
+def standing_table(summary: pa.Table, costs: pa.Table) -> Table:
+    """A row per explainer, the best mean rank first: ranks over the metrics that judge, and what it costs.
+
+    The rank of an explainer is among those of the run; "won" counts metrics on which it is the best.
+    """
+    judged = [row for row in summary.to_pylist() if not math.isnan(row["rank"])]
+    ranks: dict[str, list[float]] = {}
+    for row in judged:
+        ranks.setdefault(row["explainer"], []).append(row["rank"])
+    won = Counter(row["explainer"] for row in judged if row["best"])
+    spent = {row["explainer"]: row for row in costs.to_pylist()}
+    size = costs["images"][0].as_py()
+    table = Table(title="rank over metrics, and cost", title_justify="left")
+    table.add_column("explainer", no_wrap=True)
+    for name in ("mean rank", "won", "ms a map", "forward passes", f"MiB for {size} images"):
+        table.add_column(name, justify="right")
+    for name in sorted(spent, key=lambda name: mean(ranks.get(name, [math.inf]))):
+        rank = f"{mean(ranks[name]):.2f} of {len(ranks[name])}" if name in ranks else "-"
+        cost = (spent[name][key] for key in ("milliseconds", "forward_passes", "peak_mib"))
+        table.add_row(name, rank, str(won[name]), *("-" if c is None else f"{c:,.1f}" for c in cost))
+    return table
+
+
+def comparison_tables(summary: pa.Table, comparisons: pa.Table) -> list[Table]:
+    """A table a metric that judges: the contenders by rank, and each beside the best one."""
+    wins = {(row["metric"], row["explainer"]): row["wins"] for row in comparisons.to_pylist() if row["best"]}
+    by_metric: dict[str, list[dict[str, Any]]] = {}
+    for row in summary.to_pylist():
+        if row["better"]:
+            by_metric.setdefault(row["metric"], []).append(row)
+    tables = []
+    for metric, rows in by_metric.items():
+        table = Table(title=f"{metric}, {WORDS[rows[0]['better']]}", title_justify="left")
+        table.add_column("explainer", no_wrap=True)
+        for name in ("rank", "mean", "95 %", "difference to the best", "95 %", "wins", "p (Holm)"):
+            table.add_column(name, justify="right")
+        for row in sorted(rows, key=lambda row: (math.isnan(row["rank"]), row["rank"])):
+            numbers = [
+                _range(row[key], row[f"{prefix}low"], row[f"{prefix}high"])
+                for key, prefix in (("mean", ""), ("difference", "difference_"))
+            ]
+            won = wins.get((metric, row["explainer"]), math.nan)
+            tested = ["-" if math.isnan(won) else f"{won:.0%}", _p_value(row["p_holm"])]
+            table.add_row(row["explainer"], f"{row['rank']:g}", *numbers[0], *numbers[1], *tested)
+        tables.append(table)
+    return tables
+
+
+def _range(value: float, low: float, high: float) -> tuple[str, str]:
+    return ("-", "-") if math.isnan(value) else (f"{value:.3f}", f"{low:.3f} - {high:.3f}")
+
+
+def _p_value(p: float) -> str:
+    return "-" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _cell(row: dict[str, Any]) -> str:

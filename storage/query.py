@@ -14,6 +14,8 @@ _WHEN = {
     "samples": "samples.parquet is written when all shards are done",
     "scores": "no shard has been scored",
     "summary": "summary.parquet is written when all shards are done",
+    "comparisons": "comparisons.parquet is written when all shards are done",
+    "costs": "costs.parquet is written when all shards are done",
 }
 # PIVOT comes as several statements in one. Neither kind can reach a file: see _connect.
 _ALLOWED = {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI}
@@ -24,7 +26,8 @@ class QueryError(ValueError):
 
 
 def query(store: str | Path, sql: str) -> pa.Table:
-    """The rows one SELECT gives over the views ``samples``, ``scores`` and ``summary``.
+    """The rows one SELECT gives over the views ``samples``, ``scores``, ``summary``, ``comparisons``
+    and ``costs``.
 
     ``scores`` has the column ``explainer`` besides those of the files. The query can neither write nor
     read any file.
@@ -60,7 +63,7 @@ def _views(root: Path) -> dict[str, pa.dataset.Dataset]:
     """A dataset for each view whose files are there."""
     views = {
         name: pa.dataset.dataset(root / f"{name}.parquet", format="parquet")
-        for name in ("samples", "summary")
+        for name in ("samples", "summary", "comparisons", "costs")
         if (root / f"{name}.parquet").exists()
     }
     files = sorted(map(str, (root / "scores").glob("explainer=*/shard-*.parquet")))

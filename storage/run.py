@@ -101,6 +101,16 @@ class Run:
         return self.root / "summary.parquet"
 
     @property
+    def comparisons(self) -> Path:
+        """Pairs of explainers, metric by metric."""
+        return self.root / "comparisons.parquet"
+
+    @property
+    def costs(self) -> Path:
+        """What each explainer takes."""
+        return self.root / "costs.parquet"
+
+    @property
     def report(self) -> Path:
         """Folder of the report and its pictures."""
         return self.root / "report"

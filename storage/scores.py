@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from storage.files import replacing, shard_name
 
@@ -82,13 +85,38 @@ def write_scores(root: Path, explainer: str, shard: int, columns: Mapping[str, S
 def read_scores(root: Path) -> pa.Table:
     """All scores of a run with the column ``explainer``, by explainer, shard and row."""
     parts = []
-    for path in sorted((root / "scores").glob("explainer=*/shard-*.parquet")):
+    for path in _score_files(root, "*"):
         part = _read(path)
         explainer = path.parent.name.removeprefix("explainer=")
         parts.append(part.append_column("explainer", pa.repeat(explainer, len(part))))
     return (
         pa.concat_tables(parts) if parts else SCORES.append(pa.field("explainer", pa.string())).empty_table()
     )
+
+
+def read_values(root: Path, explainer: str) -> pa.Table:
+    """All scores of an explainer without their curves, by shard and row."""
+    names = [name for name in SCORES.names if name != "curve"]
+    parts = [_read(path, names) for path in _score_files(root, explainer)]
+    return pa.concat_tables(parts) if parts else SCORES.empty_table().select(names)
+
+
+def read_curves(root: Path, explainer: str, metric: str) -> NDArray[np.float64]:
+    """(maps, points) curves of one metric, by shard and row; rows of NaN where there is none.
+
+    There are no points if no map has a curve.
+    """
+    parts = []
+    for path in _score_files(root, explainer):
+        table = _read(path, ["metric", "curve"])
+        parts.append(table.filter(pc.equal(table["metric"], metric))["curve"].combine_chunks())
+    column = pa.concat_arrays(parts) if parts else pa.array([], SCORES.field("curve").type)
+    there = pc.is_valid(column).to_numpy(zero_copy_only=False)
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    points = len(flat) // int(there.sum()) if there.any() else 0
+    curves = np.full((len(column), points), np.nan)
+    curves[there] = flat.reshape(-1, points) if points else 0
+    return curves
 
 
 def write_sample_inputs(root: Path, shard: int, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -143,6 +171,10 @@ def read_samples(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _score_files(root: Path, explainer: str) -> list[Path]:
+    return sorted((root / "scores").glob(f"explainer={explainer}/shard-*.parquet"))
+
+
 def _part(root: Path, stage: str, shard: int) -> Path:
     return root / "samples" / stage / shard_name(shard, "parquet")
 
@@ -171,7 +203,7 @@ def _write(table: pa.Table, path: Path) -> None:
         pq.write_table(table, partial, compression="zstd")
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
     # pq.read_table would take explainer=... in the path for a column of the file.
     with pq.ParquetFile(path) as file:
-        return file.read()
+        return file.read(columns)

@@ -18,6 +18,7 @@ from storage.maps import read, shard_file, write_shard
 from storage.records import Step
 from storage.run import Run
 from storage.scores import read_samples_of_shard
+from tasks.cost import Meter
 from tasks.workplace import Outcome, chunks, classifier_of, device, perform
 
 STATUSES = list(Status)  # the order in which a map's status is stored as a number
@@ -48,16 +49,21 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
     }
     for key, detail in explainer.describe().details.items():
         arrays[f"details/{key}"] = np.zeros((stop - start, *detail.shape), detail.dtype)
+    meter = Meter(classifier.device)
     for chunk in chunks(stop - start, run.batch_images):
         rows = np.arange(chunk.start, chunk.stop)[targets[chunk] >= 0]
         if len(rows):
             batch = _batch(run, classifier, explainer, shard, rows, targets[rows], seeds[rows])
-            _put(explainer.explain(batch), rows, arrays)
+            with meter:
+                explanation = explainer.explain(batch)
+            _put(explanation, rows, arrays)
     files = []
     for key, values in arrays.items():
         write_shard(run.saliency(name) / key, start, values)
         files.append(shard_file(run.saliency(name) / key, shard))
-    return Outcome(stop - start, [STATUSES[code].value for code in arrays["status"]], files)
+    statuses = [STATUSES[code].value for code in arrays["status"]]
+    cost = {"explain_seconds": round(meter.seconds, 6), "peak_bytes": meter.peak}
+    return Outcome(stop - start, statuses, files, cost)
 
 
 def _batch(

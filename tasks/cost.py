@@ -1,0 +1,100 @@
+"""What explaining costs: measured around every call of an explainer, kept in the done-records."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from storage.files import replacing
+from storage.records import finished, read_record
+from storage.run import Run
+from storage.scores import read_values
+
+_SAMPLING = 0.005  # seconds between looks at the memory of the process
+_MIB = 1024 * 1024
+
+
+@dataclass
+class Meter:
+    """A context manager that adds up the seconds spent in it, and notes the most memory taken there.
+
+    ``peak`` is in bytes beyond what was taken on entering: on a GPU as PyTorch's allocator counts, otherwise
+    of the process, looked at every 5 ms, so that what other threads take at the time counts as well.
+    """
+
+    device: torch.device
+    seconds: float = 0.0
+    peak: int = 0
+
+    def __enter__(self) -> Meter:
+        self._left = threading.Event()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = torch.cuda.memory_allocated(self.device)
+        else:
+            self._process = psutil.Process()
+            self._before = self._process.memory_info().rss
+            self._watcher = threading.Thread(target=self._watch, daemon=True)
+            self._watcher.start()
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            self._note(torch.cuda.max_memory_allocated(self.device))
+        self.seconds += time.perf_counter() - self._start
+        if self.device.type != "cuda":
+            self._left.set()
+            self._watcher.join()
+            self._note(self._process.memory_info().rss)
+
+    def _watch(self) -> None:
+        while not self._left.wait(_SAMPLING):
+            self._note(self._process.memory_info().rss)
+
+    def _note(self, taken: int) -> None:
+        self.peak = max(self.peak, taken - self._before)
+
+
+def tell_costs(run: Run) -> pa.Table:
+    """Compute and write ``costs.parquet``: one row per explainer.
+
+    ``milliseconds`` a map, reading and writing left out; ``forward_passes`` a map, null where the explainer
+    makes none of its own; ``peak_mib`` of memory in a step of ``images`` images, the worst of all shards.
+    Steps done by versions that did not measure are left out; null if there are no others.
+    """
+    rows = []
+    for name in run.explainers:
+        steps = [step for step in finished(run.root) if (step.stage, step.explainer) == ("saliency", name)]
+        records = [record for step in steps if (record := read_record(run.root, step))]
+        measured = [record for record in records if "explain_seconds" in record]
+        maps = sum(record["rows"] for record in measured)
+        seconds = sum(record["explain_seconds"] for record in measured)
+        passes = read_values(run.root, name)["forward_passes"].drop_null().to_numpy()
+        rows.append(
+            {
+                "explainer": name,
+                "milliseconds": 1000 * seconds / maps if maps else None,
+                "forward_passes": float(np.mean(passes)) if len(passes) else None,
+                "peak_mib": max((record["peak_bytes"] / _MIB for record in measured), default=None),
+                "images": run.batch_images,
+            }
+        )
+    schema = pa.schema(
+        [("explainer", pa.string())]
+        + [(key, pa.float64()) for key in ("milliseconds", "forward_passes", "peak_mib")]
+        + [("images", pa.int64())]
+    )
+    table = pa.Table.from_pylist(rows, schema)
+    with replacing(run.costs) as partial:
+        pq.write_table(table, partial)
+    return table

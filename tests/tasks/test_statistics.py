@@ -1,0 +1,152 @@
+"""Means, intervals, ranks and paired comparisons against values known another way."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tasks.statistics import Contest, comparisons, rows_of, standings
+
+
+def standing_of(values: np.ndarray, better: str | None = "higher"):
+    return standings([Contest("m", better, np.atleast_2d(values))], seed=0)[0]
+
+
+def pooled(*curves: np.ndarray, better: str | None = "higher") -> Contest:
+    """The largest point of the mean curve."""
+    nothing = np.full((len(curves), len(curves[0])), np.nan)
+    return Contest("m", better, nothing, curves, lambda mean: mean.max(1))
+
+
+def test_bootstrap_agrees_with_scipy() -> None:
+    values = np.random.default_rng(3).gamma(2.0, size=400)
+    found = standing_of(values)
+    other = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=4000, rng=1
+    ).confidence_interval
+    assert found.low[0] == pytest.approx(other.low, abs=0.02)
+    assert found.high[0] == pytest.approx(other.high, abs=0.02)
+
+
+def test_the_interval_of_equal_values_is_a_point() -> None:
+    found = standing_of(np.full(50, 0.25))
+    assert [found.mean[0], found.low[0], found.high[0]] == pytest.approx([0.25] * 3)
+
+
+def test_undefined_values_are_left_out_and_all_undefined_gives_nothing() -> None:
+    known = np.random.default_rng(0).normal(5, 1, size=300)
+    holes = np.concatenate([known, np.full(100, np.nan)])
+    found = standing_of(np.stack([holes, np.full(400, np.nan)]))
+    assert found.mean[0] == pytest.approx(known.mean())
+    assert found.low[0] < known.mean() < found.high[0]
+    assert found.high[0] - found.low[0] == pytest.approx(2 * 1.96 * known.std() / np.sqrt(300), rel=0.15)
+    assert np.isnan([found.mean[1], found.low[1], found.high[1], found.rank[1], found.difference[1]]).all()
+    assert found.best == 0
+
+
+def test_contenders_share_their_resamples() -> None:
+    values = np.random.default_rng(1).normal(size=200)
+    found = standing_of(np.stack([values, values + 1]))
+    assert found.low[1] - found.low[0] == pytest.approx(1)
+    assert found.high[1] - found.high[0] == pytest.approx(1)
+    assert found.difference.tolist() == pytest.approx([-1, 0])
+    assert [found.difference_low[0], found.difference_high[0]] == pytest.approx([-1, -1])
+
+
+def test_memory_bound_blocks_of_draws_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(1).normal(size=(3, 40))
+    whole = standing_of(values)
+    monkeypatch.setattr("tasks.statistics._BLOCK", 40 * 7)
+    parts = standing_of(values)
+    np.testing.assert_allclose(parts.low, whole.low)
+    np.testing.assert_allclose(parts.difference_high, whole.difference_high)
+
+
+def test_the_difference_is_of_samples_that_both_have() -> None:
+    values = np.array([[1.0, 2.0, np.nan, 100.0], [0.0, 1.0, 5.0, np.nan]])
+    found = standing_of(values)
+    assert found.best == 0
+    assert found.difference.tolist() == [0, -1]
+    assert found.mean.tolist() == pytest.approx([103 / 3, 2])
+
+
+@pytest.mark.parametrize(
+    ("better", "ranks", "best"), [("higher", [3, 1.5, 1.5], 1), ("lower", [1, 2.5, 2.5], 0)]
+)
+def test_ranks_follow_the_direction_and_ties_share_theirs(better: str, ranks: list[float], best: int) -> None:
+    found = standing_of(np.array([[0.0, 0.0], [1.0, 3.0], [2.0, 2.0]]), better)
+    assert found.rank.tolist() == ranks
+    assert found.best == best
+
+
+def test_a_reference_judges_nobody() -> None:
+    found = standing_of(np.array([[0.0, 1.0], [1.0, 3.0]]), None)
+    assert found.best is None
+    assert np.isnan(found.rank).all()
+    assert np.isnan(found.difference).all()
+
+
+def test_a_number_of_the_dataset_comes_from_the_mean_curve_and_not_from_the_samples_best() -> None:
+    """Each sample is best at another point: the mean of maxima would be 1."""
+    found = standings([pooled(np.eye(4), np.full((4, 4), 0.5))], seed=0)[0]
+    assert found.mean.tolist() == pytest.approx([0.25, 0.5])
+    assert found.best == 1
+    assert found.difference.tolist() == pytest.approx([-0.25, 0])
+    assert found.low[0] > 0.2  # resamples see the maximum over points: biased upwards, as it must be
+    assert [found.low[1], found.high[1]] == pytest.approx([0.5, 0.5])
+
+
+def test_samples_without_a_curve_are_left_out_of_the_mean_curve() -> None:
+    curves = np.array([[1.0, 0.0], [np.nan, np.nan], [0.0, 0.0]])
+    contest = pooled(curves)
+    assert contest.known.tolist() == [[True, False, True]]
+    assert contest.over(np.ones((3, 1))).tolist() == [[0.5]]
+    assert np.isnan(contest.over(np.array([[0.0], [3.0], [0.0]]))).all()
+
+
+def test_comparisons_are_wilcoxons_with_holms_correction() -> None:
+    """Holm by hand: the k-th smallest p times the number of those left, never falling."""
+    values = np.random.default_rng(5).normal([[0.0], [0.3], [0.4], [0.1]], 1, size=(4, 60))
+    found = comparisons(Contest("m", "higher", values), best=2, wanted=[(0, 3), (1, 3), (2, 3)])
+    assert [(c.one, c.other) for c in found] == [(0, 2), (1, 2), (3, 2), (0, 3), (1, 3)]
+    p = np.array([stats.wilcoxon(values[c.one], values[c.other]).pvalue for c in found])
+    assert [c.p_value for c in found] == pytest.approx(p)
+    order = np.argsort(p)
+    holm = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(5, 0, -1)))
+    assert [found[i].p_holm for i in order] == pytest.approx(holm)
+
+
+def test_wins_count_ties_half_and_follow_the_direction() -> None:
+    values = np.array([[1.0, 1.0, 2.0, 0.0, np.nan], [1.0, 0.0, 3.0, 5.0, 1.0]])
+    (higher,) = comparisons(Contest("m", "higher", values), best=1, wanted=[])
+    (lower,) = comparisons(Contest("m", "lower", values), best=1, wanted=[])
+    assert (higher.n, higher.wins, lower.wins) == (4, 0.375, 0.625)
+    assert higher.difference == pytest.approx(-5 / 4)
+
+
+def test_equal_contenders_and_those_without_common_samples_have_defined_outcomes() -> None:
+    values = np.array([[1.0, 2.0, np.nan], [1.0, 2.0, np.nan], [np.nan, np.nan, 3.0]])
+    same, apart = comparisons(Contest("m", "lower", values), best=0, wanted=[])
+    assert (same.p_value, same.p_holm, same.wins, same.difference) == (1, 1, 0.5, 0)
+    assert apart.n == 0
+    assert np.isnan([apart.p_value, apart.p_holm, apart.wins, apart.difference]).all()
+
+
+def test_rows_have_the_best_against_everyone_and_what_was_asked_for() -> None:
+    values = np.array([[0.9, 0.8, 0.9], [0.1, 0.2, 0.1], [0.5, 0.5, 0.4]])
+    contests = [Contest("m", "higher", values), Contest("area", None, values)]
+    ahead, compared = rows_of(contests, ["gradcam", "random", "rise"], [(0, 1), (2, 1)], seed=0)
+    assert [(row["explainer"], row["best"], row["rank"]) for row in ahead[:3]] == [
+        ("gradcam", True, 1),
+        ("random", False, 3),
+        ("rise", False, 2),
+    ]
+    pairs = [(row["explainer"], row["against"], row["best"]) for row in compared]
+    assert pairs == [
+        ("random", "gradcam", True),
+        ("rise", "gradcam", True),
+        ("rise", "random", False),
+    ]
+    by_name = {row["explainer"]: row for row in ahead[:3]}
+    assert by_name["rise"]["p_holm"] == compared[1]["p_holm"]
+    assert np.isnan(by_name["gradcam"]["p_holm"])
+    assert {row["metric"] for row in compared} == {"m"}
