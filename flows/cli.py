@@ -51,6 +51,9 @@ def run(
     store: Annotated[
         Path | None, typer.Option(help="folder of the results, instead of the job's own")
     ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="do again what failed before, and is left alone otherwise")
+    ] = False,
 ) -> None:
     """Run a job, or what is left of it: explain, score, store, track.
 
@@ -58,7 +61,7 @@ def run(
     computes only those; any other job in the same place is refused.
     """
     with _serving() as address:
-        _run(job, store, address)
+        _run(job, store, retry_failed, address)
 
 
 @contextmanager
@@ -76,18 +79,19 @@ def _serving() -> Iterator[Callable[[], str]]:
         raise fail(str(error), FAILED) from error
 
 
-def _run(path: Path, store: Path | None, server: Callable[[], str]) -> None:
+def _run(path: Path, store: Path | None, retry_failed: bool, server: Callable[[], str]) -> None:
     from flows.cluster import ClusterError
     from flows.explain import IncompleteError, explain
     from flows.job import Job, JobError, read_job
+    from storage.lock import LockedError, LostLockError
 
     try:
         job = read_job(path, Job, store)
         console.print(f"store   {job.store}\nprefect {server().removesuffix('/api')}")
-        explain(job)
+        explain(job, retry_failed)
     except (JobError, ClusterError) as error:
         raise fail(str(error), USAGE) from error
-    except (IncompleteError, OSError) as error:
+    except (IncompleteError, LockedError, LostLockError, OSError) as error:
         raise fail(_advice(error), FAILED) from error
     _results(job)
 
@@ -202,14 +206,15 @@ def status(directory: Store) -> None:
     """Say what is done, failed and missing in a run folder (exit code 1 until everything is done)."""
     from collections import Counter
 
-    from flows.resume import remaining
-    from storage.records import finished, read_record
+    from flows.resume import remaining, tolerated
+    from storage.records import failures, finished, read_record
     from storage.run import Run
 
     with _refusals():
         opened = Run.open(directory)
         steps = finished(opened.root)
         missing = remaining(opened)
+        failed = {step: told for step, told in failures(opened.root).items() if step in missing}
     table = Table(
         title=f"{opened.job['name']}: {opened.rows} images in {opened.shards} shards",
         title_justify="left",
@@ -229,13 +234,17 @@ def status(directory: Store) -> None:
             stage, name, f"{opened.shards - len(lacking)}/{opened.shards}", ", ".join(lacking), told
         )
     console.print(table)
-    published = opened.summary.exists() and not missing
-    console.print(
-        "complete"
-        if published
-        else f"incomplete: {len(missing)} steps and the summary to do; run the job again"
-    )
-    raise typer.Exit(DONE if published else FAILED)
+    for step, why in failed.items():
+        where = f"after {why['attempts']} attempts, {why['time']}; {opened.root / step.failure_path}"
+        console.print(
+            f"failed: {step.label(opened.shards)}: {why['error']} ({where})", soft_wrap=True, markup=False
+        )
+    retry = "; `floodlit run --retry-failed` does the failed ones again" if failed else "; run the job again"
+    if opened.summary.exists() and (not missing or tolerated(opened, missing)):
+        console.print(f"complete, but for {len(missing)} steps{retry}" if missing else "complete")
+        raise typer.Exit(DONE)
+    console.print(f"incomplete: {len(missing)} steps and the summary to do{retry}")
+    raise typer.Exit(FAILED)
 
 
 @app.command()

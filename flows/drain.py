@@ -20,8 +20,9 @@ from prefect_dask.task_runners import PrefectDaskFuture
 
 from storage.records import Step
 
-Submit = Callable[[Step], PrefectDaskFuture]
-ATTEMPTS = 3  # a step whose workers died this many times over is given up
+Submit = Callable[[Step, bool], PrefectDaskFuture]
+ATTEMPTS = 2  # the second in half batches
+KILLED_ATTEMPTS = 3  # where it was the worker that died, which may have had other reasons
 
 
 @dataclass
@@ -89,6 +90,7 @@ def drain(
     client: distributed.Client,
     workers: int,
     on_end: Callable[[Step], None],
+    on_failure: Callable[[Step, Exception, int], None],
 ) -> dict[Step, str]:
     """Run every pending step; return those that failed with their reasons.
 
@@ -97,12 +99,14 @@ def drain(
     pending
         As :func:`flows.plan.plan` returns it.
     submit
-        Starts one step and returns its future.
+        Starts one step, in half batches or whole ones, and returns its future.
     client, workers
         The Dask client behind ``submit``, and its number of workers: each gets one step to run and one to
         wait.
     on_end
         Called after every step that ended, well or not.
+    on_failure
+        Called with a step that is given up, what it ended with, and after how many attempts.
 
     Raises
     ------
@@ -117,7 +121,7 @@ def drain(
 
     def start(step: Step) -> None:
         attempts[step] = attempts.get(step, 0) + 1
-        future = submit(step)
+        future = submit(step, attempts[step] > 1)
         futures[future.wrapped_future] = step, future
         ended.add(future.wrapped_future)
 
@@ -130,14 +134,14 @@ def drain(
             queue.succeed(step)
             on_end(step)
             continue
-        if isinstance(error, KilledWorker):
-            mark_crashed(future, f"the worker running it was killed: {error}")
-            if attempts[step] < ATTEMPTS and full is None:
-                start(step)
-                continue
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             full = error
             queue.abandon()
+        elif full is None and attempts[step] < _allowed(error):
+            start(step)
+            continue
+        elif full is None:
+            on_failure(step, error, attempts[step])
         for lost in queue.fail(step, f"{type(error).__name__}: {error}"):
             on_end(lost)
     if full is not None:
@@ -145,10 +149,18 @@ def drain(
     return queue.failed
 
 
+def _allowed(error: Exception) -> int:
+    """Attempts at a step that ends like this."""
+    return KILLED_ATTEMPTS if isinstance(error, KilledWorker) else ATTEMPTS
+
+
 def _error_of(future: PrefectDaskFuture[Any]) -> Exception | None:
     """What a step ended with: whatever its task raised, KilledWorker, or nothing."""
     try:
         future.result()
+    except KilledWorker as error:
+        mark_crashed(future, f"the worker running it was killed: {error}")
+        return error
     except Exception as error:  # reported by name, while the other steps go on
         return error
     return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import traceback
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -18,12 +20,13 @@ from explainers.base import Need
 from explainers.registry import explainers
 from flows.cluster import attach
 from flows.drain import drain
-from flows.job import Job
+from flows.job import Job, JobError
 from flows.prepare import prepare
-from flows.resume import remaining
+from flows.resume import remaining, tolerated, without
 from flows.terminal import Progress
-from storage.records import Step
-from storage.run import Run
+from storage.lock import Lock, held
+from storage.records import Step, drop_failure, failures, write_failure
+from storage.run import Run, local_root
 from storage.verify import repair, verify
 from tasks.activations import activations
 from tasks.inputs import inputs
@@ -39,49 +42,71 @@ class IncompleteError(RuntimeError):
 
 
 @flow(name="explain", flow_run_name="{job.name}", task_runner=DaskTaskRunner())
-def explain(job: Job) -> dict[str, Any]:
+def explain(job: Job, retry_failed: bool = False) -> dict[str, Any]:
     """Explain and score a whole dataset, or what is left of it; returns the store and the counts.
 
     Stages: inputs -> activations -> saliency -> scores -> summary, one task run per shard and stage (and
-    explainer). Success means that every done-record exists, whatever Prefect says of the task runs.
+    explainer). Success means that every done-record exists, whatever Prefect says of the task runs. A step
+    that fails is tried again in half batches, then left alone, also by later runs, unless ``retry_failed``.
 
     Raises
     ------
     flows.job.JobError
         If the job cannot run; nothing was started.
+    storage.lock.LockedError
+        If another job is at work in the store.
     IncompleteError
-        If steps failed; run the same job again to do what is missing.
+        If more steps failed than the job tolerates.
     OSError
         If the disk is full; run the same job again after making space.
     """
+    try:
+        root = local_root(job.store)
+    except ValueError as error:
+        raise JobError(str(error)) from error
+    with held(root, job.name) as lock:
+        return _explain(job, retry_failed, lock)
+
+
+def _explain(job: Job, retry_failed: bool, lock: Lock) -> dict[str, Any]:
     logger = get_run_logger()
     run = prepare(job)
     problems = verify(run.root)
     for problem in problems:
         logger.warning("repairing %s", problem)
     repair(run.root, problems)
+    if retry_failed:
+        for step in failures(run.root):
+            drop_failure(run.root, step)
     pending = remaining(run)
+    todo = without(pending, failures(run.root).keys())
     total = len(run.explainers) * 2 * run.shards + 2 * run.shards
-    logger.info("%s: %s of %s steps to do in %s", run.root, len(pending), total, f"{run.shards} shards")
-    if pending:
+    logger.info("%s: %s of %s steps to do in %s", run.root, len(todo), total, f"{run.shards} shards")
+    if todo:
         context = FlowRunContext.get()
         assert context is not None
         assert isinstance(context.task_runner, DaskTaskRunner)
         client, workers = attach(context.task_runner, job.cluster)
-        failed = _drain(run, pending, client, workers, already=max(0, total - len(pending)))
-        if failed:
-            raise IncompleteError(_named(failed, run.shards))
+        _drain(run, todo, client, workers, max(0, total - len(todo)), lock)
+    lost = remaining(run)
+    if lost and not tolerated(run, lost):
+        raise IncompleteError(_named(run, lost))
     from flows.report import publish  # MLflow takes seconds to import, which nobody waits for at the start
 
     publish(job)
-    if not job.keep_activations:
+    if not job.keep_activations and not lost:
         run.drop_activations()
-    return {"store": str(run.root), "images": run.rows, "steps_done": len(pending)}
+    return {
+        "store": str(run.root),
+        "images": run.rows,
+        "steps_done": len(pending) - len(lost),
+        "failed": len(lost),
+    }
 
 
 def _drain(
-    run: Run, pending: dict[Step, set[Step]], client: Client, workers: int, already: int
-) -> dict[Step, str]:
+    run: Run, pending: dict[Step, set[Step]], client: Client, workers: int, already: int, lock: Lock
+) -> None:
     artifact = create_progress_artifact(
         progress=0.0, key="floodlit-progress", description=f"Steps of {run.root}"
     )
@@ -91,15 +116,28 @@ def _drain(
 
         def on_end(step: Step) -> None:
             nonlocal told
+            lock.check()
             progress.advance(step.label(run.shards))
             if time.monotonic() - told > ARTIFACT_SECONDS or progress.ended == progress.total:
                 told = time.monotonic()
                 update_progress_artifact(artifact, progress=progress.percent)
 
-        return drain(pending, lambda step: _submit(run, step), client=client, workers=workers, on_end=on_end)
+        drain(
+            pending,
+            lambda step, halve: _submit(run, step, halve),
+            client=client,
+            workers=workers,
+            on_end=on_end,
+            on_failure=lambda step, error, attempts: _mark_failed(run, step, error, attempts),
+        )
 
 
-def _submit(run: Run, step: Step) -> PrefectDaskFuture[Any]:
+def _mark_failed(run: Run, step: Step, error: Exception, attempts: int) -> None:
+    told = f"{type(error).__name__}: {error}"
+    write_failure(run.root, step, told, "".join(traceback.format_exception(error)), attempts)
+
+
+def _submit(run: Run, step: Step, halve: bool) -> PrefectDaskFuture[Any]:
     """Start the task run of a step; its arguments are a few strings and numbers."""
     arguments: dict[str, Any] = {"root": str(run.root), "shard": step.shard}
     task: Task[..., Any]
@@ -113,13 +151,23 @@ def _submit(run: Run, step: Step) -> PrefectDaskFuture[Any]:
             task, arguments["explainer"] = saliency, step.explainer
         case _:
             task, arguments["explainer"] = scores, step.explainer
-    named = task.with_options(task_run_name=step.label(run.shards))
+    if step.stage != "inputs":
+        arguments["halve"] = halve
+    again = ", half batches" if halve else ""
+    named = task.with_options(task_run_name=f"{step.label(run.shards)}{again}")
     future = named.submit(**arguments)
     assert isinstance(future, PrefectDaskFuture)
     return future
 
 
-def _named(failed: dict[Step, str], shards: int) -> str:
-    told = [f"{step.label(shards)}: {reason}" for step, reason in failed.items()]
+def _named(run: Run, lost: Iterable[Step]) -> str:
+    """The failed steps with their reasons, those that wait for them counted."""
+    lost, why = list(lost), failures(run.root)
+    told = [f"{step.label(run.shards)}: {why[step]['error']}" for step in lost if step in why]
+    waiting = len(lost) - len(told)
     more = f"; and {len(told) - NAMED} more" if len(told) > NAMED else ""
-    return f"{len(told)} steps failed; run the same job to try them again: {'; '.join(told[:NAMED])}{more}"
+    behind = f"; {waiting} steps wait for them" if waiting else ""
+    return (
+        f"{len(told)} steps failed: {'; '.join(told[:NAMED])}{more}{behind}. `floodlit status` lists them, "
+        "`floodlit run --retry-failed` does them again"
+    )

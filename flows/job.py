@@ -141,6 +141,9 @@ class Job(Located):
     metrics: list[Choice] = Field(min_length=1)
     batch: Batching = Field(default_factory=Batching)
     cluster: Cluster = Field(default_factory=Cluster)
+    tolerance: float = Field(
+        0.0, ge=0, le=1, description="share of the steps of explainers that may fail in a job that succeeds"
+    )
     keep_activations: bool = Field(False, description="keep activations.zarr when the job is complete")
 
     @field_validator("explainers")

@@ -9,12 +9,14 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from storage.files import sha256_of_file, sha256_of_json, shard_name, write_json
 
 STAGES = ("inputs", "activations", "saliency", "scores")
+_FAILED = ".failed.json"
 _RECORD_NAME = re.compile(r"shard-(\d{5,})\.json")
 
 
@@ -38,6 +40,11 @@ class Step:
     def path(self) -> Path:
         """Where the record lies in the run folder: ``done/saliency/ddcam/shard-00002.json``."""
         return Path("done", self.stage, self.explainer, shard_name(self.shard, "json"))
+
+    @property
+    def failure_path(self) -> Path:
+        """Where its failure is told, beside the record: ``shard-00002.failed.json``."""
+        return self.path.with_suffix(_FAILED)
 
 
 def write_record(
@@ -79,6 +86,7 @@ def write_record(
     record = json.loads(json.dumps(record))
     record["checksum"] = sha256_of_json(record)
     write_json(root / step.path, record)
+    drop_failure(root, step)
     return record
 
 
@@ -109,6 +117,28 @@ def read_record(root: Path, step: Step) -> dict[str, Any] | None:
 def drop_record(root: Path, step: Step) -> None:
     """Forget that a step was done; nothing happens if it was not."""
     (root / step.path).unlink(missing_ok=True)
+
+
+def write_failure(root: Path, step: Step, error: str, traceback: str, attempts: int) -> None:
+    """Say beside where the record would be that a step failed, after how many attempts, and why."""
+    about = {"stage": step.stage, "shard": step.shard, "explainer": step.explainer}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    told = {"error": error, "attempts": attempts, "time": now, "traceback": traceback.splitlines()}
+    write_json(root / step.failure_path, about | told)
+
+
+def drop_failure(root: Path, step: Step) -> None:
+    """Forget that a step failed; nothing happens if it did not."""
+    (root / step.failure_path).unlink(missing_ok=True)
+
+
+def failures(root: Path) -> dict[Step, dict[str, Any]]:
+    """What :func:`write_failure` wrote of each step that failed and was not done since."""
+    found = {}
+    for path in sorted((root / "done").rglob(f"shard-*{_FAILED}")):
+        told = json.loads(path.read_bytes())
+        found[Step(told["stage"], told["shard"], told["explainer"])] = told
+    return found
 
 
 def finished(root: Path) -> set[Step]:

@@ -185,6 +185,12 @@ class Run:
         """Forward passes per perturbation step."""
         return int(self.job["batch"]["forwards"])
 
+    def with_half_batches(self) -> Run:
+        """The same run with half as many images and forward passes a step, for a shard that was too much."""
+        halves = {key: max(1, self.job["batch"][key] // 2) for key in ("images", "forwards")}
+        job = self.job | {"batch": self.job["batch"] | halves}
+        return Run(self.root, self.manifest.model_copy(update={"job": job}))
+
     @property
     def shards(self) -> int:
         """How many shards each stage has."""

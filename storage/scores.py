@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from storage.files import replacing, shard_name
+from storage.run import Run
 
 SCORES = pa.schema(
     [
@@ -77,7 +78,7 @@ def write_scores(root: Path, explainer: str, shard: int, columns: Mapping[str, S
     columns
         Equally long columns named as in :data:`SCORES`.
     """
-    path = root / "scores" / f"explainer={explainer}" / shard_name(shard, "parquet")
+    path = _score_file(root, explainer, shard)
     _write(pa.table(dict(columns), schema=SCORES), path)
     return path
 
@@ -85,7 +86,7 @@ def write_scores(root: Path, explainer: str, shard: int, columns: Mapping[str, S
 def read_scores(root: Path) -> pa.Table:
     """All scores of a run with the column ``explainer``, by explainer, shard and row."""
     parts = []
-    for path in _score_files(root, "*"):
+    for path in sorted((root / "scores").glob("explainer=*/shard-*.parquet")):
         part = _read(path)
         explainer = path.parent.name.removeprefix("explainer=")
         parts.append(part.append_column("explainer", pa.repeat(explainer, len(part))))
@@ -94,23 +95,51 @@ def read_scores(root: Path) -> pa.Table:
     )
 
 
-def read_values(root: Path, explainer: str) -> pa.Table:
-    """All scores of an explainer without their curves, by shard and row."""
+def read_values(run: Run, explainer: str) -> pa.Table:
+    """All scores of an explainer without their curves, by shard and row.
+
+    Every metric has a row for every map; where a shard was not scored, its value is null and its status
+    "failed".
+    """
     names = [name for name in SCORES.names if name != "curve"]
-    parts = [_read(path, names) for path in _score_files(root, explainer)]
-    return pa.concat_tables(parts) if parts else SCORES.empty_table().select(names)
+    parts = []
+    for shard in range(run.shards):
+        path = _score_file(run.root, explainer, shard)
+        part = _read(path, names) if path.exists() else SCORES.empty_table().select(names)
+        there = set(pc.unique(part["metric"]).to_pylist())
+        parts += [
+            part,
+            *(_unscored(run, shard, metric, names) for metric in run.columns if metric not in there),
+        ]
+    return pa.concat_tables(parts)
 
 
-def read_curves(root: Path, explainer: str, metric: str) -> NDArray[np.float64]:
+def _unscored(run: Run, shard: int, metric: str, names: list[str]) -> pa.Table:
+    """Rows that say that a shard has no score of a metric."""
+    samples = read_samples_of_shard(run.root, shard)
+    ids = [sample["sample_id"] for sample in samples for _ in range(run.targets_per_image)]
+    told = {"sample_id": ids, "metric": [metric] * len(ids), "status": ["failed"] * len(ids)}
+    nothing = [None] * len(ids)
+    return pa.table({name: told.get(name, nothing) for name in names}, schema=_without_curve(names))
+
+
+def _without_curve(names: list[str]) -> pa.Schema:
+    return pa.schema([SCORES.field(name) for name in names])
+
+
+def read_curves(run: Run, explainer: str, metric: str) -> NDArray[np.float64]:
     """(maps, points) curves of one metric, by shard and row; rows of NaN where there is none.
 
     There are no points if no map has a curve.
     """
     parts = []
-    for path in _score_files(root, explainer):
-        table = _read(path, ["metric", "curve"])
-        parts.append(table.filter(pc.equal(table["metric"], metric))["curve"].combine_chunks())
-    column = pa.concat_arrays(parts) if parts else pa.array([], SCORES.field("curve").type)
+    for shard in range(run.shards):
+        start, stop = run.rows_of(shard)
+        path = _score_file(run.root, explainer, shard)
+        table = _read(path, ["metric", "curve"]) if path.exists() else SCORES.empty_table()
+        part = table.filter(pc.equal(table["metric"], metric))["curve"].combine_chunks()
+        parts.append(part if len(part) else pa.nulls(stop - start, SCORES.field("curve").type))
+    column = pa.concat_arrays(parts)
     there = pc.is_valid(column).to_numpy(zero_copy_only=False)
     flat = column.flatten().to_numpy(zero_copy_only=False)
     points = len(flat) // int(there.sum()) if there.any() else 0
@@ -171,8 +200,8 @@ def read_samples(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _score_files(root: Path, explainer: str) -> list[Path]:
-    return sorted((root / "scores").glob(f"explainer={explainer}/shard-*.parquet"))
+def _score_file(root: Path, explainer: str, shard: int) -> Path:
+    return root / "scores" / f"explainer={explainer}" / shard_name(shard, "parquet")
 
 
 def _part(root: Path, stage: str, shard: int) -> Path:

@@ -19,7 +19,7 @@ from tasks.workplace import Outcome, chunks, classifier_of, device, perform
 
 
 @task(name="activations", cache_policy=NO_CACHE)
-def activations(root: str, shard: int, keep: bool) -> dict[str, Any]:
+def activations(root: str, shard: int, keep: bool, halve: bool = False) -> dict[str, Any]:
     """Write one shard of predictions and targets, and of ``activations.zarr`` if some explainer reads it."""
     step = Step("activations", shard)
     return perform(
@@ -27,6 +27,7 @@ def activations(root: str, shard: int, keep: bool) -> dict[str, Any]:
         step,
         lambda run: _pass_backbone(run, shard, keep),
         is_done=lambda record: record["cached"] or not keep,
+        halve=halve,
     )
 
 

@@ -64,7 +64,7 @@ def compare(runs: Sequence[Run]) -> Compared:
             raise ValueError(f"{run.root} is not complete; run its job again, then compare")
     names = _names(runs)
     columns, left_out = _shared(runs, names)
-    tables = [{name: read_values(run.root, name) for name in run.explainers} for run in runs]
+    tables = [{name: read_values(run, name) for name in run.explainers} for run in runs]
     keys = [_keys(table) for table in tables]
     common = [key for key in keys[0] if all(key in others for others in keys[1:])]
     if not common:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from storage.records import failures
 from storage.run import Run
 from storage.scores import read_samples
 from tasks.components import components_of, decomposing
@@ -19,12 +20,17 @@ COMPONENTS = 3
 
 
 def draw_contact_sheet(run: Run) -> None:
-    """Write ``report/contact_sheet.png``: some samples, spread evenly over the usable ones.
+    """Write ``report/contact_sheet.png``: some samples, spread evenly over those with all maps.
 
     Maps are read as the metrics read them; where a sample has several targets the first one's map is shown.
     """
     samples = read_samples(run.root)
-    usable = [row for row, sample in enumerate(samples) if sample["status"] == "ok"]
+    lacking = {step.shard for step in failures(run.root)}
+    usable = [
+        row
+        for row, sample in enumerate(samples)
+        if sample["status"] == "ok" and row // run.manifest.shard_rows not in lacking
+    ]
     if not usable:
         return
     spread = np.linspace(0, len(usable) - 1, min(SAMPLES, len(usable))).round().astype(int)

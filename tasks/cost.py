@@ -79,7 +79,7 @@ def tell_costs(run: Run) -> pa.Table:
         measured = [record for record in records if "explain_seconds" in record]
         maps = sum(record["rows"] for record in measured)
         seconds = sum(record["explain_seconds"] for record in measured)
-        passes = read_values(run.root, name)["forward_passes"].drop_null().to_numpy()
+        passes = read_values(run, name)["forward_passes"].drop_null().to_numpy()
         rows.append(
             {
                 "explainer": name,

@@ -25,10 +25,12 @@ STATUSES = list(Status)  # the order in which a map's status is stored as a numb
 
 
 @task(name="saliency", cache_policy=NO_CACHE)
-def saliency(root: str, shard: int, explainer: str) -> dict[str, Any]:
+def saliency(root: str, shard: int, explainer: str, halve: bool = False) -> dict[str, Any]:
     """Write one shard of an explainer's maps, their statuses and details."""
     step = Step("saliency", shard, explainer)
-    return perform(root, step, lambda run: _explain(run, shard, explainer), is_done=lambda _: True)
+    return perform(
+        root, step, lambda run: _explain(run, shard, explainer), is_done=lambda _: True, halve=halve
+    )
 
 
 def explainer_of(run: Run, name: str, classifier: BlackBox) -> Explainer:

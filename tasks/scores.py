@@ -26,13 +26,14 @@ from tasks.workplace import Outcome, chunks, classifier_of, device, perform
 
 
 @task(name="scores", cache_policy=NO_CACHE)
-def scores(root: str, shard: int, explainer: str) -> dict[str, Any]:
+def scores(root: str, shard: int, explainer: str, halve: bool = False) -> dict[str, Any]:
     """Write one shard's score file of an explainer, all metrics of the run in it."""
     return perform(
         root,
         Step("scores", shard, explainer),
         lambda run: _score(run, shard, explainer),
         is_done=lambda record: set(record["metrics"]) >= set(Run.open(root).manifest.metrics),
+        halve=halve,
     )
 
 

@@ -34,7 +34,7 @@ def summarise(run: Run) -> pa.Table:
     ``comparisons``: each explainer with the best one and with every control, see
     :func:`tasks.statistics.rows_of`.
     """
-    tables = {name: read_values(run.root, name) for name in run.explainers}
+    tables = {name: read_values(run, name) for name in run.explainers}
     contests = [contest_of(run, metric, tables) for metric in run.columns]
     standing, compared = rows_of(contests, list(run.explainers), against_controls(run), run.seed)
     known = {contest.metric: contest.known for contest in contests}
@@ -67,7 +67,7 @@ def contest_of(run: Run, column: str, tables: dict[str, pa.Table]) -> Contest:
     """One number of all explainers of a run, on all of its maps in their order."""
     better, pool = run.columns[column]["better"], _pool_of(run, column)
     values = [_of_metric(table, column)["value"].to_numpy() for table in tables.values()]
-    curves = [read_curves(run.root, name, column) for name in tables] if pool else []
+    curves = [read_curves(run, name, column) for name in tables] if pool else []
     return Contest(column, better, np.stack(values).astype(np.float64), curves, pool)
 
 
@@ -89,7 +89,7 @@ def mean_curves(run: Run) -> dict[tuple[str, str], Floats]:
     found = {}
     for explainer in run.explainers:
         for column in run.columns:
-            curves = read_curves(run.root, explainer, column)
+            curves = read_curves(run, explainer, column)
             known = curves[~np.isnan(curves[:, 0])] if curves.shape[1] else curves
             if known.size:
                 found[explainer, column] = known.mean(0)

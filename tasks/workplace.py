@@ -32,9 +32,15 @@ class Outcome:
 
 
 def perform(
-    root: str, step: Step, work: Callable[[Run], Outcome], is_done: Callable[[dict[str, Any]], bool]
+    root: str,
+    step: Step,
+    work: Callable[[Run], Outcome],
+    is_done: Callable[[dict[str, Any]], bool],
+    halve: bool = False,
 ) -> dict[str, Any]:
     """Do ``work`` unless the done-record says it is done, then write the record, last.
+
+    ``halve`` has it done in half batches.
 
     Dask runs a finished task again when the worker that held its result dies: the record is looked at
     first, so that nothing is done twice.
@@ -44,7 +50,7 @@ def perform(
     if record is not None and is_done(record):
         return {"step": str(step.path), "rows": record["rows"], "seconds": 0.0}
     start = time.perf_counter()
-    outcome = work(run)
+    outcome = work(run.with_half_batches() if halve else run)
     seconds = time.perf_counter() - start
     write_record(
         run.root,

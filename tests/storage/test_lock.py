@@ -1,0 +1,144 @@
+"""The lock of a store: one holder, named; taken over from the dead, never from the living."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from storage import lock
+from storage.lock import LockedError, LostLockError, held
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_the_second_job_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
+    with held(tmp_path / "run", "first"):
+        with (
+            pytest.raises(
+                LockedError, match=rf"in use: job first, process {os.getpid()} on .* since"
+            ) as refusal,
+            held(tmp_path / "run", "second"),
+        ):
+            pass
+        assert "\n" not in str(refusal.value)
+        with held(tmp_path / "other", "second"):
+            pass
+    with held(tmp_path / "run", "second"):
+        pass
+    assert not (tmp_path / "run.lock").exists()
+
+
+def test_it_is_let_go_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), held(tmp_path / "run", "first"):
+        raise ZeroDivisionError
+    with held(tmp_path / "run", "second"):
+        pass
+
+
+HOLD = "import sys, time; from pathlib import Path; from storage.lock import held\n\
+with held(Path(sys.argv[1]), 'first'): print('held', flush=True); time.sleep(60)"
+
+
+def holder(root: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(root)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_killed_holder_is_followed_at_once_and_a_stopped_one_is_not(tmp_path: Path) -> None:
+    process = holder(tmp_path / "run")
+    try:
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(LockedError, match=f"process {process.pid}"), held(tmp_path / "run", "second"):
+            pass
+        process.kill()  # and not waited for: a zombie holds nothing
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "Z":
+            assert time.monotonic() < deadline
+        with held(tmp_path / "run", "second"):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_another_process_with_the_same_number_is_not_the_holder(tmp_path: Path) -> None:
+    with held(tmp_path / "run", "first"):
+        rewrite(tmp_path / "run.lock", started=0.0)
+        with held(tmp_path / "run", "second"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("age", "refused"), [(lock.STALE_SECONDS - 10, True), (lock.STALE_SECONDS + 10, False)]
+)
+def test_a_holder_on_another_machine_counts_until_it_has_been_silent_for_long(
+    tmp_path: Path, age: float, refused: bool
+) -> None:
+    with held(tmp_path / "run", "first") as first:
+        rewrite(tmp_path / "run.lock", host="elsewhere", beat=time.time() - age)
+        if refused:
+            with pytest.raises(LockedError, match="on elsewhere"), held(tmp_path / "run", "second"):
+                pass
+            first.check()
+        else:
+            with (
+                held(tmp_path / "run", "second"),
+                pytest.raises(LostLockError, match=r"taken over \(job second"),
+            ):
+                first.check()
+
+
+def test_a_holder_gives_signs_of_life_until_it_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
+    path = tmp_path / "run.lock"
+    with held(tmp_path / "run", "first"):
+        rewrite(path, beat=0.0)
+        deadline = time.monotonic() + 10
+        while json.loads(path.read_text())["beat"] == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        rewrite(path, token="another")
+        time.sleep(0.3)
+        assert json.loads(path.read_text())["token"] == "another"
+    assert path.exists()  # it is the other's
+
+
+def _try(root: Path, barrier: object, wins: object) -> None:
+    barrier.wait()
+    try:
+        with held(root, str(os.getpid())):
+            wins.put(os.getpid())
+            time.sleep(1)
+    except LockedError:
+        pass
+
+
+def test_of_many_that_come_at_once_one_gets_it(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    barrier, wins = context.Barrier(6), context.Queue()
+    processes = [context.Process(target=_try, args=(tmp_path / "run", barrier, wins)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert wins.get() in {process.pid for process in processes}
+    assert wins.empty()
