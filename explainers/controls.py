@@ -73,11 +73,16 @@ class CenterGaussian(_Control):
 
     def __init__(self, classifier: BlackBox, parameters: CenterGaussianParameters) -> None:
         super().__init__(classifier, parameters)
-        self.sigma = parameters.sigma * min(self.grid)
+        self.sigma = parameters.sigma
 
     def maps(self, batch: Batch) -> Tensor:
-        y, x = (_gaussian(size, self.sigma) for size in self.grid)
-        return torch.outer(y, x).to(batch.inputs.device).repeat(len(batch), 1, 1)
+        return center_gaussian(self.grid, self.sigma).to(batch.inputs.device).repeat(len(batch), 1, 1)
+
+
+def center_gaussian(grid: tuple[int, ...], sigma: float) -> Tensor:
+    """(H, W) float32, ``sigma`` being a fraction of the short side."""
+    y, x = (_gaussian(size, sigma * min(grid)) for size in grid)
+    return torch.outer(y, x)
 
 
 def _gaussian(size: int, sigma: float) -> Tensor:

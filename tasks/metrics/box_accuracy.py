@@ -1,0 +1,169 @@
+"""Weakly supervised localisation: how often a box around the map's high values is the object's box.
+
+MaxBoxAcc: Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020.
+MaxBoxAccV2: Choe et al., "Evaluation for Weakly Supervised Object Localization", TPAMI 2022.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from explainers.base import Parameters
+from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.components import components
+from tasks.metrics.preparation import unreadable
+from tasks.metrics.references import center_map
+from tasks.metrics.registry import register
+
+if TYPE_CHECKING:
+    from explainers.black_box import BlackBox
+
+Floats = NDArray[np.float64]
+
+DELTA = 0.5  # of MaxBoxAcc
+DELTAS = (0.3, 0.5, 0.7)  # of MaxBoxAccV2
+
+
+class MaxBoxAccuracyParameters(Parameters):
+    """The map is cut at 0, 1 / ``thresholds``, ..., 1 - 1 / ``thresholds`` of its maximum."""
+
+    thresholds: int = Field(default=100, ge=1, le=1000)
+
+
+@register
+class MaxBoxAccuracy:
+    """The share of images whose box is found at the best of the thresholds, one threshold for all of them.
+
+    At threshold t the boxes of a map are those around the connected components of its pixels above t. An
+    image is a hit if one of them has an intersection over union of at least delta with one of the image's
+    boxes. MaxBoxAcc looks at the largest component, delta being 0.5, and is the highest over t of the share
+    of hits; MaxBoxAccV2 looks at all components and is the mean over delta 0.3, 0.5, 0.7 of that highest.
+
+    The threshold is the best for the very images that are scored, so these are upper bounds, the higher the
+    fewer the images; they are no mean over images of each one's best threshold. An all-zero map has no box
+    and misses at every threshold; a constant one has the box of the whole input at every threshold. Of many
+    components one may fit by chance: where objects are small V2 puts noise above a centred Gaussian, so it
+    should be read beside the control ``random``.
+
+    CHOICES, beside the authors' code:
+
+    - Maps are compared as they are, not in 256 steps, and are bilinear as for all metrics, not bicubic.
+    - Components hold together by edges and corners, as contours do. Boxes are those of components; contours
+      have boxes of the holes in them too. The largest has the most pixels, theirs the largest area within
+      its outline; of several as large the best counts.
+    - Edges are continuous, which for a component is its first and last pixels with 1 added to the extent.
+      Theirs end at the pixel after the last, and add 1: a pixel too wide and too high.
+    - The image's boxes are cut to the input.
+    """
+
+    name: ClassVar[str] = "max_box_accuracy"
+    title: ClassVar[str] = "MaxBoxAcc and MaxBoxAccV2: boxes found at the best threshold (Choe et al. 2020)"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.BOXES})
+    Parameters: ClassVar[type[Parameters]] = MaxBoxAccuracyParameters
+
+    def __init__(self, classifier: BlackBox, parameters: MaxBoxAccuracyParameters) -> None:  # noqa: ARG002
+        self.thresholds = parameters.thresholds
+
+    def columns(self) -> list[Column]:
+        return [
+            Column(f"max_box_acc{version}{of}", 0.0, 1.0, None if of else "higher", pooled="curve")
+            for of in ("", "_center", "_all_ones")
+            for version in ("", "_v2")
+        ]
+
+    @torch.inference_mode()
+    def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
+        """Curves for (B, H, W) prepared maps: 1 for a hit, 0 for a miss.
+
+        Of MaxBoxAcc a point a threshold, of V2 the thresholds of the first delta, the second, the third. The
+        other columns are what the control ``center_gaussian`` and the box of the whole input, a single point
+        a delta, score. NaN for images without a box inside the input and for maps of NaN. Components are
+        found on the CPU.
+        """
+        size = (maps.shape[1], maps.shape[2])
+        truth = _truth(batch.boxes, size)
+        scored = (truth[..., 2] > truth[..., 0]).any(1) & ~unreadable(maps).cpu().numpy()
+        truth = truth[scored]
+        whole = np.array([[0.0, 0.0, size[1], size[0]]])
+        overlaps = {
+            "": self._of_maps(maps[torch.from_numpy(scored).to(maps.device)], truth),
+            "_center": (_overlap(_center_boxes(size, self.thresholds), truth[:, None]),) * 2,
+            "_all_ones": (_overlap(whole, truth[:, None]),) * 2,
+        }
+        curves = {}
+        for of, (largest, best) in overlaps.items():
+            curves[f"max_box_acc{of}"] = largest >= DELTA
+            curves[f"max_box_acc_v2{of}"] = np.concatenate([best >= delta for delta in DELTAS], 1)
+        nothing = torch.full((len(maps),), torch.nan, device=maps.device)
+        return Scores(
+            {column.name: nothing for column in self.columns()},
+            {name: _spread(hits, scored).to(maps.device) for name, hits in curves.items()},
+        )
+
+    def _of_maps(self, maps: Tensor, truth: Floats) -> tuple[Floats, Floats]:
+        """Highest overlap of the largest component, and of any, with a box of (B, G, 4): (B, thresholds)."""
+        largest, best = np.zeros((2, len(maps), self.thresholds))
+        # How many thresholds each pixel is above.
+        levels = torch.bucketize(maps, _cuts(self.thresholds, maps.device), out_int32=True).cpu().numpy()
+        for k in range(self.thresholds):
+            found = components(levels > k)
+            overlap = _overlap(found.boxes, truth[found.image])
+            np.maximum.at(best[:, k], found.image, overlap)
+            most = np.zeros(len(maps), np.int64)
+            np.maximum.at(most, found.image, found.areas)
+            top = found.areas == most[found.image]
+            np.maximum.at(largest[:, k], found.image[top], overlap[top])
+        return largest, best
+
+    @staticmethod
+    def of_mean_curve(column: str, curves: Tensor) -> Tensor:
+        """The highest point of (R, points) mean curves; of V2 the mean over the deltas of each one's."""
+        if "_v2" in column:
+            return curves.unflatten(1, (len(DELTAS), -1)).amax(2).mean(1)
+        return curves.amax(1)
+
+
+def _cuts(thresholds: int, device: torch.device) -> Tensor:
+    return torch.arange(thresholds, device=device) / thresholds
+
+
+@cache
+def _center_boxes(size: tuple[int, int], thresholds: int) -> Floats:
+    """(thresholds, 4): of the centred Gaussian, whose pixels above any threshold are one component."""
+    cpu = torch.device("cpu")
+    above = center_map(size, cpu) > _cuts(thresholds, cpu)[:, None, None]
+    return components(above.numpy()).boxes
+
+
+def _truth(boxes: list[Tensor], size: tuple[int, int]) -> Floats:
+    """(B, G, 4): each image's boxes cut to the input; zeros for one that has no area, as all padding."""
+    padded = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True).double().cpu()
+    height, width = size
+    cut = padded.clamp(min=0).minimum(torch.tensor([width, height] * 2))
+    empty = (cut[..., 2:] <= cut[..., :2]).any(2, keepdim=True)
+    found: Floats = cut.masked_fill(empty, 0).numpy()
+    return found
+
+
+def _overlap(boxes: Floats, truth: Floats) -> Floats:
+    """(...) highest intersection over union of boxes (..., 4) with any of theirs (..., G, 4)."""
+    boxes = boxes[..., None, :]
+    low, high = np.maximum(boxes[..., :2], truth[..., :2]), np.minimum(boxes[..., 2:], truth[..., 2:])
+    shared = (high - low).clip(min=0).prod(-1)
+    both = (boxes[..., 2:] - boxes[..., :2]).prod(-1) + (truth[..., 2:] - truth[..., :2]).prod(-1)
+    highest: Floats = (shared / (both - shared)).max(-1, initial=0)
+    return highest
+
+
+def _spread(hits: NDArray[np.bool_], scored: NDArray[np.bool_]) -> Tensor:
+    """(B, points) float32: the hits of the images that are scored, NaN for the others."""
+    curves = torch.full((len(scored), hits.shape[1]), torch.nan)
+    curves[torch.from_numpy(scored)] = torch.from_numpy(hits).float()
+    return curves

@@ -1,0 +1,110 @@
+"""How much a map shows, whatever the classifier makes of it: entropy, effective complexity, mask area.
+
+All depend on how maps are prepared and on how many sites there are, and say nothing about faithfulness: maps
+of one site are the simplest. A map of zeros shows nothing, which is not simple: it has no value in any of
+them, nor in those of :mod:`tasks.metrics.shape`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from explainers.base import Parameters
+from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.ranking import sites_of
+from tasks.metrics.registry import register
+
+if TYPE_CHECKING:
+    from explainers.black_box import BlackBox
+
+
+class ComplexityParameters(Parameters):
+    """There are none."""
+
+
+@register
+class Entropy:
+    """Entropy of the map as a distribution over its n sites: 0 for a single site, ln n for a flat map."""
+
+    name: ClassVar[str] = "entropy"
+    title: ClassVar[str] = "Entropy of the map in nats (Bhatt et al. 2020)"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    Parameters: ClassVar[type[Parameters]] = ComplexityParameters
+
+    def __init__(self, classifier: BlackBox, parameters: ComplexityParameters) -> None:
+        pass
+
+    def columns(self) -> list[Column]:
+        return [Column("entropy", 0.0, math.inf, "lower")]
+
+    @torch.inference_mode()
+    def score(self, batch: MetricBatch, maps: Tensor) -> Scores:  # noqa: ARG002
+        """Score (B, \\*sites) prepared maps: -sum p ln p with p = map / sum; NaN for maps of zeros or NaN."""
+        values = maps.flatten(1).double().clamp(min=0)
+        total = values.sum(1, keepdim=True)
+        entropy = torch.special.entr(values / total).sum(1)
+        return Scores({"entropy": entropy.to(maps.dtype)})
+
+
+class EffectiveComplexityParameters(Parameters):
+    """``threshold``: a site counts if its value in the prepared map, in [0, 1], is above this."""
+
+    threshold: float = Field(default=1e-5, ge=0, lt=1)
+
+
+@register
+class EffectiveComplexity:
+    """The share of sites that the map uses.
+
+    CHOICE: values above a threshold are counted, as Quantus does, whose threshold is the default; a share, so
+    that sizes compare. Nguyen and Martínez themselves mean the fewest sites that tell the prediction.
+    """
+
+    name: ClassVar[str] = "effective_complexity"
+    title: ClassVar[str] = "Share of sites above a threshold (after Nguyen and Martínez 2020)"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    Parameters: ClassVar[type[Parameters]] = EffectiveComplexityParameters
+
+    def __init__(self, classifier: BlackBox, parameters: EffectiveComplexityParameters) -> None:  # noqa: ARG002
+        self.threshold = parameters.threshold
+
+    def columns(self) -> list[Column]:
+        return [Column("effective_complexity", 0.0, 1.0, "lower")]
+
+    @torch.inference_mode()
+    def score(self, batch: MetricBatch, maps: Tensor) -> Scores:  # noqa: ARG002
+        """Score (B, \\*sites) prepared maps: at least 1 / n, 1 for a flat one; NaN for zeros or NaN."""
+        share = (maps.flatten(1) > self.threshold).sum(1) / sites_of(maps)
+        return Scores({"effective_complexity": share.masked_fill(shows_nothing(maps), torch.nan)})
+
+
+@register
+class MaskArea:
+    """The mean of the map: the area of the mask it is, and the complexity of ADCC."""
+
+    name: ClassVar[str] = "mask_area"
+    title: ClassVar[str] = "Mean of the map (Poppi et al. 2021)"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    Parameters: ClassVar[type[Parameters]] = ComplexityParameters
+
+    def __init__(self, classifier: BlackBox, parameters: ComplexityParameters) -> None:
+        pass
+
+    def columns(self) -> list[Column]:
+        return [Column("mask_area", 0.0, 1.0, "lower")]
+
+    @torch.inference_mode()
+    def score(self, batch: MetricBatch, maps: Tensor) -> Scores:  # noqa: ARG002
+        """Score (B, \\*sites) prepared maps: at least 1 / n, 1 for a flat one; NaN for zeros or NaN."""
+        mean = maps.flatten(1).double().clamp(min=0).sum(1) / sites_of(maps)
+        return Scores({"mask_area": mean.to(maps.dtype).masked_fill(shows_nothing(maps), torch.nan)})
+
+
+def shows_nothing(maps: Tensor) -> Tensor:
+    """(B,) bool: which prepared (B, \\*sites) maps are zero, or NaN, at all of their sites."""
+    return ~(maps.flatten(1) > 0).any(1)

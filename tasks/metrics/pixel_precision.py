@@ -1,0 +1,126 @@
+"""How well a map's values tell the object's pixels from the others, without a threshold.
+
+Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020: PxAP.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from explainers.base import Parameters
+from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.preparation import unreadable
+from tasks.metrics.references import center_map
+from tasks.metrics.registry import register
+
+if TYPE_CHECKING:
+    from explainers.black_box import BlackBox
+
+
+class PixelPrecisionParameters(Parameters):
+    """``bins``: of the histograms of map values that the precision over the whole dataset is made of.
+
+    The authors' program has 100 by default.
+    """
+
+    bins: int = Field(default=100, ge=2, le=1000)
+
+
+@register
+class PixelPrecision:
+    """Average precision of the pixels: the area under precision against recall as the threshold falls.
+
+    Both are sums of precision times the recall gained, over thresholds, all pixels of a value entering at
+    once: a constant map, an all-zero one too, has the object's share of the pixels, and so on average a map
+    of noise. ``pxap`` is of all pixels of the dataset under common thresholds, large objects and maps of
+    large values weighing more; ``pixel_precision`` is of one image, at every value its map takes.
+
+    CHOICES, beside the authors' code: no pixels are left out, since masks mark none to ignore; and the last
+    bin holds the value 1 too, which there has a bin of its own.
+    """
+
+    name: ClassVar[str] = "pixel_precision"
+    title: ClassVar[str] = "PxAP: average precision of the object's pixels (Choe et al. 2020)"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.MASKS})
+    Parameters: ClassVar[type[Parameters]] = PixelPrecisionParameters
+
+    def __init__(self, classifier: BlackBox, parameters: PixelPrecisionParameters) -> None:  # noqa: ARG002
+        self.bins = parameters.bins
+
+    def columns(self) -> list[Column]:
+        return [
+            Column("pxap", 0.0, 1.0, "higher", pooled="curve"),
+            Column("pxap_center", 0.0, 1.0, None, pooled="curve"),
+            Column("pxap_all_ones", 0.0, 1.0, None, pooled="curve"),
+            Column("pixel_precision", 0.0, 1.0, "higher"),
+            Column("pixel_precision_center", 0.0, 1.0, None),
+            Column("pixel_precision_all_ones", 0.0, 1.0, None),
+        ]
+
+    @torch.inference_mode()
+    def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
+        """Score (B, H, W) prepared maps.
+
+        A curve is how many of the object's pixels lie in each bin, from 0 to 1, and then of the others. The
+        columns ``center`` are what the control ``center_gaussian`` scores, ``all_ones`` what a constant map
+        does, from a single bin: the object's share of the pixels. All are NaN for images without a mask and
+        for maps of NaN.
+        """
+        masks = torch.zeros_like(maps, dtype=torch.bool) if batch.masks is None else batch.masks
+        objects, values = masks.flatten(1), maps.flatten(1)
+        center = center_map((maps.shape[1], maps.shape[2]), maps.device).flatten()[None]
+        undefined = (~objects.any(1) | unreadable(maps))[:, None]
+        curves = {
+            "pxap": histograms(values, objects, self.bins),
+            "pxap_center": histograms(center, objects, self.bins),
+            "pxap_all_ones": histograms(torch.ones_like(center), objects, 1),
+        }
+        images = {
+            "pixel_precision": average_precision(values, objects),
+            "pixel_precision_center": average_precision(center, objects),
+            "pixel_precision_all_ones": objects.float().mean(1),
+        }
+        images |= dict.fromkeys(curves, torch.full_like(images["pixel_precision"], torch.nan))
+        return Scores(
+            {c.name: images[c.name].masked_fill(undefined[:, 0], torch.nan) for c in self.columns()},
+            {name: curve.masked_fill(undefined, torch.nan) for name, curve in curves.items()},
+        )
+
+    @staticmethod
+    def of_mean_curve(column: str, curves: Tensor) -> Tensor:  # noqa: ARG004
+        """(R,) average precision of (R, 2 bins) histograms, of any scale."""
+        inside, outside = curves.unflatten(1, (2, -1)).flip(2).unbind(1)
+        found, taken = inside.cumsum(1), (inside + outside).cumsum(1)
+        precision = torch.where(taken > 0, found / taken, 0)
+        return (inside * precision).sum(1) / found[:, -1]
+
+
+def histograms(values: Tensor, objects: Tensor, bins: int) -> Tensor:
+    """(B, 2 bins) float32: counts of (B, N) values in [0, 1], or the same (1, N), in and out of the object.
+
+    Bin i holds [i, i + 1) / bins, the last one 1 too; NaN is counted anywhere.
+    """
+    places = (values * bins).nan_to_num().long().clamp(0, bins - 1) + torch.where(objects, 0, bins)
+    counts = torch.zeros(len(objects), 2 * bins, device=values.device)
+    # Counts are exact in float32 up to 16 million pixels, so the order of the additions does not matter.
+    return counts.scatter_add_(1, places, torch.ones_like(places, dtype=counts.dtype))
+
+
+def average_precision(values: Tensor, objects: Tensor) -> Tensor:
+    """(B,) float32 average precision of (B, N) values, or of the same (1, N), for (B, N) bool objects.
+
+    Ties enter together. NaN where no object is.
+    """
+    descending, order = values.sort(1, descending=True)
+    hits = objects.gather(1, order.expand_as(objects)).double().cumsum(1)
+    taken = torch.arange(1, hits.shape[1] + 1, device=hits.device)
+    # Precision is read where the next value is lower; in between a threshold would divide a tie.
+    last = torch.ones_like(descending, dtype=torch.bool)
+    last[:, :-1] = descending[:, 1:] != descending[:, :-1]
+    read = torch.where(last, hits, 0).cummax(1).values
+    gained = read.diff(dim=1, prepend=torch.zeros_like(read[:, :1]))
+    return ((gained * hits / taken).sum(1) / hits[:, -1]).float()

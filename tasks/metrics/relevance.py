@@ -1,0 +1,95 @@
+"""Localisation against the object's pixels: relevance mass and relevance rank accuracy.
+
+Arras, Osman and Samek, "CLEVR-XAI: A benchmark dataset for the ground truth evaluation of neural network
+explanations", Information Fusion 2022.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from explainers.base import Parameters
+from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.preparation import unreadable
+from tasks.metrics.ranking import ranks
+from tasks.metrics.registry import register
+
+if TYPE_CHECKING:
+    from explainers.black_box import BlackBox
+
+
+class RelevanceParameters(Parameters):
+    """There are none."""
+
+
+class _Relevance:
+    """A score in [0, 1] of a map against a mask, beside the mask's share of the input."""
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.MASKS})
+    Parameters: ClassVar[type[Parameters]] = RelevanceParameters
+
+    def __init__(self, classifier: BlackBox, parameters: RelevanceParameters) -> None:
+        pass
+
+    def columns(self) -> list[Column]:
+        return [Column(self.name, 0.0, 1.0, "higher"), Column(f"{self.name}_area", 0.0, 1.0, None)]
+
+    @torch.inference_mode()
+    def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
+        """Score (B, H, W) prepared maps.
+
+        The second column is the mask's share of the input. Both are NaN for images without a mask, for maps
+        of NaN, and where the first is not defined.
+        """
+        masks = torch.zeros_like(maps, dtype=torch.bool) if batch.masks is None else batch.masks
+        accuracy = self.accuracy(batch, maps, masks)
+        area = masks.to(maps.dtype).mean((1, 2))
+        undefined = (area == 0) | unreadable(maps) | accuracy.isnan()
+        return Scores(
+            {
+                self.name: accuracy.masked_fill(undefined, torch.nan),
+                f"{self.name}_area": area.masked_fill(undefined, torch.nan),
+            }
+        )
+
+    def accuracy(self, batch: MetricBatch, maps: Tensor, masks: Tensor) -> Tensor:
+        """(B,), anything or NaN where it is not defined."""
+        raise NotImplementedError
+
+
+@register
+class RelevanceMassAccuracy(_Relevance):
+    """The share of the map that lies on the object's pixels, which for a flat map is their share.
+
+    A map of zeros has no share to give and no score.
+    """
+
+    name: ClassVar[str] = "relevance_mass_accuracy"
+    title: ClassVar[str] = "Share of the map on the object's pixels (Arras et al. 2022)"
+
+    def accuracy(self, batch: MetricBatch, maps: Tensor, masks: Tensor) -> Tensor:  # noqa: ARG002
+        """The map's sum on the mask by its sum."""
+        return (maps * masks).sum((1, 2)) / maps.sum((1, 2))
+
+
+@register
+class RelevanceRankAccuracy(_Relevance):
+    """Of the K most salient pixels the share on the object, which has K pixels.
+
+    For a map in random order this is the object's share of the pixels on average. Ties are in the random
+    order of the image's seed, so flat maps, all-zero ones too, are maps in random order.
+    """
+
+    name: ClassVar[str] = "relevance_rank_accuracy"
+    title: ClassVar[str] = "Share of the K most salient pixels on an object of K pixels (Arras et al. 2022)"
+
+    def accuracy(self, batch: MetricBatch, maps: Tensor, masks: Tensor) -> Tensor:
+        """Pixels that are on the mask and among the first K, by K."""
+        objects = masks.flatten(1)
+        size = objects.sum(1)
+        first = ranks(maps, batch.seeds) < size[:, None]
+        return (first & objects).sum(1) / size
