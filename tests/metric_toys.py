@@ -1,9 +1,15 @@
 """Stand-ins for the classifier, and batches for metrics: only what metrics ask for."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from explainers.classifier import Classifier
 from tasks.metrics.base import MetricBatch
@@ -11,6 +17,7 @@ from tasks.metrics.preparation import prepare
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+REAL = Path(os.environ.get("FLOODLIT_REAL", Path(__file__).parents[2] / "shared" / "real"))
 
 
 class ToyClassifier:
@@ -19,9 +26,12 @@ class ToyClassifier:
     It raises the device's out-of-memory error on more than ``memory`` rows at once.
     """
 
+    input_size = (12, 10)  # of those tests alone whose metrics lay out cells
+    supports_patches = False
     modality, fills, graded = "image", Classifier.fills, True
     fill, sites = Classifier.fill, Classifier.sites
     device = torch.device("cpu")
+    num_classes = 5  # of small_network
 
     def __init__(self, network: nn.Module, mean=MEAN, std=STD, memory: int | None = None) -> None:
         self.network = network.eval()
@@ -81,6 +91,34 @@ def small_network(classes: int = 5) -> nn.Module:
             nn.Flatten(),
             nn.Linear(32, classes),
         )
+
+
+class ConvMlp(nn.Module):
+    """Three convolutions and two linear layers, from a file of their weights."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        for name in (key.removesuffix(".weight") for key in state if key.endswith("weight")):
+            shape = state[f"{name}.weight"].shape
+            kind = nn.Linear if len(shape) == 2 else nn.Conv2d
+            self.add_module(name, kind(shape[1], shape[0], *[] if len(shape) == 2 else [shape[2:]]))
+        self.load_state_dict(state)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        first, second, third, hidden, last = self.children()
+        found = F.max_pool2d(first(inputs).relu(), 2)
+        found = third(F.max_pool2d(second(found).relu(), 2)).relu()
+        return last(hidden(found.flatten(1)).relu())
+
+
+def real_network_and_images(count: int = 32) -> tuple[nn.Module, Tensor]:
+    """A trained network of 32x32 pixels in [0, 1] to 10 classes, and photographs for it."""
+    if not (REAL / "weights").is_dir():
+        pytest.skip(f"no real test material in {REAL}; FLOODLIT_REAL says where it is")
+    network = ConvMlp(torch.load(REAL / "weights/cnn3_mlp2_cifar10.pth", weights_only=True))
+    files = sorted((REAL / "images/cifar10").rglob("*.png"))[:: 1000 // count][:count]
+    pixels = np.stack([np.array(Image.open(file).convert("RGB")) for file in files])
+    return network, torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
 
 
 def random_inputs(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:

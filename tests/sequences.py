@@ -7,10 +7,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from explainers.base import Batch
-from explainers.black_box import check_fill
+from explainers.base import Batch, Need
+from explainers.black_box import BlackBox, check_fill
+from explainers.masked_forward import target_log_odds
 from explainers.tensors import TensorClassifier
 from tasks.metrics.base import MetricBatch
+from tasks.metrics.preparation import prepare
 
 CLS, SEP, MASK = 0, 1, 2
 LENGTH = 12
@@ -32,7 +34,8 @@ class Words:
     fingerprint: ClassVar = "words"
 
     def __init__(self, weights: Tensor) -> None:
-        self.weights, self.rows = torch.cat([torch.zeros(3), weights]), 0
+        self.network = torch.nn.Embedding.from_pretrained(torch.cat([torch.zeros(3), weights])[:, None])
+        self.rows = 0
 
     def inputs_of(self, stored: Tensor) -> Tensor:
         return stored.long()
@@ -40,7 +43,7 @@ class Words:
     def logits(self, inputs: Tensor) -> Tensor:
         self.rows += len(inputs)
         ids = inputs[:, 0]
-        logit = torch.where(ids >= 0, self.weights[ids.clamp(min=0)], 0).sum(1)
+        logit = torch.where(ids >= 0, self.network(ids.clamp(min=0))[..., 0], 0).sum(1)
         return torch.stack([torch.zeros_like(logit), logit], 1)
 
     def sites(self, inputs: Tensor) -> Tensor:
@@ -71,10 +74,39 @@ def batch_of(inputs: Tensor, forwards: int = 5) -> Batch:
 
 
 def metric_batch_of(classifier: Words | TensorClassifier, inputs: Tensor) -> MetricBatch:
-    """The same for metrics."""
+    """The same for metrics. Its explainer is :class:`Absences`."""
     batch = batch_of(inputs)
     confidence = classifier.logits(inputs).softmax(1)[:, 1]
-    return MetricBatch(batch.inputs, batch.targets, batch.seeds, confidence, [], batch.forwards)
+    explain = Absences(classifier, batch.targets)
+    return MetricBatch(
+        batch.inputs, batch.targets, batch.seeds, confidence, [], batch.forwards, explain=explain
+    )
+
+
+class Absences:
+    """An explainer that metrics can run again: what each site's absence costs the target, in log-odds."""
+
+    def __init__(self, classifier: BlackBox, targets: Tensor) -> None:
+        self.classifier, self.targets = classifier, targets
+        self.needs: frozenset[Need] = frozenset()
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        rows: Tensor,
+        *,
+        targets: Tensor | None = None,
+        classifier: BlackBox | None = None,
+    ) -> Tensor:
+        asked = classifier or self.classifier
+        wanted = self.targets[rows] if targets is None else targets
+        hidden = asked.fill(inputs, asked.fills[0])
+        whole, *without = (
+            target_log_odds(asked.logits(torch.where(absent, hidden, inputs)), wanted)
+            for absent in torch.eye(inputs.shape[2] + 1, dtype=torch.bool)[:, 1:]
+        )
+        maps = whole[:, None] - torch.stack(without, 1)
+        return prepare(maps, tuple(inputs.shape[2:]), asked.sites(inputs))[0]
 
 
 class LinearSeries(torch.nn.Module):

@@ -139,7 +139,9 @@ def test_the_average_drop_of_a_text_keeps_its_most_salient_tokens_and_masks_the_
     found, _ = prepared()
     scores = metric.score(batch, found).values
     assert list(scores) == [
-        f"{kind}_{level}" for kind in ("average_drop", "increase_in_confidence") for level in (50, 15)
+        f"{kind}_{level}"
+        for kind in ("average_drop", "increase_in_confidence", "average_gain")
+        for level in (50, 15)
     ]
     for row, text in enumerate(TEXTS):
         order = order_of(text, found[row])
@@ -153,6 +155,8 @@ def test_the_average_drop_of_a_text_keeps_its_most_salient_tokens_and_masks_the_
             drop = max(0.0, before - after) / before
             assert float(scores[f"average_drop_{level}"][row]) == pytest.approx(drop, abs=1e-5)
             assert bool(scores[f"increase_in_confidence_{level}"][row]) == (after > before)
+            gain = max(0.0, after - before) / (1 - before)
+            assert float(scores[f"average_gain_{level}"][row]) == pytest.approx(gain, abs=1e-5)
 
 
 def test_a_series_is_multiplied_by_its_map() -> None:

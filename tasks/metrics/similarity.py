@@ -1,0 +1,75 @@
+"""How alike two prepared maps of the same input are, for metrics that run the explainer again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from explainers.masking import gaussian_blur
+from tasks.metrics.preparation import unreadable
+
+_SIGMA, _RADIUS = 1.5, 5  # pixels: a window of 11x11 (Wang et al. 2004, section III-B)
+_C1, _C2 = 0.01**2, 0.03**2  # their constants, for values in [0, 1]
+
+
+def mean_ranks(values: Tensor) -> Tensor:
+    """(B, N) float64 ranks within each row, from 1 for the smallest; equal values share their mean rank."""
+    ascending = values.sort(1).values
+    values = values.contiguous()
+    below = torch.searchsorted(ascending, values)
+    up_to = torch.searchsorted(ascending, values, right=True)
+    return (below + up_to + 1).double() / 2
+
+
+def spearman(maps: Tensor, others: Tensor) -> Tensor:
+    r"""Spearman's rank correlation of maps over their sites: Pearson's of mean ranks.
+
+    Parameters
+    ----------
+    maps, others
+        (B, \*sites) prepared, -inf at the same sites, which do not count.
+
+    Returns
+    -------
+    (B,) float32
+        In [-1, 1]. NaN where either map is NaN or has the same value everywhere.
+    """
+    here = ~maps.flatten(1).isneginf()
+    n = here.sum(1, keepdim=True)
+    # Sites that do not count tie at the bottom in both, and shift all other ranks by the same number.
+    ranked = [mean_ranks(each.flatten(1)) for each in (maps, others)]
+    a, b = (here * (ranks - (here * ranks).sum(1, keepdim=True) / n) for ranks in ranked)
+    correlation = (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
+    undefined = unreadable(maps) | unreadable(others) | flat(maps) | flat(others)
+    return correlation.clamp(-1, 1).masked_fill(undefined, torch.nan).float()
+
+
+def flat(maps: Tensor) -> Tensor:
+    r"""(B,) bool: which prepared (B, \*sites) maps have one value at all sites that count."""
+    values = maps.flatten(1)
+    return values.amax(1) == values.masked_fill(values.isneginf(), torch.inf).amin(1)
+
+
+def ssim(maps: Tensor, others: Tensor) -> Tensor:
+    """Mean structural similarity (Wang, Bovik, Sheikh and Simoncelli, IEEE TIP 2004, eq. 13).
+
+    The window is their Gaussian, 11x11 with sigma 1.5. Beyond the border lies the mirrored map, so that all
+    pixels count and maps may be smaller than the window.
+
+    Parameters
+    ----------
+    maps, others
+        (B, H, W) prepared.
+
+    Returns
+    -------
+    (B,) float32
+        In [-1, 1], 1 for equal maps, flat ones too. NaN where either map is NaN.
+    """
+    x, y = maps, others
+    moments = torch.stack([x, y, x * x, y * y, x * y], 1)
+    mean_x, mean_y, xx, yy, xy = gaussian_blur(moments, _SIGMA, _RADIUS).unbind(1)
+    luminance = (2 * mean_x * mean_y + _C1) / (mean_x**2 + mean_y**2 + _C1)
+    covariance, variances = xy - mean_x * mean_y, xx - mean_x**2 + yy - mean_y**2
+    structure = (2 * covariance + _C2) / (variances + _C2)
+    return (luminance * structure).mean((1, 2)).clamp(-1, 1).float()
