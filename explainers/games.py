@@ -31,7 +31,9 @@ class CellParameters(PresetParameters):
     """Which cells play, what an absent one shows, and what a set of them is worth."""
 
     grid: int | None = Field(
-        None, ge=1, description="cells a side; by default a transformer's own patches, and 14 for others"
+        None,
+        ge=1,
+        description="cells a side; by default a transformer's own patches, else 14, or as many as pixels",
     )
     fill: Fill | None = Field(
         None, description="what absent cells show; by default a transformer drops their tokens, else mean"
@@ -77,7 +79,8 @@ class Cells:
         if parameters.grid is not None:
             self.grid = parameters.grid, parameters.grid
         else:
-            self.grid = classifier.patch_grid if drops else (CELLS, CELLS)
+            rows, columns = (min(CELLS, pixels) for pixels in classifier.input_size)
+            self.grid = classifier.patch_grid if drops else (rows, columns)
         self.count = self.grid[0] * self.grid[1]
         self._check(drops)
         self.encode = class_token_alone(classifier) if drops else None

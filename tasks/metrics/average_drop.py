@@ -1,7 +1,8 @@
-"""Average drop and increase in confidence: what the class keeps of its probability under the map as a mask.
+"""What the class keeps of its probability under the map as a mask, and loses under its inverse.
 
-Chattopadhay et al., "Grad-CAM++", WACV 2018; the levels are those of Ntrougkas, Gkalelis and Mezaris, "TAME",
-ISM 2022.
+Average drop and increase in confidence: Chattopadhay et al., "Grad-CAM++", WACV 2018; the levels are those of
+Ntrougkas, Gkalelis and Mezaris, "TAME", ISM 2022. Average gain: Zhang et al., "Opti-CAM", CVIU 2024. Average
+drop in deletion: Jung and Oh, "Towards Better Explanations of Class Activation Mapping", ICCV 2021.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 
 _FILLS = {
-    "image": "black: pixels times the map, before normalisation",
+    "image": "black: pixels times {mask}, before normalisation",
     "text": "tokens that are not kept are hidden: mask tokens, or none where there is no mask token",
-    "tensor": "zero: numbers times the map",
+    "tensor": "zero: numbers times {mask}",
 }
 
 
@@ -43,22 +44,12 @@ class AverageDropParameters(Parameters):
         return levels
 
 
-@register
-class AverageDrop:
-    """Per image max(0, c - o) / c and whether o > c, c being the target's probability on the input, o on
-    the input times the map; their means over all N images are AD and IC.
+class _Masked:
+    """The target's probability under the map as a mask, cut to the most salient sites at each level."""
 
-    A text cannot be multiplied: of a text the most salient tokens stay as they are, at least one, and mask
-    tokens stand for the others (or nothing, where there is no such token). Where all tokens stay nothing is
-    measured: level 100 is left out, and a text of a single token has no value.
-    """
-
-    name: ClassVar[str] = "average_drop"
-    title: ClassVar[str] = (
-        "Average drop and increase in confidence (Chattopadhay et al. 2018) at TAME's levels"
-    )
     needs: ClassVar[frozenset[Need]] = frozenset()
     Parameters: ClassVar[type[Parameters]] = AverageDropParameters
+    inverse: ClassVar[bool]  # whether the mask hides what is salient, instead of all else
 
     def __init__(self, classifier: BlackBox, parameters: AverageDropParameters) -> None:
         self.classifier = classifier
@@ -66,21 +57,15 @@ class AverageDrop:
         if not self.levels:
             raise ValueError("levels: at 100 % every token is kept; choose some below")
 
-    def columns(self) -> list[Column]:
-        fill = _FILLS[self.classifier.modality]
-        drops = [Column(f"average_drop_{level}", 0.0, 1.0, "lower", fill) for level in self.levels]
-        gains = [Column(f"increase_in_confidence_{level}", 0.0, 1.0, "higher", fill) for level in self.levels]
-        return drops + gains
+    @property
+    def _filled_with(self) -> str:
+        mask = "1 - map" if self.inverse else "the map"
+        return _FILLS[self.classifier.modality].format(mask=mask)
 
-    @torch.inference_mode()
-    def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, \\*sites) prepared maps; NaN for maps of NaN, and for a drop from probability zero."""
-        before = batch.confidence[:, None]
-        after = self._probabilities(batch, maps)
-        drops = (before - after).clamp(min=0) / before
-        gains = (after > before).to(drops.dtype).masked_fill(after.isnan(), torch.nan)
-        scores = torch.cat([drops, gains], 1).masked_fill(unreadable(maps)[:, None], torch.nan)
-        return Scores({column.name: score for column, score in zip(self.columns(), scores.T, strict=True)})
+    def _named(self, columns: list[Column], numbers: list[Tensor], maps: Tensor) -> Scores:
+        """The (B, levels) numbers under their names, level by level; NaN for maps of NaN."""
+        scores = torch.cat(numbers, 1).masked_fill(unreadable(maps)[:, None], torch.nan)
+        return Scores({column.name: score for column, score in zip(columns, scores.T, strict=True)})
 
     def _probabilities(self, batch: MetricBatch, maps: Tensor) -> Tensor:
         """(B, levels) probability of the target on the inputs masked at each level; NaN where none is."""
@@ -93,16 +78,87 @@ class AverageDrop:
         )
 
         def compose(image: Tensor, level: Tensor) -> Tensor:
-            kept = (order[image] < counts[image, level, None]).view(-1, 1, *maps.shape[1:])
+            salient = (order[image] < counts[image, level, None]).view(-1, 1, *maps.shape[1:])
             if hidden is not None:
-                return torch.where(kept, batch.inputs[image], hidden[image])
-            return batch.inputs[image] * (maps[image, None] * kept)
+                return torch.where(salient ^ self.inverse, batch.inputs[image], hidden[image])
+            mask = maps[image, None] * salient
+            return batch.inputs[image] * (1 - mask if self.inverse else mask)
 
         after = target_probabilities(self.classifier, batch, len(self.levels), compose)
         whole = counts == sites[:, None]
         if hidden is not None:
             return after.masked_fill(whole, torch.nan)
-        # A mask of ones leaves the input as it was: without this, the rounding of one forward pass against
+        # Such a mask leaves the input as it was: without this, the rounding of one forward pass against
         # another would decide whether the confidence "increased".
-        ones = (maps == 1).flatten(1).all(1)
-        return torch.where(ones[:, None] & whole, batch.confidence[:, None], after)
+        unchanged = (maps == float(not self.inverse)).flatten(1).all(1)[:, None] & (whole | self.inverse)
+        return torch.where(unchanged, batch.confidence[:, None], after)
+
+
+@register
+class AverageDrop(_Masked):
+    """Per image max(0, c - o) / c, whether o > c, and max(0, o - c) / (1 - c).
+
+    c is the target's probability on the input, o on the input times the map; the means over all N images are
+    average drop, increase in confidence and average gain.
+
+    A text cannot be multiplied: of a text the most salient tokens stay as they are, at least one, and mask
+    tokens stand for the others (or nothing, where there is no such token). Where all tokens stay nothing is
+    measured: level 100 is left out, and a text of a single token has no value.
+    """
+
+    name: ClassVar[str] = "average_drop"
+    title: ClassVar[str] = (
+        "Average drop, increase in confidence (Chattopadhay et al. 2018) and gain at TAME's levels"
+    )
+    inverse: ClassVar[bool] = False
+
+    def columns(self) -> list[Column]:
+        ways = {"average_drop": "lower", "increase_in_confidence": "higher", "average_gain": "higher"}
+        return [
+            Column(f"{name}_{level}", 0.0, 1.0, better, self._filled_with)
+            for name, better in ways.items()
+            for level in self.levels
+        ]
+
+    @torch.inference_mode()
+    def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
+        """Score (B, \\*sites) prepared maps.
+
+        NaN for maps of NaN; for a drop from probability 0, and a gain on probability 1.
+        """
+        before = batch.confidence[:, None]
+        after = self._probabilities(batch, maps)
+        drops = (before - after).clamp(min=0) / before
+        increases = (after > before).to(drops.dtype).masked_fill(after.isnan(), torch.nan)
+        gains = (after - before).clamp(min=0) / (1 - before)
+        return self._named(self.columns(), [drops, increases, gains], maps)
+
+
+@register
+class AverageDropInDeletion(_Masked):
+    """Per image (c - d) / c, d being the target's probability on the input times 1 - map; high is good.
+
+    The mean over all images is average drop in deletion. As in the paper a rise counts against a drop; there
+    only level 100 is used. At lower levels the most salient sites alone are taken away, each as far as its
+    saliency says. A map of zeros takes nothing away: 0. One of ones leaves black at level 100.
+
+    Of a text the most salient tokens are hidden, at least one, whatever their saliency, by mask tokens (or
+    taken out, where there is no such token). Where all are, nothing is measured: level 100 is left out, and a
+    text of a single token has no value.
+    """
+
+    name: ClassVar[str] = "average_drop_in_deletion"
+    title: ClassVar[str] = "Average drop under the inverted map (Jung and Oh 2021), at TAME's levels"
+    inverse: ClassVar[bool] = True
+
+    def columns(self) -> list[Column]:
+        return [
+            Column(f"{self.name}_{level}", float("-inf"), 1.0, "higher", self._filled_with)
+            for level in self.levels
+        ]
+
+    @torch.inference_mode()
+    def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
+        """Score (B, \\*sites) prepared maps; NaN for maps of NaN, and for a drop from probability 0."""
+        before = batch.confidence[:, None]
+        return self._named(self.columns(), [(before - self._probabilities(batch, maps)) / before], maps)

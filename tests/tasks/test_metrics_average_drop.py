@@ -1,4 +1,7 @@
-"""Average drop and increase in confidence against the definition, one image at a time."""
+"""Average drop, gain, increase in confidence, drop in deletion: by definition, one image at a time."""
+
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +16,9 @@ from metric_toys import (
     rows_of,
     small_network,
 )
-from tasks.metrics.average_drop import AverageDrop, AverageDropParameters
+from sequences import MASK, Words, metric_batch_of, texts
+from tasks.metrics.average_drop import AverageDrop, AverageDropInDeletion, AverageDropParameters
+from tasks.metrics.preparation import prepare
 
 SIZE = (9, 7)
 LEVELS = (100, 50, 15)
@@ -23,20 +28,25 @@ def metric(classifier, **parameters):
     return AverageDrop(classifier, AverageDropParameters(**parameters))
 
 
-def slow_scores(classifier, image, target: int, saliency, level: int) -> tuple[float, float]:
-    """Drop and increase of one image: sort, cut, multiply, run."""
+def inverse(classifier, **parameters):
+    return AverageDropInDeletion(classifier, AverageDropParameters(**parameters))
+
+
+def slow_scores(classifier, image, target: int, saliency, level: int) -> tuple[float, ...]:
+    """Drop, increase, gain, and drop in deletion, of one image: sort, cut, multiply, run."""
     mask = saliency.numpy().astype(float)
     kept = round(level / 100 * mask.size)
     for pixel in np.argsort(-mask.ravel())[kept:]:
         mask.ravel()[pixel] = 0.0
-    masked = torch.from_numpy(image.numpy() * mask).float()
 
-    def probability(pixels):
+    def probability(mask):
         with torch.no_grad():
-            return float(classifier.logits(pixels[None])[0].double().softmax(0)[target])
+            masked = torch.from_numpy(image.numpy() * mask).float()
+            return float(classifier.logits(masked[None])[0].double().softmax(0)[target])
 
-    before, after = probability(image), probability(masked)
-    return max(0.0, before - after) / before, float(after > before)
+    before, after, deleted = (probability(one) for one in (np.ones_like(mask), mask, 1 - mask))
+    gain = max(0.0, after - before) / (1 - before)
+    return max(0.0, before - after) / before, float(after > before), gain, (before - deleted) / before
 
 
 @pytest.mark.parametrize("levels", [LEVELS, (37,), (1, 99)])
@@ -54,6 +64,10 @@ def test_drops_and_increases_equal_a_loop_over_images_and_levels(levels):
         )
         np.testing.assert_allclose(values[f"average_drop_{level}"], expected[:, 0], atol=2e-6)
         np.testing.assert_array_equal(values[f"increase_in_confidence_{level}"], expected[:, 1])
+        np.testing.assert_allclose(values[f"average_gain_{level}"], expected[:, 2], atol=2e-6)
+        found = inverse(classifier, levels=levels).score(batch, maps).values
+        assert list(found) == [f"average_drop_in_deletion_{level}" for level in levels]
+        np.testing.assert_allclose(found[f"average_drop_in_deletion_{level}"], expected[:, 3], atol=2e-6)
 
 
 def test_the_comparison_sees_both_drops_and_increases():
@@ -64,6 +78,10 @@ def test_the_comparison_sees_both_drops_and_increases():
     assert 0 < gains.sum() < gains.numel()
     drops = torch.stack([values[f"average_drop_{level}"] for level in LEVELS])
     assert torch.equal(drops == 0, gains == 1)
+    shares = torch.stack([values[f"average_gain_{level}"] for level in LEVELS])
+    assert torch.equal(shares > 0, gains == 1)
+    deleted = torch.stack(list(inverse(classifier).score(batch, random_maps(12, SIZE)).values.values()))
+    assert deleted.min() < 0 < deleted.max()
 
 
 def test_a_map_of_ones_drops_nothing_and_increases_nothing_at_all_pixels():
@@ -74,7 +92,30 @@ def test_a_map_of_ones_drops_nothing_and_increases_nothing_at_all_pixels():
     values = metric(classifier).score(batch, torch.ones(7, *SIZE)).values
     assert torch.equal(values["average_drop_100"], torch.zeros(7))
     assert torch.equal(values["increase_in_confidence_100"], torch.zeros(7))
+    assert torch.equal(values["average_gain_100"], torch.zeros(7))
     assert (values["average_drop_15"] > 0).any()
+
+
+def test_a_map_of_zeros_deletes_nothing_at_all_and_one_of_ones_everything():
+    classifier = ToyClassifier(small_network())
+    batch = batch_of(classifier, random_inputs(3, SIZE))
+    batch = replace(batch, confidence=batch.confidence * (1 - 1e-6))
+    for value in inverse(classifier).score(batch, torch.zeros(3, *SIZE)).values.values():
+        assert torch.equal(value, torch.zeros(3))
+    values = inverse(classifier).score(batch, torch.ones(3, *SIZE)).values
+    with torch.no_grad():
+        black = classifier.logits(torch.zeros(1, 3, *SIZE)).softmax(1)[0, batch.targets]
+    torch.testing.assert_close(values["average_drop_in_deletion_100"], 1 - black / batch.confidence)
+    assert not torch.equal(values["average_drop_in_deletion_15"], values["average_drop_in_deletion_100"])
+
+
+def test_columns_say_what_is_multiplied_with_and_which_way_is_better():
+    classifier = ToyClassifier(small_network())
+    kept, deleted = metric(classifier).columns(), inverse(classifier).columns()
+    assert [column.better for column in kept] == ["lower"] * 3 + ["higher"] * 6
+    assert {column.fill for column in kept} == {"black: pixels times the map, before normalisation"}
+    assert {(column.low, column.high, column.better) for column in deleted} == {(-math.inf, 1.0, "higher")}
+    assert {column.fill for column in deleted} == {"black: pixels times 1 - map, before normalisation"}
 
 
 def test_a_map_of_zeros_leaves_a_black_input_at_every_level():
@@ -116,9 +157,10 @@ def test_neither_chunk_size_nor_a_full_device_changes_a_score():
 
     def values(forwards, memory=None):
         classifier = ToyClassifier(network, memory=memory)
-        found = metric(classifier).score(batch_of(classifier, inputs, forwards=forwards), maps).values
+        batch = batch_of(classifier, inputs, forwards=forwards)
+        found = [make(classifier).score(batch, maps).values.values() for make in (metric, inverse)]
         assert classifier.largest <= forwards
-        return torch.stack(list(found.values()))
+        return torch.stack([*found[0], *found[1]])
 
     whole = values(1000)
     for forwards, memory in ((1, None), (5, None), (64, 4)):
@@ -129,11 +171,12 @@ def test_a_batch_scores_as_its_images_one_by_one():
     classifier = ToyClassifier(small_network())
     batch = batch_of(classifier, random_inputs(4, SIZE))
     maps = (random_maps(4, SIZE) * 3).round() / 3
-    together = metric(classifier).score(batch, maps).values
-    for row in range(4):
-        alone = metric(classifier).score(rows_of(batch, [row]), maps[row : row + 1]).values
-        for name, value in alone.items():
-            torch.testing.assert_close(value, together[name][row : row + 1], atol=1e-6, rtol=0)
+    for make in (metric, inverse):
+        together = make(classifier).score(batch, maps).values
+        for row in range(4):
+            alone = make(classifier).score(rows_of(batch, [row]), maps[row : row + 1]).values
+            for name, value in alone.items():
+                torch.testing.assert_close(value, together[name][row : row + 1], atol=1e-6, rtol=0)
 
 
 def test_nothing_can_drop_from_a_probability_of_zero():
@@ -143,6 +186,41 @@ def test_nothing_can_drop_from_a_probability_of_zero():
     values = metric(classifier).score(batch, torch.zeros(1, 4, 4)).values
     assert values["average_drop_50"].isnan().all()
     assert values["increase_in_confidence_50"].item() == 1
+    assert values["average_gain_50"].item() == pytest.approx(0.5)
+    found = inverse(classifier).score(batch, torch.ones(1, 4, 4)).values
+    assert found["average_drop_in_deletion_50"].isnan().all()
+
+
+def test_nothing_can_be_gained_on_a_probability_of_one():
+    classifier = ToyClassifier(LinearPixels(torch.full((3, 4, 4), 1e4)), mean=(0.0,) * 3)
+    batch = batch_of(classifier, torch.ones(2, 3, 4, 4))
+    assert (batch.confidence == 1).all()
+    values = metric(classifier).score(batch, random_maps(2, (4, 4))).values
+    for level in LEVELS:
+        assert values[f"average_gain_{level}"].isnan().all()
+        assert torch.equal(values[f"increase_in_confidence_{level}"], torch.zeros(2))
+
+
+def test_of_a_text_the_most_salient_tokens_are_hidden_and_the_others_stay():
+    weights = [1.0, -0.5, 2.0, 0.25]
+    classifier = Words(torch.tensor(weights))
+    inputs = texts([[3], [4, 5], [6]], [[5]])
+    maps, _ = prepare(torch.tensor([[0, 0.1, 0.4, 0.9, 0.3, 0] + [0] * 6] * 2), (12,), inputs[:, 1] >= 0)
+    values = inverse(classifier).score(metric_batch_of(classifier, inputs), maps).values
+    assert list(values) == ["average_drop_in_deletion_50", "average_drop_in_deletion_15"]
+
+    def probability(kept):
+        return 1 / (1 + math.exp(-sum(weights[i] for i in kept)))
+
+    before = probability(range(4))
+    for level, kept in ((50, (0, 3)), (15, (0, 1, 3))):
+        expected = (before - probability(kept)) / before
+        found = values[f"average_drop_in_deletion_{level}"]
+        assert float(found[0]) == pytest.approx(expected, abs=1e-6)
+        assert found[1].isnan()  # one token: nothing is left
+    assert MASK not in inputs[:, 0]
+    with pytest.raises(ValueError, match="every token is kept"):
+        inverse(classifier, levels=(100,))
 
 
 @pytest.mark.parametrize("levels", [(), (0,), (101,), (50, 50), (12.5,)])

@@ -140,6 +140,45 @@ def test_a_linear_models_curve_is_the_sigmoid_of_the_terms_that_are_left(name):
     )
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_a_linear_models_logit_is_the_sum_of_the_terms_that_are_left(name):
+    classifier, batch, terms, bias = linear()
+    batch = batch_of(classifier, batch.inputs.expand(3, -1, -1, -1))
+    if batch.targets[0] == 0:  # whose logit is 0 whatever is left
+        terms, bias = torch.zeros_like(terms), 0.0
+    descending = terms.flatten().sort(descending=True).values
+    summed = torch.cat([torch.zeros(1), descending.cumsum(0)])[::4]
+    logits = bias + (summed if name == "insertion" else terms.sum() - summed)
+    scored = metric(name, classifier, fill="mean", steps=12, output="logit")
+    scores = scored.score(batch, terms.expand(3, -1, -1))
+    torch.testing.assert_close(scores.curves[name], logits.expand(3, -1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores.values[name][0], torch.trapezoid(logits, dx=1 / 12), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("fill", ["blur", "mean", "black"])
+def test_logits_that_are_log_probabilities_give_the_logarithm_of_the_other_curve(name, fill):
+    network = nn.Sequential(small_network(), nn.LogSoftmax(1))
+    classifier = ToyClassifier(network)
+    batch, maps = batch_of(classifier, random_inputs(4, SIZE), forwards=7), random_maps(4, SIZE)
+    logits, probabilities = (
+        metric(name, classifier, fill=fill, steps=9, output=output).score(batch, maps).curves[name]
+        for output in ("logit", "probability")
+    )
+    torch.testing.assert_close(logits.exp(), probabilities, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_an_area_under_logits_has_no_bounds(name):
+    classifier = ToyClassifier(small_network())
+    ranges = {
+        output: (column.low, column.high)
+        for output in ("probability", "logit")
+        for column in metric(name, classifier, output=output).columns()
+    }
+    assert ranges == {"probability": (0.0, 1.0), "logit": (-float("inf"), float("inf"))}
+
+
 def test_no_ranking_of_a_linear_model_beats_the_ranking_by_its_terms():
     classifier, batch, terms, _ = linear()
     others = random_maps(60, (8, 6), seed=9)
@@ -259,7 +298,7 @@ def test_the_blurred_fill_stays_within_the_range_of_inputs():
 
 
 @pytest.mark.parametrize("name", METRICS)
-@pytest.mark.parametrize("wrong", [{"steps": 1}, {"fill": "noise"}, {"stepz": 28}])
+@pytest.mark.parametrize("wrong", [{"steps": 1}, {"fill": "noise"}, {"stepz": 28}, {"output": "loss"}])
 def test_wrong_parameters_are_refused(name, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         metric(name, None, **wrong)

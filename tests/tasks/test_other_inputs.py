@@ -106,6 +106,8 @@ def test_every_text_has_its_scores_and_a_damaged_one_none(texts: Run) -> None:
         "average_drop_15",
         "increase_in_confidence_50",
         "increase_in_confidence_15",
+        "average_gain_50",
+        "average_gain_15",
     }
     assert {row["sample_id"] for row in rows if row["value"] is None} == {"000002"}
     # "not bad" has the windows of one token, and one of both: 1 + 1 + 1.
