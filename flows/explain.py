@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
+import dask
 from distributed import Client
 from prefect import Task, flow
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -18,7 +19,7 @@ from prefect_dask.task_runners import PrefectDaskFuture
 
 from explainers.base import Need
 from explainers.registry import explainers
-from flows.cluster import attach
+from flows.cluster import attach, check, resources_of
 from flows.drain import drain
 from flows.job import Job, JobError
 from flows.prepare import prepare
@@ -70,6 +71,7 @@ def explain(job: Job, retry_failed: bool = False) -> dict[str, Any]:
 
 def _explain(job: Job, retry_failed: bool, lock: Lock) -> dict[str, Any]:
     logger = get_run_logger()
+    check(job.cluster)
     run = prepare(job)
     problems = verify(run.root)
     for problem in problems:
@@ -111,6 +113,7 @@ def _drain(
         progress=0.0, key="floodlit-progress", description=f"Steps of {run.root}"
     )
     assert isinstance(artifact, UUID)
+    resources = resources_of(client)
     with Progress(len(pending), already) as progress:
         told = time.monotonic()
 
@@ -124,7 +127,7 @@ def _drain(
 
         drain(
             pending,
-            lambda step, halve: _submit(run, step, halve),
+            lambda step, halve: _submit(run, step, halve, resources),
             client=client,
             workers=workers,
             on_end=on_end,
@@ -137,7 +140,7 @@ def _mark_failed(run: Run, step: Step, error: Exception, attempts: int) -> None:
     write_failure(run.root, step, told, "".join(traceback.format_exception(error)), attempts)
 
 
-def _submit(run: Run, step: Step, halve: bool) -> PrefectDaskFuture[Any]:
+def _submit(run: Run, step: Step, halve: bool, resources: dict[str, int]) -> PrefectDaskFuture[Any]:
     """Start the task run of a step; its arguments are a few strings and numbers."""
     arguments: dict[str, Any] = {"root": str(run.root), "shard": step.shard}
     task: Task[..., Any]
@@ -155,7 +158,8 @@ def _submit(run: Run, step: Step, halve: bool) -> PrefectDaskFuture[Any]:
         arguments["halve"] = halve
     again = ", half batches" if halve else ""
     named = task.with_options(task_run_name=f"{step.label(run.shards)}{again}")
-    future = named.submit(**arguments)
+    with dask.annotate(resources=resources if step.stage != "inputs" else {}):
+        future = named.submit(**arguments)
     assert isinstance(future, PrefectDaskFuture)
     return future
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -76,19 +77,45 @@ class TopTargets(Strict):
 
 
 class Cluster(Strict):
-    """Where the work runs: processes on this machine, or a Dask scheduler that is already there."""
+    """Where the work runs: processes here, one a GPU, a Dask scheduler that is there, or any Dask cluster."""
 
-    kind: Literal["local", "address"] = "local"
-    workers: int = Field(
-        default_factory=lambda: min(4, os.cpu_count() or 1), ge=1, description="local processes"
+    kind: Literal["local", "cuda", "address", "class"] = Field(
+        "local",
+        description="local: processes on this machine; cuda: one process a GPU of this machine (dask-cuda); "
+        "address: a running Dask scheduler; class: a cluster of dask-jobqueue, dask-kubernetes, ...",
     )
-    address: str | None = Field(None, description="tcp://host:port of a running Dask scheduler")
+    workers: int | None = Field(
+        None, ge=1, description="processes; by default as many as cores, at most 4 (local), or as GPUs (cuda)"
+    )
+    address: str | None = Field(None, description="address: tcp://host:port of the scheduler")
+    cluster_class: str | None = Field(None, description="class: e.g. dask_jobqueue.SLURMCluster")
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="class: what the cluster class is called with"
+    )
 
     @model_validator(mode="after")
-    def _address_belongs_to_its_kind(self) -> Cluster:
-        if (self.kind == "address") != (self.address is not None):
-            raise ValueError('kind = "address" takes address = "tcp://host:port", and no other kind does')
+    def _keys_belong_to_their_kinds(self) -> Cluster:
+        owners: dict[str, tuple[str, ...]] = {
+            "address": ("address",),
+            "cluster_class": ("class",),
+            "arguments": ("class",),
+        }
+        owners["workers"] = ("local", "cuda", "class")
+        needed = {"address": ["address"], "class": ["cluster_class", "workers"]}.get(self.kind, [])
+        for key in needed:
+            if getattr(self, key) is None:
+                raise ValueError(f'kind = "{self.kind}" needs the key {key}')
+        for key, kinds in owners.items():
+            if getattr(self, key) and self.kind not in kinds:
+                raise ValueError(f'kind = "{self.kind}" does not take the key {key}')
         return self
+
+    @property
+    def expected_workers(self) -> int:
+        """Workers as far as the job tells: those of an address are not known before it is asked."""
+        if self.workers or self.kind in {"address", "class"}:
+            return self.workers or 1
+        return min(4, os.cpu_count() or 1) if self.kind == "local" else max(1, torch.cuda.device_count())
 
 
 class Batching(Strict):

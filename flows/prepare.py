@@ -21,7 +21,7 @@ from explainers.text import TextClassifier
 from flows.job import REGISTERED, Job, JobError, TopTargets
 from flows.plan import shard_images
 from storage.datasets import Dataset, open_dataset
-from storage.files import sha256_of_file
+from storage.files import sha256_of_file, sha256_of_json
 from storage.images import prepare_image
 from storage.manifest import DetailEntry, ExplainerEntry, Manifest, MetricEntry
 from storage.run import Run
@@ -146,7 +146,7 @@ def _check_explainers(job: Job, classifier: BlackBox) -> dict[str, tuple[Paramet
 def _fetched(job: Job, parameters: Parameters) -> Parameters:
     """The same parameters, with copies of registered models in place of their addresses.
 
-    They lie beside the run, in ``heads/NAME-VERSION``: a version never changes.
+    They lie beside the run, in ``heads/NAME-VERSION-REGISTRY``: a version of one registry never changes.
     """
     found = {}
     for key, value in parameters:
@@ -155,9 +155,10 @@ def _fetched(job: Job, parameters: Parameters) -> Parameters:
             continue
         from storage.tracking import default_uri, registered  # MLflow takes seconds to import
 
-        folder = job.store.parent / "heads" / "-".join(Path(address).parts[1:])
-        files = sorted(folder.rglob("*.safetensors"))
         uri = job.tracking or default_uri(job.store)
+        parts = [*Path(address).parts[1:], sha256_of_json(uri)[:8]]
+        folder = job.store.parent / "heads" / "-".join(parts)
+        files = sorted(folder.glob("*.safetensors"))
         found[key] = files[0] if files else registered(uri, address, folder)
     return parameters.model_copy(update=found)
 
@@ -217,7 +218,8 @@ def _open_run(
         rows=images,
         geometry=geometry,
         masks=dataset.masks is not None,
-        shard_rows=job.batch.shard or shard_images(images, len(chosen), job.cluster.workers, pixels, size),
+        shard_rows=job.batch.shard
+        or shard_images(images, len(chosen), job.cluster.expected_workers, pixels, size),
         targets_per_image=job.targets_per_image,
         input_shape=classifier.input_shape,
         activation_shape=activations,
