@@ -69,7 +69,7 @@ def held(root: Path, job: str) -> Iterator[Lock]:
     LockedError
         In one line, if another job holds it.
     """
-    path = root.with_name(f"{root.name}.lock")
+    path = _path_of(root)
     path.parent.mkdir(parents=True, exist_ok=True)
     me = psutil.Process()
     about = {
@@ -100,6 +100,16 @@ def held(root: Path, job: str) -> Iterator[Lock]:
             found = _read(path)
             if found is not None and found["token"] == about["token"]:
                 path.unlink()
+
+
+def holder(root: Path) -> str | None:
+    """Who holds the store in ``root``, in words; None if nobody does."""
+    found = _read(_path_of(root))
+    return _named(found) if found is not None and _alive(found) else None
+
+
+def _path_of(root: Path) -> Path:
+    return root.with_name(f"{root.name}.lock")
 
 
 def _guard(path: Path) -> FileLock:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata, wilcoxon
-from statsmodels.stats.multitest import multipletests
 
 Floats = NDArray[np.float64]
 
@@ -153,12 +152,21 @@ def comparisons(contest: Contest, best: int, wanted: Sequence[tuple[int, int]]) 
     pairs = [(one, best) for one in range(len(contest.known)) if one != best]
     pairs += [(one, other) for one, other in wanted if best not in (one, other)]
     found = [_compared(contest, one, other) for one, other in pairs]
-    tested = [i for i, each in enumerate(found) if not np.isnan(each.p_value)]
-    if tested:
-        corrected = multipletests([found[i].p_value for i in tested], method="holm")[1]
-        for i, p in zip(tested, corrected, strict=True):
-            found[i] = replace(found[i], p_holm=float(p))
-    return found
+    corrected = holm(np.array([each.p_value for each in found]))
+    return [replace(each, p_holm=float(p)) for each, p in zip(found, corrected, strict=True)]
+
+
+def holm(p_values: Floats) -> Floats:
+    """(n,) p-values corrected for n comparisons after Holm (1979); NaN stands for no comparison.
+
+    The k-th smallest of m is multiplied by m + 1 - k, and is at least what the ones before it became.
+    """
+    order = np.argsort(p_values)  # NaN last
+    order = order[~np.isnan(p_values[order])]
+    corrected = np.full_like(p_values, np.nan)
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * factors))
+    return corrected
 
 
 def _compared(contest: Contest, one: int, other: int) -> Comparison:

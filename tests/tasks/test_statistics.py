@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tasks.statistics import Contest, comparisons, rows_of, standings
+from tasks.statistics import Contest, comparisons, holm, rows_of, standings
 
 
 def standing_of(values: np.ndarray, better: str | None = "higher"):
@@ -104,15 +104,20 @@ def test_samples_without_a_curve_are_left_out_of_the_mean_curve() -> None:
 
 
 def test_comparisons_are_wilcoxons_with_holms_correction() -> None:
-    """Holm by hand: the k-th smallest p times the number of those left, never falling."""
     values = np.random.default_rng(5).normal([[0.0], [0.3], [0.4], [0.1]], 1, size=(4, 60))
     found = comparisons(Contest("m", "higher", values), best=2, wanted=[(0, 3), (1, 3), (2, 3)])
     assert [(c.one, c.other) for c in found] == [(0, 2), (1, 2), (3, 2), (0, 3), (1, 3)]
     p = np.array([stats.wilcoxon(values[c.one], values[c.other]).pvalue for c in found])
     assert [c.p_value for c in found] == pytest.approx(p)
-    order = np.argsort(p)
-    holm = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(5, 0, -1)))
-    assert [found[i].p_holm for i in order] == pytest.approx(holm)
+    assert [c.p_holm for c in found] == pytest.approx(holm(p))
+
+
+def test_holms_correction_of_a_known_example_leaves_out_what_was_not_compared() -> None:
+    assert holm(np.array([0.01, 0.04, np.nan, 0.03, 0.005])).tolist() == pytest.approx(
+        [0.03, 0.06, np.nan, 0.06, 0.02], nan_ok=True
+    )
+    assert holm(np.array([0.9, 0.8])).tolist() == [1, 1]
+    assert holm(np.array([np.nan])).tolist() == pytest.approx([np.nan], nan_ok=True)
 
 
 def test_wins_count_ties_half_and_follow_the_direction() -> None:

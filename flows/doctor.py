@@ -1,0 +1,196 @@
+"""`floodlit doctor`: what a job will need, checked here and now, with what to do about what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import httpx
+import psutil
+from packaging.requirements import Requirement
+
+from storage.files import replacing
+
+_PROBE = 64 * 1024 * 1024  # bytes written to measure a disk
+_SLOW = 50.0  # MB/s
+_LITTLE = 5e9  # bytes, of space
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at, how it is, and what to do where it is not well."""
+
+    what: str
+    state: Literal["ok", "note", "bad"]
+    told: str
+    advice: str = ""
+
+
+def examine(store: Path | None, tracking: str | None) -> Iterator[Finding]:
+    """Look at everything, one thing after the other; what raises is told as bad.
+
+    Parameters
+    ----------
+    store
+        A run folder, or where one is going to be; the working directory where it is None.
+    tracking
+        MLflow's address; the one beside the store where it is None.
+    """
+    folder = (store or Path.cwd()).absolute()
+    checks: list[tuple[str, Callable[[], Finding]]] = [
+        ("Python", _python),
+        ("versions", _versions),
+        ("torchvision", _torchvision),
+        ("GPU", _gpu),
+        ("cores, memory", _machine),
+        ("Prefect", _prefect),
+        ("MLflow", lambda: _mlflow(folder, tracking)),
+        ("disk", lambda: _disk(folder)),
+        ("store", lambda: _store(folder)),
+    ]
+    for what, look in checks:
+        try:
+            yield look()
+        except Exception as error:  # whatever a broken installation raises is what was to be found
+            yield Finding(what, "bad", f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _python() -> Finding:
+    return Finding("Python", "ok", f"{platform.python_version()} ({sys.executable})")
+
+
+def _versions() -> Finding:
+    """Every requirement of the package against what is installed."""
+    wrong = []
+    for line in requires("floodlit") or []:
+        wanted = Requirement(line)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(wanted.name)
+        except PackageNotFoundError:
+            wrong.append(f"{wanted.name} is missing")
+            continue
+        if not wanted.specifier.contains(found, prereleases=True):
+            wrong.append(f"{wanted.name} is {found}, wanted {wanted.specifier}")
+    if wrong:
+        advice = "install again: pip install --constraint constraints.txt --editable ."
+        return Finding("versions", "bad", "; ".join(wrong), advice)
+    shown = ", ".join(f"{name} {version(name)}" for name in ("torch", "prefect", "dask", "zarr", "mlflow"))
+    return Finding("versions", "ok", f"all requirements are met: {shown}")
+
+
+def _torchvision() -> Finding:
+    """Its operators do not load beside a torch of another build."""
+    import torch
+    from torchvision.ops import nms
+
+    nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    return Finding("torchvision", "ok", "its operators load")
+
+
+def _gpu() -> Finding:
+    import torch
+
+    count = torch.cuda.device_count()
+    if not count:
+        return Finding("GPU", "note", "PyTorch sees none", 'jobs run on the CPU; cluster.kind = "local"')
+    free, total = torch.cuda.mem_get_info(0)
+    told = f"{count} x {torch.cuda.get_device_name(0)}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free"
+    if find_spec("dask_cuda") is None:
+        return Finding(
+            "GPU", "note", told, 'pip install .[cuda], then cluster.kind = "cuda" uses all of them'
+        )
+    return Finding("GPU", "ok", f'{told}; cluster.kind = "cuda" uses all of them')
+
+
+def _machine() -> Finding:
+    memory = psutil.virtual_memory()
+    told = f"{os.cpu_count()} cores, {memory.available / 1e9:.0f} of {memory.total / 1e9:.0f} GB free"
+    if memory.available < 4e9:
+        return Finding("cores, memory", "bad", told, "a worker takes 1 to 3 GB; set cluster.workers = 1")
+    return Finding("cores, memory", "ok", told)
+
+
+def _prefect() -> Finding:
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    if not url:
+        return Finding("Prefect", "ok", "no server is configured; every job starts its own")
+    try:
+        answer = httpx.get(f"{url}/admin/version", timeout=5)
+        theirs = str(answer.raise_for_status().json())
+    except (httpx.HTTPError, ValueError) as error:
+        advice = "start it, or `prefect config unset PREFECT_API_URL` to have one started for each job"
+        return Finding("Prefect", "bad", f"{url} does not answer ({type(error).__name__})", advice)
+    ours = version("prefect")
+    if theirs.split(".")[:2] != ours.split(".")[:2]:
+        return Finding("Prefect", "bad", f"{url} is {theirs}, here it is {ours}", "make them agree")
+    return Finding("Prefect", "ok", f"{url} answers, version {theirs}")
+
+
+def _mlflow(folder: Path, tracking: str | None) -> Finding:
+    from storage.tracking import default_uri, problem_with
+
+    uri = tracking or default_uri(folder)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return Finding("MLflow", "ok", f"{uri} will be made by the first job")
+    problem = problem_with(uri)
+    if problem:
+        return Finding("MLflow", "bad", f"{uri}: {problem}", "start it, or correct the job's `tracking`")
+    return Finding("MLflow", "ok", f"{uri} answers")
+
+
+def _disk(folder: Path) -> Finding:
+    """Space, and how fast a file is written and made to stay, where the store is going to be."""
+    there = next(path for path in (folder, *folder.parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < 2 * _PROBE:
+        return Finding("disk", "bad", f"{free / 1e9:.1f} GB free in {there}", "make space")
+    block = os.urandom(_PROBE)
+    start = time.perf_counter()
+    with replacing(there / "floodlit-doctor") as partial, partial.open("wb") as file:
+        file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    speed = _PROBE / 1e6 / (time.perf_counter() - start)
+    (there / "floodlit-doctor").unlink()
+    told = f"{free / 1e9:.0f} GB free in {there}, written at {speed:.0f} MB/s"
+    if free < _LITTLE:
+        return Finding("disk", "note", told, "50,000 images of 224x224 take 8 GB, their activations up to 20")
+    if speed < _SLOW:
+        return Finding("disk", "note", told, "slow: put the store on a local disk")
+    return Finding("disk", "ok", told)
+
+
+def _store(folder: Path) -> Finding:
+    from flows.resume import remaining
+    from storage.lock import holder
+    from storage.records import failures
+    from storage.run import Run
+    from storage.verify import verify
+
+    if not (folder / "run.json").exists():
+        return Finding("store", "ok", f"there is no run in {folder} yet")
+    by = holder(folder)
+    if by is not None:
+        return Finding("store", "note", f"in use: {by}")
+    run = Run.open(folder)
+    told = f"{run.job['name']}: {run.rows} images"
+    damaged, failed = verify(folder), failures(folder)
+    if damaged:
+        return Finding("store", "bad", f"{told}, {len(damaged)} damaged", "run the job again to repair it")
+    told = f"{told}, {len(remaining(run))} steps to do"
+    if failed:
+        return Finding("store", "note", f"{told}, {len(failed)} failed", "`floodlit status` lists them")
+    return Finding("store", "ok", told)
