@@ -70,6 +70,11 @@ def test_every_example_is_a_valid_job(job: Path) -> None:
     assert read_job(job, kind).store.parent == ROOT / "runs"
 
 
+@pytest.mark.parametrize("job", sorted((EXAMPLES / "clusters").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_example_of_a_cluster_is_a_valid_job(job: Path) -> None:
+    assert read_job(job, Job).cluster.kind in {"cuda", "class"}
+
+
 def test_exported_images_and_manifest_are_what_the_digits_are(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "digits.py"), "images", str(tmp_path), "--count", "3"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
