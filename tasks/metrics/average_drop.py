@@ -145,6 +145,9 @@ class AverageDropInDeletion(_Masked):
     Of a text the most salient tokens are hidden, at least one, whatever their saliency, by mask tokens (or
     taken out, where there is no such token). Where all are, nothing is measured: level 100 is left out, and a
     text of a single token has no value.
+
+    A map that darkens everything wins: on the demo's digits noise and a centred Gaussian beat a map of the
+    digit's true pixels, whose black shape still shows the digit. Read it beside the controls.
     """
 
     name: ClassVar[str] = "average_drop_in_deletion"

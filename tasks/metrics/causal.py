@@ -76,7 +76,11 @@ class Insertion(_Causal):
 
 @register
 class Deletion(_Causal):
-    """Sites are hidden by the fill, the most salient first."""
+    """Sites are hidden by the fill, the most salient first.
+
+    A hole in the shape of the object still shows the object: on the demo's digits a map of the digit's true
+    pixels scores no better than noise, which breaks up everything at once. Read it beside the controls.
+    """
 
     name: ClassVar[str] = "deletion"
     title: ClassVar[str] = "Area under the probability as salient sites are hidden (Petsiuk et al. 2018)"

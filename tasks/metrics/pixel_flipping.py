@@ -40,6 +40,9 @@ class PixelFlipping:
     begin with. The order of sites is all that counts of a map: one that is flat has the order of the image's
     seed.
 
+    As in deletion, a hole in the shape of the object still shows it: noise does as well as the true pixels of
+    the demo's digits.
+
     With the same fill, ``pixel_flipping`` is deletion's area less (f(x_0) - f(x_L)) / 2L. CHOICE: in the end
     all sites are replaced.
     """
