@@ -70,7 +70,26 @@ class Auxiliary(Frozen):
         """Output of each tap, (B, C, h, w), of normalised pixels (B, 3, H, W).
 
         What the network would do after its last tap is left out.
+
+        Raises
+        ------
+        ValueError
+            In one line, if a tap is not run, or its output is no tensor.
         """
+        return self._checked(self._outputs(normalised))
+
+    def _checked(self, found: dict[int, Tensor]) -> list[Tensor]:
+        for place, name in enumerate(self.taps):
+            if place not in found:
+                kind = type(self.network).__name__
+                raise ValueError(f"auxiliary.taps: {kind} does not run {name}; name modules that it does")
+            if not isinstance(found[place], Tensor):
+                kind = type(found[place]).__name__
+                raise ValueError(f"auxiliary.taps: {name} gives a {kind}, not maps; name a convolution")
+        return [found[place] for place in range(len(self.taps))]
+
+    def _outputs(self, normalised: Tensor) -> dict[int, Tensor]:
+        """What each tap gave, by its place."""
         found: dict[int, Tensor] = {}
 
         def keep(place: int) -> Callable[..., None]:
@@ -89,7 +108,7 @@ class Auxiliary(Frozen):
         finally:
             for handle in hooks:
                 handle.remove()
-        return [found[place] for place in range(len(self.taps))]
+        return found
 
     @torch.no_grad()
     def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
@@ -98,9 +117,22 @@ class Auxiliary(Frozen):
         Raises
         ------
         ValueError
-            In one line, if an output is no map, or a later one is larger than the first.
+            In one line, if the network does not take such inputs, an output is no map, or a later one is
+            larger than the first.
         """
-        shapes = [tuple(f.shape[1:]) for f in self.features(torch.zeros(2, 3, *size, device=self.device))]
+        inputs = torch.zeros(2, 3, *size, device=self.device)
+        try:
+            found = self._outputs(inputs)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # networks refuse inputs in any way
+            said = str(error).strip().partition("\n")[0] or type(error).__name__
+            kind = type(self.network).__name__
+            raise ValueError(
+                f"auxiliary: {kind} does not take {size[0]}x{size[1]} pixels ({said}); "
+                "choose another network, or a model.crop that it takes"
+            ) from error
+        shapes = [tuple(features.shape[1:]) for features in self._checked(found)]
         for name, shape in zip(self.taps, shapes, strict=True):
             if len(shape) != 3:
                 raise ValueError(

@@ -119,8 +119,9 @@ def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
     from flows.job import JobError, read_job
     from flows.train import train_ptame
     from flows.train_job import TrainJob
-    from storage.tracking import default_uri
-    from tasks.training import DamagedCheckpointError, StoppedError
+    from storage.tracking import TrackingError, default_uri
+    from tasks.training import StoppedError, TrainingError
+    from tasks.training_data import UnusableImagesError
 
     try:
         job = read_job(path, TrainJob, store)
@@ -130,7 +131,7 @@ def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
         raise fail(str(error), USAGE) from error
     except StoppedError as error:
         raise fail(f"{error}; run the same job again to continue", FAILED) from error
-    except (DamagedCheckpointError, DivergedError, OSError) as error:
+    except (TrainingError, DivergedError, UnusableImagesError, TrackingError, OSError) as error:
         raise fail(_advice(error), FAILED) from error
     uri = job.tracking or default_uri(job.store)
     _listed(
@@ -344,6 +345,27 @@ def components(
     with _refusals():
         picture = draw_components(Run.open(directory), sample, explainer, output)
     console.print(str(picture), soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def doctor(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="a run folder, or where one is going to be")
+    ] = None,
+    tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI, as in the job")] = None,
+) -> None:
+    """Check versions, GPU, Prefect, MLflow, disk and store (exit code 1 if one of them is bad)."""
+    from flows.doctor import examine
+
+    colours = {"ok": "green", "note": "yellow", "bad": "red"}
+    bad = 0
+    for finding in examine(directory, tracking):
+        bad += finding.state == "bad"
+        advice = f"; {finding.advice}" if finding.advice else ""
+        state = f"[{colours[finding.state]}]{finding.state:<4}[/]"
+        console.print(f"{state} {finding.what:<13} ", end="")
+        console.print(f"{finding.told}{advice}", soft_wrap=True, highlight=False, markup=False)
+    raise typer.Exit(FAILED if bad else DONE)
 
 
 @app.command()

@@ -45,16 +45,17 @@ def prefect_server() -> Iterator[Callable[[], str]]:
         return
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
-    process = _start(port, url)
+    server = _Server(port, url)
     with temporary_settings({PREFECT_API_URL: url}):
         os.environ["PREFECT_API_URL"] = url
         try:
-            yield lambda: _started(process, url)
-            APILogHandler().flush()  # the last lines, before there is nobody to take them
+            yield server.answer
         finally:
-            del os.environ["PREFECT_API_URL"]
-            process.terminate()
-            process.wait()
+            try:
+                APILogHandler().flush()  # the last lines, before there is nobody to take them
+            finally:
+                del os.environ["PREFECT_API_URL"]
+                server.stop()
 
 
 def _configured(url: str) -> str:
@@ -66,6 +67,43 @@ def _configured(url: str) -> str:
     return url
 
 
+class _Server:
+    """A local server, which is started again where it dies while it is needed.
+
+    Prefect's clients try for a while before they give up, and its database is a file: nothing is lost.
+    """
+
+    def __init__(self, port: int, url: str) -> None:
+        self._port, self._url = port, url
+        self._process = _start(port, url)
+        self._answered, self._left = threading.Event(), threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def answer(self) -> str:
+        """Wait until it answers; its address."""
+        deadline = time.monotonic() + START_SECONDS
+        while not _answers(self._url):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise ServerError(
+                    "the local Prefect server did not start; see what `prefect server start` says"
+                )
+            time.sleep(0.2)
+        self._answered.set()
+        return self._url
+
+    def stop(self) -> None:
+        self._left.set()
+        self._watcher.join()
+        self._process.terminate()
+        self._process.wait()
+
+    def _watch(self) -> None:
+        while not self._left.wait(0.5):
+            if self._answered.is_set() and self._process.poll() is not None:
+                self._process = _start(self._port, self._url)
+
+
 def _start(port: int, url: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "flows.server", str(port)],
@@ -74,15 +112,6 @@ def _start(port: int, url: str) -> subprocess.Popen[bytes]:
         env=os.environ | {"PREFECT_UI_API_URL": url},  # else its pages ask the default port
         start_new_session=True,  # Ctrl-C is for the flow, which still has its last state to report
     )
-
-
-def _started(process: subprocess.Popen[bytes], url: str) -> str:
-    deadline = time.monotonic() + START_SECONDS
-    while not _answers(url):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise ServerError("the local Prefect server did not start; see what `prefect server start` says")
-        time.sleep(0.2)
-    return url
 
 
 def free_port() -> int:

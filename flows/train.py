@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,10 +26,11 @@ from flows.job import JobError
 from flows.prepare import LIBRARIES, geometry_of
 from flows.terminal import Progress
 from flows.train_job import TrainJob
-from storage.datasets import open_dataset
+from storage.datasets import Dataset, open_dataset
 from storage.training import TrainingFolder
-from tasks.training import Event, Plan, StoppedError, fit, fit_in_processes, networks
+from tasks.training import Event, Plan, StoppedError, TrainingError, crops_of, fit, networks
 from tasks.training_data import Order
+from tasks.training_processes import fit_in_processes
 
 ARTIFACT_SECONDS = 2.0  # between updates of the progress artifact
 
@@ -42,8 +43,13 @@ def train_ptame(job: TrainJob) -> dict[str, Any]:
     ------
     flows.job.JobError
         If the job cannot run; nothing was started.
-    tasks.training.StoppedError
-        If it was stopped by a signal; run the same job again to continue.
+    tasks.training.TrainingError
+        If it was stopped by a signal, a process died, or a file in the store is damaged; the line says what
+        to do.
+    tasks.training_data.UnusableImagesError
+        If too many images cannot be used; the last checkpoint stays.
+    storage.tracking.TrackingError
+        If MLflow fails; run the same job again to continue.
     explainers.ptame_training.DivergedError
         If the loss is no number; the last checkpoint stays.
     """
@@ -66,13 +72,7 @@ def prepare_training(job: TrainJob) -> Plan:
         if dataset.modality != "image":
             raise ValueError(f"dataset.kind: P-TAME explains images, and these are {dataset.modality}s")
         geometry, size = geometry_of(job.model, dataset)
-        total, processes = len(dataset.samples), job.processes or max(1, torch.cuda.device_count())
-        order = Order(total, min(job.held_out, total), job.batch, processes, job.seed)
-        if not order.steps_per_epoch:
-            raise ValueError(
-                f"batch: {len(order.rows)} training images do not fill one step of {job.batch} images in "
-                f"{processes} processes; lower batch or held_out"
-            )
+        order = _order(job, len(dataset.samples))
         steps = job.steps or max(2, round(job.epochs * order.steps_per_epoch))
         plan = Plan(
             folder=TrainingFolder(Path(), {}),
@@ -91,9 +91,34 @@ def prepare_training(job: TrainJob) -> Plan:
             validation=job.watch.validation,
             checkpoint=60 * job.watch.checkpoint,
         )
+        _check_images(plan, dataset)
         return _in_its_folder(job, plan, dataset.fingerprint)
     except ValueError as error:
         raise JobError(str(error)) from error
+
+
+def _order(job: TrainJob, total: int) -> Order:
+    """Which of so many images train in which step, and in how many processes; ValueError if there is none."""
+    processes = job.processes or max(1, torch.cuda.device_count())
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        there = torch.cuda.device_count()
+        raise ValueError(f"processes: {processes} need a GPU each, and there are {there}; lower it")
+    order = Order(total, min(job.held_out, total), job.batch, processes, job.seed)
+    if not order.steps_per_epoch:
+        raise ValueError(
+            f"batch: {len(order.rows)} training images do not fill one step of {job.batch} images in "
+            f"{processes} processes; lower batch or held_out"
+        )
+    return order
+
+
+def _check_images(plan: Plan, dataset: Dataset) -> None:
+    """Raise ValueError unless one image at least can be used of those that train, and of those held out."""
+    crops = crops_of(plan)
+    crops.dataset = dataset  # which may be long to open
+    for epoch, rows in ((0, plan.order.rows), (-1, plan.order.held_out)):
+        if rows:
+            crops[epoch, rows[0]]
 
 
 def _in_its_folder(job: TrainJob, plan: Plan, dataset_fingerprint: str) -> Plan:
@@ -121,8 +146,7 @@ def train_head(job: TrainJob, plan: Plan) -> None:
     assert isinstance(artifact, UUID)
     steps = plan.settings.steps
     told = time.monotonic()
-    status = "FAILED"
-    with Progress(steps, 0) as progress, _asked_to_stop() as stopped:
+    with Progress(steps, 0) as progress, _asked_to_stop() as stopped, _ended(log):
 
         def emit(event: Event) -> None:
             nonlocal told
@@ -130,6 +154,10 @@ def train_head(job: TrainJob, plan: Plan) -> None:
             if event.picture:
                 log.file(plan.folder.picture)
             progress.reach(event.step, _label(event))
+            if event.problems:
+                logger.warning(
+                    "%s images cannot be used, others stand in: %s", len(event.problems), event.problems[0]
+                )
             if time.monotonic() - told > ARTIFACT_SECONDS or event.step == steps:
                 told = time.monotonic()
                 update_progress_artifact(artifact, progress=progress.percent)
@@ -140,20 +168,29 @@ def train_head(job: TrainJob, plan: Plan) -> None:
                 fit_in_processes(plan, emit, stopped)
             else:
                 fit(plan, 0, emit, stopped)
-            status = "FINISHED"
-        except StoppedError:
-            status = "KILLED"
-            raise
         except DivergedError as error:
             kept = "the last checkpoint" if plan.folder.checkpoint.exists() else "no checkpoint yet"
             raise DivergedError(f"{error}; {plan.folder.root} has {kept}") from error
-        finally:
-            log.end(status)
+
+
+@contextmanager
+def _ended(log: Any) -> Iterator[None]:
+    """The MLflow run ends as what is done inside does."""
+    from storage.tracking import TrackingError
+
+    try:
+        yield
+    except BaseException as error:
+        with suppress(TrackingError):  # what happened before is what is told
+            log.end("KILLED" if isinstance(error, StoppedError) else "FAILED")
+        raise
+    log.end("FINISHED")
 
 
 def _label(event: Event) -> str:
-    shown = ("loss", "mask_area", "images_per_second", "held_out_average_drop_15")
-    return ", ".join(f"{name} {event.values[name]:.3g}" for name in shown if name in event.values)
+    shown = ("loss", "mask_area", "images_per_second", "images_replaced", "held_out_average_drop_15")
+    told = [name for name in shown if name in event.values and (name != "images_replaced" or event.problems)]
+    return ", ".join(f"{name} {event.values[name]:.3g}" for name in told)
 
 
 def _log(job: TrainJob, plan: Plan) -> Any:
@@ -170,8 +207,14 @@ def _log(job: TrainJob, plan: Plan) -> Any:
 @task(name="register", task_run_name="register", cache_policy=NO_CACHE)
 def publish_head(job: TrainJob, plan: Plan) -> str:
     """Make the head a version of a registered model; returns its address."""
+    try:
+        head, config, auxiliary = load_head(plan.folder.head)
+    except ValueError as error:
+        raise TrainingError(
+            f"{plan.folder.head} is damaged; delete it and run the same job again, which writes it anew from "
+            "the last checkpoint"
+        ) from error
     log = _log(job, plan)
-    head, config, auxiliary = load_head(plan.folder.head)
     tags = {
         "floodlit.classifier": config.classifier_fingerprint,
         "floodlit.classes": str(config.num_classes),
@@ -180,11 +223,10 @@ def publish_head(job: TrainJob, plan: Plan) -> str:
     }
     # The registry keeps a copy elsewhere, which has to name files absolutely.
     absolute = config.auxiliary.relative_to(plan.folder.root)
-    with TemporaryDirectory() as folder, closing(auxiliary):
+    with TemporaryDirectory() as folder, closing(auxiliary), _ended(log):
         copy = Path(folder) / plan.folder.head.name
         save_head(copy, head, config.model_copy(update={"auxiliary": absolute}), auxiliary)
         address: str = log.register(job.register_as or job.name, copy, tags)
-    log.end("FINISHED")
     return address
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from explainers.loading import ModelSpec
 from explainers.ptame_training import PRESETS, Preset
 from flows.job import Located, Strict, folder_of
+
+# What MLflow takes, without the quotes that would end its searches' strings.
+REGISTRABLE = r"^[\w. -]*\w[\w. -]*$"
 
 
 class AuxiliarySpec(ModelSpec):
@@ -19,6 +23,13 @@ class AuxiliarySpec(ModelSpec):
         None, description="modules whose outputs are read; known for ResNets, MobileNetV3 and MNASNet"
     )
 
+    @field_validator("layer", "resize", "crop", "mean", "std")
+    @classmethod
+    def _inputs_are_the_classifiers(cls, value: object) -> object:
+        if value is not None:
+            raise ValueError("the auxiliary network reads the classifier's inputs, at its taps; leave it out")
+        return value
+
     @property
     def model(self) -> ModelSpec:
         """The network alone."""
@@ -27,6 +38,8 @@ class AuxiliarySpec(ModelSpec):
 
 class Loss(Strict):
     """What the loss weighs; a key that is left out is the preset's."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     preset: Literal["resnet50", "vgg16", "vit_b_16", "tame"] = Field(
         "resnet50", description="released settings, by the classifier they were found for"
@@ -62,6 +75,8 @@ class Watch(Strict):
 class TrainJob(Located):
     """A head for one classifier, trained on one dataset without its labels."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     auxiliary: AuxiliarySpec = Field(
         default_factory=lambda: AuxiliarySpec(source="torchvision", name="resnet18", weights="DEFAULT"),
         description="the frozen network whose features the head reads",
@@ -79,7 +94,7 @@ class TrainJob(Located):
     processes: int | None = Field(None, ge=1, description="that train together; by default one a GPU")
     watch: Watch = Field(default_factory=Watch)
     register_as: str | None = Field(
-        None, pattern=r"^[\w. -]+$", description="name in MLflow's model registry; by default the job's name"
+        None, pattern=REGISTRABLE, description="name in MLflow's model registry; by default the job's name"
     )
 
     @field_validator("auxiliary")
@@ -93,6 +108,15 @@ class TrainJob(Located):
         if self.batch % self.accumulate or self.batch // self.accumulate < 2:
             raise ValueError(
                 f"accumulate: {self.batch} images do not make {self.accumulate} equal parts of two or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _head_can_be_registered(self) -> TrainJob:
+        if self.register_as is None and not re.fullmatch(REGISTRABLE, self.name):
+            raise ValueError(
+                f"name: {self.name!r} is no name for MLflow's model registry, which takes letters, digits, "
+                "spaces and . _ -; change it, or set register_as"
             )
         return self
 

@@ -6,22 +6,28 @@ Only the flow logs, with explicit run ids: several processes on a fresh SQLite s
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import httpx
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
-from storage.files import sha256_of_json
+from storage.files import sha256_of_file, sha256_of_json
 
 EXPERIMENT = "floodlit"
 BATCH = 900  # MLflow takes at most 1,000 metrics a call
+
+
+class TrackingError(RuntimeError):
+    """MLflow does not do what it is asked to, in one line that says what to do."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def track(
     not doubled.
     """
     client = MlflowClient(tracking_uri=uri)
-    experiment = _experiment(client, store)
+    experiment = _experiment(client, uri, store)
     # A digest, because the search below has no way to quote a quote in a path.
     key = sha256_of_json([str(store), identity])
     tags = {"floodlit.run": key, "floodlit.explainer": "none", "floodlit.store": str(store)}
@@ -71,14 +77,15 @@ def track(
     return run_id
 
 
-def _experiment(client: MlflowClient, store: Path) -> str:
+def _experiment(client: MlflowClient, uri: str, store: Path) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         known: str = found.experiment_id
         return known
-    created: str = client.create_experiment(
-        EXPERIMENT, artifact_location=(store.parent / "mlartifacts").absolute().as_uri()
-    )
+    # A server keeps files itself, where others find them; a database does not.
+    served = uri.startswith(("http:", "https:"))
+    folder = None if served else (store.parent / "mlartifacts").absolute().as_uri()
+    created: str = client.create_experiment(EXPERIMENT, artifact_location=folder)
     return created
 
 
@@ -107,8 +114,20 @@ def _log(
         client.log_batch(run.info.run_id, metrics=values[start : start + BATCH])
 
 
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(
+            f"tracking: MLflow says {_first_line(error)}; mend that, and run the same job again to continue"
+        ) from error
+
+
 class TrainingLog:
     """The MLflow run of one training, which goes on where it stopped when the training does.
+
+    Everything it does raises TrackingError where MLflow fails.
 
     Parameters
     ----------
@@ -122,11 +141,12 @@ class TrainingLog:
         The resolved job, flat.
     """
 
+    @_answering()
     def __init__(
         self, uri: str, store: Path, name: str, identity: str, parameters: Mapping[str, Any]
     ) -> None:
         self._client = MlflowClient(tracking_uri=uri)
-        experiment = _experiment(self._client, store)
+        experiment = _experiment(self._client, uri, store)
         tags = {
             "floodlit.run": sha256_of_json([str(store), identity]),
             "floodlit.explainer": "training",
@@ -137,40 +157,47 @@ class TrainingLog:
         self._client.update_run(self._id, status="RUNNING")
         _log(self._client, self._run, parameters, {}, {})
 
+    @_answering()
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
         """Values at a step, by name."""
         now = int(time.time() * 1000)
         self._client.log_batch(self._id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
 
+    @_answering()
     def file(self, path: Path, folder: str | None = None) -> None:
         """A copy of a file among the run's artifacts."""
         self._client.log_artifact(self._id, str(path), folder)
 
+    @_answering()
     def register(self, model: str, path: Path, tags: Mapping[str, str]) -> str:
         """Make a file the newest version of a registered model; returns its address, models:/NAME/VERSION.
 
-        A version of this run with the same tags is not made twice.
+        The same file is not made two versions of this run.
         """
+        digest = sha256_of_file(path)
+        tags = {**tags, "floodlit.sha256": digest}
         try:
             self._client.create_registered_model(model)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         for known in self._client.search_model_versions(f"name = '{model}'"):
-            if known.run_id == self._id and dict(known.tags) == dict(tags):
+            if known.run_id == self._id and dict(known.tags) == tags:
                 return f"models:/{model}/{known.version}"
-        self.file(path, "head")
-        source = f"{self._run.info.artifact_uri}/head"
-        made = self._client.create_model_version(model, source, self._id, tags=dict(tags))
+        folder = f"heads/{digest[:16]}"  # one a version, whose address is a folder with one file
+        self.file(path, folder)
+        source = f"{self._run.info.artifact_uri}/{folder}"
+        made = self._client.create_model_version(model, source, self._id, tags=tags)
         return f"models:/{model}/{made.version}"
 
+    @_answering()
     def end(self, status: str) -> None:
         """Close the run as FINISHED, FAILED or KILLED."""
         self._client.set_terminated(self._id, status)
 
 
 def registered(uri: str, address: str, folder: Path) -> Path:
-    """The file of a registered model, copied to ``folder``.
+    """The file of a registered model, copied to ``folder``, whole or not at all.
 
     Raises
     ------
@@ -182,17 +209,36 @@ def registered(uri: str, address: str, folder: Path) -> Path:
     if not name or not number.isdecimal():
         raise ValueError(f"{address} names no version of a registered model; write models:/NAME/VERSION")
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        source = MlflowClient(uri, uri).get_model_version_download_uri(name, number)
-        with redirect_stderr(StringIO()):  # a progress bar
-            found = Path(download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=uri))
-    except (MlflowException, OSError) as error:
-        raise ValueError(f"{address} is not in the model registry of {uri}: {_first_line(error)}") from error
-    files = [found] if found.is_file() else sorted(path for path in found.rglob("*") if path.is_file())
-    if len(files) != 1:
-        raise ValueError(f"{address} holds {len(files)} files, not one head; register it with floodlit train")
-    return files[0]
+    with TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as partial:
+        try:
+            source = MlflowClient(uri, uri).get_model_version_download_uri(name, number)
+            with redirect_stderr(StringIO()):  # a progress bar
+                found = Path(download_artifacts(artifact_uri=source, dst_path=partial, tracking_uri=uri))
+        except (MlflowException, OSError) as error:
+            raise ValueError(
+                f"{address} is not in the model registry of {uri}: {_first_line(error)}"
+            ) from error
+        files = [found] if found.is_file() else sorted(path for path in found.rglob("*") if path.is_file())
+        if len(files) != 1:
+            raise ValueError(
+                f"{address} holds {len(files)} files, not one head; register it with floodlit train"
+            )
+        return files[0].replace(folder / files[0].name)
 
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
+
+
+def problem_with(uri: str) -> str | None:
+    """Why MLflow cannot be spoken to at an address, in one line; None if it can."""
+    try:
+        if uri.startswith(("http://", "https://")):
+            # MLflow's client tries for minutes before it says that nobody is there.
+            httpx.get(f"{uri.rstrip('/')}/health", timeout=5).raise_for_status()
+        else:
+            with redirect_stderr(StringIO()):
+                MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    except Exception as error:  # of SQLAlchemy, httpx or MLflow
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.files import sha256_of_json, write_json
+from storage.files import PARTIAL, sha256_of_json, write_json
 from storage.manifest import RunMismatchError, differences
 from storage.run import local_root, refuse_other_files
 
@@ -52,6 +52,11 @@ class TrainingFolder:
                 "old values"
             )
         return cls(root, wanted)
+
+    def remove_partial_files(self) -> None:
+        """Remove what writes left that were killed."""
+        for path in self.root.glob(f"*{PARTIAL}"):
+            path.unlink(missing_ok=True)
 
     @property
     def hash(self) -> str:

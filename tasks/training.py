@@ -1,4 +1,4 @@
-"""Training P-TAME's head on a dataset: data, checkpoints, validation, one process or one a GPU.
+"""Training P-TAME's head on a dataset: data, checkpoints, validation, as one process or as one of several.
 
 This knows no Prefect and no MLflow: what happens is told by events, and the flow passes them on.
 """
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import count
-from pathlib import Path
-from queue import Empty
+from io import BytesIO
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from explainers.ptame_training import Training, TrainingSettings, new_head
 from storage.datasets import DatasetSpec
 from storage.files import replacing
 from storage.training import TrainingFolder
-from tasks.training_data import Crops, Order, loader
+from tasks.training_data import Crops, Order, UnusableImagesError, loader
 from tasks.training_validation import validate
 
 
@@ -77,21 +76,43 @@ class Plan:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened after ``step`` steps: numbers by name, and whether there is a new picture of maps."""
+    """What happened.
+
+    Attributes
+    ----------
+    step
+        Steps done.
+    values
+        Numbers by name.
+    picture
+        Whether there is a new picture of maps.
+    problems
+        What was wrong with images that others stood in for where rank 0 drew them, since the event of the
+        same kind before.
+    """
 
     step: int
     values: dict[str, float]
     picture: bool = False
+    problems: tuple[str, ...] = ()
 
 
 Emit = Callable[[Event], None]
 
+_TRAINING = "training"  # the key in a checkpoint of what its folder's identity was
+UNUSABLE_SHARE = 0.1  # of the images drawn by a process; more of them, and training is refused, ...
+UNUSABLE_IMAGES = 20  # ... but not before so many
 
-class DamagedCheckpointError(RuntimeError):
-    """A checkpoint that is none; training never leaves one behind."""
+
+class TrainingError(RuntimeError):
+    """Why a training does not go on, in one line that says what to do."""
 
 
-class StoppedError(RuntimeError):
+class CheckpointError(TrainingError):
+    """A checkpoint that is damaged, or another training's; a training leaves neither behind."""
+
+
+class StoppedError(TrainingError):
     """Somebody asked the training to stop; its checkpoint is that of the step named."""
 
 
@@ -121,8 +142,10 @@ def fit(plan: Plan, rank: int, emit: Emit, stopped: Callable[[], bool]) -> None:
     ------
     StoppedError
         If ``stopped`` said so; a checkpoint was saved.
-    DamagedCheckpointError
-        If the checkpoint cannot be read.
+    CheckpointError
+        If the checkpoint cannot be gone on from.
+    tasks.training_data.UnusableImagesError
+        If too many images cannot be used; the last checkpoint stays.
     explainers.ptame_training.DivergedError
         If the loss is no number; the last checkpoint stays.
     """
@@ -131,24 +154,37 @@ def fit(plan: Plan, rank: int, emit: Emit, stopped: Callable[[], bool]) -> None:
     head = new_head(classifier, auxiliary, plan.settings.seed)
     module: nn.Module = DistributedDataParallel(head) if plan.order.processes > 1 else head
     training = Training(classifier, auxiliary, module, plan.settings)
+    if rank == 0:
+        plan.folder.remove_partial_files()
     if plan.folder.checkpoint.exists():
-        _resume(training, plan.folder.checkpoint, device)
-    crops = Crops(plan.dataset, plan.geometry, plan.input_size, plan.order.seed, flip=plan.flip)
+        _resume(training, plan.folder)
+    crops = crops_of(plan)
     run = _Run(plan, rank, emit, stopped, training, head, crops)
     batches = plan.order.batches(training.step, plan.settings.steps, rank)
-    for pixels in loader(crops, batches, plan.workers):
-        run.step(pixels.to(device).float() / 255)
+    with closing(loader(crops, batches, plan.workers)) as drawn:
+        for pixels, problems in drawn:
+            run.step(pixels.to(device).float() / 255, problems)
     if rank == 0:
         run.finish()
 
 
-def _resume(training: Training, checkpoint: Path, device: str) -> None:
+def crops_of(plan: Plan) -> Crops:
+    """The images of the plan, as the networks see them."""
+    return Crops(plan.dataset, plan.geometry, plan.input_size, plan.order, flip=plan.flip)
+
+
+def _resume(training: Training, folder: TrainingFolder) -> None:
+    path = folder.checkpoint
+    data = BytesIO(path.read_bytes())  # apart: of damaged data torch raises an OSError as well
     try:
-        training.load_state_dict(torch.load(checkpoint, map_location=device, weights_only=True))
+        state = torch.load(data, map_location="cpu", weights_only=True)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # which say nothing of the data
     except Exception as error:  # torch's reader raises almost anything at damaged data
-        raise DamagedCheckpointError(
-            f"{checkpoint} cannot be read; restore it, or delete it to begin again"
-        ) from error
+        raise CheckpointError(f"{path} cannot be read; restore it, or delete it to begin again") from error
+    if not isinstance(state, dict) or state.get(_TRAINING) != folder.hash:
+        raise CheckpointError(f"{path} is another training's; delete it to begin again")
+    training.load_state_dict(state)
 
 
 class _Run:
@@ -167,10 +203,13 @@ class _Run:
         self.plan, self.rank, self.emit, self.stopped = plan, rank, emit, stopped
         self.training, self.head, self.crops = training, head, crops
         self.saved = self.told = time.monotonic()
-        self.seen = 0
+        self.seen = 0  # images of all processes since the last numbers
+        self.drawn = self.replaced = 0  # images of this process, and those that others stood in for
+        self.problems: list[str] = []  # with the latter, since the last numbers
 
-    def step(self, pixels: Tensor) -> None:
+    def step(self, pixels: Tensor, problems: Sequence[str]) -> None:
         """One step, and what is due after it."""
+        self._refuse_too_many(len(pixels), problems)
         rate = self.training.learning_rate
         found = self.training.train(pixels.chunk(self.plan.accumulate))
         self.seen += len(pixels) * self.plan.order.processes
@@ -190,6 +229,16 @@ class _Run:
         if stop:
             raise StoppedError(f"stopped after step {done} of {plan.settings.steps}")
 
+    def _refuse_too_many(self, drawn: int, problems: Sequence[str]) -> None:
+        self.drawn += drawn
+        self.replaced += len(problems)
+        self.problems += problems
+        if self.replaced > max(UNUSABLE_IMAGES, UNUSABLE_SHARE * self.drawn):
+            raise UnusableImagesError(
+                f"dataset: {self.replaced} of {self.drawn} images drawn cannot be used, e.g. {problems[-1]}; "
+                "mend them, or leave them out and train in another store"
+            )
+
     def _agreed(self, stop: bool) -> bool:
         """Whether any process was asked to stop: those that go on would wait for it for ever."""
         if self.plan.order.processes == 1:
@@ -208,22 +257,23 @@ class _Run:
             "mask_area": float(found.mask_area),
             "learning_rate": rate,
             "images_per_second": self.seen / max(now - self.told, 1e-9),
+            "images_replaced": float(len(self.problems)),
         }
-        self.told, self.seen = now, 0
-        self.emit(Event(self.training.step, values))
+        self.emit(Event(self.training.step, values, problems=tuple(self.problems)))
+        self.told, self.seen, self.problems = now, 0, []
 
     def validate(self) -> None:
         """Average drop and increase in confidence on the held-out images, and a picture of some maps."""
-        values = validate(
+        values, problems = validate(
             self.training, self.head, self.crops, self.plan.order.held_out, self.plan.folder.picture
         )
-        self.emit(Event(self.training.step, values, picture=True))
+        self.emit(Event(self.training.step, values, picture=True, problems=problems))
         self.told, self.seen = time.monotonic(), 0
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
         with replacing(self.plan.folder.checkpoint) as partial:
-            torch.save(self.training.state_dict(), partial)
+            torch.save(self.training.state_dict() | {_TRAINING: self.plan.folder.hash}, partial)
         self.saved = time.monotonic()
 
     def finish(self) -> None:
@@ -257,65 +307,3 @@ def config_of(plan: Plan, classifier: Classifier, auxiliary: Auxiliary) -> HeadC
         input_size=classifier.input_size,
         training={"steps": plan.settings.steps, "hash": plan.folder.hash},
     )
-
-
-def fit_in_processes(plan: Plan, emit: Emit, stopped: Callable[[], bool]) -> None:
-    """:func:`fit` in as many processes as the plan says, which share their gradients (PyTorch's DDP).
-
-    Raises
-    ------
-    StoppedError, RuntimeError
-        As :func:`fit` does; what a process raised, in its own words.
-    """
-    context = torch.multiprocessing.get_context("spawn")
-    events, stop = context.Queue(), context.Event()
-    address = f"file://{plan.folder.root.absolute()}/rendezvous-{os.getpid()}-{next(_NUMBERS)}"
-    processes = torch.multiprocessing.start_processes(
-        _fit_one, (plan, address, events, stop), plan.order.processes, join=False, start_method="spawn"
-    )
-    try:
-        for event in _events(events, processes):
-            if stopped():
-                stop.set()
-            if isinstance(event, Exception):
-                raise event
-            if event is not None:
-                emit(event)
-    finally:
-        Path(address.removeprefix("file://")).unlink(missing_ok=True)
-
-
-_NUMBERS = count()
-
-
-def _events(events: Any, processes: Any) -> Iterator[Any]:
-    """What rank 0 sends, and None now and then, until the processes have ended."""
-    while not processes.join(timeout=0.1):
-        yield from _sent(events)
-        yield None
-    yield from _sent(events)
-
-
-def _sent(events: Any) -> Iterator[Any]:
-    while True:
-        try:
-            yield events.get(timeout=0.1)
-        except Empty:
-            return
-
-
-def _fit_one(rank: int, plan: Plan, address: str, events: Any, stop: Any) -> None:
-    """What one of several processes does."""
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(rank)
-    distributed.init_process_group(backend, init_method=address, rank=rank, world_size=plan.order.processes)
-    try:
-        fit(plan, rank, events.put, stop.is_set)
-    except RuntimeError as error:
-        if rank == 0:
-            events.put(error)
-        else:
-            raise
-    finally:
-        distributed.destroy_process_group()

@@ -24,23 +24,28 @@ SHOWN = 8  # images in the picture
 @torch.inference_mode()
 def validate(
     training: Training, head: Head, crops: Crops, rows: list[int], picture: Path
-) -> dict[str, float]:
-    """Means over held-out images of average drop and increase in confidence at 15 %; draws some maps.
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Means over held-out images of average drop, gain and increase in confidence at 15 %; draws some maps.
 
-    The maps are those of the predicted class, read as every explainer's are.
+    The maps are those of the predicted class, read as every explainer's are. Returned beside the means: what
+    was wrong with images that others stand in for, whose number is among the means.
     """
     classifier = training.classifier
     head.eval()
     metric = AverageDrop(classifier, AverageDropParameters(levels=(LEVEL,)))
     found: dict[str, list[Tensor]] = {}
+    problems: list[str] = []
     for start in range(0, len(rows), BATCH):
-        pixels = torch.stack([crops[-1, row] for row in rows[start : start + BATCH]])
+        drawn = [crops[-1, row] for row in rows[start : start + BATCH]]
+        pixels = torch.stack([image for image, _ in drawn])
+        problems += [problem for _, problem in drawn if problem]
         batch, maps = _explained(training, head, classifier, pixels)
         for name, values in metric.score(batch, maps).values.items():
             found.setdefault(name, []).append(values)
         if start == 0:
             _draw(pixels[:SHOWN], maps[:SHOWN], picture)
-    return {f"held_out_{name}": float(torch.cat(values).nanmean()) for name, values in found.items()}
+    means = {f"held_out_{name}": float(torch.cat(values).nanmean()) for name, values in found.items()}
+    return means | {"held_out_images_replaced": float(len(problems))}, tuple(problems)
 
 
 def _explained(

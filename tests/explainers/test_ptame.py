@@ -110,6 +110,35 @@ def test_wrong_taps_are_refused(network, taps: list[str] | None, told: str | Non
         Auxiliary(network(), taps).shapes((32, 32))
 
 
+class Peculiar(nn.Module):
+    """Has a module that it never runs, one that gives a pair, and takes 32 pixels alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.idle = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.pool = nn.MaxPool2d(2, return_indices=True)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        assert pixels.shape[-1] == 32, "Input height (64) doesn't match model (32)."
+        return self.pool(self.body(pixels))[0]
+
+
+@pytest.mark.parametrize(
+    ("taps", "size", "told"),
+    [
+        (["body", "idle"], 32, "^auxiliary.taps: Peculiar does not run idle; name modules that it does$"),
+        (["pool"], 32, "^auxiliary.taps: pool gives a tuple, not maps; name a convolution$"),
+        (["body"], 64, r"^auxiliary: Peculiar does not take 64x64 pixels \(Input height \(64\) .*; choose"),
+    ],
+)
+def test_networks_that_cannot_be_read_so_are_refused_in_one_line(
+    taps: list[str], size: int, told: str
+) -> None:
+    with pytest.raises(ValueError, match=told) as refusal:
+        Auxiliary(Peculiar(), taps).shapes((size, size))
+    assert "\n" not in str(refusal.value)
+
+
 def features(seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(3, c, s, s, generator=generator) for c, s in ((4, 16), (6, 8), (8, 4))]

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+import typer
 from mlflow import MlflowClient
+from PIL import Image
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from pydantic import ValidationError
 
 from explainers.ptame import load_head
+from flows import server as prefect
+from flows.cli import _train
 from flows.explain import explain
-from flows.job import Job, JobError
-from flows.train import prepare_training, train_ptame
+from flows.job import Job, JobError, one_line
+from flows.prepare import _fetched
+from flows.train import _ended, prepare_training, publish_head, train_ptame
 from flows.train_job import TrainJob
 from runs import ROOT, maps_of, model, tiny_job
 from storage.run import RunMismatchError
-from storage.tracking import registered
+from storage.tracking import TrackingError, TrainingLog, registered
+from tasks.training import TrainingError
+from tasks.training_data import UnusableImagesError
 
 STEPS = 40
 
@@ -94,6 +105,7 @@ def test_a_killed_training_run_again_ends_with_the_undisturbed_weights(
     assert not (tmp_path / "run" / "head.safetensors").exists(), "it was over before it was killed"
     if number == signal.SIGTERM:
         assert first.returncode == 1
+        assert "Error logging to API" not in said
         assert f"of {STEPS}; run the same job again to continue" in said
     step = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"]
     assert 0 < step < STEPS
@@ -122,7 +134,7 @@ def test_mlflow_has_the_numbers_the_pictures_and_one_version_of_the_head(undistu
     assert [point.step for point in losses] == list(range(5, STEPS + 1, 5))
     held_out = client.get_metric_history(version.run_id, "held_out_average_drop_15")
     assert [point.step for point in held_out] == [20, 40]
-    assert {artifact.path for artifact in client.list_artifacts(version.run_id)} == {"maps.png", "head"}
+    assert {artifact.path for artifact in client.list_artifacts(version.run_id)} == {"maps.png", "heads"}
 
 
 @pytest.mark.service
@@ -200,6 +212,104 @@ def test_a_training_that_cannot_run_is_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("use", ["held out", "train"])
+def test_a_training_without_images_to_use_is_refused_in_one_line(use: str, tmp_path: Path) -> None:
+    """Rows 0 and 10 are held out; the model says its size, so that no image has to."""
+    (tmp_path / "photographs").mkdir()
+    for row in range(20):
+        path = tmp_path / "photographs" / f"{row:02}.png"
+        if (row % 10 == 0) == (use == "held out"):
+            path.write_bytes(b"no image")
+        else:
+            Image.new("RGB", (64, 64)).save(path)
+    raw = raw_job(
+        tmp_path / "run",
+        dataset={"kind": "folder", "path": str(tmp_path / "photographs")},
+        model=model("gap") | {"crop": 64},
+        held_out=2,
+    )
+    with pytest.raises(JobError, match=f"dataset: not one of the images that .*{use} can be used") as refusal:
+        prepare_training(TrainJob.model_validate(raw))
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(JobError, match="processes: 3 need a GPU each, and there are 2; lower it"):
+        prepare_training(TrainJob.model_validate(raw_job(tmp_path / "run", processes=3)))
+
+
+def test_a_damaged_head_is_told_with_the_remedy(tmp_path: Path) -> None:
+    job = TrainJob.model_validate(raw_job(tmp_path / "run"))
+    plan = prepare_training(job)
+    plan.folder.head.write_bytes(b"no head")
+    with pytest.raises(TrainingError, match=r"head\.safetensors is damaged; delete it and run the same job"):
+        publish_head.fn(job, plan)
+
+
+def test_a_failure_of_the_log_hides_no_other(tmp_path: Path) -> None:
+    log = Mock()
+    log.end.side_effect = TrackingError("MLflow is down")
+    with pytest.raises(OSError, match="the disk is full"), _ended(log):
+        raise OSError("the disk is full")
+    log.end.assert_called_once_with("FAILED")
+    with pytest.raises(TrackingError), _ended(log):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TrainingError("killed"),
+        UnusableImagesError("dataset: too few"),
+        TrackingError("MLflow is down"),
+        OSError("cut"),
+    ],
+)
+def test_what_ends_a_training_is_one_line(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(_: TrainJob) -> None:
+        raise error
+
+    monkeypatch.setattr("flows.train.train_ptame", fails)
+    with pytest.raises(typer.Exit) as end:
+        _train(toml(raw_job(tmp_path / "run"), tmp_path / "job.toml"), None, lambda: "http://here/api")
+    assert end.value.exit_code == 1
+    assert capsys.readouterr().err == f"floodlit: {error}\n"
+
+
+def test_the_last_lines_of_what_fails_leave_before_the_server_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(prefect, "_start", lambda *_: Mock(terminate=lambda: done.append("end")))
+    monkeypatch.setattr(prefect.APILogHandler, "flush", lambda _: done.append("flush"))
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(OSError, match="cut"):
+        fails_while_served()
+    assert done == ["flush", "end"]
+
+
+def fails_while_served() -> None:
+    with prefect.prefect_server():
+        raise OSError("cut")
+
+
+def test_heads_of_two_registries_are_two(tmp_path: Path) -> None:
+    """Both call theirs models:/m/1."""
+    file = tmp_path / "head.safetensors"
+    for content in ("a", "b"):
+        uri = f"sqlite:///{tmp_path}/{content}.db"
+        file.write_text(content)
+        address = TrainingLog(uri, tmp_path / "run", "m", "job", {}).register("m", file, {})
+        raw = tiny_job(tmp_path / "run", explainers=[{"name": "ptame", "head": address}], tracking=uri)
+        job = Job.model_validate(raw)
+        found = [_fetched(job, job.explainer_parameters()["ptame"]).head for _ in range(2)]
+        assert found[0] == found[1]
+        assert found[0].read_text() == content
+
+
 def test_another_training_in_the_same_folder_is_refused_with_what_differs(tmp_path: Path) -> None:
     raw = raw_job(tmp_path / "run")
     prepare_training(TrainJob.model_validate(raw))
@@ -215,11 +325,27 @@ def test_another_training_in_the_same_folder_is_refused_with_what_differs(tmp_pa
         ({"accumulate": 3}, "8 images do not make 3 equal parts"),
         ({"loss": {"preset": "alexnet"}}, "resnet50"),
         ({"stepz": 3}, "stepz"),
+        ({"epochs": float("inf")}, "epochs"),
+        ({"loss": {"ce": float("nan")}}, "loss.ce"),
+        ({"name": "photos/ptame"}, "name: 'photos/ptame' is no name .*; change it, or set register_as"),
+        ({"name": "Bob's head"}, "name: "),
+        ({"name": " "}, "name: "),
+        ({"name": ":"}, "name: "),
+        ({"register_as": " "}, "register_as"),
+        ({"auxiliary": {"source": "timm", "layer": "conv"}}, "auxiliary.layer.*; leave it out"),
+        ({"auxiliary": {"source": "timm", "resize": 64}}, "auxiliary.resize.*; leave it out"),
+        ({"auxiliary": {"source": "timm", "mean": [0, 0, 0]}}, "auxiliary.mean.*; leave it out"),
     ],
 )
 def test_wrong_keys_are_refused(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValidationError) as refusal:
         TrainJob.model_validate(raw_job(tmp_path) | changes)
+    assert re.search(told, one_line(refusal.value))
+
+
+def test_a_name_that_cannot_be_registered_is_enough_beside_one_that_can(tmp_path: Path) -> None:
+    job = TrainJob.model_validate(raw_job(tmp_path, name="photos/ptame", register_as="photos-ptame 1.0"))
+    assert job.name == "photos/ptame"
 
 
 def test_a_preset_is_changed_where_the_job_says_so(tmp_path: Path) -> None:

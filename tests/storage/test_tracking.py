@@ -1,9 +1,13 @@
 """MLflow holds one parent run a job and one nested run an explainer, and logging again doubles nothing."""
 
+from pathlib import Path
+from unittest.mock import Mock
+
 import pytest
 from mlflow import MlflowClient
 
-from storage.tracking import EXPERIMENT, ExplainerResult, track
+from storage import tracking
+from storage.tracking import EXPERIMENT, ExplainerResult, TrackingError, TrainingLog, registered, track
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +56,66 @@ def test_nested_run_has_parameters_means_and_curve(twice: tuple[MlflowClient, st
     assert nested.data.metrics["insertion"] == 0.5
     history = client.get_metric_history(nested.info.run_id, "curve/insertion")
     assert [(point.step, point.value) for point in history] == [(0, 0.1), (1, 0.4), (2, 0.9)]
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Path:
+    path = tmp_path / "head.safetensors"
+    path.write_bytes(b"first")
+    return path
+
+
+def test_a_version_is_a_file_whatever_it_was_trained_as(head: Path, tmp_path: Path) -> None:
+    """Trained again after its folder was deleted, a head is another file of the same run."""
+    uri, store = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "run"
+    log = TrainingLog(uri, store, "photos", "hash-of-the-job", {})
+    assert log.register("photos", head, {"classes": "8"}) == "models:/photos/1"
+    head.write_bytes(b"second")
+    log = TrainingLog(uri, store, "photos", "hash-of-the-job", {})
+    for _ in range(2):
+        assert log.register("photos", head, {"classes": "8"}) == "models:/photos/2"
+    assert log.register("other", head, {"classes": "8"}) == "models:/other/1"
+    for address, content in (("photos/1", b"first"), ("photos/2", b"second"), ("other/1", b"second")):
+        assert registered(uri, f"models:/{address}", tmp_path / address).read_bytes() == content
+
+
+def test_an_interrupted_download_leaves_nothing(
+    head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    address = TrainingLog(uri, tmp_path / "run", "photos", "job", {}).register("photos", head, {})
+
+    def half(artifact_uri: str, dst_path: str, tracking_uri: str) -> str:
+        (Path(dst_path) / head.name).touch()
+        raise OSError("the line is cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "download_artifacts", half)
+        with pytest.raises(ValueError, match="the line is cut"):
+            registered(uri, address, tmp_path / "heads" / "photos-1")
+    assert [path for path in (tmp_path / "heads").rglob("*") if path.is_file()] == []
+    found = registered(uri, address, tmp_path / "heads" / "photos-1")
+    assert found == tmp_path / "heads" / "photos-1" / head.name
+    assert [path for path in (tmp_path / "heads").rglob("*") if path.is_file()] == [found]
+
+
+@pytest.mark.parametrize("uri", ["https://mlflow.example.org", "sqlite:///mlflow.db"])
+def test_a_server_keeps_the_files_itself(uri: str, tmp_path: Path) -> None:
+    """A folder of the client's machine would be no use to other machines."""
+    client = Mock()
+    client.get_experiment_by_name.return_value = None
+    tracking._experiment(client, uri, tmp_path / "run")
+    here = (tmp_path / "mlartifacts").as_uri()
+    place = None if uri.startswith("https") else here
+    client.create_experiment.assert_called_once_with(EXPERIMENT, artifact_location=place)
+
+
+def test_a_server_that_is_not_there_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(
+        TrackingError, match=r"^tracking: MLflow says .*refused.*; mend that, and run"
+    ) as told:
+        TrainingLog("http://127.0.0.1:9", tmp_path / "run", "photos", "job", {})
+    assert "\n" not in str(told.value)
