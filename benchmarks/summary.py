@@ -25,9 +25,15 @@ from storage.scores import write_scores
 from tasks.summary import mean_curves, summarise
 
 SHARD = 5000
-COLUMNS = {"insertion": "higher", "deletion": "lower", "pointing_game": "higher", "sparseness": "higher"}
-CURVES = ("insertion", "deletion")
-POINTS = 29
+COLUMNS = {
+    "insertion": "higher",
+    "deletion": "lower",
+    "pointing_game": "higher",
+    "sparseness": "higher",
+    "max_box_acc_v2": "higher",
+}
+CURVES = {"insertion": 29, "deletion": 29, "max_box_acc_v2": 300}  # points
+METRICS = {"max_box_acc_v2": "max_box_accuracy"}  # where its name is not the column's
 
 
 def main() -> None:
@@ -52,8 +58,11 @@ def main() -> None:
 
 def synthetic(root: Path, images: int, explainers: int) -> Run:
     names = [f"explainer{i}" for i in range(explainers)]
-    about = {"low": 0.0, "high": 1.0, "fill": None, "pooled": None}
-    columns = {name: {"name": name, "better": better} | about for name, better in COLUMNS.items()}
+    about = {"low": 0.0, "high": 1.0, "fill": None}
+    columns = {
+        name: {"name": name, "better": better, "pooled": "curve" if name in METRICS else None} | about
+        for name, better in COLUMNS.items()
+    }
     manifest = Manifest(
         job={"name": "synthetic", "seed": 0},
         identity={},
@@ -64,7 +73,10 @@ def synthetic(root: Path, images: int, explainers: int) -> Run:
         shard_rows=SHARD,
         input_shape=(3, 8, 8),
         explainers={name: ExplainerEntry(parameters={}, grid=(1, 1)) for name in names},
-        metrics={name: MetricEntry(parameters={}, columns={name: columns[name]}) for name in columns},
+        metrics={
+            METRICS.get(name, name): MetricEntry(parameters={}, columns={name: columns[name]})
+            for name in columns
+        },
     )
     run = Run.create_or_open(root, manifest)
     rng = np.random.default_rng(0)
@@ -79,10 +91,10 @@ def scores(rng: np.random.Generator, start: int, stop: int) -> dict[str, list]:
     count = stop - start
     tidy: dict[str, list] = {"metric": [], "value": [], "curve": []}
     for name in COLUMNS:
-        values = rng.random(count)
+        values = np.full(count, np.nan) if name in METRICS else rng.random(count)
         tidy["metric"] += [name] * count
-        tidy["value"] += values.tolist()
-        curves = rng.random((count, POINTS), np.float32) if name in CURVES else [None] * count
+        tidy["value"] += [None if np.isnan(value) else value for value in values.tolist()]
+        curves = rng.random((count, CURVES[name]), np.float32) if name in CURVES else [None] * count
         tidy["curve"] += list(curves)
     return tidy | {
         "sample_id": [f"{i:08d}" for i in range(start, stop)] * len(COLUMNS),

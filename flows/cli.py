@@ -305,7 +305,7 @@ def compare(
         console.print(table)
     for metric, why in found.left_out.items():
         console.print(f"left out: {metric}, {why}", soft_wrap=True, markup=False)
-    console.print(f"{found.maps} maps an explainer, of the images that all runs have")
+    console.print(f"on the {found.images} images that all runs have")
 
 
 @app.command()

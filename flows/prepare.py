@@ -174,6 +174,10 @@ def _check_metrics(job: Job, classifier: BlackBox, dataset: Dataset) -> dict[str
         except ValueError as error:
             raise JobError(f"metrics: {name}: {error}") from error
         for column in chosen[name][1].columns():
+            if column.pooled and not hasattr(cls, "of_mean_curve"):
+                raise JobError(
+                    f"metrics: {name} has no of_mean_curve, which its column {column.name} asks for"
+                )
             if column.name in columns:
                 raise JobError(f"metrics: {name} gives {column.name}, which another metric gives as well")
             columns.add(column.name)

@@ -63,7 +63,9 @@ class Progress:
 
 
 def score_tables(summary: pa.Table) -> list[Table]:
-    """Means with 95 % intervals, a row per metric, a column per explainer; the best judged value is bold.
+    """Means with 95 % intervals, a row per metric, a column per explainer; what ranks first is bold.
+
+    An explainer that has more images than all others have says how many; ranks are on those in common.
 
     As many tables as it takes for the columns to fit the terminal.
     """
@@ -145,4 +147,6 @@ def _cell(row: dict[str, Any]) -> str:
     if not row["n"]:
         return "-"
     mean = f"[bold]{row['mean']:.3f}[/bold]" if row["best"] else f"{row['mean']:.3f}"
+    if row["better"] and row["n"] > row["common"]:
+        mean = f"n = {row['n']:,}  {mean}"  # ranked on fewer, those that all explainers have
     return f"{mean}\n[dim]{row['low']:.3f} - {row['high']:.3f}[/dim]"

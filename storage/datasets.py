@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from storage.files import UnreadableError, sha256_of_json
-from storage.images import SUFFIXES, Box, decode, prepare_image, rgb
+from storage.images import SUFFIXES, Box, decode, decode_mask, prepare_image, rgb
 from storage.listing import read_listing
 from storage.tables import Tensors, Texts, read_tensors, read_texts
 from storage.torchvision_sets import labels_of, open_set
@@ -272,15 +272,15 @@ def _of_files(samples: list[Sample], classes: list[str], masks: Mapping[str, Pat
     files = [masks.get(sample.sample_id) for sample in samples] if masks else []
 
     def contents() -> list[Any]:
-        paths = [*(Path(s.uri) for s in samples), *(path for path in files if path)]
-        return [*_known(samples), [path.stat().st_size if path.exists() else -1 for path in paths]]
+        own = [_bytes(Path(sample.uri)) for sample in samples]
+        return [*_known(samples), own, *([path and (path.name, _bytes(path)) for path in files])]
 
     def mask(index: int) -> Image.Image | None:
         path = files[index]
         if path is None:
             return None
         try:
-            return decode(path)
+            return decode_mask(path)
         except UnreadableError as error:
             raise UnreadableError(f"its mask {path.name}: {error}") from error
 
@@ -315,6 +315,10 @@ def _of_rows(
         modality,
         table.features,
     )
+
+
+def _bytes(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
 
 
 def _known(samples: Sequence[Sample]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +34,34 @@ def decode(path: Path) -> Image.Image:
     UnreadableError
         Whatever is wrong with it, in one line.
     """
+    return _decoded(path, rgb)
+
+
+def decode_mask(path: Path) -> Image.Image:
+    """The mask in a file, white wherever a value is not 0, however many bits values have.
+
+    Raises
+    ------
+    UnreadableError
+        Whatever is wrong with it, in one line.
+    """
+    return _decoded(path, _not_zero)
+
+
+def _not_zero(image: Image.Image) -> Image.Image:
+    """Transparency apart; of a palette the colours count, as they are seen."""
+    plain = image.mode in {"1", "L", "I", "F"} or image.mode.startswith("I;16")
+    values = np.asarray(image if plain else image.convert("RGB"))
+    there = values.any(-1) if values.ndim == 3 else values != 0
+    return Image.fromarray(there)
+
+
+def _decoded(path: Path, read: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
         if not path.stat().st_size:
             raise UnreadableError("the file is empty")
         with Image.open(path) as image:
-            return rgb(image)
+            return read(image)
     except UnreadableError:
         raise
     except FileNotFoundError as error:

@@ -73,13 +73,16 @@ SAMPLE_COLUMNS = (
 def write_scores(root: Path, explainer: str, shard: int, columns: Mapping[str, Sequence[Any]]) -> Path:
     """Write one shard's scores of an explainer, replacing what was there; returns the file.
 
+    Each metric is a row group of its own, so that one can be read alone.
+
     Parameters
     ----------
     columns
-        Equally long columns named as in :data:`SCORES`.
+        Equally long columns named as in :data:`SCORES`, metric by metric, as many rows of each.
     """
     path = _score_file(root, explainer, shard)
-    _write(pa.table(dict(columns), schema=SCORES), path)
+    table = pa.table(dict(columns), schema=SCORES)
+    _write(table, path, len(table) // max(1, len(pc.unique(table["metric"]))))
     return path
 
 
@@ -127,7 +130,7 @@ def _without_curve(names: list[str]) -> pa.Schema:
     return pa.schema([SCORES.field(name) for name in names])
 
 
-def read_curves(run: Run, explainer: str, metric: str) -> NDArray[np.float64]:
+def read_curves(run: Run, explainer: str, metric: str) -> NDArray[np.float32]:
     """(maps, points) curves of one metric, by shard and row; rows of NaN where there is none.
 
     There are no points if no map has a curve.
@@ -135,17 +138,52 @@ def read_curves(run: Run, explainer: str, metric: str) -> NDArray[np.float64]:
     parts = []
     for shard in range(run.shards):
         start, stop = run.rows_of(shard)
-        path = _score_file(run.root, explainer, shard)
-        table = _read(path, ["metric", "curve"]) if path.exists() else SCORES.empty_table()
-        part = table.filter(pc.equal(table["metric"], metric))["curve"].combine_chunks()
-        parts.append(part if len(part) else pa.nulls(stop - start, SCORES.field("curve").type))
-    column = pa.concat_arrays(parts)
-    there = pc.is_valid(column).to_numpy(zero_copy_only=False)
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    points = len(flat) // int(there.sum()) if there.any() else 0
-    curves = np.full((len(column), points), np.nan)
-    curves[there] = flat.reshape(-1, points) if points else 0
-    return curves
+        part = _curves_in(_score_file(run.root, explainer, shard), {metric}).get(metric)
+        parts.append(np.full((stop - start, 0), np.nan, np.float32) if part is None else part)
+    points = max(part.shape[1] for part in parts)
+    nothing = [np.full((len(part), points - part.shape[1]), np.nan, np.float32) for part in parts]
+    return np.concatenate([np.concatenate(both, 1) for both in zip(parts, nothing, strict=True)])
+
+
+def with_curve(run: Run, explainer: str) -> dict[str, NDArray[np.bool_]]:
+    """Of every metric that has curves which maps have one, (maps,), by shard and row."""
+    found: dict[str, NDArray[np.bool_]] = {}
+    for shard in range(run.shards):
+        start, stop = run.rows_of(shard)
+        for metric, curves in _curves_in(_score_file(run.root, explainer, shard)).items():
+            maps = found.setdefault(metric, np.zeros(run.rows * run.targets_per_image, bool))
+            maps[start:stop] = ~np.isnan(curves[:, 0])
+    return found
+
+
+def sum_curves(run: Run, explainer: str) -> dict[str, tuple[NDArray[np.float64], int]]:
+    """Of every metric that has curves their sum over the maps that have one, (points,), and how many do."""
+    found: dict[str, tuple[NDArray[np.float64], int]] = {}
+    for shard in range(run.shards):
+        for metric, curves in _curves_in(_score_file(run.root, explainer, shard)).items():
+            known = curves[~np.isnan(curves[:, 0])].astype(np.float64)
+            total, count = found.get(metric, (np.zeros(curves.shape[1]), 0))
+            found[metric] = total + known.sum(0), count + len(known)
+    return found
+
+
+def _curves_in(path: Path, wanted: set[str] | None = None) -> dict[str, NDArray[np.float32]]:
+    """The curves in one file, (maps, points) of each wanted metric that has any, with rows of NaN."""
+    found: dict[str, NDArray[np.float32]] = {}
+    if not path.exists():
+        return found
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):  # one a metric, see write_scores
+            metric = file.read_row_group(group, ["metric"])["metric"][0].as_py()
+            if wanted is not None and metric not in wanted:
+                continue
+            column = file.read_row_group(group, ["curve"])["curve"].combine_chunks()
+            there = pc.is_valid(column).to_numpy(zero_copy_only=False)
+            if there.any():
+                flat = column.flatten().to_numpy(zero_copy_only=False).reshape(int(there.sum()), -1)
+                found[metric] = np.full((len(column), flat.shape[1]), np.nan, np.float32)
+                found[metric][there] = flat
+    return found
 
 
 def write_sample_inputs(root: Path, shard: int, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -227,9 +265,9 @@ def _joined(root: Path, shard: int) -> pa.Table:
     return table.select(SAMPLE_COLUMNS)
 
 
-def _write(table: pa.Table, path: Path) -> None:
+def _write(table: pa.Table, path: Path, group: int | None = None) -> None:
     with replacing(path) as partial:
-        pq.write_table(table, partial, compression="zstd")
+        pq.write_table(table, partial, compression="zstd", row_group_size=group)
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 
 from storage.files import replacing
 from storage.run import Run
-from storage.scores import read_samples, read_values
-from tasks.statistics import Contest, rows_of
-from tasks.summary import against_controls, contest_of
+from storage.scores import read_samples, read_values, with_curve
+from tasks.metrics.registry import metrics
+from tasks.statistics import Contest, Floats, rows_of
+from tasks.summary import COMPARISONS, against_controls, contest_of
 
-Key = tuple[str, int]  # sample and which of its targets, from 0: models may explain different classes
+_ABOUT = ("better", "low", "high", "fill")
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,15 @@ class Compared:
         As :func:`tasks.statistics.rows_of` gives them; an explainer is called RUN/EXPLAINER. Compared are
         each explainer with the best one, with its own run's controls, and with the same explainer of the
         runs before it.
-    maps
-        How many maps an explainer all runs have in common, which alone count.
+    images
+        How many images all runs have in common, which alone count.
     left_out
         Metrics that are not compared, and why.
     """
 
     summary: pa.Table
     comparisons: pa.Table
-    maps: int
+    images: int
     left_out: dict[str, str]
 
     def write(self, folder: Path) -> None:
@@ -57,29 +58,44 @@ def compare(runs: Sequence[Run]) -> Compared:
     Raises
     ------
     ValueError
-        In one line: a run is not complete or named twice, or the runs share no images or no metric.
+        In one line: a run is not complete or named twice, or the runs explain other classes, or share no
+        images or no metric.
     """
-    for run in runs:
-        if not run.summary.exists():
-            raise ValueError(f"{run.root} is not complete; run its job again, then compare")
     names = _names(runs)
+    for run in runs:
+        _check_complete(run)
+    targets = [run.job["target"] for run in runs]
+    if any(target != targets[0] for target in targets):
+        raise ValueError(f"{' and '.join(names)} explain other targets: {', '.join(map(str, targets))}")
     columns, left_out = _shared(runs, names)
     tables = [{name: read_values(run, name) for name in run.explainers} for run in runs]
-    keys = [_keys(table) for table in tables]
-    common = [key for key in keys[0] if all(key in others for others in keys[1:])]
+    places = [_places(run, table) for run, table in zip(runs, tables, strict=True)]
+    common = [sample for sample in places[0] if all(sample in others for others in places[1:])]
     if not common:
         raise ValueError(f"{' and '.join(names)} have no image in common; compare runs of one dataset")
-    _check_same_images(runs, names, {sample for sample, _ in common})
-    rows = [np.array([own[key] for key in common]) for own in keys]
+    _check_same_images(runs, names, set(common))
+    rows = [np.array([own[sample] for sample in common]) for own in places]
+    curved = [{name: with_curve(run, name) for name in run.explainers} for run in runs]
     contests = [
-        _joined([contest_of(run, column, table) for run, table in zip(runs, tables, strict=True)], rows)
+        _joined([contest_of(*own, column) for own in zip(runs, tables, curved, strict=True)], rows)
         for column in columns
     ]
-    contenders = [
-        f"{name}/{explainer}" for name, run in zip(names, runs, strict=True) for explainer in run.explainers
-    ]
+    contenders = [f"{name}/{own}" for name, run in zip(names, runs, strict=True) for own in run.explainers]
     ahead, compared = rows_of(contests, contenders, _pairs(runs), runs[0].seed)
-    return Compared(pa.Table.from_pylist(ahead), pa.Table.from_pylist(compared), len(common), left_out)
+    comparisons = pa.Table.from_pylist(compared, COMPARISONS)
+    return Compared(pa.Table.from_pylist(ahead), comparisons, len(common), left_out)
+
+
+def _check_complete(run: Run) -> None:
+    """A run that was extended has to be done again before it is complete."""
+    told = (
+        pq.read_table(run.summary, columns=["metric", "explainer"]).to_pylist()
+        if run.summary.exists()
+        else []
+    )
+    there = {(row["metric"], row["explainer"]) for row in told}
+    if there < {(column, name) for column in run.columns for name in run.explainers}:
+        raise ValueError(f"{run.root} is not complete; run its job again, then compare")
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -102,12 +118,13 @@ def _shared(runs: Sequence[Run], names: Sequence[str]) -> tuple[list[str], dict[
     for settings, name in zip(told, names, strict=True):
         for other in told:
             left_out |= {column: f"{name} has it not" for column in other if column not in settings}
-    first = told[0]
-    for settings, name in zip(told[1:], names[1:], strict=True):
-        for column in first:
-            if column not in left_out and settings[column] != first[column]:
+    for run, settings, name in zip(runs[1:], told[1:], names[1:], strict=True):
+        for column in told[0].keys() - left_out.keys():
+            if settings[column] != told[0][column]:
                 left_out[column] = f"{name} has other settings than {names[0]}"
-    shared = [column for column in first if column not in left_out]
+            elif _another_scale(runs[0], run, column):
+                left_out[column] = f"its values in {name} and {names[0]} are on different scales"
+    shared = [column for column in told[0] if column not in left_out]
     if not shared:
         why = "; ".join(f"{column}: {reason}" for column, reason in list(left_out.items())[:3])
         raise ValueError(f"{' and '.join(names)} share no metric: {why}")
@@ -115,25 +132,29 @@ def _shared(runs: Sequence[Run], names: Sequence[str]) -> tuple[list[str], dict[
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """Of every column: the metric it is from, the metric's parameters, and what it says of itself."""
+    """Of every column: the metric it is from, its parameters, and its range, direction and fill."""
     return {
-        column: (name, entry["parameters"], about)
+        column: (name, metrics.get(name).Parameters(**entry["parameters"]), [about[key] for key in _ABOUT])
         for name, entry in run.metrics.items()
         for column, about in entry["columns"].items()
     }
 
 
-def _keys(tables: dict[str, pa.Table]) -> dict[Key, int]:
-    """The row of every map among those of a metric, which are the same for all metrics and explainers."""
+def _another_scale(one: Run, other: Run, column: str) -> bool:
+    """Whether a column's numbers depend on what is another in the two runs."""
+    differ: dict[str | None, bool] = {
+        "classifier": one.model_fingerprint != other.model_fingerprint,
+        "size": one.input_size != other.input_size,
+    }
+    return differ.get(one.columns[column].get("within"), False)
+
+
+def _places(run: Run, tables: dict[str, pa.Table]) -> dict[str, int]:
+    """The row of every image, which is the same for all metrics and explainers."""
     table = next(iter(tables.values()))
     first = table["metric"][0].as_py()
     samples = table.filter(pc.equal(table["metric"], first))["sample_id"].to_pylist()
-    seen: Counter[str] = Counter()
-    keys = {}
-    for row, sample in enumerate(samples):
-        keys[sample, seen[sample]] = row
-        seen[sample] += 1
-    return keys
+    return {sample: image for image, sample in enumerate(samples[:: run.targets_per_image])}
 
 
 def _check_same_images(runs: Sequence[Run], names: Sequence[str], common: set[str]) -> None:
@@ -152,10 +173,20 @@ def _check_same_images(runs: Sequence[Run], names: Sequence[str], common: set[st
 
 
 def _joined(contests: Sequence[Contest], rows: Sequence[np.ndarray]) -> Contest:
-    """One contest of all contenders, on the given rows of each."""
+    """One contest of all contenders, on the given images of each."""
+    known = np.concatenate([own.known[:, chosen] for own, chosen in zip(contests, rows, strict=True)])
+    if contests[0].pool is not None:
+        owners = [(run, e) for run, own in enumerate(contests) for e in range(len(own.known))]
+
+        def curves(contender: int) -> Floats:
+            run, e = owners[contender]
+            of_run = contests[run].curves
+            assert of_run is not None
+            return of_run(e)[rows[run]]
+
+        return replace(contests[0], known=known, values=np.empty((len(known), 0)), curves=curves)
     values = np.concatenate([own.values[:, chosen] for own, chosen in zip(contests, rows, strict=True)])
-    curves = [curve[chosen] for own, chosen in zip(contests, rows, strict=True) for curve in own.curves]
-    return replace(contests[0], values=values, curves=curves)
+    return replace(contests[0], known=known, values=values)
 
 
 def _pairs(runs: Sequence[Run]) -> list[tuple[int, int]]:

@@ -77,7 +77,7 @@ def tell_costs(run: Run) -> pa.Table:
         steps = [step for step in finished(run.root) if (step.stage, step.explainer) == ("saliency", name)]
         records = [record for step in steps if (record := read_record(run.root, step))]
         measured = [record for record in records if "explain_seconds" in record]
-        maps = sum(record["rows"] for record in measured)
+        maps = sum(record["explained"] for record in measured)
         seconds = sum(record["explain_seconds"] for record in measured)
         passes = read_values(run, name)["forward_passes"].drop_null().to_numpy()
         rows.append(

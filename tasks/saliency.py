@@ -64,7 +64,11 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
         write_shard(run.saliency(name) / key, start, values)
         files.append(shard_file(run.saliency(name) / key, shard))
     statuses = [STATUSES[code].value for code in arrays["status"]]
-    cost = {"explain_seconds": round(meter.seconds, 6), "peak_bytes": meter.peak}
+    cost = {
+        "explained": int((targets >= 0).sum()),
+        "explain_seconds": round(meter.seconds, 6),
+        "peak_bytes": meter.peak,
+    }
     return Outcome(stop - start, statuses, files, cost)
 
 

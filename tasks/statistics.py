@@ -1,11 +1,12 @@
-"""From one number a sample to what can be said of a dataset: means, intervals, ranks, paired comparisons.
+"""From one number an image to what can be said of a dataset: means, intervals, ranks, paired comparisons.
 
-Everything is paired: the contenders, explainers of one run or of several, are scored on the same samples.
+Everything is paired: the contenders, explainers of one run or of several, are scored on the same images. An
+image with several targets counts once, with the mean over its targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata, wilcoxon
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 RESAMPLES = 2000
 TAILS = (2.5, 97.5)
@@ -22,46 +24,53 @@ _BLOCK = 4_000_000  # numbers of draws in memory at a time
 
 @dataclass(frozen=True)
 class Contest:
-    """One number of every contender on the same N samples.
+    """One number of every contender on the same N images.
 
     Attributes
     ----------
     metric, better
         Its name, and "higher", "lower" or None: see :class:`tasks.metrics.base.Column`.
+    known
+        (E, N) which images have the number, or a curve.
     values
-        (E, N), NaN where the number is undefined.
+        (E, N), of what is known; empty for a number that belongs to the whole dataset.
     curves, pool
-        Of a number that belongs to the whole dataset: (N, points) a contender, rows of NaN where there is no
-        curve, and what makes (R,) numbers from (R, points) mean curves. There are no ``values`` then.
+        Of such a number: what gives the (N, points) curves of a contender, whatever they are where nothing is
+        known, and what makes (R,) numbers from (R, points) mean curves.
     """
 
     metric: str
     better: str | None
+    known: Bools
     values: Floats
-    curves: Sequence[Floats] = ()
+    curves: Callable[[int], Floats] | None = None
     pool: Callable[[Floats], Floats] | None = None
 
-    @property
-    def known(self) -> NDArray[np.bool_]:
-        """(E, N): which samples have the number, or a curve."""
-        if self.pool is None:
-            return ~np.isnan(self.values)
-        return np.stack([~np.isnan(curve[:, 0]) for curve in self.curves])
-
     def over(self, weights: Floats) -> Floats:
-        """(E, R) numbers of the dataset with each sample counted as often as ``weights`` (N, R) says."""
-        known = self.known
-        counted = known.astype(np.float64) @ weights if not known.all() else weights.sum(0)[None]
-        if self.pool is None:
-            sums = np.where(known, self.values, 0) @ weights
-            return np.divide(sums, counted, out=np.full_like(sums, np.nan), where=counted > 0)
-        counted = np.broadcast_to(counted, (len(known), weights.shape[1]))
-        found = np.full_like(counted, np.nan)
-        for own, curve, times in zip(found, self.curves, counted, strict=True):
-            drawn = times > 0
-            sums = np.nan_to_num(curve.T) @ weights[:, drawn]
-            own[drawn] = self.pool((sums / times[drawn]).T)
-        return found
+        """(E, R) means with each image counted as often as ``weights`` (N, R) says; NaN where nothing is."""
+        whole = self.known.all()  # as a rule, and then one sum serves all
+        counted = weights.sum(0)[None] if whole else self.known.astype(np.float64) @ weights
+        sums = np.where(self.known, self.values, 0) @ weights
+        return np.divide(sums, counted, out=np.full_like(sums, np.nan), where=counted > 0)
+
+
+def _pooled(contest: Contest, curves: Floats, own: Bools, blocks: Iterable[Floats]) -> Floats:
+    """(R,) numbers of the whole dataset from (N, points) curves of its ``own`` (N,) images.
+
+    A number for each column of blocks of weights (N, R): how often an image counts.
+    """
+    assert contest.pool is not None
+    # Of some hundred points an image, single precision is the faster by far, and fine enough.
+    mine, found = curves[own].T.astype(np.float32, copy=False), []
+    for weights in blocks:
+        drawn = weights[own].astype(np.float32)
+        counts = drawn.sum(0)
+        numbers = np.full(len(counts), np.nan)
+        there = counts > 0
+        if there.any():
+            numbers[there] = contest.pool(((mine @ drawn[:, there]) / counts[there]).T.astype(np.float64))
+        found.append(numbers)
+    return np.concatenate(found)
 
 
 @dataclass(frozen=True)
@@ -71,20 +80,25 @@ class Standing:
     Attributes
     ----------
     mean, low, high
-        (E,) number of the dataset with its 95 % percentile bootstrap interval over samples (2,000 resamples,
-        the same ones everywhere).
+        (E,) number of the dataset with its 95 % percentile bootstrap interval over images (2,000 resamples,
+        the same ones everywhere). Each on the images that the contender has. The interval of a number that is
+        the best over thresholds is biased upwards, as that number itself is.
     rank
-        (E,) 1 for the best mean, ties sharing theirs; NaN where nothing is judged.
+        (E,) 1 for the best, ties sharing theirs, on the ``common`` images, which all contenders have that
+        have any; NaN where nothing is judged.
+    common
+        How many those are.
     best
-        Index of the contender with the best mean; None where nothing is judged.
+        Index of the first of the best contenders; None where nothing is judged.
     difference, difference_low, difference_high
-        (E,) paired difference to the best one, on the samples that both have, with its interval.
+        (E,) paired difference to that one, on the images that both have, with its interval.
     """
 
     mean: Floats
     low: Floats
     high: Floats
     rank: Floats
+    common: int
     best: int | None
     difference: Floats
     difference_low: Floats
@@ -93,10 +107,10 @@ class Standing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Contender ``one`` against ``other`` on the samples that both have.
+    """Contender ``one`` against ``other`` on the n images that both have.
 
-    ``difference`` is the mean of one minus other, ``wins`` the share of samples on which one is better, ties
-    counted half, ``p_value`` of the two-sided Wilcoxon signed-rank test (1 where no sample differs), and
+    ``difference`` is the mean of one minus other, ``wins`` the share of images on which one is better, ties
+    counted half, ``p_value`` of the two-sided Wilcoxon signed-rank test (1 where no image differs), and
     ``p_holm`` the same, corrected after Holm for all comparisons of the metric. A number of the whole dataset
     has a difference alone.
     """
@@ -112,46 +126,105 @@ class Comparison:
 
 def standings(contests: Sequence[Contest], seed: int) -> list[Standing]:
     """Where the contenders of each contest stand."""
+    found: list[Standing | None] = [_pooled_standing(c, seed) if c.pool else None for c in contests]
+    plain = [contest for contest in contests if contest.pool is None]
+    made = iter(_plain_standings(plain, seed))
+    return [next(made) if standing is None else standing for standing in found]
+
+
+def _plain_standings(contests: Sequence[Contest], seed: int) -> list[Standing]:
+    """Of all at once: the draws are made once."""
     if not contests:
         return []
     N = contests[0].known.shape[1]
     whole = np.ones((N, 1))
-    means = [contest.over(whole)[:, 0] for contest in contests]
-    bests = [_best(mean, contest.better) for mean, contest in zip(means, contests, strict=True)]
+    ahead = [_ahead(c, c.over(whole * _common(c)[:, None])[:, 0]) for c in contests]
     gaps = [
-        contest if best is None else _difference(contest, best)
-        for contest, best in zip(contests, bests, strict=True)
+        None if first is None else _difference(c, first)
+        for c, (_, first) in zip(contests, ahead, strict=True)
     ]
-    both = [contest.known.shape[0] for contest in contests]
-    resampled = [np.empty((E, RESAMPLES)) for E in both]
-    differences = [np.full((E, RESAMPLES), np.nan) for E in both]
-    for part, draws in _draws(N, seed):
-        for contest, best, gap, numbers, apart in zip(
-            contests, bests, gaps, resampled, differences, strict=True
-        ):
-            numbers[:, part] = contest.over(draws)
-            if best is not None:
-                apart[:, part] = (
-                    gap.over(draws) if gap.pool is None else numbers[:, part] - numbers[best, part]
-                )
-    found = []
-    for contest, mean, best, gap, numbers, apart in zip(
-        contests, means, bests, gaps, resampled, differences, strict=True
-    ):
-        difference = np.full_like(mean, np.nan)
-        if best is not None:
-            difference = gap.over(whole)[:, 0] if gap.pool is None else mean - mean[best]
-        interval, between = _interval(numbers), _interval(apart)
-        rank = _ranks(mean, contest.better)
-        found.append(Standing(mean, *interval, rank, best, difference, *between))
-    return found
+    numbers = [np.empty((len(c.known), RESAMPLES)) for c in contests]
+    apart = [np.full((len(c.known), RESAMPLES), np.nan) for c in contests]
+    start = 0
+    for draws in _draws(N, seed):
+        part = slice(start, start + draws.shape[1])
+        start = part.stop
+        for contest, gap, own, between in zip(contests, gaps, numbers, apart, strict=True):
+            own[:, part] = contest.over(draws)
+            if gap is not None:
+                between[:, part] = gap.over(draws)
+    return [
+        Standing(
+            contest.over(whole)[:, 0],
+            *_interval(own),
+            rank,
+            int(_common(contest).sum()),
+            first,
+            np.full(len(own), np.nan) if gap is None else gap.over(whole)[:, 0],
+            *_interval(between),
+        )
+        for contest, (rank, first), gap, own, between in zip(
+            contests, ahead, gaps, numbers, apart, strict=True
+        )
+    ]
 
 
-def comparisons(contest: Contest, best: int, wanted: Sequence[tuple[int, int]]) -> list[Comparison]:
+def _pooled_standing(contest: Contest, seed: int) -> Standing:
+    """Contender by contender, each one's curves read once: they may be large."""
+    assert contest.curves is not None
+    E, N = contest.known.shape
+    common = _common(contest)
+    mean, shared, numbers = np.empty(E), np.empty(E), np.empty((E, RESAMPLES))
+    for e, own in enumerate(contest.known):
+        curves = contest.curves(e)
+        mean[e] = _pooled(contest, curves, own, [np.ones((N, 1))])[0]
+        shared[e] = _pooled(contest, curves, common & own, [np.ones((N, 1))])[0]
+        # References do not depend on the explainer.
+        same = contest.better is None and e and mean[e] == mean[e - 1]
+        numbers[e] = numbers[e - 1] if same else _pooled(contest, curves, own, _draws(N, seed))
+    rank, best = _ahead(contest, shared)
+    difference, between = np.full(E, np.nan), np.full((E, 1), np.nan)
+    if best is not None:
+        difference, between = mean - mean[best], numbers - numbers[best]
+        for e in range(E):
+            if (contest.known[e] != contest.known[best]).any():
+                difference[e] = _gap(contest, e, best, lambda: [np.ones((N, 1))])[0]
+                between[e] = _gap(contest, e, best, lambda: _draws(N, seed))
+    interval, around = _interval(numbers), _interval(between)
+    return Standing(mean, *interval, rank, int(common.sum()), best, difference, *around)
+
+
+def _gap(contest: Contest, one: int, other: int, blocks: Callable[[], Iterable[Floats]]) -> Floats:
+    """(R,) numbers of one contender minus another's, on the images that both have."""
+    assert contest.curves is not None
+    both = contest.known[one] & contest.known[other]
+    first = _pooled(contest, contest.curves(one), both, blocks())
+    return first - _pooled(contest, contest.curves(other), both, blocks())
+
+
+def _common(contest: Contest) -> Bools:
+    """(N,) which images all contenders have that have any."""
+    known = contest.known[contest.known.any(1)]
+    return np.logical_and.reduce(known) & bool(len(known))
+
+
+def _ahead(contest: Contest, mean: Floats) -> tuple[Floats, int | None]:
+    """(E,) ranks by these means, and the first of the best."""
+    if contest.better is None or np.isnan(mean).all():
+        return np.full_like(mean, np.nan), None
+    signed = -mean if contest.better == "higher" else mean
+    ranks: Floats = rankdata(signed, nan_policy="omit")
+    return ranks, int(np.nanargmin(signed))
+
+
+def comparisons(contest: Contest, standing: Standing, wanted: Sequence[tuple[int, int]]) -> list[Comparison]:
     """Every contender against the best one, and the ``wanted`` pairs besides; Holm-corrected together."""
+    best = standing.best
+    if best is None:
+        return []
     pairs = [(one, best) for one in range(len(contest.known)) if one != best]
     pairs += [(one, other) for one, other in wanted if best not in (one, other)]
-    found = [_compared(contest, one, other) for one, other in pairs]
+    found = [_compared(contest, standing, one, other) for one, other in pairs]
     corrected = holm(np.array([each.p_value for each in found]))
     return [replace(each, p_holm=float(p)) for each, p in zip(found, corrected, strict=True)]
 
@@ -169,14 +242,19 @@ def holm(p_values: Floats) -> Floats:
     return corrected
 
 
-def _compared(contest: Contest, one: int, other: int) -> Comparison:
-    known = contest.known[[one, other]].all(0)
+def _compared(contest: Contest, standing: Standing, one: int, other: int) -> Comparison:
+    known = contest.known[one] & contest.known[other]
     n = int(known.sum())
-    if contest.pool is not None:
-        first, second = contest.over(np.ones((known.size, 1)))[[one, other], 0]
-        return Comparison(one, other, n, float(first - second), np.nan, np.nan)
     if not n:
         return Comparison(one, other, 0, np.nan, np.nan, np.nan)
+    if contest.pool is not None:
+        alike = (contest.known[one] == contest.known[other]).all()
+        gap = (
+            standing.mean[one] - standing.mean[other]
+            if alike
+            else _gap(contest, one, other, lambda: [np.ones((len(known), 1))])[0]
+        )
+        return Comparison(one, other, n, float(gap), np.nan, np.nan)
     difference = contest.values[one, known] - contest.values[other, known]
     better = difference if contest.better == "higher" else -difference
     wins = float((better > 0).mean() + (better == 0).mean() / 2)
@@ -184,25 +262,26 @@ def _compared(contest: Contest, one: int, other: int) -> Comparison:
     return Comparison(one, other, n, float(difference.mean()), wins, p_value)
 
 
-def _difference(contest: Contest, best: int) -> Contest:
+def _difference(contest: Contest, best: int | None) -> Contest | None:
     """The contest of each contender's distance to the best one."""
-    if contest.pool is not None:
-        return contest
-    return Contest(contest.metric, None, contest.values - contest.values[best])
+    if best is None:
+        return None
+    known = contest.known & contest.known[best]
+    return Contest(contest.metric, None, known, contest.values - contest.values[best])
 
 
-def _draws(samples: int, seed: int) -> Iterator[tuple[slice, Floats]]:
-    """Which resamples, and (N, resamples) how often each sample was drawn.
+def _draws(images: int, seed: int) -> Iterator[Floats]:
+    """(N, resamples) how often each image was drawn, block by block; the same whenever it is asked.
 
     As counts, so that all contenders share one matrix product instead of gathering values 2,000 times.
     """
     generator = np.random.default_rng(seed)
-    size = max(1, min(RESAMPLES, _BLOCK // samples))  # bounds the memory
+    size = max(1, min(RESAMPLES, _BLOCK // images))  # bounds the memory
     for start in range(0, RESAMPLES, size):
-        draws = np.empty((min(size, RESAMPLES - start), samples))
+        draws = np.empty((min(size, RESAMPLES - start), images))
         for row in draws:
-            row[:] = np.bincount(generator.integers(samples, size=samples), minlength=samples)
-        yield slice(start, start + len(draws)), draws.T
+            row[:] = np.bincount(generator.integers(images, size=images), minlength=images)
+        yield draws.T
 
 
 def _interval(numbers: Floats) -> tuple[Floats, Floats]:
@@ -210,19 +289,6 @@ def _interval(numbers: Floats) -> tuple[Floats, Floats]:
     empty = np.asarray(np.isnan(numbers).all(1))
     low, high = np.nanpercentile(np.where(empty[:, None], 0, numbers), TAILS, axis=1)
     return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
-
-
-def _best(mean: Floats, better: str | None) -> int | None:
-    if better is None or np.isnan(mean).all():
-        return None
-    return int(np.nanargmax(mean) if better == "higher" else np.nanargmin(mean))
-
-
-def _ranks(mean: Floats, better: str | None) -> Floats:
-    if better is None:
-        return np.full_like(mean, np.nan)
-    ranks: Floats = rankdata(-mean if better == "higher" else mean, nan_policy="omit")
-    return ranks
 
 
 def rows_of(
@@ -241,15 +307,16 @@ def rows_of(
     """
     ahead, compared = [], []
     for contest, standing in zip(contests, standings(contests, seed), strict=True):
-        pairs = [] if standing.best is None else comparisons(contest, standing.best, wanted)
+        pairs = comparisons(contest, standing, wanted)
         against_best = {pair.one: pair for pair in pairs if pair.other == standing.best}
         for e, contender in enumerate(contenders):
-            fields = {key: float(v[e]) for key, v in vars(standing).items() if key != "best"}
+            fields = {key: float(v[e]) for key, v in vars(standing).items() if isinstance(v, np.ndarray)}
             own = against_best.get(e)
             tested = (own.p_value, own.p_holm) if own else (np.nan, np.nan)
             ahead.append(
                 {"metric": contest.metric, "better": contest.better, "explainer": contender, **fields}
-                | {"best": e == standing.best, "p_value": tested[0], "p_holm": tested[1]}
+                | {"common": standing.common, "best": fields["rank"] == np.nanmin([np.inf, *standing.rank])}
+                | {"p_value": tested[0], "p_holm": tested[1]}
             )
         for pair in pairs:
             names = {"explainer": contenders[pair.one], "against": contenders[pair.other]}

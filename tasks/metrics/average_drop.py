@@ -136,11 +136,12 @@ class AverageDrop(_Masked):
 
 @register
 class AverageDropInDeletion(_Masked):
-    """Per image (c - d) / c, d being the target's probability on the input times 1 - map; high is good.
+    """Per image max(0, c - d) / c, d being the target's probability on the input times 1 - map; high is good.
 
-    The mean over all images is average drop in deletion. As in the paper a rise counts against a drop; there
-    only level 100 is used. At lower levels the most salient sites alone are taken away, each as far as its
-    saliency says. A map of zeros takes nothing away: 0. One of ones leaves black at level 100.
+    The mean over all images is average drop in deletion. CHOICE: as in average drop, a rise is no drop; one
+    image whose class is improbable would outweigh all others. The paper uses level 100 only. At lower levels
+    the most salient sites alone are taken away, each as far as its saliency says. A map of zeros takes
+    nothing away: 0. One of ones leaves black at level 100.
 
     Of a text the most salient tokens are hidden, at least one, whatever their saliency, by mask tokens (or
     taken out, where there is no such token). Where all are, nothing is measured: level 100 is left out, and a
@@ -156,12 +157,12 @@ class AverageDropInDeletion(_Masked):
 
     def columns(self) -> list[Column]:
         return [
-            Column(f"{self.name}_{level}", float("-inf"), 1.0, "higher", self._filled_with)
-            for level in self.levels
+            Column(f"{self.name}_{level}", 0.0, 1.0, "higher", self._filled_with) for level in self.levels
         ]
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
         """Score (B, \\*sites) prepared maps; NaN for maps of NaN, and for a drop from probability 0."""
         before = batch.confidence[:, None]
-        return self._named(self.columns(), [(before - self._probabilities(batch, maps)) / before], maps)
+        drops = (before - self._probabilities(batch, maps)).clamp(min=0) / before
+        return self._named(self.columns(), [drops], maps)

@@ -95,6 +95,9 @@ class Column:
     ``fill`` says what the metric perturbs with, None where it does not. ``low`` and ``high`` are the ends of
     its range, infinite ones included.
 
+    ``within`` says what runs must have in common for numbers of one to be comparable with the other's:
+    "classifier", "size" of the inputs, or None, nothing.
+
     With ``pooled`` = "curve" the number of a whole dataset is no mean of numbers: it is what
     :meth:`Pooled.of_mean_curve` makes of the mean curve. Images have curves and no values then.
     """
@@ -105,6 +108,7 @@ class Column:
     better: str | None
     fill: str | None = None
     pooled: Literal["curve"] | None = None
+    within: Literal["classifier", "size"] | None = None
 
 
 @dataclass(frozen=True)

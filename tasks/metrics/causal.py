@@ -13,7 +13,7 @@ from torch import Tensor
 from explainers.base import Parameters
 from explainers.masked_forward import SCALARS
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
-from tasks.metrics.curves import RANGES, Curve, CurveParameters, Fill
+from tasks.metrics.curves import RANGES, WITHIN, Curve, CurveParameters, Fill
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
@@ -43,13 +43,13 @@ class _Causal:
     image_fill: ClassVar[Fill]  # RISE's
 
     def __init__(self, classifier: BlackBox, parameters: InsertionParameters) -> None:
-        self.range = RANGES[parameters.output]
+        self.range, self.within = RANGES[parameters.output], WITHIN[parameters.output]
         self.curve = Curve(
             classifier, parameters.steps, parameters.fill, self.image_fill, SCALARS[parameters.output]
         )
 
     def columns(self) -> list[Column]:
-        return [Column(self.name, *self.range, self.better, self.curve.filled_with)]
+        return [Column(self.name, *self.range, self.better, self.curve.filled_with, within=self.within)]
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:

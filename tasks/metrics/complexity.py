@@ -40,7 +40,7 @@ class Entropy:
         pass
 
     def columns(self) -> list[Column]:
-        return [Column("entropy", 0.0, math.inf, "lower")]
+        return [Column("entropy", 0.0, math.inf, "lower", within="size")]
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:  # noqa: ARG002

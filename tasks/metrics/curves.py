@@ -34,6 +34,8 @@ FILLS: dict[tuple[str, str], str] = {
     ("tensor", "mean"): "the mean of each channel over the input's own sites",
 }
 _INFINITE = float("inf")
+# Logits of one classifier say nothing beside another's.
+WITHIN: dict[str, Literal["classifier"] | None] = {"probability": None, "logit": "classifier"}
 RANGES = {"probability": (0.0, 1.0), "logit": (-_INFINITE, _INFINITE)}
 
 

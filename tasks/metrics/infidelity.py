@@ -66,7 +66,7 @@ class Infidelity:
 
     def columns(self) -> list[Column]:
         fill = f"squares replaced by {self.parameters.fill}"
-        return [Column("infidelity", 0.0, float("inf"), "lower", fill)]
+        return [Column("infidelity", 0.0, float("inf"), "lower", fill, within="classifier")]
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:

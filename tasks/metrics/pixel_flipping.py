@@ -15,7 +15,7 @@ from torch import Tensor
 from explainers.base import Parameters
 from explainers.masked_forward import SCALARS
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
-from tasks.metrics.curves import RANGES, Curve, CurveParameters
+from tasks.metrics.curves import RANGES, WITHIN, Curve, CurveParameters
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
@@ -53,15 +53,15 @@ class PixelFlipping:
     Parameters: ClassVar[type[Parameters]] = PixelFlippingParameters
 
     def __init__(self, classifier: BlackBox, parameters: PixelFlippingParameters) -> None:
-        self.range = RANGES[parameters.output]
+        self.range, self.within = RANGES[parameters.output], WITHIN[parameters.output]
         self.curve = Curve(classifier, parameters.steps, parameters.fill, "black", SCALARS[parameters.output])
 
     def columns(self) -> list[Column]:
         low, high = self.range
         fill = self.curve.filled_with
         return [
-            Column("pixel_flipping", low, high, "lower", fill),
-            Column("aopc", low - high, high - low, "higher", fill),
+            Column("pixel_flipping", low, high, "lower", fill, within=self.within),
+            Column("aopc", low - high, high - low, "higher", fill, within=self.within),
         ]
 
     @torch.inference_mode()

@@ -58,7 +58,9 @@ def prepare(maps: Tensor, size: tuple[int, ...], sites: Tensor | None = None) ->
     mode = "bilinear" if len(size) == 2 else "linear"
     upsampled = F.interpolate(stretched[:, None], size, mode=mode, align_corners=False)[:, 0]
     lowest, highest = _bounds(upsampled, there)
-    prepared = torch.where(low == high, (high > 0).float(), (upsampled - lowest) / (highest - lowest))
+    # Where sites are few, they may see one value of a map that has several.
+    level = (low == high) | (lowest == highest)
+    prepared = torch.where(level, (high > 0).float(), (upsampled - lowest) / (highest - lowest))
     return prepared.masked_fill(~there & _like(finite, there), -torch.inf), statuses_of(positive, own)
 
 

@@ -40,7 +40,7 @@ class ConnectedRegions:
         self.threshold = parameters.threshold
 
     def columns(self) -> list[Column]:
-        return [Column("connected_regions", 1.0, math.inf, "lower")]
+        return [Column("connected_regions", 1.0, math.inf, "lower", within="size")]
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:  # noqa: ARG002
@@ -68,7 +68,7 @@ class TotalVariation:
         pass
 
     def columns(self) -> list[Column]:
-        return [Column("total_variation", 0.0, 2.0, "lower")]
+        return [Column("total_variation", 0.0, 2.0, "lower", within="size")]
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:  # noqa: ARG002

@@ -174,6 +174,20 @@ def test_a_limit_spreads_over_the_classes_and_repeats(photos: Path) -> None:
         assert opened(kind="folder", path=photos, limit=count).samples == [everything[i] for i in expected]
 
 
+def test_the_fingerprint_follows_which_image_a_mask_belongs_to(photos: Path) -> None:
+    first = photos / "cat" / "b.png"
+    (photos / "m.png").write_bytes(first.read_bytes())
+    (photos / "n.png").write_bytes(first.read_bytes())
+    files = [path.relative_to(photos).as_posix() for path in sorted(photos.rglob("*.png"))][:2]
+
+    def fingerprint(*masks: str) -> str:
+        rows = "".join(f"{file},1,{mask}\n" for file, mask in zip(files, masks, strict=True))
+        return open_dataset(listing(photos, f"file,label,mask\n{rows}")).fingerprint
+
+    kept = [fingerprint("m.png", ""), fingerprint("", "m.png"), fingerprint("n.png", ""), fingerprint("", "")]
+    assert len(set(kept)) == 4
+
+
 def test_the_fingerprint_follows_the_contents_and_not_the_place(photos: Path, tmp_path: Path) -> None:
     def fingerprint(**keys: object) -> str:
         return opened(**{"kind": "folder", "path": photos, **keys}).fingerprint

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from storage.files import UnreadableError
-from storage.images import decode, prepare_image, rgb
+from storage.images import decode, decode_mask, prepare_image, rgb
 
 REAL = Path(os.environ.get("FLOODLIT_REAL", Path(__file__).parents[3] / "shared" / "real"))
 
@@ -183,3 +183,21 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
 def test_every_usual_mode_becomes_rgb(mode: str) -> None:
     image = rgb(noise(4, 4).convert("RGB").convert(mode) if mode != "LA" else noise(4, 4).convert("LA"))
     assert (image.mode, image.size) == ("RGB", (4, 4))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "I", "F", "RGB"])
+def test_a_mask_is_where_values_are_not_zero_whatever_their_type(mode: str, tmp_path: Path) -> None:
+    values = np.zeros((4, 6), np.uint8)
+    values[1, 2:4] = 1
+    if mode == "I;16":
+        image = Image.fromarray(values.astype(np.uint16))
+    elif mode == "P":
+        image = Image.fromarray(values, "P")
+        image.putpalette([0, 0, 0, 128, 0, 0])
+    elif mode == "1":
+        image = Image.fromarray(values.astype(bool))
+    else:
+        image = Image.fromarray(values).convert(mode)
+    path = tmp_path / f"mask.{'tiff' if mode in {'I', 'F'} else 'png'}"
+    image.save(path)
+    assert (np.asarray(decode_mask(path)) == values.astype(bool)).all()

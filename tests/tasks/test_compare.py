@@ -53,7 +53,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
 
 def test_explainers_of_two_models_are_paired_image_by_image(pair: tuple[Run, Run]) -> None:
     found = compare(pair)
-    assert found.maps == 5
+    assert found.images == 5
     values: dict[str, list[float]] = {}
     for run, name in zip(pair, ("gap", "mlp"), strict=True):
         for path in sorted((run.root / "scores").glob("*/*.parquet")):
@@ -122,7 +122,7 @@ def test_the_command_prints_and_writes_the_tables(pair: tuple[Run, Run], tmp_pat
     for shown in (
         "insertion, higher is better",
         "gap/gradcam",
-        "5 maps an explainer",
+        "on the 5 images",
         "left out: pointing_game",
     ):
         assert shown in done.output

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from runs import explained, prepared, tiny_job
+from storage import digits
 from storage.records import Step, read_record
 from tasks.cost import Meter, tell_costs
 from tasks.scores import scores
@@ -41,3 +43,18 @@ def test_a_run_tells_what_each_explainer_took(tmp_path: Path) -> None:
     assert rows["gradcam"]["forward_passes"] is None
     assert rows["occlusion"]["forward_passes"] > 4
     assert all(row["peak_mib"] >= 0 and row["images"] == run.batch_images for row in rows.values())
+
+
+def test_images_that_were_not_explained_do_not_make_it_cheap(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(8):
+        (folder / f"{index}.png").write_bytes(b"no image")
+    Image.fromarray(digits.sample("test", 0).image).save(folder / "8.png")
+    chosen = {"dataset": {"kind": "folder", "path": str(folder)}, "explainers": [{"name": "gradcam"}]}
+    chosen |= {"metrics": [{"name": "sparseness"}], "controls": False}
+    run = explained(prepared(tiny_job(tmp_path / "run", **chosen)))
+    (row,) = tell_costs(run).to_pylist()
+    record = read_record(run.root, Step("saliency", 0, "gradcam"))
+    assert record["rows"] == 9
+    assert row["milliseconds"] == pytest.approx(1000 * record["explain_seconds"])

@@ -131,3 +131,48 @@ def test_a_mask_that_cannot_be_used_fails_its_row_and_says_why(tmp_path: Path) -
     assert [row["status"] for row in rows] == ["failed", "failed", "ok"]
     assert "its mask is 32x64 where the image is 64x64" in rows[0]["error"]
     assert "its mask none.png: there is no such file" in rows[1]["error"]
+
+
+def test_an_image_with_several_targets_counts_once(tmp_path: Path) -> None:
+    """With its mean: else every interval would be too narrow."""
+    job = {"explainers": [{"name": "gradcam"}], "controls": False, "dataset": {"kind": "digits", "limit": 12}}
+    metrics = [{"name": "insertion", "steps": 4}, {"name": "max_box_accuracy", "thresholds": 5}]
+    run = explained(prepared(tiny_job(tmp_path / "run", **job, target={"top": 3}, metrics=metrics)))
+    for shard in range(run.shards):
+        scores.fn(str(run.root), shard, "gradcam")
+    told = {row["metric"]: row for row in summarise(run).to_pylist()}
+    assert {row["n"] + row["excluded"] for row in told.values()} == {12}
+    values = query(
+        run.root,
+        "SELECT sample_id, avg(value) AS value FROM scores WHERE metric = 'insertion' GROUP BY sample_id",
+    ).to_pylist()
+    each = np.array([row["value"] for row in values])
+    assert told["insertion"]["mean"] == pytest.approx(each.mean())
+    width = told["insertion"]["high"] - told["insertion"]["low"]
+    assert width == pytest.approx(2 * 1.96 * each.std() / np.sqrt(12), rel=0.15)
+
+
+def test_a_run_with_nothing_to_compare_can_be_queried(tmp_path: Path) -> None:
+    job = {"explainers": [{"name": "gradcam"}], "controls": False, "dataset": {"kind": "digits", "limit": 4}}
+    run = explained(prepared(tiny_job(tmp_path / "run", **job, metrics=[{"name": "sparseness"}])))
+    for shard in range(run.shards):
+        scores.fn(str(run.root), shard, "gradcam")
+    summarise(run)
+    assert query(run.root, "SELECT count(*) AS n FROM comparisons").to_pylist() == [{"n": 0}]
+    assert query(run.root, "SELECT count(*) AS n FROM summary").to_pylist() == [{"n": 1}]
+
+
+def test_boxes_that_all_lie_outside_leave_a_number_of_the_dataset_undefined(tmp_path: Path) -> None:
+    Image.fromarray(digits.sample("test", 0).image).save(tmp_path / "a.png")
+    (tmp_path / "listing.csv").write_text("file,label,xmin,ymin,xmax,ymax\na.png,0,90,90,99,99\n")
+    job = {
+        "explainers": [{"name": "gradcam"}],
+        "dataset": {"kind": "csv", "path": str(tmp_path / "listing.csv")},
+        "metrics": [{"name": "max_box_accuracy"}],
+    }
+    run = explained(prepared(tiny_job(tmp_path / "run", **job)))
+    for name in run.explainers:
+        scores.fn(str(run.root), 0, name)
+    for row in summarise(run).to_pylist():
+        assert (row["n"], row["excluded"], row["best"]) == (0, 1, False)
+        assert np.isnan(row["mean"])
