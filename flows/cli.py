@@ -119,6 +119,7 @@ def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
     from flows.job import JobError, read_job
     from flows.train import train_ptame
     from flows.train_job import TrainJob
+    from storage.lock import LockedError
     from storage.tracking import TrackingError, default_uri
     from tasks.training import StoppedError, TrainingError
     from tasks.training_data import UnusableImagesError
@@ -131,7 +132,7 @@ def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
         raise fail(str(error), USAGE) from error
     except StoppedError as error:
         raise fail(f"{error}; run the same job again to continue", FAILED) from error
-    except (TrainingError, DivergedError, UnusableImagesError, TrackingError, OSError) as error:
+    except (LockedError, TrainingError, DivergedError, UnusableImagesError, TrackingError, OSError) as error:
         raise fail(_advice(error), FAILED) from error
     uri = job.tracking or default_uri(job.store)
     _listed(

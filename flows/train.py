@@ -27,6 +27,8 @@ from flows.prepare import LIBRARIES, geometry_of
 from flows.terminal import Progress
 from flows.train_job import TrainJob
 from storage.datasets import Dataset, open_dataset
+from storage.lock import held
+from storage.run import local_root
 from storage.training import TrainingFolder
 from tasks.training import Event, Plan, StoppedError, TrainingError, crops_of, fit, networks
 from tasks.training_data import Order
@@ -43,6 +45,8 @@ def train_ptame(job: TrainJob) -> dict[str, Any]:
     ------
     flows.job.JobError
         If the job cannot run; nothing was started.
+    storage.lock.LockedError
+        If another job is at work in the store.
     tasks.training.TrainingError
         If it was stopped by a signal, a process died, or a file in the store is damaged; the line says what
         to do.
@@ -53,10 +57,15 @@ def train_ptame(job: TrainJob) -> dict[str, Any]:
     explainers.ptame_training.DivergedError
         If the loss is no number; the last checkpoint stays.
     """
-    plan = prepare_training(job)
-    if not plan.folder.head.exists():
-        train_head(job, plan)
-    return {"head": str(plan.folder.head), "registered": publish_head(job, plan)}
+    try:
+        root = local_root(job.store)
+    except ValueError as error:
+        raise JobError(str(error)) from error
+    with held(root, job.name):
+        plan = prepare_training(job)
+        if not plan.folder.head.exists():
+            train_head(job, plan)
+        return {"head": str(plan.folder.head), "registered": publish_head(job, plan)}
 
 
 def prepare_training(job: TrainJob) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from explainers.masked_forward import MaskedForward, target_probability
@@ -29,3 +30,9 @@ def target_probabilities(
     """
     masked = MaskedForward(classifier, batch.targets, batch.forwards, target_probability)
     return masked.variants(variants, compose, same)
+
+
+def probability_and_prediction(logits: Tensor, targets: Tensor) -> Tensor:
+    """(n, 2): the target's probability, and 1 where it is the prediction, else 0."""
+    probability = target_probability(logits, targets)
+    return torch.stack([probability, (logits.argmax(1) == targets).to(probability.dtype)], 1)

@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
-from explainers.masked_forward import target_probability
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.composites import probability_and_prediction
 from tasks.metrics.curves import Curve, Fill
 from tasks.metrics.registry import register
 
@@ -55,9 +55,7 @@ class MinimalSufficientFraction:
 
     def __init__(self, classifier: BlackBox, parameters: MinimalSufficientFractionParameters) -> None:
         self.level = parameters.level
-        self.curve = Curve(
-            classifier, parameters.steps, parameters.fill, "black", _probability_and_prediction
-        )
+        self.curve = Curve(classifier, parameters.steps, parameters.fill, "black", probability_and_prediction)
 
     def columns(self) -> list[Column]:
         return [
@@ -80,9 +78,3 @@ class MinimalSufficientFraction:
         found = (shares.masked_fill(~each, 1.0).amin(1) for each in enough)
         values = (value.masked_fill(predicted.isnan().any(1), torch.nan) for value in found)
         return Scores(dict(zip(names, values, strict=True)), curves)
-
-
-def _probability_and_prediction(logits: Tensor, targets: Tensor) -> Tensor:
-    """(n, 2): the target's probability, and 1 where it is the prediction, else 0."""
-    probability = target_probability(logits, targets)
-    return torch.stack([probability, (logits.argmax(1) == targets).to(probability.dtype)], 1)

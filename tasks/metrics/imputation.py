@@ -1,0 +1,271 @@
+"""Removed pixels, made up from those that are left.
+
+Noisy linear imputation: Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution
+Methods", ICML 2022, section 4. Inpainting: Telea, "An Image Inpainting Technique Based on the Fast Marching
+Method", Journal of Graphics Tools 2004.
+
+The linear system is solved for many images at once by conjugate gradients on the pixel grid, without ever
+writing down its matrix. They are preconditioned by one multigrid V-cycle, which is what makes the number of
+steps small and nearly the same for all images, shares and sizes (Tatebe, "The Multigrid Preconditioned
+Conjugate Gradient Method", 1993).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from explainers.batching import in_chunks
+from explainers.randomness import seed_of, uniform
+
+Imputation = Literal["linear", "telea"]
+TOLERANCE = 2e-3
+RADIUS = 3  # of Telea's neighbourhood, in pixels: P-TAME's evaluation
+NOTHING_LEFT = 0.5
+_STEPS = 100  # of conjugate gradients at most; 6 is what masks take
+_SMALL = 64  # pixels a side
+_CACHED = 1 << 18  # numbers in a tensor: on the CPU larger ones would fall out of its caches
+_NORMAL = seed_of("imputation")  # keeps the noise apart from tie-breaks
+
+
+def imputed(images: Tensor, removed: Tensor, how: Imputation = "linear") -> Tensor:
+    """Fill in the pixels that are removed, without noise.
+
+    Parameters
+    ----------
+    images
+        (N, 3, H, W) floats, pixels in [0, 1]. What they have where pixels are removed does not matter.
+    removed
+        (N, H, W) bool.
+    how
+        ``linear``: each removed pixel is the weighted mean of its neighbours, removed ones included, see
+        :func:`linear`. ``telea``: inpainted, see :func:`telea`.
+
+    Returns
+    -------
+    (N, 3, H, W)
+        The images, each as if it were alone. CHOICE: one of which all is removed becomes mid-grey, 0.5.
+    """
+    lost = removed.flatten(1).all(1)[:, None, None]
+    filled = {"linear": linear, "telea": telea}[how](images, removed & ~lost)
+    return filled.masked_fill_(lost[:, None], NOTHING_LEFT)
+
+
+def normal(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(B, \\*shape) float32 standard normal numbers of each seed (Box and Muller 1958)."""
+    count = math.prod(shape)
+    pairs = uniform(seeds ^ _NORMAL, count + count % 2).view(len(seeds), 2, -1)
+    radius, angle = (-2 * (1 - pairs[:, 0]).log()).sqrt(), 2 * math.pi * pairs[:, 1]
+    both = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)
+    return both[:, :count].reshape(-1, *shape)
+
+
+def linear(images: Tensor, removed: Tensor, tolerance: float = TOLERANCE) -> Tensor:
+    """(N, 3, H, W) images whose removed pixels are weighted means of their neighbours.
+
+    Of the 8 neighbours those above, below, left and right weigh 1/6, diagonal ones 1/12; at the border
+    weights are divided by their sum. Of each image at least one pixel must be left.
+
+    Where a pixel is removed: sum of weights * own value - weighted values of removed neighbours = weighted
+    values of those that are left. This is positive definite. An image is done with after the first step at
+    which a V-cycle would change none of its values by more than ``tolerance``, in units of the pixels,
+    however long others of the batch take. The step still taken then leaves errors below ``tolerance``; by
+    default they were at most 1e-3 in 160 photographs of 224x224 pixels.
+    """
+    size = images[0].numel()
+    chunk = max(1, _CACHED // size) if images.device.type == "cpu" else len(images)
+    return in_chunks(lambda rows: _solve(images[rows], removed[rows], tolerance), len(images), chunk)
+
+
+def telea(images: Tensor, removed: Tensor) -> Tensor:
+    """(N, 3, H, W) images with removed pixels inpainted by OpenCV, radius 3, on the CPU, one after the other.
+
+    OpenCV inpaints colours of 8 bits, so made-up pixels are multiples of 1/255; the others stay as they are.
+    """
+    import cv2  # only here: nothing else needs it
+
+    pixels = (images * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    holes = removed.byte().cpu().numpy()
+    filled = [
+        cv2.inpaint(np.ascontiguousarray(image), hole, RADIUS, cv2.INPAINT_TELEA)
+        for image, hole in zip(pixels, holes, strict=True)
+    ]
+    made_up = torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).to(images) / 255
+    return torch.where(removed[:, None], made_up, images)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The system on one grid: ``total`` x - :func:`_neighbours` of x = b where ``unknown``, else x = 0.
+
+    Weights are 6 times those of the paper: 1 and, of diagonal neighbours, 1/2. On coarser grids of cells of
+    2x2 they are the same, a cell is unknown if one of its pixels is, and ``total`` has, besides the weights
+    of neighbouring cells, those by which its unknown pixels hang on known ones.
+
+    Attributes
+    ----------
+    unknown
+        (N, 1, h, w), 0 or 1; 0 throughout for an image that does not need so coarse a grid.
+    total
+        (N, 1, h, w) or (1, 1, h, w), positive.
+    share
+        ``unknown / total``.
+    """
+
+    unknown: Tensor
+    total: Tensor
+    share: Tensor
+
+
+def _solve(images: Tensor, removed: Tensor, tolerance: float) -> Tensor:
+    """Conjugate gradients, started from a pyramid's fill; images that are done with do not change."""
+    grids = _grids(removed[:, None].to(images.dtype))
+    known, total = 1 - grids[0].unknown, grids[0].total
+    found = _pyramid(images * known, known)
+    residual = _neighbours(found).addcmul_(found, total, value=-1)  # counts where unknown alone
+    tiny = torch.finfo(images.dtype).tiny
+    going = torch.ones_like(known[:, :, :1, :1], dtype=torch.bool)
+    direction, before = torch.zeros_like(found), torch.ones_like(known[:, :, :1, :1])
+    for _ in range(_STEPS):
+        change = _v_cycle(grids, residual)
+        product = _dot(residual, change)
+        direction = torch.addcmul(change, direction, product / before)
+        before = product.clamp(min=tiny)
+        applied = _neighbours(direction).addcmul_(direction, total, value=-1)
+        step = before / _dot(direction, applied).clamp(max=-tiny) * going
+        found.addcmul_(direction, step, value=-1)
+        going &= change.abs_().amax((1, 2, 3), keepdim=True) > tolerance
+        if not going.any():
+            break
+        residual.addcmul_(applied, step, value=-1)
+    return found
+
+
+def _v_cycle(grids: list[_Grid], b: Tensor) -> Tensor:
+    """Roughly what solves ``grids[0]`` for (N, 3, h, w) b: a symmetric, positive definite function of it."""
+    grid = grids[0]
+    # Two Jacobi steps: with these weights they are the best of all damped ones, reducing what coarser grids
+    # cannot show by a factor of 3. The first starts from zero, and leaves the neighbours' part as residual.
+    first = b * grid.share
+    x = first
+    if len(grids) > 1:
+        residual = _neighbours(x).mul_(grid.unknown)
+        correction = _finer(_v_cycle(grids[1:], _coarser(residual)), b.shape[-2:])
+        x = torch.addcmul(first, correction, grid.unknown)
+    return torch.addcmul(first, _neighbours(x), grid.share)
+
+
+def _grids(unknown: Tensor) -> list[_Grid]:
+    """The grids for (N, 1, H, W) ``unknown``, the pixels first, as coarse as one of the images needs.
+
+    It needs a coarser one where a cell is enclosed, which hangs on known pixels by less than one side.
+    """
+    total = _neighbours(torch.ones_like(unknown[:1]))
+    held = (total - _neighbours(unknown)).mul_(unknown)  # by known pixels
+    grids = [_Grid(unknown, total, unknown / total)]
+    while (enclosed := (held < unknown).flatten(1).any(1)).any():
+        held, unknown = _sums(held), ((_sums(unknown) > 0) & enclosed[:, None, None, None]).to(held.dtype)
+        total = (_neighbours(torch.ones_like(unknown[:1])) + held).clamp(min=0.5)
+        grids.append(_Grid(unknown, total, unknown / total))
+    return grids
+
+
+def _pyramid(values: Tensor, known: Tensor) -> Tensor:
+    """(N, 3, h, w) ``values``, zero where not ``known``, made up from ever larger cells, smoothed."""
+    if known.all():
+        return values
+    counts = _sums(known)
+    coarse = _pyramid(_sums(values) / counts.clamp(min=1), (counts > 0).to(known.dtype))
+    filled = torch.where(known > 0, values, _finer(coarse, values.shape[-2:]))
+    share = (1 - known) / _neighbours(torch.ones_like(known[:1]))
+    for _ in range(2 if _is_small(known.shape) else 1):
+        filled = torch.addcmul(values, _neighbours(filled), share)
+    return filled
+
+
+# Large grids are summed slice by slice, which is fastest on the CPU. On small ones calls would be all that it
+# costs: there a product with a matrix along each axis does the same in a few.
+
+
+def _neighbours(x: Tensor) -> Tensor:
+    """Of each pixel: the sum of those above, below, left and right, and half the sum of the diagonal ones."""
+    if _is_small(x.shape):
+        down, across = (_matrices(side, x.dtype, x.device)[0] for side in x.shape[-2:])
+        return (down @ x @ across).mul_(0.5).sub_(x, alpha=2)
+    wide = torch.empty_like(x)  # each with its neighbours left and right, itself twice
+    torch.mul(x[..., :1], 2, out=wide[..., :1])
+    torch.add(x[..., :-1], x[..., 1:], alpha=2, out=wide[..., 1:])
+    wide[..., :-1].add_(x[..., 1:])
+    sums = torch.sub(wide, x, alpha=2)
+    sums[..., 1:, :].add_(wide[..., :-1, :], alpha=0.5)
+    sums[..., :-1, :].add_(wide[..., 1:, :], alpha=0.5)
+    return sums
+
+
+def _finer(coarse: Tensor, size: torch.Size) -> Tensor:
+    """Bilinear interpolation to (H, W) ``size``, cells half as large; beyond the border lies the border."""
+    if _is_small(size):
+        down, across = (_matrices(side, coarse.dtype, coarse.device)[1] for side in size)
+        return down @ coarse @ across.T
+    x = F.pad(coarse, (1, 1, 1, 1), mode="replicate")
+    n, c, h, w = coarse.shape
+    wide = x.new_empty(n, c, h + 2, 2 * w)
+    torch.lerp(x[..., 1:-1], x[..., :-2], 0.25, out=wide[..., ::2])
+    torch.lerp(x[..., 1:-1], x[..., 2:], 0.25, out=wide[..., 1::2])
+    fine = x.new_empty(n, c, 2 * h, 2 * w)
+    torch.lerp(wide[..., 1:-1, :], wide[..., :-2, :], 0.25, out=fine[..., ::2, :])
+    torch.lerp(wide[..., 1:-1, :], wide[..., 2:, :], 0.25, out=fine[..., 1::2, :])
+    return fine[..., : size[0], : size[1]]
+
+
+def _coarser(x: Tensor) -> Tensor:
+    """The transpose of :func:`_finer`."""
+    if _is_small(x.shape):
+        down, across = (_matrices(side, x.dtype, x.device)[1] for side in x.shape[-2:])
+        return down.T @ x @ across
+    x = F.pad(_even(x), (1, 1, 1, 1), mode="replicate")
+    x = (x[..., :-2:2, :] + x[..., 3::2, :]).add_(x[..., 1:-1:2, :] + x[..., 2::2, :], alpha=3)
+    # Along rows, whose values lie side by side, it is faster to make all sums and leave half of them.
+    x = x[..., 1:] + x[..., :-1]
+    x = x[..., 1:] + x[..., :-1]
+    return (x[..., ::2] + x[..., 1::2]).mul_(1 / 16)
+
+
+@cache
+def _matrices(side: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(side, side) and (side, cells) matrices that do to one axis what the slices of large grids do."""
+    with torch.inference_mode(False):  # they outlive the caller's mode
+        each = torch.eye(-(-side // 2), dtype=dtype, device=device)
+        stretched = F.interpolate(each[None], scale_factor=2, mode="linear")[0, :, :side].T.contiguous()
+        beside = torch.ones(side - 1, dtype=dtype, device=device)
+        own = 2 * torch.eye(side, dtype=dtype, device=device)
+        return own + beside.diag(1) + beside.diag(-1), stretched
+
+
+def _is_small(shape: torch.Size) -> bool:
+    return max(shape[-2:]) <= _SMALL
+
+
+def _sums(x: Tensor) -> Tensor:
+    """Sums of cells of 2x2, of fewer at the end of an odd side."""
+    x = _even(x)
+    x = x[..., ::2, :] + x[..., 1::2, :]
+    return x[..., ::2] + x[..., 1::2]
+
+
+def _even(x: Tensor) -> Tensor:
+    """With a row and a column of zeros more where sides are odd."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """(N, 1, 1, 1) inner products."""
+    return (a * b).sum((1, 2, 3), keepdim=True)
