@@ -62,6 +62,9 @@ class Road:
     of the latter over images are the paper's curves, but for the explained class instead of the label: the
     same where labels are explained. ``road_combined`` is (road_lerf - road_morf) / 2, as in pytorch-grad-cam.
 
+    Made up from its surroundings, an object's hole shows no shape: on the demo's digits a map of the true
+    pixels beats every control by far, as it does not in deletion.
+
     CHOICE: the noise is drawn once an image, for all its pixels, levels and both orders, which then differ in
     nothing but what is removed. What is made up with noise is not clamped to [0, 1]: nor is it in the paper's
     code.

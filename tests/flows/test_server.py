@@ -1,0 +1,40 @@
+"""The Prefect server of a job is started again where it dies, and stays away once the job is over."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import httpx
+import psutil
+import pytest
+
+from flows.server import prefect_server
+
+
+def servers() -> list[psutil.Process]:
+    children = psutil.Process(os.getpid()).children()
+    return [child for child in children if "flows.server" in " ".join(child.cmdline())]
+
+
+@pytest.mark.service
+@pytest.mark.faults
+def test_a_killed_server_comes_back_at_the_same_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    before = {process.pid for process in servers()}
+    with prefect_server() as address:
+        url = address()
+        (first,) = [process for process in servers() if process.pid not in before]
+        first.kill()
+        deadline = time.monotonic() + 120
+        while True:
+            assert time.monotonic() < deadline, "it did not come back"
+            time.sleep(0.2)
+            try:
+                if httpx.get(f"{url}/health", timeout=5).is_success and not first.is_running():
+                    break
+            except httpx.HTTPError:
+                continue
+        (second,) = [process for process in servers() if process.pid not in before]
+        assert second.pid != first.pid
+    assert not second.is_running() or second.status() == psutil.STATUS_ZOMBIE
