@@ -29,7 +29,7 @@ Imputation = Literal["linear", "telea"]
 TOLERANCE = 2e-3
 RADIUS = 3  # of Telea's neighbourhood, in pixels: P-TAME's evaluation
 NOTHING_LEFT = 0.5
-_STEPS = 100  # of conjugate gradients at most; 6 is what masks take
+_STEPS = 100  # of conjugate gradients at most; by default 1 to 6 are taken
 _SMALL = 64  # pixels a side
 _CACHED = 1 << 18  # numbers in a tensor: on the CPU larger ones would fall out of its caches
 _NORMAL = seed_of("imputation")  # keeps the noise apart from tie-breaks
@@ -76,8 +76,9 @@ def linear(images: Tensor, removed: Tensor, tolerance: float = TOLERANCE) -> Ten
     Where a pixel is removed: sum of weights * own value - weighted values of removed neighbours = weighted
     values of those that are left. This is positive definite. An image is done with after the first step at
     which a V-cycle would change none of its values by more than ``tolerance``, in units of the pixels,
-    however long others of the batch take. The step still taken then leaves errors below ``tolerance``; by
-    default they were at most 1e-3 in 160 photographs of 224x224 pixels.
+    however long others of the batch take. The step is still taken, and what is wrong then is less: by default
+    at most 1e-3, and 1e-4 in the root mean square, in photographs of 224x224 pixels without 10 to 90 % of
+    them.
     """
     size = images[0].numel()
     chunk = max(1, _CACHED // size) if images.device.type == "cpu" else len(images)
@@ -88,10 +89,13 @@ def telea(images: Tensor, removed: Tensor) -> Tensor:
     """(N, 3, H, W) images with removed pixels inpainted by OpenCV, radius 3, on the CPU, one after the other.
 
     OpenCV inpaints colours of 8 bits, so made-up pixels are multiples of 1/255; the others stay as they are.
+    CHOICE: removed pixels are set to mid-grey before. OpenCV reads some of them: by up to 9/255 what it makes
+    up depends on what was there.
     """
     import cv2  # only here: nothing else needs it
 
-    pixels = (images * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    left = images.masked_fill(removed[:, None], NOTHING_LEFT)
+    pixels = (left * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
     holes = removed.byte().cpu().numpy()
     filled = [
         cv2.inpaint(np.ascontiguousarray(image), hole, RADIUS, cv2.INPAINT_TELEA)
