@@ -22,7 +22,7 @@ lint: .venv/ready
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 demo: .venv/ready
 	$(BIN)/floodlit run examples/demo.toml
