@@ -8,6 +8,7 @@ import time
 import httpx
 import psutil
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.server import prefect_server
 
@@ -19,10 +20,11 @@ def servers() -> list[psutil.Process]:
 
 @pytest.mark.service
 @pytest.mark.faults
-def test_a_killed_server_comes_back_at_the_same_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_server_comes_back_at_the_same_address(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     before = {process.pid for process in servers()}
-    with prefect_server() as address:
+    # The session may have a server, which would be taken for the user's.
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), prefect_server() as address:
         url = address()
         (first,) = [process for process in servers() if process.pid not in before]
         first.kill()
