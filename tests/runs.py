@@ -18,6 +18,30 @@ from storage.scores import merge_samples, read_scores
 ROOT = Path(__file__).parents[1]
 KEYS = ("sample_id", "target", "explainer", "metric")
 
+# A plug-in with a slow explainer, so that there is a middle of a shard to kill something in.
+SLOW = """
+import time
+from explainers.base import Batch, Description, Explanation, Parameters, statuses_of
+
+
+class Slow:
+    name = "slow"
+    title = "sleeps"
+    needs = frozenset()
+    Parameters = Parameters
+
+    def __init__(self, classifier, parameters):
+        pass
+
+    def describe(self):
+        return Description(grid=(2, 2))
+
+    def explain(self, batch):
+        time.sleep(0.4)
+        maps = batch.inputs[:, 0, :2, :2].float()
+        return Explanation(maps, statuses_of(maps))
+"""
+
 
 def model(kind: str) -> dict[str, str]:
     """One of the demo's networks."""

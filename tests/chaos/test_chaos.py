@@ -28,7 +28,7 @@ import pytest
 
 from flows.resume import remaining
 from flows.server import free_port
-from runs import ROOT, assert_same_results, model
+from runs import ROOT, SLOW, assert_same_results, model
 from storage.records import failures, finished
 from storage.run import Run
 from storage.verify import verify
@@ -38,29 +38,6 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 SEEDS = range(30)
 ATTEMPTS = 8  # runs of the job until it has to be complete
 HANGING = 150.0  # seconds without an end, after which the flow is killed
-
-SLOW = """
-import time
-from explainers.base import Batch, Description, Explanation, Parameters, statuses_of
-
-
-class Slow:
-    name = "slow"
-    title = "sleeps"
-    needs = frozenset()
-    Parameters = Parameters
-
-    def __init__(self, classifier, parameters):
-        pass
-
-    def describe(self):
-        return Description(grid=(2, 2))
-
-    def explain(self, batch):
-        time.sleep(0.3)
-        maps = batch.inputs[:, 0, :2, :2].float()
-        return Explanation(maps, statuses_of(maps))
-"""
 
 
 @pytest.fixture(scope="module")

@@ -18,37 +18,13 @@ from prefect.client.orchestration import get_client
 from flows.explain import explain
 from flows.job import Job
 from flows.resume import remaining
-from runs import assert_same_results, scores_of
+from runs import SLOW, assert_same_results, scores_of
 from storage.records import finished
 from storage.run import Run
 from storage.verify import verify
 
 Raw = Callable[..., dict[str, Any]]
 pytestmark = [pytest.mark.service, pytest.mark.faults]
-
-# A slow explainer, so that there is a middle of a shard to kill something in.
-SLOW = """
-import time
-from explainers.base import Batch, Description, Explanation, Parameters, statuses_of
-
-
-class Slow:
-    name = "slow"
-    title = "sleeps"
-    needs = frozenset()
-    Parameters = Parameters
-
-    def __init__(self, classifier, parameters):
-        pass
-
-    def describe(self):
-        return Description(grid=(2, 2))
-
-    def explain(self, batch):
-        time.sleep(0.4)
-        maps = batch.inputs[:, 0, :2, :2].float()
-        return Explanation(maps, statuses_of(maps))
-"""
 
 
 @pytest.fixture
