@@ -21,13 +21,13 @@ from explainers.base import Need
 from explainers.registry import explainers
 from flows.cluster import attach, check, resources_of
 from flows.drain import drain
-from flows.job import Job, JobError
-from flows.prepare import prepare
+from flows.job import Job
+from flows.prepare import holding, prepare
 from flows.resume import remaining, tolerated, without
 from flows.terminal import Progress
-from storage.lock import Lock, held
+from storage.lock import Lock
 from storage.records import Step, drop_failure, failures, write_failure
-from storage.run import Run, local_root
+from storage.run import Run
 from storage.verify import repair, verify
 from tasks.activations import activations
 from tasks.inputs import inputs
@@ -61,11 +61,7 @@ def explain(job: Job, retry_failed: bool = False) -> dict[str, Any]:
     OSError
         If the disk is full; run the same job again after making space.
     """
-    try:
-        root = local_root(job.store)
-    except ValueError as error:
-        raise JobError(str(error)) from error
-    with held(root, job.name) as lock:
+    with holding(job) as lock:
         return _explain(job, retry_failed, lock)
 
 

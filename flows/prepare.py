@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import platform
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,13 +19,14 @@ from explainers.loading import ModelSpec, load, preprocessing
 from explainers.registry import explainers
 from explainers.requirements import unmet
 from explainers.text import TextClassifier
-from flows.job import REGISTERED, Job, JobError, TopTargets
+from flows.job import REGISTERED, Job, JobError, Located, TopTargets
 from flows.plan import shard_images
 from storage.datasets import Dataset, open_dataset
 from storage.files import sha256_of_file, sha256_of_json
 from storage.images import prepare_image
+from storage.lock import Lock, held
 from storage.manifest import DetailEntry, ExplainerEntry, Manifest, MetricEntry
-from storage.run import Run
+from storage.run import Run, local_root
 from tasks.metrics.base import Metric
 from tasks.metrics.base import Need as MetricNeed
 from tasks.metrics.preparation import RECORD
@@ -45,6 +47,25 @@ LIBRARIES = (
     "prefect",
     "dask",
 )
+
+
+@contextmanager
+def holding(job: Located) -> Iterator[Lock]:
+    """Hold a job's store: see :func:`storage.lock.held`.
+
+    Raises
+    ------
+    JobError
+        If the store is a URL.
+    storage.lock.LockedError
+        If another job is at work there.
+    """
+    try:
+        root = local_root(job.store)
+    except ValueError as error:
+        raise JobError(str(error)) from error
+    with held(root, job.name) as lock:
+        yield lock
 
 
 def prepare(job: Job) -> Run:

@@ -23,12 +23,10 @@ from prefect.logging import get_run_logger
 from explainers.ptame import load_head, save_head
 from explainers.ptame_training import DivergedError, TrainingSettings
 from flows.job import JobError
-from flows.prepare import LIBRARIES, geometry_of
+from flows.prepare import LIBRARIES, geometry_of, holding
 from flows.terminal import Progress
 from flows.train_job import TrainJob
 from storage.datasets import Dataset, open_dataset
-from storage.lock import held
-from storage.run import local_root
 from storage.training import TrainingFolder
 from tasks.training import Event, Plan, StoppedError, TrainingError, crops_of, fit, networks
 from tasks.training_data import Order
@@ -57,11 +55,7 @@ def train_ptame(job: TrainJob) -> dict[str, Any]:
     explainers.ptame_training.DivergedError
         If the loss is no number; the last checkpoint stays.
     """
-    try:
-        root = local_root(job.store)
-    except ValueError as error:
-        raise JobError(str(error)) from error
-    with held(root, job.name):
+    with holding(job):
         plan = prepare_training(job)
         if not plan.folder.head.exists():
             train_head(job, plan)

@@ -40,19 +40,23 @@ class Lock:
 
     def check(self) -> None:
         """Raise LostLockError if another job has the store by now."""
-        found = _read(self._path)
-        if found is None or found["token"] != self._about["token"]:
+        if not self.is_mine():
+            found = _read(self._path)
             taker = "nobody says who" if found is None else _named(found)
             raise LostLockError(
                 f"the store was taken over ({taker}) after this job gave no sign of life for "
                 f"{STALE_SECONDS:.0f} s; run it again when the other one is done"
             )
 
+    def is_mine(self) -> bool:
+        """Whether nobody has taken the lock over."""
+        found = _read(self._path)
+        return found is not None and found["token"] == self._about["token"]
+
     def _beat(self) -> None:
         while not self._left.wait(BEAT_SECONDS):
             with _guard(self._path):
-                found = _read(self._path)
-                if found is None or found["token"] != self._about["token"]:
+                if not self.is_mine():
                     return
                 write_json(self._path, self._about | {"beat": time.time()})
 
@@ -97,8 +101,7 @@ def held(root: Path, job: str) -> Iterator[Lock]:
         lock._left.set()
         lock._beating.join()
         with _guard(path):
-            found = _read(path)
-            if found is not None and found["token"] == about["token"]:
+            if lock.is_mine():
                 path.unlink()
 
 

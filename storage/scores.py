@@ -5,7 +5,7 @@ A stage writes one file a shard; a file is written whole, by rename, and the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def write_scores(root: Path, explainer: str, shard: int, columns: Mapping[str, S
     """
     path = _score_file(root, explainer, shard)
     table = pa.table(dict(columns), schema=SCORES)
-    _write(table, path, len(table) // max(1, len(pc.unique(table["metric"]))))
+    write_table(table, path, len(table) // max(1, len(pc.unique(table["metric"]))))
     return path
 
 
@@ -145,12 +145,12 @@ def read_curves(run: Run, explainer: str, metric: str) -> NDArray[np.float32]:
     return np.concatenate([np.concatenate(both, 1) for both in zip(parts, nothing, strict=True)])
 
 
-def with_curve(run: Run, explainer: str) -> dict[str, NDArray[np.bool_]]:
-    """Of every metric that has curves which maps have one, (maps,), by shard and row."""
+def with_curve(run: Run, explainer: str, metrics: Set[str]) -> dict[str, NDArray[np.bool_]]:
+    """Of each of ``metrics`` that has curves which maps have one, (maps,), by shard and row."""
     found: dict[str, NDArray[np.bool_]] = {}
     for shard in range(run.shards):
         start, stop = run.rows_of(shard)
-        for metric, curves in _curves_in(_score_file(run.root, explainer, shard)).items():
+        for metric, curves in _curves_in(_score_file(run.root, explainer, shard), metrics).items():
             maps = found.setdefault(metric, np.zeros(run.rows * run.targets_per_image, bool))
             maps[start:stop] = ~np.isnan(curves[:, 0])
     return found
@@ -167,7 +167,7 @@ def sum_curves(run: Run, explainer: str) -> dict[str, tuple[NDArray[np.float64],
     return found
 
 
-def _curves_in(path: Path, wanted: set[str] | None = None) -> dict[str, NDArray[np.float32]]:
+def _curves_in(path: Path, wanted: Set[str] | None = None) -> dict[str, NDArray[np.float32]]:
     """The curves in one file, (maps, points) of each wanted metric that has any, with rows of NaN."""
     found: dict[str, NDArray[np.float32]] = {}
     if not path.exists():
@@ -228,7 +228,7 @@ def merge_samples(root: Path) -> Path:
         raise ValueError(f"{root} has no samples yet: the inputs stage has not run")
     shards = [int(name.removeprefix("shard-")) for name in names]
     path = root / "samples.parquet"
-    _write(pa.concat_tables([_joined(root, shard) for shard in shards]), path)
+    write_table(pa.concat_tables([_joined(root, shard) for shard in shards]), path)
     return path
 
 
@@ -248,7 +248,7 @@ def _part(root: Path, stage: str, shard: int) -> Path:
 
 def _write_part(root: Path, stage: str, shard: int, table: pa.Table) -> Path:
     path = _part(root, stage, shard)
-    _write(table, path)
+    write_table(table, path)
     return path
 
 
@@ -265,7 +265,8 @@ def _joined(root: Path, shard: int) -> pa.Table:
     return table.select(SAMPLE_COLUMNS)
 
 
-def _write(table: pa.Table, path: Path, group: int | None = None) -> None:
+def write_table(table: pa.Table, path: Path, group: int | None = None) -> None:
+    """Write a table as Parquet, whole or not at all, in row groups of ``group`` rows where given."""
     with replacing(path) as partial:
         pq.write_table(table, partial, compression="zstd", row_group_size=group)
 

@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.files import replacing
 from storage.run import Run
-from storage.scores import read_samples, read_values, with_curve
+from storage.scores import read_samples, read_values, with_curve, write_table
 from tasks.metrics.registry import metrics
 from tasks.statistics import Contest, Floats, rows_of
-from tasks.summary import COMPARISONS, against_controls, contest_of
+from tasks.summary import COMPARISONS, against_controls, contest_of, pooled_columns
 
 _ABOUT = ("better", "low", "high", "fill")
 
@@ -46,10 +45,8 @@ class Compared:
 
     def write(self, folder: Path) -> None:
         """Write ``summary.parquet`` and ``comparisons.parquet``."""
-        folder.mkdir(parents=True, exist_ok=True)
         for name, table in (("summary", self.summary), ("comparisons", self.comparisons)):
-            with replacing(folder / f"{name}.parquet") as partial:
-                pq.write_table(table, partial)
+            write_table(table, folder / f"{name}.parquet")
 
 
 def compare(runs: Sequence[Run]) -> Compared:
@@ -75,7 +72,7 @@ def compare(runs: Sequence[Run]) -> Compared:
         raise ValueError(f"{' and '.join(names)} have no image in common; compare runs of one dataset")
     _check_same_images(runs, names, set(common))
     rows = [np.array([own[sample] for sample in common]) for own in places]
-    curved = [{name: with_curve(run, name) for name in run.explainers} for run in runs]
+    curved = [{name: with_curve(run, name, pooled_columns(run)) for name in run.explainers} for run in runs]
     contests = [
         _joined([contest_of(*own, column) for own in zip(runs, tables, curved, strict=True)], rows)
         for column in columns

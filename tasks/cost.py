@@ -9,13 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from storage.files import replacing
 from storage.records import finished, read_record
 from storage.run import Run
-from storage.scores import read_values
+from storage.scores import read_values, write_table
 
 _SAMPLING = 0.005  # seconds between looks at the memory of the process
 _MIB = 1024 * 1024
@@ -95,6 +93,5 @@ def tell_costs(run: Run) -> pa.Table:
         + [("images", pa.int64())]
     )
     table = pa.Table.from_pylist(rows, schema)
-    with replacing(run.costs) as partial:
-        pq.write_table(table, partial)
+    write_table(table, run.costs)
     return table

@@ -39,11 +39,16 @@ def _read(run: Run, shard: int) -> Outcome:
     start, stop = run.bounds(shard)
     nothing = -1 if run.modality == "text" else 0  # of a text, no token
     stored = np.full((stop - start, *run.manifest.input_shape), nothing, INPUT_TYPES[run.modality])
-    rows = [_row(run, dataset, index, stored[index - start]) for index in range(start, stop)]
+    masks = None if dataset.masks is None else np.zeros((stop - start, *run.input_size), np.uint8)
+    rows = []
+    for index in range(start, stop):
+        rows.append(_row(run, dataset, index, stored[index - start]))
+        if masks is not None:
+            _put_mask(run, dataset, index, masks[index - start], rows[-1])
     write_shard(run.inputs, start, stored)
     files = [shard_file(run.inputs, shard)]
-    if dataset.masks is not None:
-        write_shard(run.masks, start, _masks(run, dataset, range(start, stop), rows))
+    if masks is not None:
+        write_shard(run.masks, start, masks)
         files.append(shard_file(run.masks, shard))
     files.append(write_sample_inputs(run.root, shard, rows))
     return Outcome(len(rows), [row["status"] for row in rows], files)
@@ -60,25 +65,22 @@ def _row(run: Run, dataset: Dataset, index: int, out: np.ndarray) -> Row:
     return row
 
 
-def _masks(run: Run, dataset: Dataset, indices: range, rows: list[Row]) -> np.ndarray:
-    """(n, H, W) masks of readable images; one that cannot be read makes a failure of its row."""
+def _put_mask(run: Run, dataset: Dataset, index: int, out: np.ndarray, row: Row) -> None:
+    """The mask of a readable image, if it has one; one that cannot be used makes a failure of its row."""
     assert dataset.masks is not None
-    stored = np.zeros((len(rows), *run.input_size), np.uint8)
-    for out, index, row in zip(stored, indices, rows, strict=True):
-        if row["status"] != "ok":
-            continue
-        try:
-            mask = dataset.masks(index)
-            if mask is None:
-                continue
-            if mask.size != (row["width"], row["height"]):
-                has, wants = "{}x{}".format(*mask.size), f"{row['width']}x{row['height']}"
-                raise ValueError(f"its mask is {has} where the image is {wants}")
-            geometry = run.geometry | {"interpolation": "nearest"}
-            out[:] = prepare_image(mask.convert("RGB"), [], **geometry)[0].any(0)
-        except Exception as error:
-            row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    return stored
+    if row["status"] != "ok":
+        return
+    try:
+        mask = dataset.masks(index)
+        if mask is None:
+            return
+        if mask.size != (row["width"], row["height"]):
+            has, wants = "{}x{}".format(*mask.size), f"{row['width']}x{row['height']}"
+            raise ValueError(f"its mask is {has} where the image is {wants}")
+        geometry = run.geometry | {"interpolation": "nearest"}
+        out[:] = prepare_image(mask.convert("RGB"), [], **geometry)[0].any(0)
+    except Exception as error:
+        row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 
 
 def _put_image(run: Run, image: Image.Image, sample: Sample, out: np.ndarray, row: Row) -> None:

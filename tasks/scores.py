@@ -49,7 +49,7 @@ def _score(run: Run, shard: int, explainer: str) -> Outcome:
     chosen = [metric_of(run, name, classifier) for name in run.metrics]
     again = any(Need.EXPLAINER in metric.needs for metric in chosen)
     targets, seeds = targets_and_seeds(run, shard, "scores")
-    own_seeds = targets_and_seeds(run, shard, "saliency")[1]
+    own_seeds = targets_and_seeds(run, shard, "saliency")[1] if again else seeds
     samples = read_samples_of_shard(run.root, shard)
     start, stop = run.rows_of(shard)
     maps = read(run.saliency(explainer) / "maps", start, stop)

@@ -262,10 +262,8 @@ def _compared(contest: Contest, standing: Standing, one: int, other: int) -> Com
     return Comparison(one, other, n, float(difference.mean()), wins, p_value)
 
 
-def _difference(contest: Contest, best: int | None) -> Contest | None:
+def _difference(contest: Contest, best: int) -> Contest:
     """The contest of each contender's distance to the best one."""
-    if best is None:
-        return None
     known = contest.known & contest.known[best]
     return Contest(contest.metric, None, known, contest.values - contest.values[best])
 

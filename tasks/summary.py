@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from explainers.base import Status
 from explainers.controls import CONTROLS
-from storage.files import replacing
 from storage.run import Run
-from storage.scores import read_curves, read_values, sum_curves, with_curve
+from storage.scores import read_curves, read_values, sum_curves, with_curve, write_table
 from tasks.metrics.registry import metrics
 from tasks.statistics import Contest, Floats, rows_of
 
@@ -43,7 +41,7 @@ def summarise(run: Run) -> pa.Table:
     :func:`tasks.statistics.rows_of`.
     """
     tables = {name: read_values(run, name) for name in run.explainers}
-    curved = {name: with_curve(run, name) for name in tables}
+    curved = {name: with_curve(run, name, pooled_columns(run)) for name in tables}
     contests = [contest_of(run, tables, curved, metric) for metric in run.columns]
     standing, compared = rows_of(contests, list(run.explainers), against_controls(run), run.seed)
     known = {contest.metric: contest.known for contest in contests}
@@ -59,8 +57,7 @@ def summarise(run: Run) -> pa.Table:
         )
     table = pa.Table.from_pylist(rows)
     for path, made in ((run.comparisons, pa.Table.from_pylist(compared, COMPARISONS)), (run.summary, table)):
-        with replacing(path) as partial:
-            pq.write_table(made, partial)
+        write_table(made, path)
     return table
 
 
@@ -123,9 +120,14 @@ def _of_metric(table: pa.Table, column: str) -> pa.Table:
     return table.filter(pc.equal(table["metric"], column))
 
 
+def pooled_columns(run: Run) -> set[str]:
+    """The columns that are numbers of the whole dataset."""
+    return {column for column, about in run.columns.items() if about.get("pooled")}
+
+
 def _pool_of(run: Run, column: str) -> Callable[[Floats], Floats] | None:
     """What makes a number of mean curves, where the metric's column is such a number."""
-    if run.columns[column].get("pooled") is None:
+    if column not in pooled_columns(run):
         return None
     name = next(name for name, entry in run.metrics.items() if column in entry["columns"])
     made: Callable[[str, Any], Any] = metrics.get(name).of_mean_curve
