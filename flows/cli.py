@@ -155,16 +155,14 @@ def _advice(error: Exception) -> str:
 
 
 def _results(job: Any) -> None:
-    import pyarrow.parquet as pq
-
     from flows.terminal import score_tables, standing_table
     from storage.run import Run
-    from storage.scores import read_samples
+    from storage.scores import read_samples, read_table
     from storage.tracking import default_uri
 
     done = Run.open(job.store)
-    summary = pq.read_table(done.summary)
-    for table in (*score_tables(summary), standing_table(summary, pq.read_table(done.costs))):
+    summary = read_table(done.summary)
+    for table in (*score_tables(summary), standing_table(summary, read_table(done.costs))):
         console.print(table)
     damaged = [sample for sample in read_samples(done.root) if sample["status"] != "ok"]
     if damaged:

@@ -24,6 +24,7 @@ from explainers.controls import CONTROLS
 from explainers.loading import ModelSpec
 from explainers.registry import Registry, explainers
 from storage.datasets import DatasetSpec
+from storage.places import Place, is_remote, place
 from tasks.metrics.registry import metrics
 
 REGISTERED = "models:"  # what MLflow's addresses of registered models begin with
@@ -132,7 +133,7 @@ class Located(Strict):
     """What every job says: one dataset, one model, and where the results go."""
 
     name: str = Field(min_length=1, description="run name in Prefect and MLflow")
-    store: Path = Field(description="folder of the results")
+    store: Place = Field(description="where the results go: a folder, or s3://bucket/prefix")
     seed: int = 0
     dataset: DatasetSpec
     model: ModelSpec
@@ -143,7 +144,15 @@ class Located(Strict):
     @field_validator("store")
     @classmethod
     def _store_is_absolute(cls, store: Path, info: ValidationInfo) -> Path:
-        return store if str(store).split("/")[0].endswith(":") else _anchored(store, info)
+        return _anchored(store, info)
+
+    @model_validator(mode="after")
+    def _tracking_has_a_place(self) -> Located:
+        if is_remote(self.store) and self.tracking is None:
+            raise ValueError(
+                "tracking: of a store on S3 say where MLflow keeps its runs: http://host:5000, or sqlite:///FILE"
+            )
+        return self
 
     @field_validator("dataset")
     @classmethod
@@ -248,7 +257,7 @@ def read_job(path: Path, kind: type[JobType], store: Path | None = None) -> JobT
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise JobError(f"{path} is not valid TOML: {error}") from error
     if store is not None:
-        raw["store"] = str(store.absolute())
+        raw["store"] = str(place(store).absolute())
     try:
         return kind.model_validate(raw, context={"folder": path.absolute().parent})
     except ValidationError as error:
@@ -262,7 +271,7 @@ def folder_of(info: ValidationInfo) -> Path:
 
 
 def _anchored(path: Path, info: ValidationInfo) -> Path:
-    return Path(os.path.normpath(folder_of(info) / path.expanduser()))
+    return path if is_remote(path) else Path(os.path.normpath(folder_of(info) / path.expanduser()))
 
 
 def one_line(error: ValidationError) -> str:

@@ -26,7 +26,8 @@ from storage.files import sha256_of_file, sha256_of_json
 from storage.images import prepare_image
 from storage.lock import Lock, held
 from storage.manifest import DetailEntry, ExplainerEntry, Manifest, MetricEntry
-from storage.run import Run, local_root
+from storage.places import is_remote
+from storage.run import Run
 from tasks.metrics.base import Metric
 from tasks.metrics.base import Need as MetricNeed
 from tasks.metrics.preparation import RECORD
@@ -55,16 +56,12 @@ def holding(job: Located) -> Iterator[Lock]:
 
     Raises
     ------
-    JobError
-        If the store is a URL.
     storage.lock.LockedError
         If another job is at work there.
+    OSError
+        If it is on S3 and cannot be reached.
     """
-    try:
-        root = local_root(job.store)
-    except ValueError as error:
-        raise JobError(str(error)) from error
-    with held(root, job.name) as lock:
+    with held(job.store.absolute(), job.name) as lock:
         yield lock
 
 
@@ -174,6 +171,8 @@ def _fetched(job: Job, parameters: Parameters) -> Parameters:
         address = Path(value).as_posix() if isinstance(value, Path) else ""
         if not address.startswith(REGISTERED):
             continue
+        if is_remote(job.store):
+            raise JobError(f"explainers: {key} = {address}: with a store on S3 give the path of the head")
         from storage.tracking import default_uri, registered  # MLflow takes seconds to import
 
         uri = job.tracking or default_uri(job.store)

@@ -11,6 +11,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.job import Job
+from storage.files import on_this_machine
 from storage.run import Run
 from storage.scores import merge_samples
 from storage.tracking import ExplainerResult, default_uri, track
@@ -44,9 +45,9 @@ def publish(job: Job) -> None:
         for name in run.explainers
     }
     uri = job.tracking or default_uri(job.store)
-    picture = run.report / "contact_sheet.png"
-    pictures = [picture] if picture.exists() else []
-    track(uri, job.store, job.name, run.hash, _parameters(run), results, pictures)
+    with on_this_machine(run.report / "contact_sheet.png") as picture:
+        pictures = [picture] if picture.exists() else []
+        track(uri, job.store, job.name, run.hash, _parameters(run), results, pictures)
 
 
 def _readable(row: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyarrow import types
 
 from storage.listing import number_labels, records
+from storage.places import for_arrow
 
 LABEL, ID = "label", "id"
 _STRING = pa.large_string()  # plain strings hold 2 GiB a column
@@ -182,6 +183,7 @@ def _parquet(path: Path, names: list[str], strings: list[str]) -> Any:  # noqa: 
 
 def _open_parquet(path: Path) -> Any:
     try:
-        return pq.ParquetFile(path)
+        source, filesystem = for_arrow(path)
+        return pq.ParquetFile(source, filesystem=filesystem)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a Parquet file: {one_line(error)}") from error

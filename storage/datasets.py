@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from storage.files import UnreadableError, sha256_of_json
 from storage.images import SUFFIXES, Box, decode, decode_mask, prepare_image, rgb
 from storage.listing import read_listing
+from storage.places import Place, files_under, folders_in, is_remote
 from storage.tables import Tensors, Texts, read_tensors, read_texts
 from storage.torchvision_sets import labels_of, open_set
 
@@ -58,10 +59,10 @@ class DatasetSpec(BaseModel):
         description="images: folder of class folders, CSV listing, a set torchvision knows, or the demo's "
         "digits; text: a column of a CSV or Parquet file; tensors: arrays or columns of numbers"
     )
-    path: Path | None = Field(
+    path: Place | None = Field(
         None, description="the folder, the file, or where torchvision's sets lie or are downloaded to"
     )
-    images: Path | None = Field(None, description="csv: where the files lie; beside the CSV by default")
+    images: Place | None = Field(None, description="csv: where the files lie; beside the CSV by default")
     column: str | None = Field(
         None, description="text: the column that holds the texts; text by default", min_length=1
     )
@@ -161,16 +162,19 @@ def open_dataset(spec: DatasetSpec) -> Dataset:
 def _folder(spec: DatasetSpec) -> Dataset:
     """Class folders, sorted, as torchvision's ImageFolder numbers them; or images without labels."""
     root = _existing(spec.path, "folder")
-    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    loose = sorted(p for p in root.iterdir() if _is_image(p))
+    classes = [name for name in folders_in(root) if not name.startswith(".")]
+    images = [name for name in files_under(root) if _is_image(name)]
+    loose = [name for name in images if "/" not in name]
     if classes and loose:
-        raise ValueError(f"dataset: {loose[0]} lies beside class folders; move it into one")
-    labelled = [
-        (p, i) for i, name in enumerate(classes) for p in sorted((root / name).rglob("*")) if _is_image(p)
+        raise ValueError(f"dataset: {root / loose[0]} lies beside class folders; move it into one")
+    index = {name: label for label, name in enumerate(classes)}
+    folders = [name.split("/", 1)[0] for name in images]
+    samples = [
+        Sample(name, str(root / name), index.get(folder))
+        for name, folder in zip(images, folders, strict=True)
+        if folder in index or "/" not in name
     ]
-    samples = [Sample(p.relative_to(root).as_posix(), str(p), label) for p, label in labelled]
-    samples += [Sample(p.name, str(p)) for p in loose]
-    return _of_files(_spread(samples, spec.limit), classes)
+    return _of_files(root, _spread(samples, spec.limit), classes)
 
 
 def _csv(spec: DatasetSpec) -> Dataset:
@@ -178,13 +182,16 @@ def _csv(spec: DatasetSpec) -> Dataset:
     images = _existing(spec.images or path.parent, "folder")
     entries, classes = read_listing(path)
     samples = [Sample(e.file, str(images / e.file), e.label, tuple(e.boxes)) for e in entries]
-    files = {e.file: images / e.mask for e in entries if e.mask is not None}
-    return _of_files(_spread(samples, spec.limit), classes, files)
+    masks = {e.file: e.mask for e in entries if e.mask is not None}
+    return _of_files(images, _spread(samples, spec.limit), classes, masks)
 
 
 def _torchvision(spec: DatasetSpec) -> Dataset:
     """Any of ``torchvision.datasets`` whose items are (PIL image, class index)."""
     assert spec.name is not None
+    assert spec.path is not None
+    if is_remote(spec.path):
+        raise ValueError("dataset.path: torchvision reads its sets from folders, not from S3")
     data = open_set(spec.name, spec.path, spec.split)
     chosen = _spread(range(len(data)), spec.limit)
     labels = labels_of(spec.name, data, chosen)
@@ -267,27 +274,31 @@ _OPENERS: dict[str, Callable[[DatasetSpec], Dataset]] = {
 }
 
 
-def _of_files(samples: list[Sample], classes: list[str], masks: Mapping[str, Path] | None = None) -> Dataset:
-    """A dataset whose ``uri`` are paths; ``masks`` are files by sample id."""
+def _of_files(
+    root: Path, samples: list[Sample], classes: list[str], masks: Mapping[str, str] | None = None
+) -> Dataset:
+    """A dataset whose ids are paths from ``root``; ``masks`` are such paths by sample id."""
     files = [masks.get(sample.sample_id) for sample in samples] if masks else []
 
     def contents() -> list[Any]:
-        own = [_bytes(Path(sample.uri)) for sample in samples]
-        return [*_known(samples), own, *([path and (path.name, _bytes(path)) for path in files])]
+        sizes = _sizes(root, [sample.sample_id for sample in samples])
+        of_masks = _sizes(root, [name or "" for name in files])
+        named = zip(files, of_masks, strict=True)
+        return [*_known(samples), sizes, *(name and (PurePath(name).name, size) for name, size in named)]
 
     def mask(index: int) -> Image.Image | None:
-        path = files[index]
-        if path is None:
+        name = files[index]
+        if name is None:
             return None
         try:
-            return decode_mask(path)
+            return decode_mask(root / name)
         except UnreadableError as error:
-            raise UnreadableError(f"its mask {path.name}: {error}") from error
+            raise UnreadableError(f"its mask {PurePath(name).name}: {error}") from error
 
     return Dataset(
         samples,
         classes,
-        lambda index: decode(Path(samples[index].uri)),
+        lambda index: decode(root / samples[index].sample_id),
         contents,
         masks=mask if any(files) else None,
     )
@@ -317,8 +328,12 @@ def _of_rows(
     )
 
 
-def _bytes(path: Path) -> int:
-    return path.stat().st_size if path.exists() else -1
+def _sizes(root: Path, names: Sequence[str]) -> list[int]:
+    """Bytes of files, -1 for those that are not there."""
+    if not names or not is_remote(root):
+        return [path.stat().st_size if path.exists() else -1 for path in (root / name for name in names)]
+    known = files_under(root)  # one listing, where asking for each would take minutes
+    return [known.get(name, -1) for name in names]
 
 
 def _known(samples: Sequence[Sample]) -> list[Any]:
@@ -332,8 +347,9 @@ def _existing(path: Path | None, what: Literal["file", "folder"]) -> Path:
     return path
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+def _is_image(name: str) -> bool:
+    path = PurePath(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def _spread(items: Sequence[Any], limit: int | None) -> list[Any]:

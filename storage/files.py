@@ -8,7 +8,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from storage.places import is_remote
 
 PARTIAL = ".partial"  # the suffix Zarr's own local store uses for a file that is being written
 
@@ -19,7 +22,15 @@ class UnreadableError(ValueError):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``: renamed over it when the block succeeds, removed when it fails."""
+    """A temporary path beside ``path``: renamed over it when the block succeeds, removed when it fails.
+
+    On S3, where nothing is renamed and an object appears whole, it is a file of this machine that is sent.
+    """
+    if is_remote(path):
+        with TemporaryDirectory(prefix="floodlit-") as folder:
+            yield Path(folder, path.name)
+            cast(Any, path).fs.put_file(str(Path(folder, path.name)), cast(Any, path).path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
@@ -28,6 +39,19 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def on_this_machine(path: Path) -> Iterator[Path]:
+    """The same file for a library that reads no S3: a copy of it, where it is not of this machine."""
+    if not is_remote(path):
+        yield path
+        return
+    with TemporaryDirectory(prefix="floodlit-") as folder:
+        copy = Path(folder, path.name)
+        if path.exists():
+            copy.write_bytes(path.read_bytes())
+        yield copy
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +59,10 @@ def _not_zero(image: Image.Image) -> Image.Image:
 
 def _decoded(path: Path, read: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
-        if not path.stat().st_size:
+        data = path.read_bytes()
+        if not data:
             raise UnreadableError("the file is empty")
-        with Image.open(path) as image:
+        with Image.open(BytesIO(data)) as image:
             return read(image)
     except UnreadableError:
         raise

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
-from zarr.storage import LocalStore
+from zarr.storage import FsspecStore, LocalStore, WrapperStore
+
+from storage.places import is_remote
 
 zarr.config.set(
     {
@@ -39,8 +42,8 @@ class DamagedShardError(ValueError):
     """A shard that is missing or cannot be decoded."""
 
 
-class _ChunksUnread(LocalStore):
-    """A folder whose chunks are written and never read.
+class _ChunksUnread(WrapperStore[Store]):
+    """A store whose chunks are written and never read.
 
     Zarr merges every write with the shard on disk, which fails when that shard is damaged: exactly when
     it has to be replaced.
@@ -50,9 +53,15 @@ class _ChunksUnread(LocalStore):
         return None if key.startswith("c/") else await super().get(key, *args, **kwargs)
 
 
+def _store(path: Path) -> Store:
+    if not is_remote(path):
+        return LocalStore(path)
+    return FsspecStore.from_url(str(path), storage_options={"use_listings_cache": False})
+
+
 def create_group(path: Path, attributes: Mapping[str, Any] | None = None) -> None:
     """Create a group for arrays to lie in, or update the attributes of the one that is there."""
-    zarr.open_group(str(path), mode="a", zarr_format=3).update_attributes(dict(attributes or {}))
+    zarr.open_group(_store(path), mode="a", zarr_format=3).update_attributes(dict(attributes or {}))
 
 
 def create_array(
@@ -84,7 +93,7 @@ def create_array(
             )
         return
     zarr.create_array(
-        str(path),
+        _store(path),
         shape=(rows, *shape),
         chunks=(_chunk_rows(shard_rows), *shape),
         shards=(shard_rows, *shape),
@@ -105,7 +114,7 @@ def open_array(path: Path) -> Any:
         If there is none.
     """
     try:
-        return zarr.open_array(str(path), mode="r", zarr_format=3)
+        return zarr.open_array(_store(path), mode="r", zarr_format=3)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"there is no readable Zarr array at {path}: {_line(error)}") from error
 
@@ -126,7 +135,7 @@ def write_shard(path: Path, start: int, values: NDArray[Any]) -> list[Path]:
         If the rows are not whole shards (only the array's last shard may be short), or the values are of
         another shape or kind or too large for the array's type.
     """
-    array = zarr.open_array(_ChunksUnread(path), mode="r+", zarr_format=3)
+    array = zarr.open_array(_ChunksUnread(_store(path)), mode="r+", zarr_format=3)
     stop, shard_rows = start + len(values), array.shards[0]
     aligned = start % shard_rows == 0 and (stop % shard_rows == 0 or stop == array.shape[0])
     if not aligned or not 0 <= start < stop:
@@ -154,13 +163,20 @@ def read(path: Path, start: int, stop: int) -> NDArray[Any]:
     if not 0 <= start <= stop <= array.shape[0]:
         raise ValueError(f"rows {start} to {stop} are not in {path}, which has {array.shape[0]}")
     for shard in range(start // array.shards[0], -(-stop // array.shards[0])):
-        file = _object(path, array, shard)
-        if not file.exists() or not file.stat().st_size:
-            raise DamagedShardError(f"{file} is {'empty' if file.exists() else 'missing'}")
+        _check_there(_object(path, array, shard))
     try:
         return np.asarray(array[start:stop])
     except (ValueError, RuntimeError) as error:
         raise DamagedShardError(f"rows {start} to {stop} of {path} cannot be read: {_line(error)}") from error
+
+
+def _check_there(file: Path) -> None:
+    try:
+        size = file.stat().st_size
+    except FileNotFoundError as error:
+        raise DamagedShardError(f"{file} is missing") from error
+    if not size:
+        raise DamagedShardError(f"{file} is empty")
 
 
 def shard_file(path: Path, shard: int) -> Path:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset
 
+from storage.places import for_arrow
 from storage.run import Run
 
 _WHEN = {
@@ -62,17 +64,23 @@ def query(store: str | Path, sql: str) -> pa.Table:
 def _views(root: Path) -> dict[str, pa.dataset.Dataset]:
     """A dataset for each view whose files are there."""
     views = {
-        name: pa.dataset.dataset(root / f"{name}.parquet", format="parquet")
+        name: _dataset([root / f"{name}.parquet"])
         for name in ("samples", "summary", "comparisons", "costs")
         if (root / f"{name}.parquet").exists()
     }
-    files = sorted(map(str, (root / "scores").glob("explainer=*/shard-*.parquet")))
+    files = sorted((root / "scores").glob("explainer=*/shard-*.parquet"))
     if files:
         folders = pa.dataset.partitioning(pa.schema([("explainer", pa.string())]), flavor="hive")
-        views["scores"] = pa.dataset.dataset(
-            files, format="parquet", partitioning=folders, partition_base_dir=str(root / "scores")
-        )
+        base = for_arrow(root / "scores")[0]
+        views["scores"] = _dataset(files, partitioning=folders, partition_base_dir=base)
     return views
+
+
+def _dataset(files: list[Path], **how: Any) -> pa.dataset.Dataset:
+    sources = [for_arrow(file) for file in files]
+    return pa.dataset.dataset(
+        [name for name, _ in sources], format="parquet", filesystem=sources[0][1], **how
+    )
 
 
 def _connect(views: dict[str, pa.dataset.Dataset]) -> duckdb.DuckDBPyConnection:

@@ -81,7 +81,7 @@ def write_record(
         "statuses": dict(statuses),
         "seconds": round(seconds, 3),
         "worker": worker,
-        "files": [_covered(root, root / path) for path in files],
+        "files": [_covered(root, path if path.is_absolute() else root / path) for path in files],
     }
     record = json.loads(json.dumps(record))
     record["checksum"] = sha256_of_json(record)

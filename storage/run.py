@@ -1,9 +1,11 @@
-"""The run folder as one object: what the run is (``run.json``), where things lie, which rows a shard has."""
+"""The run folder as one object: what the run is (``run.json``), where things lie, which rows a shard has.
+
+A folder is one of this machine or a prefix on S3.
+"""
 
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -13,6 +15,7 @@ from typing import Any
 from storage import maps
 from storage.files import PARTIAL, sha256_of_json, write_json
 from storage.manifest import Manifest, RunMismatchError, continued, plain, read_manifest
+from storage.places import is_there, place, remove_tree
 from storage.records import finished, read_record, write_record
 
 INPUT_TYPES = {"image": "uint8", "text": "int32", "tensor": "float32"}
@@ -37,14 +40,14 @@ class Run:
         RunMismatchError
             If the folder holds another run (one line, with the fields that differ), or other files.
         ValueError
-            If the store is a URL, ``run.json`` cannot be read, or a name cannot be a folder's.
+            If the store is an unknown URL, ``run.json`` cannot be read, or a name cannot be a folder's.
         """
-        root = local_root(store)
+        root = place(store).absolute()
         for name in [*manifest.explainers, *manifest.metrics]:
             if not re.fullmatch(r"\w[\w.:+-]*", name):
                 raise ValueError(f"{name!r} cannot name a folder; use letters, digits, '_', '-', '.' and ':'")
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        if (root / "run.json").exists():
+        if is_there(root / "run.json"):
             known = read_manifest(root)
             wanted = continued(root, known, plain(manifest), now)
         else:
@@ -64,10 +67,10 @@ class Run:
         Raises
         ------
         ValueError
-            If there is none, or its ``run.json`` cannot be read.
+            If there is none, or its ``run.json`` cannot be read or reached.
         """
-        root = local_root(store)
-        if not (root / "run.json").exists():
+        root = place(store).absolute()
+        if not is_there(root / "run.json"):
             raise ValueError(f"{root} is not a run folder: it has no run.json")
         return cls(root, read_manifest(root))
 
@@ -229,7 +232,7 @@ class Run:
             ]
             same = {key: record[key] for key in ("rows", "statuses", "seconds", "worker")}
             write_record(self.root, step, files=kept, cached=False, **same)
-        shutil.rmtree(self.activations, ignore_errors=True)
+        remove_tree(self.activations)
 
     def _create_arrays(self) -> None:
         """Create what is missing; arrays that are there are checked and kept."""
@@ -255,19 +258,6 @@ class Run:
             for key, (shape, dtype) in layouts.items():
                 path = self.saliency(name) / key
                 maps.create_array(path, m.rows * k, shape, dtype, shard_rows=m.shard_rows * k)
-
-
-def local_root(store: str | Path) -> Path:
-    """``store`` as an absolute path.
-
-    Raises
-    ------
-    ValueError
-        If it is a URL.
-    """
-    if re.match(r"[A-Za-z][A-Za-z0-9+]+:/", str(store)):  # Path turns s3://bucket into s3:/bucket
-        raise ValueError(f"store {str(store)!r} is a URL; only folders can hold a run as yet")
-    return Path(store).absolute()
 
 
 def refuse_other_files(root: Path, name: str) -> None:

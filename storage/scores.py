@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from storage.files import replacing, shard_name
+from storage.places import for_arrow
 from storage.run import Run
 
 SCORES = pa.schema(
@@ -90,7 +91,7 @@ def read_scores(root: Path) -> pa.Table:
     """All scores of a run with the column ``explainer``, by explainer, shard and row."""
     parts = []
     for path in sorted((root / "scores").glob("explainer=*/shard-*.parquet")):
-        part = _read(path)
+        part = read_table(path)
         explainer = path.parent.name.removeprefix("explainer=")
         parts.append(part.append_column("explainer", pa.repeat(explainer, len(part))))
     return (
@@ -108,7 +109,7 @@ def read_values(run: Run, explainer: str) -> pa.Table:
     parts = []
     for shard in range(run.shards):
         path = _score_file(run.root, explainer, shard)
-        part = _read(path, names) if path.exists() else SCORES.empty_table().select(names)
+        part = read_table(path, names) if path.exists() else SCORES.empty_table().select(names)
         there = set(pc.unique(part["metric"]).to_pylist())
         parts += [
             part,
@@ -172,7 +173,7 @@ def _curves_in(path: Path, wanted: Set[str] | None = None) -> dict[str, NDArray[
     found: dict[str, NDArray[np.float32]] = {}
     if not path.exists():
         return found
-    with pq.ParquetFile(path) as file:
+    with _opened(path) as file:
         for group in range(file.num_row_groups):  # one a metric, see write_scores
             metric = file.read_row_group(group, ["metric"])["metric"][0].as_py()
             if wanted is not None and metric not in wanted:
@@ -205,7 +206,7 @@ def write_sample_predictions(root: Path, shard: int, rows: Sequence[Mapping[str,
 
 def read_sample_inputs(root: Path, shard: int) -> list[dict[str, Any]]:
     """The rows :func:`write_sample_inputs` wrote."""
-    rows: list[dict[str, Any]] = _read(_part(root, "inputs", shard)).to_pylist()
+    rows: list[dict[str, Any]] = read_table(_part(root, "inputs", shard)).to_pylist()
     return rows
 
 
@@ -234,7 +235,7 @@ def merge_samples(root: Path) -> Path:
 
 def read_samples(root: Path) -> list[dict[str, Any]]:
     """The rows of ``samples.parquet``, in the order of the arrays."""
-    rows: list[dict[str, Any]] = _read(root / "samples.parquet").to_pylist()
+    rows: list[dict[str, Any]] = read_table(root / "samples.parquet").to_pylist()
     return rows
 
 
@@ -254,7 +255,7 @@ def _write_part(root: Path, stage: str, shard: int, table: pa.Table) -> Path:
 
 def _joined(root: Path, shard: int) -> pa.Table:
     """Both parts of a shard side by side; they list the same images in the same order."""
-    table, other = _read(_part(root, "inputs", shard)), _read(_part(root, "activations", shard))
+    table, other = read_table(_part(root, "inputs", shard)), read_table(_part(root, "activations", shard))
     if not table["sample_id"].equals(other["sample_id"]):
         raise ValueError(f"shard {shard} of {root}: the inputs and the activations are of different images")
     for name in other.column_names[1:]:
@@ -271,7 +272,13 @@ def write_table(table: pa.Table, path: Path, group: int | None = None) -> None:
         pq.write_table(table, partial, compression="zstd", row_group_size=group)
 
 
-def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file of the run, or some columns of it."""
     # pq.read_table would take explainer=... in the path for a column of the file.
-    with pq.ParquetFile(path) as file:
+    with _opened(path) as file:
         return file.read(columns)
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    source, filesystem = for_arrow(path)
+    return pq.ParquetFile(source, filesystem=filesystem)

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from storage.columns import ID, LABEL, Columns, one_line
 from storage.files import UnreadableError
+from storage.places import is_remote
 
 _HASHED = 64  # rows hashed at once
 # What pandas calls the numbers of the rows where it writes them, in CSV and in Parquet.
@@ -172,10 +174,11 @@ def _of_columns(path: Path) -> Tensors:
 
 
 def _of_archive(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    if not zipfile.is_zipfile(path):
+    data = BytesIO(path.read_bytes())
+    if not zipfile.is_zipfile(data):
         raise ValueError(f"{path} is not an .npz file; write one with numpy.savez(path, inputs=...)")
     try:
-        with np.load(path) as file:
+        with np.load(data) as file:
             if "inputs" not in file.files:
                 raise ValueError(f"has no array inputs; it has: {', '.join(file.files)}")
             return file["inputs"], file["labels"] if "labels" in file.files else None
@@ -185,6 +188,8 @@ def _of_archive(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
 
 def _of_array_file(path: Path) -> NDArray[Any]:
     try:
+        if is_remote(path):
+            return np.lib.format.read_array(BytesIO(path.read_bytes()))
         return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} is not an .npy file of numbers: {one_line(error)}") from error

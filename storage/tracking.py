@@ -21,6 +21,7 @@ from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
 from storage.files import sha256_of_file, sha256_of_json
+from storage.places import is_remote
 
 EXPERIMENT = "floodlit"
 BATCH = 900  # MLflow takes at most 1,000 metrics a call
@@ -84,7 +85,8 @@ def _experiment(client: MlflowClient, uri: str, store: Path) -> str:
         return known
     # A server keeps files itself, where others find them; a database does not.
     served = uri.startswith(("http:", "https:"))
-    folder = None if served else (store.parent / "mlartifacts").absolute().as_uri()
+    beside = Path(uri.removeprefix("sqlite:///")) if is_remote(store) else store
+    folder = None if served else (beside.parent / "mlartifacts").absolute().as_uri()
     created: str = client.create_experiment(EXPERIMENT, artifact_location=folder)
     return created
 

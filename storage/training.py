@@ -9,7 +9,8 @@ from typing import Any
 
 from storage.files import PARTIAL, sha256_of_json, write_json
 from storage.manifest import RunMismatchError, differences
-from storage.run import local_root, refuse_other_files
+from storage.places import is_remote, place
+from storage.run import refuse_other_files
 
 _NAME = "training.json"
 
@@ -32,9 +33,11 @@ class TrainingFolder:
         RunMismatchError
             If the folder holds another training (one line, with the fields that differ), or other files.
         ValueError
-            If the store is a URL, or its ``training.json`` cannot be read.
+            If the store is not a folder, or its ``training.json`` cannot be read.
         """
-        root = local_root(store)
+        root = place(store).absolute()
+        if is_remote(root):
+            raise ValueError(f"store: {root} is on S3; a training needs a folder of this machine")
         path = root / _NAME
         wanted = json.loads(json.dumps(identity))
         if not path.exists():

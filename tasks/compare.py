@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from storage.run import Run
-from storage.scores import read_samples, read_values, with_curve, write_table
+from storage.scores import read_samples, read_table, read_values, with_curve, write_table
 from tasks.metrics.registry import metrics
 from tasks.statistics import Contest, Floats, rows_of
 from tasks.summary import COMPARISONS, against_controls, contest_of, pooled_columns
@@ -85,11 +84,7 @@ def compare(runs: Sequence[Run]) -> Compared:
 
 def _check_complete(run: Run) -> None:
     """A run that was extended has to be done again before it is complete."""
-    told = (
-        pq.read_table(run.summary, columns=["metric", "explainer"]).to_pylist()
-        if run.summary.exists()
-        else []
-    )
+    told = read_table(run.summary, ["metric", "explainer"]).to_pylist() if run.summary.exists() else []
     there = {(row["metric"], row["explainer"]) for row in told}
     if there < {(column, name) for column in run.columns for name in run.explainers}:
         raise ValueError(f"{run.root} is not complete; run its job again, then compare")

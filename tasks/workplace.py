@@ -45,7 +45,7 @@ def perform(
     Dask runs a finished task again when the worker that held its result dies: the record is looked at
     first, so that nothing is done twice.
     """
-    run = Run.open(Path(root))
+    run = Run.open(root)
     record = read_record(run.root, step)
     if record is not None and is_done(record):
         return {"step": str(step.path), "rows": record["rows"], "seconds": 0.0}

@@ -13,9 +13,15 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="floodlit-prefect-")
 os.environ.pop("PREFECT_API_URL", None)
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "WARNING"
 
+import hypothesis
 import pytest
 
+from object_store import ObjectStore, serving
 from runs import tiny_job
+
+# A busy machine is slow now and then, which no property is about.
+hypothesis.settings.register_profile("floodlit", deadline=None)
+hypothesis.settings.load_profile("floodlit")
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +31,13 @@ def server() -> Iterator[str]:
 
     with prefect_server() as address:
         yield address()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[ObjectStore]:
+    """A server that speaks S3."""
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture

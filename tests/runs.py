@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 import zarr
 from PIL import Image
@@ -13,7 +12,7 @@ from PIL import Image
 from explainers.base import Batch, Description, Detail, Explanation, Need, Parameters, Status
 from storage import digits
 from storage.run import Run
-from storage.scores import merge_samples, read_scores
+from storage.scores import merge_samples, read_scores, read_table
 
 ROOT = Path(__file__).parents[1]
 KEYS = ("sample_id", "target", "explainer", "metric")
@@ -50,7 +49,7 @@ def model(kind: str) -> dict[str, str]:
     return {"source": f"{ROOT}/examples/digits.py:{kind}", "weights": weights} | layer
 
 
-def tiny_job(store: Path, **changes: Any) -> dict[str, Any]:
+def tiny_job(store: str | Path, **changes: Any) -> dict[str, Any]:
     """A small raw job on the demo's digits and their first network; keyword arguments replace its keys."""
     job: dict[str, Any] = {
         "name": "tiny",
@@ -179,7 +178,7 @@ def assert_same_results(one: Path, other: Path, tolerance: float = 1e-5) -> None
             assert other_scores[key][0] is None, key
         else:
             np.testing.assert_allclose(value, other_scores[key][0], rtol=1e-3, atol=1e-4, err_msg=str(key))
-    samples, other_samples = (pq.read_table(root / "samples.parquet").to_pylist() for root in (one, other))
+    samples, other_samples = (read_table(root / "samples.parquet").to_pylist() for root in (one, other))
     assert [s["sample_id"] for s in samples] == [s["sample_id"] for s in other_samples]
     for key in ("label", "prediction", "target", "boxes", "status", "error"):
         assert [s[key] for s in samples] == [s[key] for s in other_samples], key

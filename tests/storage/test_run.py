@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from storage import maps
 from storage.files import sha256_of_json
 from storage.manifest import ExplainerEntry, Manifest, MetricEntry, RunMismatchError
-from storage.run import Run, local_root
+from storage.run import Run
 
 DDCAM = {
     "parameters": {"threshold": 0.5},
@@ -244,12 +244,6 @@ def test_an_unreadable_run_json_is_refused_in_one_line(tmp_path: Path, text: str
 def test_a_folder_that_is_no_run_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"it has no run\.json"):
         Run.open(tmp_path)
-
-
-@pytest.mark.parametrize("store", ["s3://bucket/run", "gs://b", Path("s3://bucket/run"), "https://host/x"])
-def test_a_url_is_refused(store: str | Path) -> None:
-    with pytest.raises(ValueError, match="is a URL; only folders"):
-        local_root(store)
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", ".hidden", "a=b", "a b"])

@@ -1,0 +1,108 @@
+"""Where files lie: in folders of this machine, or under ``s3://bucket/prefix``.
+
+An address on S3 is a UPath of universal_pathlib, which has the interface of a Path; the rest of the code says
+Path for both. What the two do not have in common is in this file, in :mod:`storage.files` and in
+:mod:`storage.lock`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
+
+
+def place(where: str | Path) -> Path:
+    """A path of this machine, or an address on S3. Credentials and endpoint come from AWS_* variables.
+
+    Raises
+    ------
+    ValueError
+        In one line, if it is another kind of URL, names no bucket, or S3 is not installed.
+    """
+    text = str(where)
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+]+):/+", text)
+    if scheme is None:
+        return Path(where)
+    if scheme[1] != "s3":
+        raise ValueError(f"{text!r} is a URL; give a folder or s3://bucket/prefix")
+    key = text[scheme.end() :].rstrip("/")  # also after Path, which turns s3://bucket into s3:/bucket
+    if not key:
+        raise ValueError(f"{text!r} names no bucket; give s3://bucket/prefix")
+    if find_spec("s3fs") is None or find_spec("upath") is None:
+        raise ValueError(f"{text!r} is on S3, which needs an extra: pip install 'floodlit[s3]'")
+    from upath import UPath
+
+    # A listing that was remembered would hide what other workers have written since.
+    return cast(Path, UPath(f"s3://{key}", use_listings_cache=False))
+
+
+Place = Annotated[
+    Path,
+    PlainValidator(place),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "format": "path"}),
+]
+
+
+def is_remote(path: Path) -> bool:
+    """Whether it is an address on S3."""
+    return not isinstance(path, Path)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file.
+
+    Raises
+    ------
+    ValueError
+        In one line, if S3 cannot be asked.
+    """
+    if not is_remote(path):
+        return path.exists()
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        return path.exists()
+    except (BotoCoreError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be reached: {' '.join(str(error).split())}; see to AWS_ENDPOINT_URL and the "
+            "credentials"
+        ) from error
+
+
+def for_arrow(path: Path) -> tuple[str, Any]:
+    """A path and the file system that Arrow has to read it with, None for this machine's."""
+    remote = cast(Any, path)
+    return (remote.path, remote.fs) if is_remote(path) else (str(path), None)
+
+
+def folders_in(root: Path) -> list[str]:
+    """Names of the folders in a folder, sorted."""
+    if not is_remote(root):
+        return sorted(path.name for path in root.iterdir() if path.is_dir())
+    found = cast(Any, root).fs.ls(cast(Any, root).path, detail=True)
+    return sorted(about["name"].rpartition("/")[2] for about in found if about["type"] == "directory")
+
+
+def files_under(root: Path) -> dict[str, int]:
+    """Bytes of every file below a folder by its path from there, sorted; one listing, however many."""
+    if is_remote(root):
+        remote = cast(Any, root)
+        found = remote.fs.find(remote.path, detail=True)
+        sizes = {name[len(remote.path) + 1 :]: int(about["size"]) for name, about in found.items()}
+    else:
+        sizes = {p.relative_to(root).as_posix(): p.stat().st_size for p in root.rglob("*") if p.is_file()}
+    return {name: sizes[name] for name in sorted(sizes, key=lambda name: name.split("/"))}
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and everything in it; nothing happens if there is none."""
+    if not is_remote(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        cast(Any, path).fs.rm(cast(Any, path).path, recursive=True)
