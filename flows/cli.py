@@ -93,6 +93,12 @@ def _run(path: Path, store: Path | None, retry_failed: bool, server: Callable[[]
         raise fail(str(error), USAGE) from error
     except (IncompleteError, LockedError, LostLockError, OSError) as error:
         raise fail(_advice(error), FAILED) from error
+    except Exception as error:
+        from storage.tracking import TrackingError  # MLflow takes seconds to import: not before it is used
+
+        if isinstance(error, TrackingError):
+            raise fail(str(error), FAILED) from error
+        raise
     _results(job)
 
 

@@ -58,6 +58,8 @@ def explain(job: Job, retry_failed: bool = False) -> dict[str, Any]:
         If another job is at work in the store.
     IncompleteError
         If more steps failed than the job tolerates.
+    storage.tracking.TrackingError
+        If MLflow fails; the results are in the store, and the same job again only tracks.
     OSError
         If the disk is full; run the same job again after making space.
     """

@@ -81,6 +81,7 @@ def prepare(job: Job) -> Run:
             _check_targets(job, classifier, dataset)
             chosen = _check_explainers(job, classifier)
             scored = _check_metrics(job, classifier, dataset)
+            _check_tracking(job)
             return _open_run(job, dataset, geometry, classifier, chosen, scored)
     except ValueError as error:
         raise JobError(str(error)) from error
@@ -217,6 +218,20 @@ def _check_needs(name: str, needs: frozenset[MetricNeed], dataset: Dataset) -> N
         if need in needs and not found():
             without = ", ".join(other for other in metrics.names() if need not in metrics.get(other).needs)
             raise JobError(f"metrics: {name} needs {need} and the dataset has none; these do not: {without}")
+
+
+def _check_tracking(job: Job) -> None:
+    """What is needed in the end is asked for now: an MLflow that the job names has to answer."""
+    if job.tracking is None:
+        return  # a file beside the store
+    from storage.tracking import problem_with  # MLflow takes seconds to import
+
+    problem = problem_with(job.tracking)
+    if problem:
+        raise JobError(
+            f"tracking: {job.tracking} does not do: {problem}; start it, or correct the key, or leave it out "
+            "to have mlflow.db beside the store"
+        )
 
 
 def _open_run(

@@ -5,16 +5,20 @@ Only the flow logs, with explicit run ids: several processes on a fresh SQLite s
 
 from __future__ import annotations
 
+import math
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Param, Run
@@ -25,6 +29,10 @@ from storage.places import is_remote
 
 EXPERIMENT = "floodlit"
 BATCH = 900  # MLflow takes at most 1,000 metrics a call
+SQLITE = "sqlite:///"
+# MLflow's client tries for 4 minutes, and waits 2 for every answer. These outlive a server that is started
+# again (28 s of tries); who sets them is obeyed.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 
 class TrackingError(RuntimeError):
@@ -42,7 +50,17 @@ class ExplainerResult:
 
 def default_uri(store: Path) -> str:
     """SQLite file beside the run folder, shared by the runs of that folder."""
-    return f"sqlite:///{store.parent / 'mlflow.db'}"
+    return f"{SQLITE}{store.parent / 'mlflow.db'}"
+
+
+def _client(uri: str) -> MlflowClient:
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    # The first client makes the tables of an SQLite file, which no other may do at the same time.
+    path = Path(uri.removeprefix(SQLITE).partition("?")[0])
+    alone = FileLock(path.with_name(f".{path.name}.guard")) if uri.startswith(SQLITE) else nullcontext()
+    with alone:
+        return MlflowClient(uri, uri)
 
 
 def track(
@@ -58,24 +76,31 @@ def track(
 
     A run of the same ``identity`` in the same ``store``, resumed or extended, is logged into again and
     not doubled.
+
+    Raises
+    ------
+    TrackingError
+        If MLflow fails.
     """
-    client = MlflowClient(tracking_uri=uri)
-    experiment = _experiment(client, uri, store)
-    # A digest, because the search below has no way to quote a quote in a path.
-    key = sha256_of_json([str(store), identity])
-    tags = {"floodlit.run": key, "floodlit.explainer": "none", "floodlit.store": str(store)}
-    parent = _find_or_create(client, experiment, name, tags)
-    _log(client, parent, parameters, {}, {})
-    for picture in pictures:
-        client.log_artifact(parent.info.run_id, str(picture))
-    for explainer, result in results.items():
-        nested = tags | {"floodlit.explainer": explainer, "mlflow.parentRunId": parent.info.run_id}
-        child = _find_or_create(client, experiment, explainer, nested)
-        _log(client, child, result.parameters, result.numbers, result.curves)
-        client.set_terminated(child.info.run_id)
-    client.set_terminated(parent.info.run_id)
-    run_id: str = parent.info.run_id
-    return run_id
+    with _answering(f"run the same job again, which only tracks: the results are in {store}"):
+        client = _client(uri)
+        experiment = _experiment(client, uri, store)
+        # A digest, because the search below has no way to quote a quote in a path.
+        key = sha256_of_json([str(store), identity])
+        tags = {"floodlit.run": key, "floodlit.explainer": "none", "floodlit.store": str(store)}
+        parent = _find_or_create(client, experiment, name, tags)
+        _log_parameters(client, parent, parameters)
+        for picture in pictures:
+            client.log_artifact(parent.info.run_id, str(picture))
+        for explainer, result in results.items():
+            nested = tags | {"floodlit.explainer": explainer, "mlflow.parentRunId": parent.info.run_id}
+            child = _find_or_create(client, experiment, explainer, nested)
+            _log_parameters(client, child, result.parameters)
+            _log_result(client, child, result)
+            client.set_terminated(child.info.run_id)
+        client.set_terminated(parent.info.run_id)
+        run_id: str = parent.info.run_id
+        return run_id
 
 
 def _experiment(client: MlflowClient, uri: str, store: Path) -> str:
@@ -85,9 +110,14 @@ def _experiment(client: MlflowClient, uri: str, store: Path) -> str:
         return known
     # A server keeps files itself, where others find them; a database does not.
     served = uri.startswith(("http:", "https:"))
-    beside = Path(uri.removeprefix("sqlite:///")) if is_remote(store) else store
+    beside = Path(uri.removeprefix(SQLITE)) if is_remote(store) else store
     folder = None if served else (beside.parent / "mlartifacts").absolute().as_uri()
-    created: str = client.create_experiment(EXPERIMENT, artifact_location=folder)
+    try:
+        created: str = client.create_experiment(EXPERIMENT, artifact_location=folder)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another job, since it was looked for
+            raise
+        created = client.get_experiment_by_name(EXPERIMENT).experiment_id
     return created
 
 
@@ -99,31 +129,46 @@ def _find_or_create(client: MlflowClient, experiment: str, name: str, tags: Mapp
     return client.create_run(experiment, run_name=name, tags=dict(tags))
 
 
-def _log(
-    client: MlflowClient,
-    run: Run,
-    parameters: Mapping[str, Any],
-    numbers: Mapping[str, float],
-    curves: Mapping[str, Sequence[float]],
-) -> None:
-    now = run.info.start_time
-    values = [Metric(key, float(value), now, 0) for key, value in numbers.items()]
-    for key, curve in curves.items():
-        values += [Metric(f"curve/{key}", float(value), now, step) for step, value in enumerate(curve)]
-    known = [Param(key, str(value)) for key, value in parameters.items() if key not in run.data.params]
-    client.log_batch(run.info.run_id, params=known)
-    for start in range(0, len(values), BATCH):
-        client.log_batch(run.info.run_id, metrics=values[start : start + BATCH])
+def _log_parameters(client: MlflowClient, run: Run, parameters: Mapping[str, Any]) -> None:
+    new = [Param(key, str(value)) for key, value in parameters.items() if key not in run.data.params]
+    client.log_batch(run.info.run_id, params=new)
+
+
+def _log_result(client: MlflowClient, run: Run, result: ExplainerResult) -> None:
+    """Log what the run does not have yet: MLflow keeps every value of a step, and shows the last one."""
+    points = [(key, 0, value) for key, value in result.numbers.items()]
+    for key, curve in result.curves.items():
+        points += [(f"curve/{key}", step, value) for step, value in enumerate(curve)]
+    known = _logged(client, run)
+    now = int(time.time() * 1000)
+    new = [
+        Metric(key, float(value), now, step)
+        for key, step, value in points
+        if not _same(known.get((key, step)), float(value))
+    ]
+    for start in range(0, len(new), BATCH):
+        client.log_batch(run.info.run_id, metrics=new[start : start + BATCH])
+
+
+def _logged(client: MlflowClient, run: Run) -> dict[tuple[str, int], float]:
+    """The last value that was logged in a run, by metric and step."""
+    points: Iterable[Metric] = (
+        point for key in run.data.metrics for point in client.get_metric_history(run.info.run_id, key)
+    )
+    return {(point.key, point.step): point.value for point in sorted(points, key=lambda p: p.timestamp)}
+
+
+def _same(one: float | None, other: float) -> bool:
+    return one is not None and (one == other or (math.isnan(one) and math.isnan(other)))
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
+def _answering(then: str = "run the same job again to continue") -> Iterator[None]:
+    """Whatever MLflow, its database or its store of artifacts raises is a TrackingError."""
     try:
         yield
-    except MlflowException as error:
-        raise TrackingError(
-            f"tracking: MLflow says {_first_line(error)}; mend that, and run the same job again to continue"
-        ) from error
+    except Exception as error:
+        raise TrackingError(f"tracking: MLflow says {_first_line(error)}; mend that, and {then}") from error
 
 
 class TrainingLog:
@@ -147,7 +192,7 @@ class TrainingLog:
     def __init__(
         self, uri: str, store: Path, name: str, identity: str, parameters: Mapping[str, Any]
     ) -> None:
-        self._client = MlflowClient(tracking_uri=uri)
+        self._client = _client(uri)
         experiment = _experiment(self._client, uri, store)
         tags = {
             "floodlit.run": sha256_of_json([str(store), identity]),
@@ -157,13 +202,19 @@ class TrainingLog:
         self._run = _find_or_create(self._client, experiment, name, tags)
         self._id: str = self._run.info.run_id
         self._client.update_run(self._id, status="RUNNING")
-        _log(self._client, self._run, parameters, {}, {})
+        _log_parameters(self._client, self._run, parameters)
 
     @_answering()
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Values at a step, by name."""
+        """Values at a step, by name; those of a step that was logged before the training was stopped stay."""
         now = int(time.time() * 1000)
-        self._client.log_batch(self._id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
+        new = {key: float(value) for key, value in values.items() if (key, step) not in self._before}
+        self._client.log_batch(self._id, metrics=[Metric(k, value, now, step) for k, value in new.items()])
+
+    @cached_property
+    def _before(self) -> set[tuple[str, int]]:
+        """What the run had when the training began or went on: more than the checkpoint, if it was killed."""
+        return set(_logged(self._client, self._run))
 
     @_answering()
     def file(self, path: Path, folder: str | None = None) -> None:
@@ -213,7 +264,7 @@ def registered(uri: str, address: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as partial:
         try:
-            source = MlflowClient(uri, uri).get_model_version_download_uri(name, number)
+            source = _client(uri).get_model_version_download_uri(name, number)
             with redirect_stderr(StringIO()):  # a progress bar
                 found = Path(download_artifacts(artifact_uri=source, dst_path=partial, tracking_uri=uri))
         except (MlflowException, OSError) as error:
@@ -236,11 +287,10 @@ def problem_with(uri: str) -> str | None:
     """Why MLflow cannot be spoken to at an address, in one line; None if it can."""
     try:
         if uri.startswith(("http://", "https://")):
-            # MLflow's client tries for minutes before it says that nobody is there.
+            # At once, where MLflow's client tries for a while before it says that nobody is there.
             httpx.get(f"{uri.rstrip('/')}/health", timeout=5).raise_for_status()
-        else:
-            with redirect_stderr(StringIO()):
-                MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+        with redirect_stderr(StringIO()):
+            _client(uri).search_experiments(max_results=1)
     except Exception as error:  # of SQLAlchemy, httpx or MLflow
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return None

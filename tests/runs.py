@@ -1,5 +1,6 @@
 """Tiny jobs, small runs made without Prefect, and whole run folders read, to compare one with another."""
 
+import json
 from itertools import permutations
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,6 +63,20 @@ def tiny_job(store: str | Path, **changes: Any) -> dict[str, Any]:
         "batch": {"shard": 16},
     }
     return job | changes
+
+
+def toml(raw: dict[str, Any], path: Path) -> Path:
+    """The same job as a file."""
+
+    def told(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key} = {told(inner)}" for key, inner in value.items()) + "}"
+        if isinstance(value, list):
+            return "[" + ", ".join(map(told, value)) + "]"
+        return json.dumps(value)
+
+    path.write_text("\n".join(f"{key} = {told(value)}" for key, value in raw.items()))
+    return path
 
 
 def prepared(raw: dict[str, Any]) -> Run:

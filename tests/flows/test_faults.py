@@ -18,7 +18,7 @@ from prefect.client.orchestration import get_client
 from flows.explain import explain
 from flows.job import Job
 from flows.resume import remaining
-from runs import SLOW, assert_same_results, scores_of
+from runs import SLOW, assert_same_results, scores_of, toml
 from storage.records import finished
 from storage.run import Run
 from storage.verify import verify
@@ -117,26 +117,10 @@ def command(job: Path, store: Path) -> subprocess.Popen[str]:
     )
 
 
-def toml(raw: dict[str, Any]) -> str:
-    """Enough of TOML for these jobs."""
-
-    def table(name: str, values: dict[str, Any], brackets: str) -> str:
-        import json
-
-        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
-        return "\n".join([f"{brackets[0]}{name}{brackets[1]}", *lines])
-
-    parts = [table("", {k: v for k, v in raw.items() if isinstance(v, str | int | bool)}, ("", "")).lstrip()]
-    parts += [table(k, v, ("[", "]")) for k, v in raw.items() if isinstance(v, dict)]
-    parts += [table(k, e, ("[[", "]]")) for k, v in raw.items() if isinstance(v, list) for e in v]
-    return "\n".join(parts)
-
-
 def test_a_killed_flow_is_continued_and_only_what_is_missing_is_done(
     server: str, slow_job: dict[str, Any], tmp_path: Path
 ) -> None:
-    root, file = Path(slow_job["store"]), tmp_path / "job.toml"
-    file.write_text(toml(slow_job))
+    root, file = Path(slow_job["store"]), toml(slow_job, tmp_path / "job.toml")
     flow = command(file, root)
     wait_for(lambda: root.exists() and saliency_done(root) >= 2)
     orphans = dask_workers(flow.pid)
@@ -217,8 +201,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes(
         tracking=f"sqlite:///{tmp_path}/mlflow.db",
         dataset={"kind": "digits", "limit": 96},
     )
-    file = tmp_path / "job.toml"
-    file.write_text(toml(raw))
+    file = toml(raw, tmp_path / "job.toml")
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * 1_300_000)
     first = command(file, small_disk / "run")

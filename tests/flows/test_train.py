@@ -28,7 +28,7 @@ from flows.job import Job, JobError, one_line
 from flows.prepare import _fetched
 from flows.train import _ended, prepare_training, publish_head, train_ptame
 from flows.train_job import TrainJob
-from runs import ROOT, maps_of, model, tiny_job
+from runs import ROOT, maps_of, model, tiny_job, toml
 from storage.run import RunMismatchError
 from storage.tracking import TrackingError, TrainingLog, registered
 from tasks.training import TrainingError
@@ -56,18 +56,6 @@ def raw_job(store: Path, **changes: Any) -> dict[str, Any]:
         "watch": {"numbers": 5, "validation": 20, "checkpoint": 1e-6},
     }
     return job | changes
-
-
-def toml(raw: dict[str, Any], path: Path) -> Path:
-    """The same job as a file."""
-    import json
-
-    def table(values: dict[str, Any]) -> str:
-        return "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items()) + "}"
-
-    lines = [f"{k} = {table(v) if isinstance(v, dict) else json.dumps(v)}" for k, v in raw.items()]
-    path.write_text("\n".join(lines))
-    return path
 
 
 def started(job: Path) -> subprocess.Popen[str]:

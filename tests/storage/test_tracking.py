@@ -1,10 +1,12 @@
 """MLflow holds one parent run a job and one nested run an explainer, and logging again doubles nothing."""
 
+import multiprocessing
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from mlflow import MlflowClient
+from mlflow import MlflowClient, environment_variables
 
 from storage import tracking
 from storage.tracking import EXPERIMENT, ExplainerResult, TrackingError, TrainingLog, registered, track
@@ -58,6 +60,76 @@ def test_nested_run_has_parameters_means_and_curve(twice: tuple[MlflowClient, st
     assert [(point.step, point.value) for point in history] == [(0, 0.1), (1, 0.4), (2, 0.9)]
 
 
+def test_a_changed_score_is_the_one_shown_and_what_stayed_is_there_once(tmp_path: Path) -> None:
+    """A shard that failed and was done again changes means, downwards too."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for mean, curve in ((0.5, [0.1, 0.4, float("nan")]), (0.25, [0.1, 0.3, float("nan")])):
+        results = {"gradcam": ExplainerResult({}, {"insertion": mean, "deletion": 0.125}, {"road": curve})}
+        parent = track(uri, tmp_path / "run", "photos", "job", {}, results, [])
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    (nested,) = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
+    assert nested.data.metrics["insertion"] == 0.25
+    assert nested.data.metrics["deletion"] == 0.125
+    points = {
+        key: [(point.step, str(point.value)) for point in client.get_metric_history(nested.info.run_id, key)]
+        for key in ("insertion", "deletion", "curve/road")
+    }
+    assert points == {
+        "insertion": [(0, "0.5"), (0, "0.25")],
+        "deletion": [(0, "0.125")],
+        "curve/road": [(0, "0.1"), (1, "0.4"), (2, "nan"), (1, "0.3")],
+    }
+
+
+def test_a_training_resumed_before_its_last_point_has_every_point_once(tmp_path: Path) -> None:
+    """Killed at step 30, it goes on from its checkpoint of step 10."""
+    arguments = (f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "run", "photos", "job", {})
+    log = TrainingLog(*arguments)
+    for step in (10, 20, 30):
+        log.numbers(step, {"loss": 1 / step})
+    log.numbers(20, {"held_out": 0.5})
+    resumed = TrainingLog(*arguments)
+    for step in (20, 30, 40):
+        resumed.numbers(step, {"loss": 1 / step, "held_out": 0.25})
+    history = MlflowClient(arguments[0]).get_metric_history
+    loss, held_out = (history(resumed._id, key) for key in ("loss", "held_out"))
+    assert [(point.step, point.value) for point in loss] == [(step, 1 / step) for step in (10, 20, 30, 40)]
+    assert [(point.step, point.value) for point in held_out] == [(20, 0.5), (30, 0.25), (40, 0.25)]
+
+
+def _tracked_at_once(together: Barrier, uri: str, store: Path) -> None:
+    together.wait()
+    track(uri, store, store.name, "job", {}, {"gradcam": ExplainerResult({}, {"insertion": 0.5}, {})}, [])
+
+
+def test_jobs_that_end_at_once_beside_no_database_yet_lose_nothing(tmp_path: Path) -> None:
+    forked = multiprocessing.get_context("fork")  # MLflow is imported once
+    uri, together = f"sqlite:///{tmp_path}/mlflow.db", forked.Barrier(4)
+    jobs = [
+        forked.Process(target=_tracked_at_once, args=(together, uri, tmp_path / f"run{index}"))
+        for index in range(4)
+    ]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0, 0, 0, 0]
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert sorted(run.info.run_name for run in runs) == ["gradcam"] * 4 + [
+        f"run{index}" for index in range(4)
+    ]
+
+
+def test_an_experiment_made_by_another_job_just_now_is_taken(tmp_path: Path) -> None:
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    made = client.create_experiment(EXPERIMENT)
+    behind = Mock(wraps=client)
+    behind.get_experiment_by_name.side_effect = [None, client.get_experiment_by_name(EXPERIMENT)]
+    assert tracking._experiment(behind, "sqlite:///mlflow.db", tmp_path / "run") == made
+
+
 @pytest.fixture
 def head(tmp_path: Path) -> Path:
     path = tmp_path / "head.safetensors"
@@ -108,6 +180,27 @@ def test_a_server_keeps_the_files_itself(uri: str, tmp_path: Path) -> None:
     here = (tmp_path / "mlartifacts").as_uri()
     place = None if uri.startswith("https") else here
     client.create_experiment.assert_called_once_with(EXPERIMENT, artifact_location=place)
+
+
+def test_mlflow_is_waited_for_half_a_minute_unless_somebody_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    retries, seconds = (environment_variables.__dict__[name] for name in tracking.PATIENCE)
+    for name in tracking.PATIENCE:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    tracking._client("http://127.0.0.1:9")
+    assert (retries.get(), seconds.get()) == (4, 1)
+
+
+def test_a_server_away_when_a_job_ends_is_told_with_where_the_results_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError, match=r"^tracking: MLflow says .*refused.*which only tracks") as told:
+        track("http://127.0.0.1:9", tmp_path / "run", "photos", "job", {}, {}, [])
+    assert str(told.value).endswith(f"the results are in {tmp_path / 'run'}")
+    assert "\n" not in str(told.value)
 
 
 def test_a_server_that_is_not_there_is_told_in_one_line(
