@@ -53,17 +53,26 @@ def test_requirements_that_are_not_met_are_named(tmp_path: Path, monkeypatch: py
 
 class _Server(BaseHTTPRequestHandler):
     answer: Any = "3.0.0"
+    allowed = 200
 
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
         self.wfile.write(json.dumps(self.answer).encode())
 
+    def do_POST(self) -> None:
+        """MLflow's, which answers a name that it does not know with a refusal, though its health is well."""
+        self.send_response(self.allowed)
+        self.end_headers()
+        self.wfile.write(b"{}" if self.allowed == 200 else b"Invalid Host header")
+
     def log_message(self, *_: Any) -> None:
         pass
 
 
-def test_servers_that_are_silent_or_of_another_version_are_bad(tmp_path: Path) -> None:
+def test_servers_that_are_silent_or_refuse_or_are_of_another_version_are_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
     with temporary_settings({PREFECT_API_URL: f"{nobody}/api"}):
         findings = found(tmp_path, nobody)
@@ -75,10 +84,14 @@ def test_servers_that_are_silent_or_of_another_version_are_bad(tmp_path: Path) -
         url = f"http://127.0.0.1:{server.server_port}"
         with temporary_settings({PREFECT_API_URL: f"{url}/api"}):
             findings = found(tmp_path, url)
+            monkeypatch.setattr(_Server, "allowed", 403)
+            refused = found(tmp_path, url)["MLflow"]
     finally:
         server.shutdown()
     assert "is 3.0.0, here it is" in findings["Prefect"].told
     assert findings["MLflow"].state == "ok"
+    assert refused.state == "bad"
+    assert "Invalid Host header" in refused.told
 
 
 def test_a_damaged_database_is_told_in_one_line(tmp_path: Path) -> None:
