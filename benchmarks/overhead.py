@@ -55,7 +55,11 @@ def orchestrated(path: Path, store: Path) -> tuple[float, float, float]:
     began = time.time()
     command = [sys.executable, "-m", "flows.cli", "run", str(path), "--store", str(store)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    ended = time.time()
+    return phases(store, began, time.time())
+
+
+def phases(store: Path, began: float, ended: float) -> tuple[float, float, float]:
+    """Seconds of start-up, work and finish of a job that ran between two moments."""
     records = list(store.glob("done/**/*.json"))
     first = min(file.stat().st_mtime - json.loads(file.read_text())["seconds"] for file in records)
     last = max(file.stat().st_mtime for file in records if "activations" not in file.parts)

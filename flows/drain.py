@@ -27,10 +27,11 @@ KILLED_ATTEMPTS = 3  # where it was the worker that died, which may have had oth
 
 @dataclass
 class Queue:
-    """Pending steps and what they wait for; hands out those that are ready, shard by shard.
+    """Pending steps and what they wait for, steps of their own shard; hands out the ready, shard by shard.
 
     At most ``most_shards`` shards are begun and not ended at any time, so that memory, disk and work at
-    risk stay bounded. A failed step takes the steps that wait for it with it.
+    risk stay bounded. A failed step takes the steps that wait for it with it. What a call costs depends on
+    the shards that are open, not on how many the job has.
     """
 
     pending: dict[Step, set[Step]]
@@ -38,34 +39,39 @@ class Queue:
     running: set[Step] = field(default_factory=set)
     failed: dict[Step, str] = field(default_factory=dict)
     _open: set[int] = field(default_factory=set)
+    _shards: dict[int, dict[Step, set[Step]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._shards = {}  # the pending steps once more, by shard
+        for step, needs in self.pending.items():
+            self._shards.setdefault(step.shard, {})[step] = needs
 
     def take(self, count: int) -> list[Step]:
         """Up to ``count`` steps that may start now; they count as running."""
         taken: list[Step] = []
-        for step, needs in self.pending.items():
-            if len(taken) == count:
-                break
-            if needs or (step.shard not in self._open and len(self._open) >= self.most_shards):
-                continue
-            self._open.add(step.shard)
-            taken.append(step)
+        for shard, steps in self._shards.items():
+            closed = shard not in self._open
+            if len(taken) >= count or (closed and len(self._open) >= self.most_shards):
+                break  # shards are opened in this order: behind a closed one all are closed
+            taken += [step for step, needs in steps.items() if not needs][: count - len(taken)]
+            self._open.add(shard)
         for step in taken:
-            del self.pending[step]
+            self._drop(step)
             self.running.add(step)
         return taken
 
     def succeed(self, step: Step) -> None:
         """``step`` is done: what waited for it may start."""
-        for needs in self.pending.values():
+        for needs in self._shards.get(step.shard, {}).values():
             needs.discard(step)
         self._leave(step)
 
     def fail(self, step: Step, reason: str) -> list[Step]:
         """``step`` cannot be done, and neither can the steps that need it; returns all of these."""
         lost = [step]
-        for other in list(self.pending):
-            if self.pending[other] & set(lost):
-                del self.pending[other]
+        for other, needs in list(self._shards.get(step.shard, {}).items()):
+            if needs & set(lost):
+                self._drop(other)
                 lost.append(other)
         self.failed |= {
             gone: reason if gone == step else f"waits for a failed step: {reason}" for gone in lost
@@ -76,10 +82,18 @@ class Queue:
     def abandon(self) -> None:
         """Start nothing more."""
         self.pending.clear()
+        self._shards.clear()
+
+    def _drop(self, step: Step) -> None:
+        del self.pending[step]
+        steps = self._shards[step.shard]
+        del steps[step]
+        if not steps:
+            del self._shards[step.shard]
 
     def _leave(self, step: Step) -> None:
         self.running.discard(step)
-        if all(step.shard != other.shard for other in [*self.pending, *self.running]):
+        if step.shard not in self._shards and all(step.shard != other.shard for other in self.running):
             self._open.discard(step.shard)
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.plan import INNER_CHUNK, SHARD_BYTES, SHARD_PIXELS, TASK_RUNS, Done, plan, shard_images
+from flows.plan import INNER_CHUNK, SHARD_BYTES, SHARD_PIXELS, TASK_RUNS, WORKER_SHARDS, Done, plan, shard_images
 from storage.records import Step
 
 EXPLAINERS = {"ddcam": True, "sobel": False}
@@ -83,13 +83,18 @@ def test_shards_are_aligned_bounded_in_memory_and_few(
     assert rows * size <= SHARD_BYTES + INNER_CHUNK * size
     if size * images <= SHARD_BYTES:
         assert -(-images // rows) <= max(
-            TASK_RUNS // (2 + 2 * explainers), workers, images * side**2 / SHARD_PIXELS + 1
+            TASK_RUNS // (2 + 2 * explainers), WORKER_SHARDS * workers, images * side**2 / SHARD_PIXELS + 1
         )
 
 
 def test_every_worker_of_a_small_job_has_a_shard() -> None:
     assert shard_images(104, 6, 2, 224 * 224, 0) == 64
     assert shard_images(1000, 6, 2, 64 * 64, 0) == 512
+
+
+def test_every_worker_of_a_large_job_has_several_shards_to_even_out_slow_steps() -> None:
+    assert shard_images(1_000_000, 10, 64, 224 * 224, 0) == 2608  # 384 shards, six for each of 64 workers
+    assert shard_images(1_000_000, 10, 1, 224 * 224, 0) == 76_928  # 13 shards, 300 task runs
 
 
 def test_shards_of_small_images_are_larger() -> None:

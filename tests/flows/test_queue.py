@@ -62,3 +62,28 @@ def test_an_abandoned_queue_starts_nothing_more() -> None:
     assert queue.take(10) == []
     queue.succeed(running[0])
     assert not queue.running
+
+
+class Counted(set[Step]):
+    """What a step waits for; counts how often anything is asked of it."""
+
+    asked = 0
+
+    def __len__(self) -> int:
+        Counted.asked += 1
+        return super().__len__()
+
+    def discard(self, step: Step) -> None:
+        Counted.asked += 1
+        super().discard(step)
+
+
+def asked_per_step(shards: int) -> float:
+    pending = plan(shards, {"a": True, "b": False}, {"insertion"}, Done())
+    Counted.asked = 0
+    run_all(Queue({step: Counted(needs) for step, needs in pending.items()}, 4))
+    return Counted.asked / len(pending)
+
+
+def test_a_step_costs_the_same_in_a_job_of_many_shards() -> None:
+    assert asked_per_step(10) <= asked_per_step(500) < 1.5 * asked_per_step(10)
