@@ -4,8 +4,8 @@
 
 FOLDER (or the variable FLOODLIT_REAL) holds ``nets.py`` with a ``CifarResNet``,
 ``weights/resnet20_cifar10.pth`` and ``images/cifar10/<class>/*.png``. The images are listed as often as it
-takes, each time under another id. ``floodlit run`` explains them with Grad-CAM, DD-CAM and RISE and scores them
-by insertion, deletion and sparseness on two workers. Every few seconds the resident memory of its processes is
+takes, each time under another id. ``floodlit run`` explains them with Grad-CAM, DD-CAM and RISE and scores
+them by insertion, deletion and sparseness on two workers. Every few seconds its processes' resident memory is
 read, and the pages that the Prefect UI loads are asked for; slopes are least squares over all but the first
 quarter of the job's work. The bare loop does the same work in as many processes side by side, a thread each,
 before and after the job, and stores nothing.
