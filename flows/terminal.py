@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import Counter
 from statistics import mean
 from typing import Any
 
 import pyarrow as pa
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -17,7 +19,14 @@ from rich.table import Table
 # Without a terminal Rich assumes 80 columns, which breaks tables and paths in log files.
 console = Console() if Console().is_terminal else Console(width=160)
 LINE_SECONDS = 10.0  # between lines where there is no terminal to draw a bar on
+DONE, FAILED, USAGE = 0, 1, 2  # exit codes
 WORDS = {"higher": "higher is better", "lower": "lower is better", None: "for reference"}
+
+
+def fail(message: str, code: int) -> typer.Exit:
+    """Print one clear line on standard error; raise what is returned."""
+    print(f"floodlit: {message}", file=sys.stderr)  # noqa: T201
+    return typer.Exit(code)
 
 
 class Progress:

@@ -22,10 +22,10 @@ from pydantic import ValidationError
 
 from explainers.ptame import load_head
 from flows import server as prefect
-from flows.cli import _train
 from flows.explain import explain
 from flows.job import Job, JobError, one_line
 from flows.prepare import _fetched
+from flows.running import _train
 from flows.train import _ended, prepare_training, publish_head, train_ptame
 from flows.train_job import TrainJob
 from runs import ROOT, maps_of, model, tiny_job, toml
