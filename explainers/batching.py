@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 def in_chunks(evaluate: Callable[[slice], Tensor], total: int, size: int) -> Tensor:
@@ -35,6 +38,7 @@ def in_chunks(evaluate: Callable[[slice], Tensor], total: int, size: int) -> Ten
                 raise
         # Outside the handler, whose traceback holds on to what the failed chunk allocated.
         size = max(1, size // 2)
+        logger.warning("out of memory: %s rows at a time from here on", size)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     assert found is not None

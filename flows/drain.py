@@ -105,8 +105,9 @@ def drain(
     workers: int,
     on_end: Callable[[Step], None],
     on_failure: Callable[[Step, Exception, int], None],
-) -> dict[Step, str]:
-    """Run every pending step; return those that failed with their reasons.
+    stopping: Callable[[], bool],
+) -> bool:
+    """Run every pending step; returns whether each one is done or given up.
 
     Parameters
     ----------
@@ -121,6 +122,9 @@ def drain(
         Called after every step that ended, well or not.
     on_failure
         Called with a step that is given up, what it ended with, and after how many attempts.
+    stopping
+        Whether to start nothing more: what is under way is waited for, since nobody can stop a step that a
+        worker elsewhere has begun, and the rest is left.
 
     Raises
     ------
@@ -128,39 +132,55 @@ def drain(
         If the disk is full: nothing more is started, and what is under way is waited for.
     """
     queue = Queue({step: set(needs) for step, needs in pending.items()}, most_shards=2 * workers)
-    futures: dict[distributed.Future, tuple[Step, PrefectDaskFuture]] = {}
-    attempts: dict[Step, int] = {}
+    work = _UnderWay(submit, client)
     full: OSError | None = None
-    ended = distributed.as_completed(loop=client.loop)
-
-    def start(step: Step) -> None:
-        attempts[step] = attempts.get(step, 0) + 1
-        future = submit(step, attempts[step] > 1)
-        futures[future.wrapped_future] = step, future
-        ended.add(future.wrapped_future)
-
+    left = False
     while queue.pending or queue.running:
         for step in queue.take(2 * workers - len(queue.running)):
-            start(step)
-        step, future = futures.pop(next(ended))
-        error = _error_of(future)
+            work.start(step)
+        step, error = work.next_ended()
+        if stopping():
+            left = True
+            queue.abandon()
         if error is None:
             queue.succeed(step)
             on_end(step)
             continue
+        last = work.attempts[step] >= _allowed(error)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             full = error
             queue.abandon()
-        elif full is None and attempts[step] < _allowed(error):
-            start(step)
+        elif full is None and last:
+            on_failure(step, error, work.attempts[step])
+        elif full is None and not left:
+            work.start(step)
             continue
-        elif full is None:
-            on_failure(step, error, attempts[step])
         for lost in queue.fail(step, f"{type(error).__name__}: {error}"):
             on_end(lost)
     if full is not None:
         raise full
-    return queue.failed
+    return not left
+
+
+class _UnderWay:
+    """The steps that workers have, and how often each was begun."""
+
+    def __init__(self, submit: Submit, client: distributed.Client) -> None:
+        self.attempts: dict[Step, int] = {}
+        self._submit = submit
+        self._futures: dict[distributed.Future, tuple[Step, PrefectDaskFuture]] = {}
+        self._ended = distributed.as_completed(loop=client.loop)
+
+    def start(self, step: Step) -> None:
+        self.attempts[step] = self.attempts.get(step, 0) + 1
+        future = self._submit(step, self.attempts[step] > 1)
+        self._futures[future.wrapped_future] = step, future
+        self._ended.add(future.wrapped_future)
+
+    def next_ended(self) -> tuple[Step, Exception | None]:
+        """Wait for one of them; what it ended with, if not well."""
+        step, future = self._futures.pop(next(self._ended))
+        return step, _error_of(future)
 
 
 def _allowed(error: Exception) -> int:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Iterable
 from typing import Any
-from uuid import UUID
 
 import dask
 from distributed import Client
 from prefect import Task, flow
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
+from prefect.states import State
 from prefect_dask import DaskTaskRunner
 from prefect_dask.task_runners import PrefectDaskFuture
 
@@ -21,11 +19,15 @@ from explainers.base import Need
 from explainers.registry import explainers
 from flows.cluster import attach, check, resources_of
 from flows.drain import drain
-from flows.job import Job
+from flows.job import Job, JobError
 from flows.prepare import holding, prepare
+from flows.progress import StageProgress
 from flows.resume import remaining, tolerated, without
+from flows.retries import not_retried
 from flows.terminal import Progress
-from storage.lock import Lock
+from flows.watch import Watch
+from flows.worker_logs import send_logs
+from storage.lock import Lock, LostLockError
 from storage.records import Step, drop_failure, failures, write_failure
 from storage.run import Run
 from storage.verify import repair, verify
@@ -34,7 +36,6 @@ from tasks.inputs import inputs
 from tasks.saliency import saliency
 from tasks.scores import scores
 
-ARTIFACT_SECONDS = 2.0  # between updates of the progress artifact
 NAMED = 5  # failed steps an error names before it counts the rest
 
 
@@ -50,6 +51,9 @@ def explain(job: Job, retry_failed: bool = False) -> dict[str, Any]:
     explainer). Success means that every done-record exists, whatever Prefect says of the task runs. A step
     that fails is tried again in half batches, then left alone, also by later runs, unless ``retry_failed``.
 
+    A run that is cancelled or suspended in Prefect ends when the steps under way have; one that is paused
+    waits then. Ctrl-C and SIGTERM drop the steps under way. The same job continues in each case.
+
     Raises
     ------
     flows.job.JobError
@@ -62,12 +66,16 @@ def explain(job: Job, retry_failed: bool = False) -> dict[str, Any]:
         If MLflow fails; the results are in the store, and the same job again only tracks.
     OSError
         If the disk is full; run the same job again after making space.
+    flows.watch.NotResumedError
+        If it was paused for a limited time and not resumed.
+    prefect.exceptions.CancelledRun
+        If it was cancelled.
     """
-    with holding(job) as lock:
-        return _explain(job, retry_failed, lock)
+    with not_retried(JobError, IncompleteError, LostLockError), holding(job) as lock, Watch() as watch:
+        return _explain(job, retry_failed, lock, watch)  # type: ignore[return-value]  # a state is Prefect's
 
 
-def _explain(job: Job, retry_failed: bool, lock: Lock) -> dict[str, Any]:
+def _explain(job: Job, retry_failed: bool, lock: Lock, watch: Watch) -> dict[str, Any] | State:
     logger = get_run_logger()
     check(job.cluster)
     run = prepare(job)
@@ -80,14 +88,11 @@ def _explain(job: Job, retry_failed: bool, lock: Lock) -> dict[str, Any]:
             drop_failure(run.root, step)
     pending = remaining(run)
     todo = without(pending, failures(run.root).keys())
-    total = len(run.explainers) * 2 * run.shards + 2 * run.shards
-    logger.info("%s: %s of %s steps to do in %s", run.root, len(todo), total, f"{run.shards} shards")
-    if todo:
-        context = FlowRunContext.get()
-        assert context is not None
-        assert isinstance(context.task_runner, DaskTaskRunner)
-        client, workers = attach(context.task_runner, job.cluster)
-        _drain(run, todo, client, workers, max(0, total - len(todo)), lock)
+    logger.info("%s: %s steps to do, in %s shards", run.root, len(todo), run.shards)
+    while todo and not _drain(run, todo, *_cluster(job), lock, watch):
+        if (end := watch.settle()) is not None:
+            return end
+        todo = without(remaining(run), failures(run.root).keys())
     lost = remaining(run)
     if lost and not tolerated(run, lost):
         raise IncompleteError(_named(run, lost))
@@ -104,33 +109,40 @@ def _explain(job: Job, retry_failed: bool, lock: Lock) -> dict[str, Any]:
     }
 
 
+def _cluster(job: Job) -> tuple[Client, int]:
+    """The Dask client of this flow run and its number of workers."""
+    context = FlowRunContext.get()
+    assert context is not None
+    assert isinstance(context.task_runner, DaskTaskRunner)
+    client, workers = attach(context.task_runner, job.cluster)
+    send_logs(client)
+    return client, workers
+
+
 def _drain(
-    run: Run, pending: dict[Step, set[Step]], client: Client, workers: int, already: int, lock: Lock
-) -> None:
-    artifact = create_progress_artifact(
-        progress=0.0, key="floodlit-progress", description=f"Steps of {run.root}"
-    )
-    assert isinstance(artifact, UUID)
+    run: Run, todo: dict[Step, set[Step]], client: Client, workers: int, lock: Lock, watch: Watch
+) -> bool:
+    """Do these steps; returns whether each one is done or given up."""
+    stages = StageProgress(run, todo)
     resources = resources_of(client)
-    with Progress(len(pending), already) as progress:
-        told = time.monotonic()
+    with Progress(len(todo), stages.total - len(todo)) as progress:
 
         def on_end(step: Step) -> None:
-            nonlocal told
             lock.check()
             progress.advance(step.label(run.shards))
-            if time.monotonic() - told > ARTIFACT_SECONDS or progress.ended == progress.total:
-                told = time.monotonic()
-                update_progress_artifact(artifact, progress=progress.percent)
+            stages.advance(step)
 
-        drain(
-            pending,
+        complete = drain(
+            todo,
             lambda step, halve: _submit(run, step, halve, resources),
             client=client,
             workers=workers,
             on_end=on_end,
             on_failure=lambda step, error, attempts: _mark_failed(run, step, error, attempts),
+            stopping=watch.stopping,
         )
+    stages.tell()
+    return complete
 
 
 def _mark_failed(run: Run, step: Step, error: Exception, attempts: int) -> None:

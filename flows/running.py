@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,19 +42,30 @@ def _serving() -> Iterator[Callable[[], str]]:
     # Logs and tracebacks are in Prefect; the terminal shows progress, and in one line what went wrong.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    from prefect.exceptions import CancelledRun
+
     from flows.server import ServerError, prefect_server
 
+    # Prefect, which hears SIGTERM while the flow runs, ends the flow and hands it on.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with prefect_server() as address:
             yield address
     except ServerError as error:
         raise fail(str(error), FAILED) from error
+    except CancelledRun as error:
+        raise fail("cancelled; run the same job again to continue", FAILED) from error
+    except KeyboardInterrupt as error:
+        raise fail("stopped; run the same job again to continue", FAILED) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(path: Path, store: Path | None, retry_failed: bool, server: Callable[[], str]) -> None:
     from flows.cluster import ClusterError
     from flows.explain import IncompleteError, explain
     from flows.job import Job, JobError, read_job
+    from flows.watch import NotResumedError
     from storage.lock import LockedError, LostLockError
 
     try:
@@ -62,7 +74,7 @@ def _run(path: Path, store: Path | None, retry_failed: bool, server: Callable[[]
         explain(job, retry_failed)
     except (JobError, ClusterError) as error:
         raise fail(str(error), USAGE) from error
-    except (IncompleteError, LockedError, LostLockError, OSError) as error:
+    except (IncompleteError, LockedError, LostLockError, NotResumedError, OSError) as error:
         raise fail(_advice(error), FAILED) from error
     except Exception as error:
         from storage.tracking import TrackingError  # MLflow takes seconds to import: not before it is used
@@ -95,6 +107,7 @@ def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
     from flows.job import JobError, read_job
     from flows.train import train_ptame
     from flows.train_job import TrainJob
+    from flows.watch import NotResumedError
     from storage.lock import LockedError
     from storage.tracking import TrackingError, default_uri
     from tasks.training import StoppedError, TrainingError
@@ -108,7 +121,15 @@ def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
         raise fail(str(error), USAGE) from error
     except StoppedError as error:
         raise fail(f"{error}; run the same job again to continue", FAILED) from error
-    except (LockedError, TrainingError, DivergedError, UnusableImagesError, TrackingError, OSError) as error:
+    except (
+        LockedError,
+        NotResumedError,
+        TrainingError,
+        DivergedError,
+        UnusableImagesError,
+        TrackingError,
+        OSError,
+    ) as error:
         raise fail(_advice(error), FAILED) from error
     uri = job.tracking or default_uri(job.store)
     _listed(

@@ -96,7 +96,7 @@ def score_tables(summary: pa.Table) -> list[Table]:
     return tables
 
 
-def standing_table(summary: pa.Table, costs: pa.Table) -> Table:
+def standing(summary: pa.Table, costs: pa.Table) -> list[dict[str, Any]]:
     """A row per explainer, the best mean rank first: ranks over the metrics that judge, and what it costs.
 
     The rank of an explainer is among those of the run; "won" counts metrics on which it is the best.
@@ -108,14 +108,33 @@ def standing_table(summary: pa.Table, costs: pa.Table) -> Table:
     won = Counter(row["explainer"] for row in judged if row["best"])
     spent = {row["explainer"]: row for row in costs.to_pylist()}
     size = costs["images"][0].as_py()
+    return [
+        {
+            "explainer": name,
+            "mean rank": f"{mean(ranks[name]):.2f} of {len(ranks[name])}" if name in ranks else "-",
+            "won": str(won[name]),
+            "ms a map": _cost(spent[name]["milliseconds"]),
+            "forward passes": _cost(spent[name]["forward_passes"]),
+            f"MiB for {size} images": _cost(spent[name]["peak_mib"]),
+        }
+        for name in sorted(spent, key=lambda name: mean(ranks.get(name, [math.inf])))
+    ]
+
+
+def _cost(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}"
+
+
+def standing_table(summary: pa.Table, costs: pa.Table) -> Table:
+    """:func:`standing`, drawn."""
+    rows = standing(summary, costs)
     table = Table(title="rank over metrics, and cost", title_justify="left")
-    table.add_column("explainer", no_wrap=True)
-    for name in ("mean rank", "won", "ms a map", "forward passes", f"MiB for {size} images"):
-        table.add_column(name, justify="right")
-    for name in sorted(spent, key=lambda name: mean(ranks.get(name, [math.inf]))):
-        rank = f"{mean(ranks[name]):.2f} of {len(ranks[name])}" if name in ranks else "-"
-        cost = (spent[name][key] for key in ("milliseconds", "forward_passes", "peak_mib"))
-        table.add_row(name, rank, str(won[name]), *("-" if c is None else f"{c:,.1f}" for c in cost))
+    for name in rows[0]:
+        table.add_column(
+            name, no_wrap=name == "explainer", justify="left" if name == "explainer" else "right"
+        )
+    for row in rows:
+        table.add_row(*row.values())
     return table
 
 

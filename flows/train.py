@@ -24,12 +24,14 @@ from explainers.ptame import load_head, save_head
 from explainers.ptame_training import DivergedError, TrainingSettings
 from flows.job import JobError
 from flows.prepare import LIBRARIES, geometry_of, holding
+from flows.retries import not_retried
 from flows.terminal import Progress
 from flows.train_job import TrainJob
+from flows.watch import Watch
 from storage.datasets import Dataset, open_dataset
 from storage.training import TrainingFolder
 from tasks.training import Event, Plan, StoppedError, TrainingError, crops_of, fit, networks
-from tasks.training_data import Order
+from tasks.training_data import Order, UnusableImagesError
 from tasks.training_processes import fit_in_processes
 
 ARTIFACT_SECONDS = 2.0  # between updates of the progress artifact
@@ -38,6 +40,8 @@ ARTIFACT_SECONDS = 2.0  # between updates of the progress artifact
 @flow(name="train-ptame", flow_run_name="{job.name}")
 def train_ptame(job: TrainJob) -> dict[str, Any]:
     """Train a P-TAME head, or what is left of the training; returns the head's file and registry address.
+
+    A run that is cancelled or suspended in Prefect saves a checkpoint and ends; one that is paused waits.
 
     Raises
     ------
@@ -54,11 +58,25 @@ def train_ptame(job: TrainJob) -> dict[str, Any]:
         If MLflow fails; run the same job again to continue.
     explainers.ptame_training.DivergedError
         If the loss is no number; the last checkpoint stays.
+    flows.watch.NotResumedError
+        If it was paused for a limited time and not resumed.
+    prefect.exceptions.CancelledRun
+        If it was cancelled.
     """
-    with holding(job):
+    with (
+        not_retried(JobError, StoppedError, DivergedError, UnusableImagesError),
+        holding(job),
+        Watch() as watch,
+    ):
         plan = prepare_training(job)
-        if not plan.folder.head.exists():
-            train_head(job, plan)
+        while not plan.folder.head.exists():
+            try:
+                train_head(job, plan, watch)
+            except StoppedError:
+                if not watch.stopping():
+                    raise
+                if (end := watch.settle()) is not None:
+                    return end  # type: ignore[return-value]  # Prefect makes it the run's own
         return {"head": str(plan.folder.head), "registered": publish_head(job, plan)}
 
 
@@ -139,7 +157,7 @@ def _in_its_folder(job: TrainJob, plan: Plan, dataset_fingerprint: str) -> Plan:
 
 
 @task(name="train", task_run_name="train", cache_policy=NO_CACHE)
-def train_head(job: TrainJob, plan: Plan) -> None:
+def train_head(job: TrainJob, plan: Plan, watch: Watch) -> None:
     """Train to the end, telling MLflow, Prefect and the terminal about it."""
     logger = get_run_logger()
     log = _log(job, plan)
@@ -149,7 +167,7 @@ def train_head(job: TrainJob, plan: Plan) -> None:
     assert isinstance(artifact, UUID)
     steps = plan.settings.steps
     told = time.monotonic()
-    with Progress(steps, 0) as progress, _asked_to_stop() as stopped, _ended(log):
+    with Progress(steps, 0) as progress, _asked_to_stop(watch) as stopped, _ended(log):
 
         def emit(event: Event) -> None:
             nonlocal told
@@ -234,17 +252,21 @@ def publish_head(job: TrainJob, plan: Plan) -> str:
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM came; the training then saves a checkpoint and ends."""
+def _asked_to_stop(watch: Watch) -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM came, or Prefect says so; the training then saves a checkpoint and ends."""
     asked = threading.Event()
+
+    def stopped() -> bool:
+        return asked.is_set() or watch.stopping()
+
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set  # signals go to the main thread; a kill costs the steps since the last checkpoint
+        yield stopped  # signals go to the main thread; a kill costs the steps since the last checkpoint
         return
     known = {
         number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        yield asked.is_set
+        yield stopped
     finally:
         for number, handler in known.items():
             signal.signal(number, handler)

@@ -103,6 +103,12 @@ def track(
         return run_id
 
 
+def page_of(uri: str, run_id: str) -> str:
+    """Where MLflow's pages show a run, below the address of the server."""
+    experiment = MlflowClient(tracking_uri=uri).get_run(run_id).info.experiment_id
+    return f"#/experiments/{experiment}/runs/{run_id}"
+
+
 def _experiment(client: MlflowClient, uri: str, store: Path) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:

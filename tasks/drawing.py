@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from storage.files import replacing
 from storage.maps import read
@@ -95,6 +97,20 @@ def save(figure: Figure, path: Path) -> None:
     with replacing(path) as partial, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         FigureCanvasAgg(figure).print_figure(partial, dpi=DPI, format="png")
+
+
+def small_copy(picture: bytes, most: int) -> bytes:
+    """A picture as WebP of at most ``most`` bytes, as wide as that allows and 1,600 pixels at most."""
+    with Image.open(BytesIO(picture)) as opened:
+        image = opened.convert("RGB")
+    width = min(image.width, 1600)
+    while True:
+        encoded = BytesIO()
+        size = (width, max(1, round(image.height * width / image.width)))
+        image.resize(size, Image.Resampling.LANCZOS).save(encoded, "WEBP", quality=85)
+        if encoded.tell() <= most or width == 1:
+            return encoded.getvalue()
+        width = max(1, width * 3 // 4)
 
 
 def _explained(sample: dict[str, Any], target: int) -> str:

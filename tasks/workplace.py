@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -19,6 +20,8 @@ from explainers.loading import ModelSpec, load
 from storage.datasets import Dataset, DatasetSpec, open_dataset
 from storage.records import Step, read_record, write_record
 from storage.run import Run
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -48,21 +51,33 @@ def perform(
     run = Run.open(root)
     record = read_record(run.root, step)
     if record is not None and is_done(record):
+        logger.info("%s was done before", step.label(run.shards))
         return {"step": str(step.path), "rows": record["rows"], "seconds": 0.0}
     start = time.perf_counter()
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    logger.info("%s begins on worker %s%s", step.label(run.shards), worker, ", half batches" if halve else "")
     outcome = work(run.with_half_batches() if halve else run)
     seconds = time.perf_counter() - start
+    statuses = dict(Counter(outcome.statuses))
     write_record(
         run.root,
         step,
         rows=outcome.rows,
-        statuses=dict(Counter(outcome.statuses)),
+        statuses=statuses,
         files=outcome.files,
         seconds=seconds,
-        worker=f"{socket.gethostname()}:{os.getpid()}",
+        worker=worker,
         **outcome.notes,
     )
+    _tell(step.label(run.shards), outcome.rows, statuses, seconds)
     return {"step": str(step.path), "rows": outcome.rows, "seconds": round(seconds, 3)}
+
+
+def _tell(label: str, rows: int, statuses: dict[str, int], seconds: float) -> None:
+    """One line a step, a warning where rows failed: inputs that cannot be read, say."""
+    level = logging.WARNING if statuses.get("failed") else logging.INFO
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+    logger.log(level, "%s: %s rows (%s) in %.2f s", label, rows, counts, seconds)
 
 
 def device() -> str:

@@ -1,0 +1,97 @@
+"""What people ask of a flow run while it works, on Prefect's pages or by its API: cancel, suspend, pause.
+
+Prefect stops only runs that a worker started, by a signal in the middle of the work; nobody tells a run of
+``floodlit run``, and a paused run is to stop by itself. Hence a flow looks at its own state now and then.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from contextlib import suppress
+from types import TracebackType
+
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.exceptions import Pause
+from prefect.logging import get_run_logger
+from prefect.states import Cancelled, State
+
+LOOK_SECONDS = 3.0  # between two looks at the state, one small request each
+ANSWER_SECONDS = 10.0  # for the server to answer one
+
+
+class NotResumedError(RuntimeError):
+    """The flow run was paused for a limited time, which is over."""
+
+
+class Watch:
+    """Looks at the state of the flow run it is made in, as long as it is entered.
+
+    A server that does not answer changes nothing.
+    """
+
+    def __init__(self) -> None:
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        self._id = context.flow_run.id
+        self._state: State | None = None
+        self._left = threading.Event()
+
+    def __enter__(self) -> Watch:
+        # A thread starts without Prefect's settings, which are of the context.
+        looking = contextvars.copy_context()
+        threading.Thread(target=looking.run, args=(self._look,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left.set()
+
+    def stopping(self) -> bool:
+        """Whether no more work is to be begun."""
+        state = self._state
+        return state is not None and (state.is_paused() or state.is_cancelling() or state.is_cancelled())
+
+    def settle(self) -> State | None:
+        """Do what was asked for, once nothing is under way: the state to end in, or None to go on.
+
+        Waits while the run is paused.
+
+        Raises
+        ------
+        prefect.exceptions.Pause
+            If the run is suspended: its process ends, and resuming starts another one.
+        NotResumedError
+            If nobody resumed a paused run in time.
+        """
+        if self._waiting():
+            get_run_logger().info("paused: nothing is under way, and the store stays held; resume or cancel")
+        while self._waiting():
+            time.sleep(0.2)
+        if (state := self._state) is None or not self.stopping():
+            return None
+        if state.is_paused():
+            raise Pause(state=state)
+        return Cancelled(message="Cancelled between two steps; the same job continues from its store.")
+
+    def _waiting(self) -> bool:
+        state = self._state
+        if state is None or not state.is_paused() or state.state_details.pause_reschedule:
+            return False
+        until = state.state_details.pause_timeout
+        if until is not None and until.timestamp() < time.time():
+            raise NotResumedError("the run was paused and not resumed in time; run the same job to continue")
+        return True
+
+    def _look(self) -> None:
+        while not self._left.wait(LOOK_SECONDS):
+            # Not the flow's own client, which the flow uses meanwhile.
+            with (
+                suppress(Exception),
+                get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client,
+            ):
+                self._state = client.read_flow_run(self._id).state
