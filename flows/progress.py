@@ -13,11 +13,11 @@ from storage.records import STAGES, Step
 from storage.run import Run
 
 SECONDS = 2.0  # between two updates
-ALL = "progress"
+ALL = "all"
 
 
 class StageProgress:
-    """A progress artifact of the whole job, ``floodlit-progress``, and one a stage, ``floodlit-inputs``, ...
+    """Progress of the whole job, ``floodlit-progress``, and of each stage, ``floodlit-progress-inputs``, ...
 
     Parameters
     ----------
@@ -33,10 +33,9 @@ class StageProgress:
         self._left[ALL] = self._left.total()
         self._made: dict[str, UUID] = {}
         for name, total in self._totals.items():
-            about = "All steps" if name == ALL else f"Stage {name}: {total} steps"
-            made = create_progress_artifact(
-                progress=self._percent(name), key=f"floodlit-{name}", description=f"{about} of {run.root}"
-            )
+            about = f"{total} steps of {run.root}" if name == ALL else f"{name}: {total} steps of {run.root}"
+            key = "floodlit-progress" if name == ALL else f"floodlit-progress-{name}"
+            made = create_progress_artifact(progress=self._percent(name), key=key, description=about)
             assert isinstance(made, UUID)
             self._made[name] = made
         self._told, self._news = time.monotonic(), set[str]()

@@ -72,7 +72,8 @@ def _show(job: Job, summary: pa.Table, costs: pa.Table, pictures: Iterable[Path]
     )
     create_table_artifact(
         key="floodlit-standing",
-        table=standing(summary, costs),
+        # A hyphen alone is a list to Markdown, as which cells are read.
+        table=[{k: "" if v == "-" else v for k, v in row.items()} for row in standing(summary, costs)],
         description=f"Ranks of **{job.name}** over the metrics that judge, the best first, and costs",
     )
     for path in pictures:

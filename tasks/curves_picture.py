@@ -14,6 +14,7 @@ from storage.run import Run
 from tasks.drawing import save
 
 ACROSS = 3  # metrics beside each other
+DASHES = (":", "--", "-.", (0, (8, 2)))  # of the controls
 WORDS = {"higher": "higher is better", "lower": "lower is better"}
 
 
@@ -47,9 +48,9 @@ def _styles(names: list[str]) -> dict[str, dict[str, object]]:
     """How each explainer's lines look."""
     own = [name for name in names if name not in CONTROLS]
     palette = colormaps["tab10" if len(own) <= 10 else "tab20"]
-    dashes = {name: (0, (1 + 2 * i, 2)) for i, name in enumerate(CONTROLS)}
+    dashes = dict(zip(CONTROLS, DASHES, strict=True))
     return {
-        name: {"color": "0.6", "linestyle": dashes[name]}
+        name: {"color": "0.5", "linestyle": dashes[name]}
         if name in CONTROLS
         else {"color": palette(own.index(name) % palette.N)}
         for name in names
