@@ -12,12 +12,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="floodlit-prefect-")
 os.environ.pop("PREFECT_API_URL", None)
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "WARNING"
+os.environ["PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS"] = "3"  # instead of 30
 
 import hypothesis
 import pytest
 
 from object_store import ObjectStore, serving
-from runs import tiny_job
+from runs import SLOW, tiny_job
 
 # A busy machine is slow now and then, which no property is about.
 hypothesis.settings.register_profile("floodlit", deadline=None)
@@ -44,3 +45,20 @@ def s3() -> Iterator[ObjectStore]:
 def digits_job(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """:func:`tiny_job` with a store of the test's own."""
     return lambda **changes: tiny_job(**{"store": tmp_path / "run"} | changes)
+
+
+@pytest.fixture
+def slow_job(
+    digits_job: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """A job with a middle to stop it in; its plug-in ``slow_plugin.py`` lies in ``tmp_path``."""
+    (tmp_path / "slow_plugin.py").write_text(SLOW)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return digits_job(
+        explainers=[{"name": "slow_plugin:Slow"}, {"name": "gradcam"}],
+        dataset={"kind": "digits", "limit": 64},
+        batch={"shard": 16, "images": 2},
+        controls=False,
+    )

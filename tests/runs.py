@@ -1,6 +1,11 @@
 """Tiny jobs, small runs made without Prefect, and whole run folders read, to compare one with another."""
 
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +17,7 @@ from PIL import Image
 
 from explainers.base import Batch, Description, Detail, Explanation, Need, Parameters, Status
 from storage import digits
+from storage.records import finished
 from storage.run import Run
 from storage.scores import merge_samples, read_scores, read_table
 
@@ -100,6 +106,33 @@ def explained(run: Run) -> Run:
             saliency.fn(str(run.root), shard, name)
     merge_samples(run.root)
     return run
+
+
+def command(job: Path, store: Path) -> subprocess.Popen[str]:
+    """``floodlit run`` in a process, and a process group, of its own."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_LOGGING")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "run", str(job), "--store", str(store)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Until it is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.05)
+
+
+def saliency_done(root: Path) -> int:
+    """How many shards have maps."""
+    return sum(step.stage == "saliency" for step in finished(root))
 
 
 class Quadrants:

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,27 +17,13 @@ from prefect.client.orchestration import get_client
 from flows.explain import explain
 from flows.job import Job
 from flows.resume import remaining
-from runs import SLOW, assert_same_results, scores_of, toml
+from runs import SLOW, assert_same_results, command, saliency_done, scores_of, toml, wait_for
 from storage.records import finished
 from storage.run import Run
 from storage.verify import verify
 
 Raw = Callable[..., dict[str, Any]]
 pytestmark = [pytest.mark.service, pytest.mark.faults]
-
-
-@pytest.fixture
-def slow_job(digits_job: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    (tmp_path / "slow_plugin.py").write_text(SLOW)
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    monkeypatch.setenv("PYTHONPATH", path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return digits_job(
-        explainers=[{"name": "slow_plugin:Slow"}, {"name": "gradcam"}],
-        dataset={"kind": "digits", "limit": 64},
-        batch={"shard": 16, "images": 2},
-        controls=False,
-    )
 
 
 def elsewhere(raw: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
@@ -51,17 +36,6 @@ def dask_workers(parent: int) -> list[psutil.Process]:
         for child in psutil.Process(parent).children(recursive=True)
         if "spawn_main" in " ".join(child.cmdline()) and "resource_tracker" not in " ".join(child.cmdline())
     ]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.05)
-
-
-def saliency_done(root: Path) -> int:
-    return sum(step.stage == "saliency" for step in finished(root))
 
 
 def test_a_killed_worker_costs_nothing(server: str, slow_job: dict[str, Any], tmp_path: Path) -> None:
@@ -103,18 +77,6 @@ def test_a_worker_that_always_dies_fails_the_run_by_name(
     with get_client(sync_client=True) as client:
         crashed = [run for run in client.read_task_runs(limit=200) if run.state and run.state.is_crashed()]
     assert any(run.name == "saliency slow_plugin:Slow shard 1/1" for run in crashed)
-
-
-def command(job: Path, store: Path) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_LOGGING")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "run", str(job), "--store", str(store)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        cwd=Path(__file__).parents[2],
-    )
 
 
 def test_a_killed_flow_is_continued_and_only_what_is_missing_is_done(

@@ -3,7 +3,16 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.plan import INNER_CHUNK, SHARD_BYTES, SHARD_PIXELS, TASK_RUNS, WORKER_SHARDS, Done, plan, shard_images
+from flows.plan import (
+    INNER_CHUNK,
+    SHARD_BYTES,
+    SHARD_PIXELS,
+    TASK_RUNS,
+    WORKER_SHARDS,
+    Done,
+    plan,
+    shard_images,
+)
 from storage.records import Step
 
 EXPLAINERS = {"ddcam": True, "sobel": False}

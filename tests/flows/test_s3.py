@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -57,20 +56,6 @@ def job(tmp_path: Path, store: str, data: str) -> dict[str, Any]:
     )
 
 
-def write_toml(raw: dict[str, Any], path: Path) -> Path:
-    """TOML knows JSON's strings, numbers and lists; tables stand inline."""
-
-    def value(given: Any) -> str:
-        if isinstance(given, dict):
-            return "{" + ", ".join(f"{key} = {value(inner)}" for key, inner in given.items()) + "}"
-        if isinstance(given, list):
-            return "[" + ", ".join(map(value, given)) + "]"
-        return json.dumps(given)
-
-    path.write_text("\n".join(f"{key} = {value(given)}" for key, given in raw.items()))
-    return path
-
-
 def started(path: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "flows.cli", "run", str(path)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -92,7 +77,7 @@ def test_a_job_on_s3_ends_as_in_a_folder_though_the_flow_and_the_server_are_kill
     data, store = place(s3.empty()), place(s3.empty()) / "runs" / "one"
     cast(Any, data).fs.put(f"{images}/", f"{cast(Any, data).path}/", recursive=True)
     raw = job(tmp_path, str(store), str(data))
-    path = write_toml(raw, tmp_path / "job.toml")
+    path = toml(raw, tmp_path / "job.toml")
 
     flow = started(path)
     wait_for(store, 2)

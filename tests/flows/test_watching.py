@@ -1,0 +1,301 @@
+"""A job paused, cancelled or interrupted leaves a store it continues from, and Prefect tells it all."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import LogFilter, LogFilterTaskRunId
+from prefect.client.schemas.objects import Artifact, FlowRun
+from prefect.exceptions import Pause
+from prefect.states import Cancelling, Paused
+from typer.testing import CliRunner
+
+from flows import progress, watch
+from flows.cli import app
+from flows.explain import explain
+from flows.job import Job, JobError
+from flows.report import PICTURE_BYTES
+from flows.retries import not_retried
+from runs import assert_same_results, command, saliency_done, toml, wait_for
+from storage.lock import holder
+from storage.records import STAGES, Step, finished
+from storage.run import Run
+from storage.verify import verify
+
+Raw = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.service
+
+# Warns once a process, and its maps are what a shard's logs tell.
+WARNING = """
+import warnings
+
+from explainers.base import Description, Explanation, Parameters, statuses_of
+
+
+class Warning_:
+    name = "warning"
+    title = "warns"
+    needs = frozenset()
+    Parameters = Parameters
+
+    def __init__(self, classifier, parameters):
+        pass
+
+    def describe(self):
+        return Description(grid=(2, 2))
+
+    def explain(self, batch):
+        warnings.warn("a plug-in is worried")
+        maps = batch.inputs[:, 0, :2, :2].float()
+        return Explanation(maps, statuses_of(maps))
+"""
+
+
+def newest(name: str) -> FlowRun:
+    """The flow run of that name that was created last."""
+    with get_client(sync_client=True) as client:
+        return max((run for run in client.read_flow_runs() if run.name == name), key=lambda run: run.created)
+
+
+def state_of(run: UUID) -> str:
+    with get_client(sync_client=True) as client:
+        return str(client.read_flow_run(run).state_name)
+
+
+def set_state(run: UUID, state: Any) -> None:
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, state)
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """What a stopped command said; it has let go of its store, which is not complete."""
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, said
+    assert "Traceback" not in said
+    return said
+
+
+def assert_resumable(root: Path) -> None:
+    assert holder(root) is None
+    assert not verify(root)
+    shown = CliRunner().invoke(app, ["status", str(root)])
+    assert shown.exit_code == 1
+    assert "incomplete: " in shown.output
+
+
+@pytest.mark.faults
+def test_a_job_interrupted_paused_and_cancelled_ends_as_the_undisturbed_one(
+    server: str, slow_job: dict[str, Any], tmp_path: Path
+) -> None:
+    slow_job |= {"name": "disturbed", "dataset": {"kind": "digits", "limit": 160}}
+    root, file = Path(slow_job["store"]), tmp_path / "job.toml"
+    toml(slow_job, file)
+
+    for number, send in ((signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)):  # Ctrl-C goes to the group
+        before = saliency_done(root)
+        running = command(file, root)
+        wait_for(lambda before=before: saliency_done(root) > before)
+        send(running.pid, number)
+        assert "floodlit: stopped; run the same job again to continue" in ended(running)
+        assert_resumable(root)
+        assert state_of(newest("disturbed").id) == "Crashed"
+
+    before = saliency_done(root)
+    running = command(file, root)
+    wait_for(lambda: saliency_done(root) > before)
+    its = newest("disturbed").id
+    set_state(its, Paused(timeout_seconds=600))
+    time.sleep(2 * watch.LOOK_SECONDS + 3)  # until it has looked, and what was under way is done
+    paused = finished(root)
+    time.sleep(3)
+    assert finished(root) == paused
+    assert "disturbed" in str(holder(root))
+    second = ended(command(file, root))
+    assert "is in use: job disturbed" in second
+    with get_client(sync_client=True) as client:
+        client.resume_flow_run(its)
+    wait_for(lambda: len(finished(root)) > len(paused))
+    set_state(its, Cancelling())
+    assert "floodlit: cancelled; run the same job again to continue" in ended(running)
+    assert state_of(its) == "Cancelled"
+    assert_resumable(root)
+
+    already = len(finished(root))
+    assert explain(Job.model_validate(slow_job))["steps_done"] == 6 * 10 - already
+    assert not verify(root)
+    undisturbed = slow_job | {"store": str(tmp_path / "undisturbed")}
+    explain(Job.model_validate(undisturbed))
+    assert_same_results(root, tmp_path / "undisturbed")
+
+
+def test_a_suspended_run_leaves_and_a_pause_that_nobody_ends_fails(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.1)
+
+    @flow
+    def watching(state: str) -> None:
+        with watch.Watch() as seen:
+            assert not seen.stopping()
+            assert seen.settle() is None
+            monkeypatch.setattr(seen, "_state", Paused(timeout_seconds=-1, reschedule=state == "suspended"))
+            assert seen.stopping()
+            seen._left.set()
+            seen.settle()
+
+    with pytest.raises(Pause):
+        watching("suspended")
+    with pytest.raises(watch.NotResumedError, match="not resumed in time"):
+        watching("paused")
+
+
+def test_a_server_that_does_not_answer_stops_nothing(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def silent(**_: Any) -> None:
+        asked.append(True)
+        raise OSError("no server")
+
+    @flow
+    def watching() -> bool:
+        monkeypatch.setattr(watch, "get_client", silent)
+        with watch.Watch() as seen:
+            wait_for(lambda: len(asked) > 2, 10)
+            return seen.stopping()
+
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.05)
+    assert watching() is False
+
+
+@pytest.mark.parametrize(("error", "attempts"), [(JobError, 1), (OSError, 2)])
+def test_what_would_fail_again_is_not_retried(server: str, error: type[Exception], attempts: int) -> None:
+    made = []
+
+    @flow(retries=1)
+    def failing() -> None:
+        with not_retried(JobError):
+            made.append(True)
+            raise error("again")
+
+    with pytest.raises(error):
+        failing()
+    assert len(made) == attempts
+
+
+def test_a_resumed_job_starts_at_what_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: dict[str, float] = {}
+    told: dict[UUID, float] = {}
+
+    def create(progress: float, key: str, description: str) -> UUID:
+        made[key] = progress
+        return UUID(int=len(made))
+
+    monkeypatch.setattr(progress, "create_progress_artifact", create)
+    monkeypatch.setattr(
+        progress, "update_progress_artifact", lambda key, progress: told.update({key: progress})
+    )
+    run = type("Run", (), {"shards": 4, "explainers": {"a": {}, "b": {}}, "root": tmp_path})()
+    todo = [Step("inputs", 3), *(Step("saliency", shard, "a") for shard in (1, 2))]
+    stages = progress.StageProgress(run, todo)
+    assert made == {
+        "floodlit-progress-inputs": 75,
+        "floodlit-progress-activations": 100,
+        "floodlit-progress-saliency": 75,
+        "floodlit-progress-scores": 100,
+        "floodlit-progress": pytest.approx(100 * 21 / 24),
+    }
+    stages.advance(todo[0])
+    assert not told, "the server is not asked for every step"
+    stages.tell()
+    assert list(told.values()) == [100, pytest.approx(100 * 22 / 24)] or list(told.values())[::-1] == [
+        100,
+        pytest.approx(100 * 22 / 24),
+    ]
+
+
+@pytest.fixture(scope="module")
+def told(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, UUID]:
+    """A complete job with a damaged image and a plug-in that warns: its store and flow run."""
+    from runs import tiny_job
+    from storage import digits
+
+    folder = tmp_path_factory.mktemp("told")
+    (folder / "warning_plugin.py").write_text(WARNING)
+    (folder / "photos" / "a").mkdir(parents=True)
+    for index in range(5):
+        Image.fromarray(digits.sample("test", index).image).save(folder / "photos" / "a" / f"{index}.png")
+    (folder / "photos" / "a" / "5.png").write_text("these are words")
+    raw = tiny_job(
+        folder / "run",
+        name="told",
+        dataset={"kind": "folder", "path": str(folder / "photos")},
+        explainers=[{"name": "warning_plugin:Warning_"}, {"name": "gradcam"}],
+        metrics=[{"name": "insertion", "steps": 4}, {"name": "deletion", "steps": 4}],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
+        patch.syspath_prepend(str(folder))
+        explain(Job.model_validate(raw))
+    return folder / "run", newest("told").id
+
+
+def logs_of(run: UUID, task_run: str) -> list[tuple[int, str]]:
+    with get_client(sync_client=True) as client:
+        (found,) = [own for own in client.read_task_runs() if own.flow_run_id == run and own.name == task_run]
+        logs = client.read_logs(LogFilter(task_run_id=LogFilterTaskRunId(any_=[found.id])))
+    return [(log.level, log.message) for log in logs]
+
+
+def test_the_logs_of_a_task_run_say_what_its_worker_did(told: tuple[Path, UUID]) -> None:
+    root, run = told
+    label = "saliency warning_plugin:Warning_ shard 1/1"
+    logs = logs_of(run, label)
+    messages = "\n".join(message for _, message in logs)
+    worker = Run.open(root).root / Step("saliency", 0, "warning_plugin:Warning_").path
+    assert f"begins on worker {__import__('json').loads(worker.read_text())['worker']}" in messages
+    assert f"{label}: 6 rows (1 failed, 5 ok) in " in messages
+    assert "UserWarning: a plug-in is worried" in messages
+    assert any(
+        level == 30 and "6 rows (1 failed, 5 ok)" in line for level, line in logs_of(run, "inputs shard 1/1")
+    )
+
+
+def artifacts_of(run: UUID) -> dict[str, Artifact]:
+    with get_client(sync_client=True) as client:
+        return {str(own.key): own for own in client.read_artifacts() if own.flow_run_id == run}
+
+
+def test_prefect_shows_progress_tables_pictures_and_links(told: tuple[Path, UUID]) -> None:
+    root, run = told
+    shown = artifacts_of(run)
+    stages = {f"floodlit-progress-{stage}" for stage in STAGES} | {"floodlit-progress"}
+    assert {shown[key].data for key in stages} == {100}
+    assert shown.keys() - stages == {
+        f"floodlit-{name}" for name in ("scores", "standing", "curves", "contact-sheet", "links")
+    }
+    for key, file in (("curves", "curves.png"), ("contact-sheet", "contact_sheet.png")):
+        encoded = str(shown[f"floodlit-{key}"].data).partition("base64,")[2].partition(")")[0]
+        picture = base64.b64decode(encoded, validate=True)
+        assert len(picture) <= PICTURE_BYTES
+        with Image.open(io.BytesIO(picture)) as small, Image.open(root / "report" / file) as whole:
+            assert small.width / small.height == pytest.approx(whole.width / whole.height, rel=0.01)
+    links = str(shown["floodlit-links"].data)
+    assert f"mlflow ui --backend-store-uri sqlite:///{root.parent}/mlflow.db" in links
+    assert f"`{root}/summary.parquet`" in links
+    assert "#/experiments/1/runs/" in links
+    names = set(pq.read_table(root / "summary.parquet")["explainer"].to_pylist())
+    assert all(name in str(shown["floodlit-standing"].data) for name in names)
