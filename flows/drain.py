@@ -8,6 +8,7 @@ marked Crashed and submitted again a bounded number of times, and what failed is
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from storage.records import Step
 
 Submit = Callable[[Step, bool], PrefectDaskFuture]
 ATTEMPTS = 2  # the second in half batches
+LOOK_SECONDS = 0.02  # between looks at whether a step has ended, each worker having another one to begin
 KILLED_ATTEMPTS = 3  # where it was the worker that died, which may have had other reasons
 
 
@@ -106,6 +108,7 @@ def drain(
     on_end: Callable[[Step], None],
     on_failure: Callable[[Step, Exception, int], None],
     stopping: Callable[[], bool],
+    hurrying: Callable[[], bool],
 ) -> bool:
     """Run every pending step; returns whether each one is done or given up.
 
@@ -122,9 +125,8 @@ def drain(
         Called after every step that ended, well or not.
     on_failure
         Called with a step that is given up, what it ended with, and after how many attempts.
-    stopping
-        Whether to start nothing more: what is under way is waited for, since nobody can stop a step that a
-        worker elsewhere has begun, and the rest is left.
+    stopping, hurrying
+        Whether to start nothing more, what is under way being waited for; whether not to wait either.
 
     Raises
     ------
@@ -136,9 +138,11 @@ def drain(
     full: OSError | None = None
     left = False
     while queue.pending or queue.running:
-        for step in queue.take(2 * workers - len(queue.running)):
-            work.start(step)
-        step, error = work.next_ended()
+        work.start(*queue.take(2 * workers - len(queue.running)))
+        ended = work.next_ended(hurrying)
+        if ended is None:
+            return False
+        step, error = ended
         if stopping():
             left = True
             queue.abandon()
@@ -171,14 +175,19 @@ class _UnderWay:
         self._futures: dict[distributed.Future, tuple[Step, PrefectDaskFuture]] = {}
         self._ended = distributed.as_completed(loop=client.loop)
 
-    def start(self, step: Step) -> None:
-        self.attempts[step] = self.attempts.get(step, 0) + 1
-        future = self._submit(step, self.attempts[step] > 1)
-        self._futures[future.wrapped_future] = step, future
-        self._ended.add(future.wrapped_future)
+    def start(self, *steps: Step) -> None:
+        for step in steps:
+            self.attempts[step] = self.attempts.get(step, 0) + 1
+            future = self._submit(step, self.attempts[step] > 1)
+            self._futures[future.wrapped_future] = step, future
+            self._ended.add(future.wrapped_future)
 
-    def next_ended(self) -> tuple[Step, Exception | None]:
-        """Wait for one of them; what it ended with, if not well."""
+    def next_ended(self, hurrying: Callable[[], bool]) -> tuple[Step, Exception | None] | None:
+        """Wait for one of them, unless in a hurry; what it ended with, if not well."""
+        while not self._ended.has_ready():
+            if hurrying():
+                return None
+            time.sleep(LOOK_SECONDS)
         step, future = self._futures.pop(next(self._ended))
         return step, _error_of(future)
 

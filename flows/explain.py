@@ -51,8 +51,8 @@ def explain(job: Job, retry_failed: bool = False) -> dict[str, Any]:
     explainer). Success means that every done-record exists, whatever Prefect says of the task runs. A step
     that fails is tried again in half batches, then left alone, also by later runs, unless ``retry_failed``.
 
-    A run that is cancelled or suspended in Prefect ends when the steps under way have; one that is paused
-    waits then. Ctrl-C and SIGTERM drop the steps under way. The same job continues in each case.
+    A run that is cancelled or suspended in Prefect ends when the steps under way have, or a minute later; one
+    that is paused waits then. Ctrl-C and SIGTERM drop the steps under way. The same job continues.
 
     Raises
     ------
@@ -140,6 +140,7 @@ def _drain(
             on_end=on_end,
             on_failure=lambda step, error, attempts: _mark_failed(run, step, error, attempts),
             stopping=watch.stopping,
+            hurrying=watch.hurrying,
         )
     stages.tell()
     return complete

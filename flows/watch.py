@@ -20,6 +20,9 @@ from prefect.states import Cancelled, State
 
 LOOK_SECONDS = 3.0  # between two looks at the state, one small request each
 ANSWER_SECONDS = 10.0  # for the server to answer one
+# For the steps under way to end. A suspended run has lost its place among the runs of its deployment, and
+# Prefect ends it as crashed where it stays for minutes.
+GRACE_SECONDS = 60.0
 
 
 class NotResumedError(RuntimeError):
@@ -38,6 +41,7 @@ class Watch:
         assert context.flow_run is not None
         self._id = context.flow_run.id
         self._state: State | None = None
+        self._since = time.monotonic()
         self._left = threading.Event()
 
     def __enter__(self) -> Watch:
@@ -56,10 +60,12 @@ class Watch:
         state = self._state
         return state is not None and (state.is_paused() or state.is_cancelling() or state.is_cancelled())
 
-    def settle(self) -> State | None:
-        """Do what was asked for, once nothing is under way: the state to end in, or None to go on.
+    def hurrying(self) -> bool:
+        """Whether steps under way are not to be waited for any longer."""
+        return self.stopping() and not self._paused() and time.monotonic() - self._since > GRACE_SECONDS
 
-        Waits while the run is paused.
+    def settle(self) -> State | None:
+        """Do what was asked for: returns the state to end in, or None to go on. Waits while paused.
 
         Raises
         ------
@@ -68,24 +74,26 @@ class Watch:
         NotResumedError
             If nobody resumed a paused run in time.
         """
-        if self._waiting():
+        if self._paused():
             get_run_logger().info("paused: nothing is under way, and the store stays held; resume or cancel")
-        while self._waiting():
+        while self._paused():
+            self._check_timeout()
             time.sleep(0.2)
         if (state := self._state) is None or not self.stopping():
             return None
         if state.is_paused():
             raise Pause(state=state)
-        return Cancelled(message="Cancelled between two steps; the same job continues from its store.")
+        return Cancelled(message="Cancelled; the same job continues from its store.")
 
-    def _waiting(self) -> bool:
+    def _paused(self) -> bool:
+        """Whether to wait here until the run is resumed; a suspended one is resumed by another process."""
         state = self._state
-        if state is None or not state.is_paused() or state.state_details.pause_reschedule:
-            return False
-        until = state.state_details.pause_timeout
-        if until is not None and until.timestamp() < time.time():
+        return state is not None and state.is_paused() and not state.state_details.pause_reschedule
+
+    def _check_timeout(self) -> None:
+        until = self._state and self._state.state_details.pause_timeout
+        if until and until.timestamp() < time.time():
             raise NotResumedError("the run was paused and not resumed in time; run the same job to continue")
-        return True
 
     def _look(self) -> None:
         while not self._left.wait(LOOK_SECONDS):
@@ -94,4 +102,9 @@ class Watch:
                 suppress(Exception),
                 get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client,
             ):
-                self._state = client.read_flow_run(self._id).state
+                self._note(client.read_flow_run(self._id).state)
+
+    def _note(self, state: State | None) -> None:
+        if self._state is None or state is None or self._state.type != state.type:
+            self._since = time.monotonic()
+        self._state = state

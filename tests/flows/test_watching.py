@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -97,26 +97,40 @@ def assert_resumable(root: Path) -> None:
     assert "incomplete: " in shown.output
 
 
+@pytest.fixture
+def start(slow_job: dict[str, Any], tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts the job ``disturbed`` by the command."""
+    slow_job |= {"name": "disturbed", "dataset": {"kind": "digits", "limit": 160}}
+    file = toml(slow_job, tmp_path / "job.toml")
+    made: list[subprocess.Popen[str]] = []
+
+    def started() -> subprocess.Popen[str]:
+        made.append(command(file, Path(slow_job["store"])))
+        return made[-1]
+
+    yield started
+    for process in made:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.faults
 def test_a_job_interrupted_paused_and_cancelled_ends_as_the_undisturbed_one(
-    server: str, slow_job: dict[str, Any], tmp_path: Path
+    server: str, slow_job: dict[str, Any], start: Callable[[], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    slow_job |= {"name": "disturbed", "dataset": {"kind": "digits", "limit": 160}}
-    root, file = Path(slow_job["store"]), tmp_path / "job.toml"
-    toml(slow_job, file)
-
+    root = Path(slow_job["store"])
     for number, send in ((signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)):  # Ctrl-C goes to the group
         before = saliency_done(root)
-        running = command(file, root)
-        wait_for(lambda before=before: saliency_done(root) > before)
+        running = start()
+        wait_for(lambda before=before: saliency_done(root) > before, 240)
         send(running.pid, number)
         assert "floodlit: stopped; run the same job again to continue" in ended(running)
         assert_resumable(root)
         assert state_of(newest("disturbed").id) == "Crashed"
 
     before = saliency_done(root)
-    running = command(file, root)
-    wait_for(lambda: saliency_done(root) > before)
+    running = start()
+    wait_for(lambda: saliency_done(root) > before, 240)
     its = newest("disturbed").id
     set_state(its, Paused(timeout_seconds=600))
     time.sleep(2 * watch.LOOK_SECONDS + 3)  # until it has looked, and what was under way is done
@@ -124,7 +138,7 @@ def test_a_job_interrupted_paused_and_cancelled_ends_as_the_undisturbed_one(
     time.sleep(3)
     assert finished(root) == paused
     assert "disturbed" in str(holder(root))
-    second = ended(command(file, root))
+    second = ended(start())
     assert "is in use: job disturbed" in second
     with get_client(sync_client=True) as client:
         client.resume_flow_run(its)
