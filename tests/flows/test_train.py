@@ -17,7 +17,9 @@ import torch
 import typer
 from mlflow import MlflowClient
 from PIL import Image
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
 from pydantic import ValidationError
 
 from explainers.ptame import load_head
@@ -29,6 +31,7 @@ from flows.running import _train
 from flows.train import _ended, prepare_training, publish_head, train_ptame
 from flows.train_job import TrainJob
 from runs import ROOT, maps_of, model, tiny_job, toml
+from storage.lock import holder
 from storage.run import RunMismatchError
 from storage.tracking import TrackingError, TrainingLog, registered
 from tasks.training import TrainingError
@@ -73,6 +76,28 @@ def undisturbed(server: str, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     root = tmp_path_factory.mktemp("training")
     raw = raw_job(root / "run", watch={"numbers": 5, "validation": 20, "checkpoint": 10})
     return {"root": root, "raw": raw} | train_ptame(TrainJob.model_validate(raw))
+
+
+@pytest.mark.service
+@pytest.mark.faults
+def test_a_training_cancelled_in_prefect_continues_from_its_checkpoint(server: str, tmp_path: Path) -> None:
+    raw = raw_job(tmp_path / "run", name="to-cancel", steps=4000)
+    first = started(toml(raw, tmp_path / "job.toml"))
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "run" / "checkpoint.pt").exists():
+        assert time.monotonic() < deadline
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.02)
+    with get_client(sync_client=True) as client:
+        (its,) = [run for run in client.read_flow_runs() if run.name == "to-cancel"]
+        client.set_flow_run_state(its.id, Cancelling())
+        said, _ = first.communicate(timeout=120)
+        assert first.returncode == 1
+        assert "cancelled; run the same job again to continue" in said
+        assert client.read_flow_run(its.id).state_name == "Cancelled"
+    step = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"]
+    assert 0 < step < 4000
+    assert holder(tmp_path / "run") is None
 
 
 @pytest.mark.service
