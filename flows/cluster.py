@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -15,6 +16,7 @@ from prefect.utilities.importtools import from_qualified_name
 from prefect_dask import DaskTaskRunner
 
 from flows.job import Cluster
+from tasks.signals import kept_from_children
 
 GPU = {"GPU": 1}  # what a step that computes takes of a worker's resources, where workers offer it
 START_SECONDS = 600.0  # for the first worker of a cluster that has to start machines
@@ -125,7 +127,9 @@ def _arguments(cluster: Cluster) -> dict[str, Any]:
 def _workers(runner: DaskTaskRunner, cluster: Cluster) -> int:
     """How many workers there are, or will be."""
     try:
-        client = runner.client
+        # Ctrl-C goes to every process of the terminal, and only the flow is to end by it.
+        with kept_from_children([signal.SIGINT]):
+            client = runner.client
     except Exception as error:  # whatever a cluster's class raises at its arguments, or a scheduler's silence
         if cluster.kind == "address":
             told = f"no Dask scheduler answers at {cluster.address}: start it or correct cluster.address"

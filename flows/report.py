@@ -58,7 +58,8 @@ def publish(job: Job) -> None:
         files = [copies.enter_context(on_this_machine(path)) for path in pictures]
         tracked = track(uri, job.store, job.name, run.hash, _parameters(run), results, files)
     _show(job, summary, costs, pictures)
-    create_markdown_artifact(_links(run, uri, page_of(uri, tracked)), key="floodlit-links")
+    links = _links(run, uri, page_of(uri, tracked))
+    create_markdown_artifact(links, key="floodlit-links", description=f"Where **{job.name}** is")
 
 
 def _show(job: Job, summary: pa.Table, costs: pa.Table, pictures: Iterable[Path]) -> None:
@@ -87,9 +88,10 @@ def _show(job: Job, summary: pa.Table, costs: pa.Table, pictures: Iterable[Path]
 
 
 def _links(run: Run, uri: str, page: str) -> str:
-    """Where everything is, in Markdown; artifacts are read by many, so without the passwords of addresses."""
+    """Where everything is, in Markdown; artifacts are read by many, so without users and passwords."""
     parts = urlsplit(uri)
-    shown = parts._replace(netloc=f"***@{parts.hostname}").geturl() if parts.password else uri
+    user, _, host = parts.netloc.rpartition("@")
+    shown = parts._replace(netloc=host).geturl() if user else uri
     if parts.scheme in {"http", "https"}:
         mlflow = f"[{run.job['name']}]({shown.rstrip('/')}/{page})"
     else:

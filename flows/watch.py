@@ -102,9 +102,14 @@ class Watch:
                 suppress(Exception),
                 get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client,
             ):
-                self._note(client.read_flow_run(self._id).state)
+                while not self._left.is_set():
+                    self._note(client.read_flow_run(self._id).state)
+                    self._left.wait(LOOK_SECONDS)
 
     def _note(self, state: State | None) -> None:
-        if self._state is None or state is None or self._state.type != state.type:
+        known = self._state
+        if known is not None and known.state_details.pause_reschedule:
+            return  # suspended: whoever resumes it starts another process, and this one is to leave
+        if known is None or state is None or known.type != state.type:
             self._since = time.monotonic()
         self._state = state
