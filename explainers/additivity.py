@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from explainers.batching import in_chunks
 from explainers.classifier import Classifier
+from explainers.compute import full_precision
 from explainers.delta_debugging import Sums
 from explainers.randomness import uniform
 
@@ -67,7 +68,7 @@ def additive_head(classifier: Classifier) -> AdditiveHead | None:
     disjoint sets S and T of units, on the activations of four fixed, seeded inputs.
     """
     if classifier not in _known:
-        with torch.inference_mode():
+        with torch.inference_mode(), full_precision():  # it is a matter of the network, not of rounding
             _known[classifier] = _examine(classifier)
     return _known[classifier]
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from explainers.architectures import architecture_of
 from explainers.classifier import Classifier
+from explainers.compute import eager
 from explainers.layout import Layout, layout_of
 
 Read = Callable[[Tensor], None]
@@ -38,6 +39,7 @@ def explicit_attention(network: nn.Module, read: Read) -> Iterator[None]:
         While the network runs, if a module attends to other tokens than its own, or through a mask.
     """
     with ExitStack() as undo:
+        undo.enter_context(eager())
         # The layers of torch.nn would run whole in a kernel of their own, past their attention modules.
         undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)

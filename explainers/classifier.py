@@ -190,18 +190,19 @@ class Classifier(Frozen):
 
     def logits(self, inputs: Tensor) -> Tensor:
         """(B, C) logits of (B, 3, H, W) inputs in [0, 1]; differentiable."""
-        logits: Tensor = self.network(self.normalised(inputs))
-        return logits
+        return self._pass(self.network, self.normalised(inputs))
 
     def activations(self, inputs: Tensor) -> Tensor:
         """(B, \\*activation_shape) at the target layer, of (B, 3, H, W) inputs in [0, 1]; differentiable."""
-        activations: Tensor = self._backbone(self.normalised(inputs))
-        return activations
+        return self._pass(self._backbone, self.normalised(inputs))
 
     def head(self, activations: Tensor) -> Tensor:
         """(B, C) logits from (B, \\*activation_shape), by the rest of the network; differentiable."""
-        logits: Tensor = self._head(activations)
-        return logits
+        return self._pass(self._head, activations)
+
+    def _parts(self) -> list[nn.Module]:
+        whole = [self.network, self._backbone, self._head]
+        return [*whole, self._at_tokens[1]] if self.supports_patches else whole
 
     def normalised(self, inputs: Tensor) -> Tensor:
         """What the network sees of (B, 3, H, W) inputs."""
@@ -225,13 +226,11 @@ class Classifier(Frozen):
         ValueError
             If the network is no transformer that is known to run on a subset of its patches.
         """
-        tokens: Tensor = self._at_tokens[0](self.normalised(inputs))
-        return tokens
+        return self._pass(self._at_tokens[0], self.normalised(inputs))
 
     def encode(self, tokens: Tensor) -> Tensor:
         """(B, C) logits from tokens of :meth:`embed`, any of the patches left out; differentiable."""
-        logits: Tensor = self._at_tokens[1](tokens)
-        return logits
+        return self._pass(self._at_tokens[1], tokens)
 
     @cached_property
     def _at_tokens(self) -> tuple[nn.Module, nn.Module]:

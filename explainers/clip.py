@@ -51,6 +51,7 @@ class Clip(nn.Module):
     ) -> None:
         super().__init__()
         self.visual = visual
+        self.similarity = _Similarity()
         self.logit_scale = logit_scale
         self.logit_bias = logit_bias
         self.register_buffer("class_embeddings", class_embeddings, persistent=False)
@@ -58,8 +59,19 @@ class Clip(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, C) logits of normalised pixels (B, 3, H, W)."""
-        similarity = F.normalize(self.visual(inputs), dim=-1) @ self.class_embeddings.T
-        return self.logit_scale * similarity + self.logit_bias
+        return self.logit_scale * self.similarity(self.visual(inputs), self.class_embeddings) + self.logit_bias
+
+
+class _Similarity(nn.Module):
+    """Cosines of embeddings (B, d), of any length, and class embeddings (C, d) of length 1: (B, C).
+
+    Lower precision leaves them alone: they are multiplied with a scale of 100 or so. A module of its own,
+    so that this stays true of a network that was cut.
+    """
+
+    def forward(self, embeddings: Tensor, classes: Tensor) -> Tensor:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return F.normalize(embeddings.to(classes.dtype), dim=-1) @ classes.T
 
 
 class HuggingFaceVit(nn.Module):

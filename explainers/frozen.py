@@ -8,16 +8,32 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from explainers.compute import (
+    Compiled,
+    Compute,
+    Float32Linear,
+    lowered,
+    wants_eager,
+    wants_full_precision,
+)
+
 
 class Frozen:
     """A network in eval mode, whose parameters ask for no gradient, until :meth:`close`.
 
     Leaving the ``with`` block closes it too. The network stays on ``device``.
+
+    Attributes
+    ----------
+    compute
+        How its forward passes are computed; see :meth:`use`.
     """
 
     def __init__(self, network: nn.Module, device: str | torch.device) -> None:
         self.network = network.to(device)
         self.device = torch.device(device)
+        self.compute = Compute()
+        self._compiled: dict[nn.Module, Compiled] = {}
         self._restore: list[tuple[Any, str, Any]] = []
         for module in network.modules():
             self._set(module, "training", False)
@@ -31,6 +47,67 @@ class Frozen:
     def logits(self, inputs: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def use(self, compute: Compute) -> None:
+        """Compute forward passes as ``compute`` says from now on, until :meth:`close`.
+
+        A linear layer whose output the logits are stays in float32: rounded logits would be rounded scores.
+
+        Raises
+        ------
+        ValueError
+            In one line: the network does not run like that here, or its logits are not finite then.
+        """
+        if compute.precision != "float32":
+            self._keep_logits_whole()
+        self._set(self, "compute", compute)
+        if compute.compile:
+            self._set(self, "_compiled", {part: Compiled(part) for part in self._parts()})
+        logits = self._probe(self._probed, "compute.precision", f"{self.device.type} in {compute.precision}")
+        if not bool(logits.isfinite().all()):
+            raise ValueError(
+                f"compute.precision: the network's logits are not finite in {compute.precision}; use "
+                f"{'bfloat16 or ' if compute.precision == 'float16' else ''}float32"
+            )
+
+    def _parts(self) -> list[nn.Module]:
+        """What :meth:`_pass` is called with, as far as it is worth compiling."""
+        return [self.network]
+
+    @torch.no_grad()
+    def _keep_logits_whole(self) -> None:
+        last: list[nn.Module] = []
+        outputs: list[Tensor] = []
+
+        def note(module: nn.Module, _: Any, output: Tensor) -> None:
+            last.append(module)
+            outputs.append(output)
+
+        linear = [module for module in self.network.modules() if type(module) is nn.Linear]
+        handles = [module.register_forward_hook(note) for module in linear]
+        try:
+            logits = self.logits(self._probed)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for module, output in zip(last, outputs, strict=True):
+            if output is logits:
+                self._set(module, "__class__", Float32Linear)
+
+    def _pass(self, part: nn.Module, *inputs: Tensor) -> Tensor:
+        """A part of the network on ``inputs``, as :attr:`compute` says; what it gives has full precision."""
+        differentiated = torch.is_grad_enabled() and any(each.requires_grad for each in inputs)
+        found: Tensor
+        if self.compute == Compute() or differentiated or wants_full_precision():
+            found = part(*inputs)
+            return found
+        with lowered(self.compute, self.device):
+            found = (part if wants_eager() else self._compiled.get(part, part))(*inputs)
+        return found.float() if found.dtype in {torch.bfloat16, torch.float16} else found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of copies, whose weights are changed: they are not compiled."""
+        return vars(self) | {"_compiled": {}}
+
     @torch.no_grad()
     def _probe(self, inputs: Tensor, key: str, what: str) -> Tensor:
         """(B, K) logits of ``inputs``.
@@ -41,6 +118,7 @@ class Frozen:
             In one line that begins with ``key``: the network does not run on ``what``, or does not return
             logits of two or more classes.
         """
+        self._probed = inputs
         try:
             logits = self.logits(inputs)
         except Exception as error:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from explainers.architectures import architecture_of
 from explainers.attention import Kind, kind_of, replace_on
 from explainers.classifier import Classifier
+from explainers.compute import eager, full_precision
 
 _SECOND_NORMS = ("norm2", "ln_2", "layer_norm2")  # of timm; torchvision and open_clip; Hugging Face
 _PROBES = 2
@@ -30,6 +31,7 @@ def class_token_alone(classifier: Classifier) -> Callable[[Tensor], Tensor]:
 
     def narrowed(tokens: Tensor) -> Tensor:
         with ExitStack() as undo:
+            undo.enter_context(eager())
             _narrow(*parts, undo)
             return classifier.encode(tokens)
 
@@ -53,7 +55,7 @@ def _last_block(classifier: Classifier) -> tuple[nn.Module, nn.Module] | None:
 def _agrees(classifier: Classifier, narrowed: Callable[[Tensor], Tensor]) -> bool:
     size = classifier.input_size
     probe = torch.rand(_PROBES, 3, *size, generator=torch.Generator().manual_seed(0)).to(classifier.device)
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         tokens = classifier.embed(probe)
         return torch.allclose(narrowed(tokens), classifier.encode(tokens), rtol=1e-3, atol=1e-4)
 

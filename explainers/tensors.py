@@ -63,8 +63,7 @@ class TensorClassifier(Frozen):
 
     def logits(self, inputs: Tensor) -> Tensor:
         """(B, K) logits of (B, C, T) inputs; differentiable."""
-        logits: Tensor = self.network(inputs.squeeze(1) if self._flat else inputs)
-        return logits
+        return self._pass(self.network, inputs.squeeze(1) if self._flat else inputs)
 
     def sites(self, inputs: Tensor) -> Tensor:
         """(B, T): every step, or feature, can be hidden."""

@@ -55,6 +55,7 @@ class TextClassifier(Frozen):
     ) -> None:
         _check_tokenizer(tokenizer)
         super().__init__(network, device)
+        self._logits = _Logits(self.network)
         self._tokenizer = tokenizer
         self._special = frozenset(tokenizer.all_special_ids)
         self.fills: tuple[str, ...] = ("mask", "remove") if tokenizer.mask_token else ("remove",)
@@ -167,8 +168,10 @@ class TextClassifier(Frozen):
         order = there.logical_not().byte().argsort(dim=1, stable=True)[:, : len(sites)]
         packed = torch.where(sites < lengths, ids.gather(1, order), self._pad)
         seen = (sites < lengths.clamp(min=1)).long()
-        logits: Tensor = self.network(input_ids=packed, attention_mask=seen).logits
-        return logits
+        return self._pass(self._logits, packed, seen)
+
+    def _parts(self) -> list[nn.Module]:
+        return [self._logits]
 
     def sites(self, inputs: Tensor) -> Tensor:
         """(B, T): tokens that belong to a word can be hidden."""
@@ -190,6 +193,18 @@ class TextClassifier(Frozen):
         read = [rules, tokenizer.special_tokens_map, tokenizer.truncation_side]
         digest.update(json.dumps(read, sort_keys=True).encode())
         return digest.hexdigest()
+
+
+class _Logits(nn.Module):
+    """A Hugging Face model as a function of tensors alone, in eval mode as the model is."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        logits: Tensor = self.network(input_ids=ids, attention_mask=mask).logits
+        return logits
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
