@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
+# Of the host's allocator, of CUDA outside PyTorch's own allocator, and of cuBLAS when it makes its workspace.
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def in_chunks(evaluate: Callable[[slice], Tensor], total: int, size: int) -> Tensor:
@@ -47,4 +49,4 @@ def in_chunks(evaluate: Callable[[slice], Tensor], total: int, size: int) -> Ten
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether ``error`` says that the device, or the host's allocator, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)

@@ -59,7 +59,9 @@ class Clip(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, C) logits of normalised pixels (B, 3, H, W)."""
-        return self.logit_scale * self.similarity(self.visual(inputs), self.class_embeddings) + self.logit_bias
+        return (
+            self.logit_scale * self.similarity(self.visual(inputs), self.class_embeddings) + self.logit_bias
+        )
 
 
 class _Similarity(nn.Module):

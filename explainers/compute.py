@@ -18,9 +18,10 @@ _LOG = logging.getLogger(__name__)
 class Compute(BaseModel):
     """The ``[compute]`` table of a job.
 
-    It holds for the classifier's forward passes that nobody differentiates, and for nothing else: passes that
-    gradients are taken through run in float32, because gradients underflow in float16 and cancel badly in
-    bfloat16; so do the layer that gives the logits, softmax, maps and decompositions.
+    It holds for the classifier's forward passes that nobody differentiates. Passes that gradients are taken
+    through run in float32, because gradients underflow in float16 and cancel badly in bfloat16; those through
+    the whole network in TF32 where that is asked for. The layer that gives the logits, softmax, maps and
+    decompositions stay in float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

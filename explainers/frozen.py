@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +15,7 @@ from explainers.compute import (
     Compute,
     Float32Linear,
     lowered,
+    tf32,
     wants_eager,
     wants_full_precision,
 )
@@ -55,19 +58,18 @@ class Frozen:
         Raises
         ------
         ValueError
-            In one line: the network does not run like that here, or its logits are not finite then.
+            In one line: the network does not run like that here, or its logits are too large for float16.
         """
+        if compute == Compute():
+            return
         if compute.precision != "float32":
             self._keep_logits_whole()
         self._set(self, "compute", compute)
         if compute.compile:
             self._set(self, "_compiled", {part: Compiled(part) for part in self._parts()})
-        logits = self._probe(self._probed, "compute.precision", f"{self.device.type} in {compute.precision}")
-        if not bool(logits.isfinite().all()):
-            raise ValueError(
-                f"compute.precision: the network's logits are not finite in {compute.precision}; use "
-                f"{'bfloat16 or ' if compute.precision == 'float16' else ''}float32"
-            )
+        logits = self._probe(self._probed, "compute", f"{self.device.type} in {compute.precision}")
+        if compute.precision == "float16" and not bool(logits.isfinite().all()):
+            raise ValueError("compute.precision: the network's logits are beyond float16; use bfloat16")
 
     def _parts(self) -> list[nn.Module]:
         """What :meth:`_pass` is called with, as far as it is worth compiling."""
@@ -75,12 +77,10 @@ class Frozen:
 
     @torch.no_grad()
     def _keep_logits_whole(self) -> None:
-        last: list[nn.Module] = []
-        outputs: list[Tensor] = []
+        outputs: dict[nn.Module, Tensor] = {}
 
         def note(module: nn.Module, _: Any, output: Tensor) -> None:
-            last.append(module)
-            outputs.append(output)
+            outputs[module] = output
 
         linear = [module for module in self.network.modules() if type(module) is nn.Linear]
         handles = [module.register_forward_hook(note) for module in linear]
@@ -89,7 +89,7 @@ class Frozen:
         finally:
             for handle in handles:
                 handle.remove()
-        for module, output in zip(last, outputs, strict=True):
+        for module, output in outputs.items():
             if output is logits:
                 self._set(module, "__class__", Float32Linear)
 
@@ -103,6 +103,12 @@ class Frozen:
         with lowered(self.compute, self.device):
             found = (part if wants_eager() else self._compiled.get(part, part))(*inputs)
         return found.float() if found.dtype in {torch.bfloat16, torch.float16} else found
+
+    @contextmanager
+    def differentiating(self) -> Iterator[None]:
+        """Around gradients through the whole network: products in TF32 where :attr:`compute` says so."""
+        with tf32(True) if self.compute.tf32 and not wants_full_precision() else nullcontext():
+            yield
 
     def __getstate__(self) -> dict[str, Any]:
         """Of copies, whose weights are changed: they are not compiled."""

@@ -41,7 +41,8 @@ class _PixelGradient:
     # Autograd refuses tensors made in inference mode, so copies are taken outside of it.
     @torch.inference_mode(False)
     def explain(self, batch: Batch) -> Explanation:
-        maps = in_chunks(lambda rows: self._chunk(batch, rows), len(batch), self._images(batch.forwards))
+        with self.classifier.differentiating():
+            maps = in_chunks(lambda rows: self._chunk(batch, rows), len(batch), self._images(batch.forwards))
         passes = torch.full_like(batch.targets, self.passes, dtype=torch.int32)
         return Explanation(maps, statuses_of(maps), {"forward_passes": passes})
 

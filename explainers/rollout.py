@@ -104,9 +104,10 @@ class GenericAttention(_OverBlocks):
         inputs = batch.inputs[rows].clone().requires_grad_()
         targets = batch.targets[rows].clone()
         matrices: list[Tensor] = []
-        with explicit_attention(self.classifier.network, matrices.append):
-            score = target_logit(self.classifier.logits(inputs), targets).sum()
-        gradients = torch.autograd.grad(score, matrices, materialize_grads=True)
+        with self.classifier.differentiating():
+            with explicit_attention(self.classifier.network, matrices.append):
+                score = target_logit(self.classifier.logits(inputs), targets).sum()
+            gradients = torch.autograd.grad(score, matrices, materialize_grads=True)
         gathered = torch.zeros_like(self.head_row)
         for matrix, gradient in zip(reversed(matrices), reversed(gradients), strict=True):
             a_bar = (gradient * matrix.detach()).relu().mean(1).float()

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from explainers.base import Parameters
+from explainers.compute import Compute
 from explainers.controls import CONTROLS
 from explainers.loading import ModelSpec
 from explainers.registry import Registry, explainers
@@ -176,6 +177,7 @@ class Job(Located):
     controls: bool = Field(True, description=f"add the controls {', '.join(CONTROLS)}")
     metrics: list[Choice] = Field(min_length=1)
     batch: Batching = Field(default_factory=Batching)
+    compute: Compute = Field(default_factory=Compute)
     cluster: Cluster = Field(default_factory=Cluster)
     tolerance: float = Field(
         0.0, ge=0, le=1, description="share of the steps of explainers that may fail in a job that succeeds"
@@ -204,9 +206,13 @@ class Job(Located):
         return {choice.name: choice.parameters(metrics) for choice in self.metrics}
 
     def identity(self) -> dict[str, Any]:
-        """What makes the results what they are; where and how fast they are computed is left out."""
+        """What makes the results what they are; where and how fast they are computed is left out.
+
+        Of ``compute``, which came later, what is not the default: without it a job is the one it was.
+        """
         kept = {"name", "target", "seed", "dataset", "model"}
-        return self.model_dump(mode="json", include=kept)
+        compute = self.compute.model_dump(mode="json", exclude_defaults=True)
+        return self.model_dump(mode="json", include=kept) | ({"compute": compute} if compute else {})
 
     @property
     def targets_per_image(self) -> int:

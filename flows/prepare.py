@@ -78,6 +78,7 @@ def prepare(job: Job) -> Run:
         geometry, size = _geometry(job, dataset)
         classifier = load(job.model, input_size=size, modality=dataset.modality)
         with closing(classifier):
+            classifier.use(job.compute.model_copy(update={"compile": False}))  # which takes its time
             _check_targets(job, classifier, dataset)
             chosen = _check_explainers(job, classifier)
             scored = _check_metrics(job, classifier, dataset)

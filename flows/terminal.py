@@ -20,6 +20,12 @@ from rich.table import Table
 console = Console() if Console().is_terminal else Console(width=160)
 LINE_SECONDS = 10.0  # between lines where there is no terminal to draw a bar on
 DONE, FAILED, USAGE = 0, 1, 2  # exit codes
+BESIDE_FLOAT32 = {  # columns of costs.parquet where a run computes in lower precision
+    "rank_correlation": "rank corr. to float32",
+    "worst_rank_correlation": "worst rank corr.",
+    "difference": "difference to float32",
+    "worst_difference": "worst difference",
+}
 WORDS = {"higher": "higher is better", "lower": "lower is better", None: "for reference"}
 
 
@@ -99,7 +105,8 @@ def score_tables(summary: pa.Table) -> list[Table]:
 def standing(summary: pa.Table, costs: pa.Table) -> list[dict[str, Any]]:
     """A row per explainer, the best mean rank first: ranks over the metrics that judge, and what it costs.
 
-    The rank of an explainer is among those of the run; "won" counts metrics on which it is the best.
+    The rank of an explainer is among those of the run; "won" counts metrics on which it is the best. Where
+    the maps were compared with those of float32, their mean and worst rank correlation and difference follow.
     """
     judged = [row for row in summary.to_pylist() if not math.isnan(row["rank"])]
     ranks: dict[str, list[float]] = {}
@@ -108,6 +115,7 @@ def standing(summary: pa.Table, costs: pa.Table) -> list[dict[str, Any]]:
     won = Counter(row["explainer"] for row in judged if row["best"])
     spent = {row["explainer"]: row for row in costs.to_pylist()}
     size = costs["images"][0].as_py()
+    compared = [key for key in BESIDE_FLOAT32 if any(row.get(key) is not None for row in spent.values())]
     return [
         {
             "explainer": name,
@@ -116,13 +124,14 @@ def standing(summary: pa.Table, costs: pa.Table) -> list[dict[str, Any]]:
             "ms a map": _cost(spent[name]["milliseconds"]),
             "forward passes": _cost(spent[name]["forward_passes"]),
             f"MiB for {size} images": _cost(spent[name]["peak_mib"]),
+            **{BESIDE_FLOAT32[key]: _cost(spent[name][key], 4) for key in compared},
         }
         for name in sorted(spent, key=lambda name: mean(ranks.get(name, [math.inf])))
     ]
 
 
-def _cost(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1f}"
+def _cost(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def standing_table(summary: pa.Table, costs: pa.Table) -> Table:

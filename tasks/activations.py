@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
@@ -15,7 +16,8 @@ from storage.maps import read, shard_file, write_shard
 from storage.records import Step
 from storage.run import Run
 from storage.scores import read_sample_inputs, write_sample_predictions
-from tasks.workplace import Outcome, chunks, classifier_of, device, perform
+from tasks.prefetch import ahead
+from tasks.workplace import Outcome, chunks, classifier_of, perform
 
 
 @task(name="activations", cache_policy=NO_CACHE)
@@ -40,9 +42,12 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
     cut = classifier if isinstance(classifier, Classifier) else None
     store = np.full((stop - start, *cut.activation_shape), np.nan, np.float32) if keep and cut else None
     rows: list[dict[str, Any]] = []
-    for chunk in chunks(stop - start, run.batch_images):
-        stored = read(run.inputs, start + chunk.start, start + chunk.stop)
-        inputs = classifier.inputs_of(torch.from_numpy(stored).to(device()))
+
+    def read_inputs(chunk: slice) -> dict[str, NDArray[Any]]:
+        return {"inputs": read(run.inputs, start + chunk.start, start + chunk.stop)}
+
+    for chunk, stored in ahead(chunks(stop - start, run.batch_images), read_inputs, classifier.device):
+        inputs = classifier.inputs_of(stored["inputs"])
         if cut is None:
             # Without the rows that could not be read: not every network takes nothing for a text.
             able = torch.from_numpy(usable[chunk]).to(inputs.device)

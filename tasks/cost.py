@@ -14,6 +14,7 @@ import torch
 from storage.records import finished, read_record
 from storage.run import Run
 from storage.scores import read_values, write_table
+from tasks.drift import DRIFT
 
 _SAMPLING = 0.005  # seconds between looks at the memory of the process
 _MIB = 1024 * 1024
@@ -68,7 +69,9 @@ def tell_costs(run: Run) -> pa.Table:
 
     ``milliseconds`` a map, reading and writing left out; ``forward_passes`` a map, null where the explainer
     makes none of its own; ``peak_mib`` of memory in a step of ``images`` images, the worst of all shards.
-    Steps done by versions that did not measure are left out; null if there are no others.
+    Steps done by versions that did not measure are left out; null if there are no others. The columns of
+    :data:`tasks.drift.DRIFT` compare the maps of the first step with those of float32, null where the run
+    computes in float32 itself.
     """
     rows = []
     for name in run.explainers:
@@ -85,12 +88,14 @@ def tell_costs(run: Run) -> pa.Table:
                 "forward_passes": float(np.mean(passes)) if len(passes) else None,
                 "peak_mib": max((record["peak_bytes"] / _MIB for record in measured), default=None),
                 "images": run.batch_images,
+                **{key: next((r[key] for r in measured if r.get(key) is not None), None) for key in DRIFT},
             }
         )
     schema = pa.schema(
         [("explainer", pa.string())]
         + [(key, pa.float64()) for key in ("milliseconds", "forward_passes", "peak_mib")]
         + [("images", pa.int64())]
+        + [(key, pa.float64()) for key in DRIFT]
     )
     table = pa.Table.from_pylist(rows, schema)
     write_table(table, run.costs)

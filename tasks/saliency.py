@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from explainers.base import Batch, Explainer, Explanation, Need, Status
 from explainers.black_box import BlackBox
+from explainers.classifier import Classifier
+from explainers.compute import Compute, full_precision
 from explainers.randomness import seed_of
 from explainers.registry import explainers
 from storage.maps import read, shard_file, write_shard
@@ -19,7 +23,9 @@ from storage.records import Step
 from storage.run import Run
 from storage.scores import read_samples_of_shard
 from tasks.cost import Meter
-from tasks.workplace import Outcome, chunks, classifier_of, device, perform
+from tasks.drift import drift
+from tasks.prefetch import ahead
+from tasks.workplace import Outcome, chunks, classifier_of, compute_of, perform
 
 STATUSES = list(Status)  # the order in which a map's status is stored as a number
 
@@ -52,13 +58,27 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
     for key, detail in explainer.describe().details.items():
         arrays[f"details/{key}"] = np.zeros((stop - start, *detail.shape), detail.dtype)
     meter = Meter(classifier.device)
-    for chunk in chunks(stop - start, run.batch_images):
-        rows = np.arange(chunk.start, chunk.stop)[targets[chunk] >= 0]
-        if len(rows):
-            batch = _batch(run, classifier, explainer, shard, rows, targets[rows], seeds[rows])
-            with meter:
-                explanation = explainer.explain(batch)
-            _put(explanation, rows, arrays)
+    effect: dict[str, float | None] = {}
+
+    def read_batch(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        blocks = {"inputs": rows_of(run, run.inputs, shard, rows)}
+        if Need.ACTIVATIONS in explainer.needs:
+            blocks["activations"] = rows_of(run, run.activations, shard, rows)
+        return blocks | {"targets": targets[rows], "seeds": seeds[rows]}
+
+    for rows, stored in ahead(batches(run, targets), read_batch, classifier.device):
+        batch = Batch(
+            inputs=classifier.inputs_of(stored["inputs"]),
+            targets=stored["targets"],
+            seeds=stored["seeds"],
+            activations=stored.get("activations"),
+            forwards=run.batch_forwards,
+        )
+        with meter:
+            explanation = explainer.explain(batch)
+        if shard == 0 and not effect and compute_of(run) != Compute():
+            effect = _effect(run, name, classifier, batch, explanation.maps)
+        _put(explanation, rows, arrays)
     files = []
     for key, values in arrays.items():
         write_shard(run.saliency(name) / key, start, values)
@@ -69,28 +89,17 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
         "explain_seconds": round(meter.seconds, 6),
         "peak_bytes": meter.peak,
     }
-    return Outcome(stop - start, statuses, files, cost)
+    return Outcome(stop - start, statuses, files, cost | effect)
 
 
-def _batch(
-    run: Run,
-    classifier: BlackBox,
-    explainer: Explainer,
-    shard: int,
-    rows: np.ndarray,
-    targets: np.ndarray,
-    seeds: np.ndarray,
-) -> Batch:
-    """Some rows (maps) of a shard, to be explained."""
-    return Batch(
-        inputs=inputs_of_rows(run, classifier, shard, rows),
-        targets=torch.from_numpy(targets).to(device()),
-        seeds=torch.from_numpy(seeds).to(device()),
-        activations=rows_of(run, run.activations, shard, rows)
-        if Need.ACTIVATIONS in explainer.needs
-        else None,
-        forwards=run.batch_forwards,
-    )
+def _effect(run: Run, name: str, classifier: BlackBox, batch: Batch, maps: Tensor) -> dict[str, float | None]:
+    """What the run's :class:`Compute` did to the maps of a batch: they are made once more without it."""
+    with full_precision():
+        if batch.activations is not None and isinstance(classifier, Classifier):
+            with torch.no_grad():
+                batch = replace(batch, activations=classifier.activations(batch.inputs))
+        reference = explainer_of(run, name, classifier).explain(batch).maps
+    return drift(maps, reference, classifier.sites(batch.inputs))
 
 
 def _put(explanation: Explanation, rows: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
@@ -115,14 +124,15 @@ def targets_and_seeds(run: Run, shard: int, purpose: str) -> tuple[np.ndarray, n
     return np.array(classes, np.int64), np.array(seeds, np.int64)
 
 
-def inputs_of_rows(run: Run, classifier: BlackBox, shard: int, rows: np.ndarray) -> Tensor:
-    """(R, C, \\*sites) inputs of some maps of a shard."""
-    return classifier.inputs_of(rows_of(run, run.inputs, shard, rows))
+def batches(run: Run, targets: NDArray[Any]) -> list[NDArray[Any]]:
+    """Rows of a shard's maps, in steps of the run's size, without those that have no target."""
+    steps = (np.arange(step.start, step.stop) for step in chunks(len(targets), run.batch_images))
+    return [able for rows in steps if len(able := rows[targets[rows] >= 0])]
 
 
-def rows_of(run: Run, array: Any, shard: int, rows: np.ndarray) -> Tensor:
-    """Entries of a per-image array for some maps of a shard, on the device."""
+def rows_of(run: Run, array: Any, shard: int, rows: NDArray[Any]) -> NDArray[Any]:
+    """Entries of a per-image array for some maps of a shard."""
     first, _ = run.bounds(shard)
     images = rows // run.targets_per_image
     block = read(array, first + images[0], first + images[-1] + 1)
-    return torch.from_numpy(block[images - images[0]]).to(device())
+    return block[images - images[0]]

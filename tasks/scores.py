@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from torch import Tensor
 
 from explainers.base import Status
 from explainers.black_box import BlackBox
@@ -21,13 +23,17 @@ from tasks.again import Again
 from tasks.metrics.base import Metric, MetricBatch, Need, Scores
 from tasks.metrics.preparation import prepare
 from tasks.metrics.registry import metrics
-from tasks.saliency import STATUSES, inputs_of_rows, rows_of, targets_and_seeds
-from tasks.workplace import Outcome, chunks, classifier_of, device, perform
+from tasks.prefetch import ahead
+from tasks.saliency import STATUSES, batches, rows_of, targets_and_seeds
+from tasks.workplace import Outcome, classifier_of, perform
 
 
 @task(name="scores", cache_policy=NO_CACHE)
 def scores(root: str, shard: int, explainer: str, halve: bool = False) -> dict[str, Any]:
-    """Write one shard's score file of an explainer, all metrics of the run in it."""
+    """Write one shard's score file of an explainer, all metrics of the run in it.
+
+    Their forward passes are computed as the run's ``[compute]`` says, like those of the explainers.
+    """
     return perform(
         root,
         Step("scores", shard, explainer),
@@ -56,16 +62,20 @@ def _score(run: Run, shard: int, explainer: str) -> Outcome:
     statuses = [STATUSES[code].value for code in read(run.saliency(explainer) / "status", start, stop)]
     values = {column.name: np.full(stop - start, np.nan) for metric in chosen for column in metric.columns()}
     curves: dict[str, list[np.ndarray | None]] = {name: [None] * (stop - start) for name in values}
-    for chunk in chunks(stop - start, run.batch_images):
-        rows = np.arange(chunk.start, chunk.stop)[targets[chunk] >= 0]
-        if not len(rows):
-            continue
-        batch = _batch(run, classifier, shard, rows, targets[rows], seeds[rows], samples)
+
+    def read_batch(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        blocks = {"inputs": rows_of(run, run.inputs, shard, rows), "maps": maps[rows]}
+        if run.manifest.masks:
+            blocks["masks"] = rows_of(run, run.masks, shard, rows)
+        return blocks | {"targets": targets[rows], "seeds": seeds[rows], "own_seeds": own_seeds[rows]}
+
+    for rows, stored in ahead(batches(run, targets), read_batch, classifier.device):
+        batch = _batch(run, classifier, stored, [samples[row // run.targets_per_image] for row in rows])
         if again:
-            its = torch.from_numpy(own_seeds[rows]).to(device())
+            its = stored["own_seeds"]
             batch = replace(batch, explain=Again(run, explainer, classifier, batch.targets, its))
         sites = classifier.sites(batch.inputs)
-        prepared, as_read = prepare(torch.from_numpy(maps[rows]).to(device()), run.input_size, sites)
+        prepared, as_read = prepare(stored["maps"], run.input_size, sites)
         for row, status in zip(rows, as_read, strict=True):
             if statuses[row] != Status.FAILED:  # a failed map is not merely "not finite"
                 statuses[row] = status.value
@@ -121,24 +131,17 @@ def _tidy(
 
 @torch.no_grad()
 def _batch(
-    run: Run,
-    classifier: BlackBox,
-    shard: int,
-    rows: np.ndarray,
-    targets: np.ndarray,
-    seeds: np.ndarray,
-    samples: list[dict[str, Any]],
+    run: Run, classifier: BlackBox, stored: dict[str, Tensor], samples: list[dict[str, Any]]
 ) -> MetricBatch:
-    inputs = inputs_of_rows(run, classifier, shard, rows)
-    wanted = torch.from_numpy(targets).to(device())
-    confidence = target_probability(classifier.logits(inputs), wanted)
-    boxes = [samples[row // run.targets_per_image]["boxes"] for row in rows]
+    """What metrics see of some maps; ``samples`` are those of their images."""
+    inputs, targets = classifier.inputs_of(stored["inputs"]), stored["targets"]
+    boxes = [torch.tensor(sample["boxes"], dtype=torch.float32).reshape(-1, 4) for sample in samples]
     return MetricBatch(
         inputs=inputs,
-        targets=wanted,
-        seeds=torch.from_numpy(seeds).to(device()),
-        confidence=confidence,
-        boxes=[torch.tensor(own, dtype=torch.float32, device=device()).reshape(-1, 4) for own in boxes],
+        targets=targets,
+        seeds=stored["seeds"],
+        confidence=target_probability(classifier.logits(inputs), targets),
+        boxes=[own.to(classifier.device) for own in boxes],
         forwards=run.batch_forwards,
-        masks=rows_of(run, run.masks, shard, rows).bool() if run.manifest.masks else None,
+        masks=stored["masks"].bool() if run.manifest.masks else None,
     )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from explainers.black_box import BlackBox, Modality
+from explainers.compute import Compute, tf32
 from explainers.loading import ModelSpec, load
 from storage.datasets import Dataset, DatasetSpec, open_dataset
 from storage.records import Step, read_record, write_record
@@ -56,7 +57,8 @@ def perform(
     start = time.perf_counter()
     worker = f"{socket.gethostname()}:{os.getpid()}"
     logger.info("%s begins on worker %s%s", step.label(run.shards), worker, ", half batches" if halve else "")
-    outcome = work(run.with_half_batches() if halve else run)
+    with tf32(False):  # of float32 nothing is left to PyTorch's defaults; forward passes ask for themselves
+        outcome = work(run.with_half_batches() if halve else run)
     seconds = time.perf_counter() - start
     statuses = dict(Counter(outcome.statuses))
     write_record(
@@ -89,13 +91,22 @@ def classifier_of(run: Run) -> BlackBox:
     """The run's classifier, loaded once a worker process."""
     spec = ModelSpec.model_validate(run.job["model"])
     shape = run.geometry["shape"] if run.modality == "tensor" else run.input_size
-    return _classifier(spec, tuple(shape), run.manifest.modality, device())
+    return _classifier(spec, tuple(shape), run.manifest.modality, device(), compute_of(run))
 
 
 @lru_cache(maxsize=1)
-def _classifier(spec: ModelSpec, input_size: tuple[int, ...], modality: Modality, where: str) -> BlackBox:
+def _classifier(
+    spec: ModelSpec, input_size: tuple[int, ...], modality: Modality, where: str, compute: Compute
+) -> BlackBox:
     with torch.inference_mode(False):  # or no explainer could ever take gradients through these weights
-        return load(spec, where, input_size, modality)
+        classifier = load(spec, where, input_size, modality)
+        classifier.use(compute)
+        return classifier
+
+
+def compute_of(run: Run) -> Compute:
+    """How the run's forward passes are computed."""
+    return Compute.model_validate(run.job.get("compute", {}))  # runs of older versions do not say
 
 
 def dataset_of(run: Run) -> Dataset:

@@ -16,7 +16,7 @@ from storage.run import Run
 from tasks.again import Again
 from tasks.metrics.preparation import prepare
 from tasks.metrics.redrawing import redrawn
-from tasks.saliency import inputs_of_rows, targets_and_seeds
+from tasks.saliency import rows_of, targets_and_seeds
 from tasks.scores import scores
 from tasks.workplace import classifier_of
 
@@ -48,7 +48,7 @@ def shard_of(run: Run, name: str, shard: int = 0) -> tuple[Again, Tensor, Tensor
     classifier = classifier_of(run)
     start, stop = run.rows_of(shard)
     targets, seeds = (torch.from_numpy(each) for each in targets_and_seeds(run, shard, "saliency"))
-    inputs = inputs_of_rows(run, classifier, shard, np.arange(stop - start))
+    inputs = classifier.inputs_of(torch.from_numpy(rows_of(run, run.inputs, shard, np.arange(stop - start))))
     maps = torch.from_numpy(read(run.saliency(name) / "maps", start, stop))
     return Again(run, name, classifier, targets, seeds), inputs, targets, prepare(maps, run.input_size)[0]
 
