@@ -142,7 +142,7 @@ def _parameters(run: Run) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key in ("name", "target", "seed"):
         flat[key] = run.job[key]
-    for table in ("dataset", "model"):
+    for table in ("dataset", "model", "compute"):
         flat |= {f"{table}.{key}": value for key, value in run.job[table].items() if value is not None}
     return flat | {
         "images": run.rows,

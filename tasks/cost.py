@@ -35,7 +35,7 @@ class Meter:
     def __enter__(self) -> Meter:
         self._left = threading.Event()
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()  # batches are read ahead on another
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = torch.cuda.memory_allocated(self.device)
         else:
@@ -48,7 +48,7 @@ class Meter:
 
     def __exit__(self, *_: object) -> None:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
             self._note(torch.cuda.max_memory_allocated(self.device))
         self.seconds += time.perf_counter() - self._start
         if self.device.type != "cuda":

@@ -135,13 +135,13 @@ def _batch(
 ) -> MetricBatch:
     """What metrics see of some maps; ``samples`` are those of their images."""
     inputs, targets = classifier.inputs_of(stored["inputs"]), stored["targets"]
-    boxes = [torch.tensor(sample["boxes"], dtype=torch.float32).reshape(-1, 4) for sample in samples]
     return MetricBatch(
         inputs=inputs,
         targets=targets,
         seeds=stored["seeds"],
         confidence=target_probability(classifier.logits(inputs), targets),
-        boxes=[own.to(classifier.device) for own in boxes],
+        # On the host: metrics put those of a whole batch together before they go anywhere.
+        boxes=[torch.tensor(sample["boxes"], dtype=torch.float32).reshape(-1, 4) for sample in samples],
         forwards=run.batch_forwards,
         masks=stored["masks"].bool() if run.manifest.masks else None,
     )

@@ -116,3 +116,18 @@ def test_form_of_the_job_has_words_and_defaults() -> None:
     schema = Job.model_json_schema()
     assert schema["properties"]["target"]["default"] == "predicted"
     assert set(schema["required"]) == {"name", "store", "dataset", "model", "explainers", "metrics"}
+
+
+def test_a_job_at_the_default_is_the_run_it_was_before_it_could_say_how_it_computes(tmp_path: Path) -> None:
+    plain = job(tmp_path).identity()
+    assert set(plain) == {"name", "target", "seed", "dataset", "model"}
+    assert job(tmp_path, JOB + '[compute]\nprecision = "float32"\ntf32 = false\n').identity() == plain
+    low = job(tmp_path, JOB + '[compute]\nprecision = "bfloat16"\ntf32 = false\n').identity()
+    assert low == plain | {"compute": {"precision": "bfloat16"}}
+
+
+@pytest.mark.parametrize("key", ['precision = "int8"', "tf32 = 3", "cudnn = true"])
+def test_an_unknown_way_to_compute_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(JobError, match=rf"compute\.{key.split(maxsplit=1)[0]}: ") as told:
+        job(tmp_path, f"{JOB}[compute]\n{key}\n")
+    assert "\n" not in str(told.value)

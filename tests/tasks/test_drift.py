@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from flows.job import JobError
 from runs import explained, maps_of, prepared, tiny_job
 from storage.records import Step, read_record
 from tasks.cost import tell_costs
@@ -39,8 +40,14 @@ def test_sites_that_cannot_be_hidden_do_not_count() -> None:
 
 
 def job(store: Path, **changes: Any) -> dict[str, Any]:
-    chosen = [{"name": "gradcam"}, {"name": "occlusion", "window": 32}]
-    return tiny_job(store, explainers=chosen, dataset={"kind": "digits", "limit": 20}, **changes)
+    chosen: dict[str, Any] = {
+        "dataset": {"kind": "digits", "limit": 10},
+        "explainers": [{"name": "gradcam"}, {"name": "occlusion", "window": 96}, {"name": "random"}],
+        "controls": False,
+        "metrics": [{"name": "pointing_game"}],
+        "batch": {"shard": 6, "images": 4},
+    }
+    return tiny_job(store, **chosen | changes)
 
 
 def test_a_run_in_lower_precision_is_compared_with_float32_on_its_first_batch(tmp_path: Path) -> None:
@@ -66,3 +73,9 @@ def test_a_run_in_lower_precision_is_compared_with_float32_on_its_first_batch(tm
     assert {key: costs["occlusion"][key] for key in DRIFT} == {key: first[key] for key in DRIFT}
     assert costs["random"]["worst_difference"] == 0
     assert all(row[key] is None for row in pq.read_table(plain.costs).to_pylist() for key in DRIFT)
+
+
+def test_a_run_is_not_continued_in_another_precision(tmp_path: Path) -> None:
+    prepared(job(tmp_path))
+    with pytest.raises(JobError, match=r"holds another run: compute\.precision was absent and is .bfloat16"):
+        prepared(job(tmp_path, compute={"precision": "bfloat16"}))

@@ -1,0 +1,205 @@
+"""What each explainer gains from lower precision, TF32 and the compiler, and how busy the device is.
+
+    python benchmarks/gpu.py [--networks torchvision/resnet50 torchvision/vit_b_16] [--weights FILE]
+        [--images FOLDER] [--count 32] [--size 224] [--batch 16] [--forwards 64] [--rounds 3]
+        [--explainers gradcam rise] [--ways float32 tf32 bfloat16 float16 compile bfloat16+compile]
+
+For every explainer that the network can serve, in its fast preset if it has one, and every way of computing:
+images a second, from pixels to maps, the backbone included; the same over that of float32; the share of the
+time in which the device runs kernels; and the mean rank correlation of the maps with those of float32, for
+the same classes. Everything runs once before it is measured, which is when the compiler works, and anew in
+every round, one after the other; what is printed is the median over rounds, of the ratio the median of the
+ratios within a round. The kernels' time is taken by PyTorch's profiler in one run more, without copies, and
+set beside the median time without the profiler; on the CPU it is "n/a". Weights and images are random if
+none are given. P-TAME, which needs a trained head, is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # Once more, without this folder on the path, where a file would hide the package of the same name,
+    # and with an allocator that keeps large tensors instead of returning them to the system.
+    keep = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "68719476736"}
+    os.execve(sys.executable, [sys.executable, "-P", *sys.argv], keep | os.environ)
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from explainers.base import Batch, Explainer, Need
+from explainers.classifier import Classifier
+from explainers.compute import Compute, tf32
+from explainers.loading import ModelSpec, load, preprocessing
+from explainers.registry import explainers
+from explainers.requirements import unmet
+from storage.images import SUFFIXES, decode, prepare_image
+from tasks.drift import drift
+from tasks.workplace import chunks, device
+
+WAYS = {
+    "float32": Compute(),
+    "tf32": Compute(tf32=True),
+    "bfloat16": Compute(precision="bfloat16"),
+    "float16": Compute(precision="float16"),
+    "compile": Compute(compile=True),
+    "bfloat16+compile": Compute(precision="bfloat16", compile=True),
+}
+COPIES = ("Memcpy", "Memset")
+
+
+def pixels(spec: ModelSpec, folder: Path | None, count: int, size: int) -> Tensor:
+    """(count, 3, size, size) in [0, 1]: the first images of a folder, or random blobs."""
+    if folder is None:
+        coarse = torch.rand(count, 3, 7, 7, generator=torch.Generator().manual_seed(0))
+        return torch.nn.functional.interpolate(coarse, size, mode="bilinear")
+    how = preprocessing(spec)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    images = [
+        prepare_image(decode(file), [], how.resize, how.crop, how.interpolation)[0] for file in files[:count]
+    ]
+    return torch.from_numpy(np.stack(images)).float() / 255
+
+
+def made(classifier: Classifier, name: str) -> Explainer:
+    cls = explainers.get(name)
+    fast: dict[str, object] = {"preset": "fast"} if "preset" in cls.Parameters.model_fields else {}
+    explainer: Explainer = cls(classifier, cls.Parameters(**fast))
+    return explainer
+
+
+def from_pixels(
+    classifier: Classifier, name: str, inputs: Tensor, targets: Tensor, batch: int, forwards: int
+) -> Callable[[], Tensor]:
+    """All that it takes from pixels on the host to maps there."""
+    explainer = made(classifier, name)
+    seeds = torch.arange(len(inputs), device=classifier.device)
+
+    def run() -> Tensor:
+        maps = []
+        for rows in chunks(len(inputs), batch):
+            seen, activations = inputs[rows].to(classifier.device), None
+            if Need.ACTIVATIONS in explainer.needs:
+                with torch.no_grad():
+                    activations = classifier.activations(seen)
+            explained = explainer.explain(Batch(seen, targets[rows], seeds[rows], activations, forwards))
+            maps.append(explained.maps.detach().cpu())
+        return torch.cat(maps)
+
+    return run
+
+
+def seconds(run: Callable[[], Tensor]) -> float:
+    """Of a run, which ends with a copy to the host and so with all that it waits for."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def kernel_seconds(run: Callable[[], Tensor]) -> float:
+    """In which at least one kernel ran on the GPU."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        run()
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in seen.events()
+        if event.device_type == DeviceType.CUDA and not event.name.startswith(COPIES)
+    )
+    busy, until = 0.0, 0.0
+    for start, end in spans:
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return busy / 1e6  # the profiler counts microseconds
+
+
+@torch.no_grad()
+def drawn(classifier: Classifier) -> None:
+    """Give weights to layers of zeros, such as the last one of an untrained transformer."""
+    torch.manual_seed(0)
+    for parameter in classifier.network.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            parameter.normal_(std=0.02)
+
+
+def classifiers(spec: ModelSpec, ways: list[str]) -> dict[str, Classifier]:
+    """One for each way that the network can be computed in."""
+    found = {}
+    for way in ways:
+        classifier = load(spec, device())
+        drawn(classifier)
+        try:
+            classifier.use(WAYS[way])
+        except ValueError as error:
+            print(f"{way}: {error}")
+            continue
+        found[way] = classifier
+    return found
+
+
+def table(spec: ModelSpec, asked: argparse.Namespace) -> Table:
+    ways = classifiers(spec, ["float32", *(way for way in asked.ways if way != "float32")])
+    whole = ways["float32"]
+    inputs = pixels(spec, asked.images, asked.count, asked.size)
+    with torch.inference_mode():
+        parts = [whole.logits(inputs[rows].to(whole.device)) for rows in chunks(len(inputs), asked.batch)]
+    targets = torch.cat(parts).argmax(1).clone()
+    sites = whole.sites(inputs)
+    title = f"{spec.name}, {asked.size}x{asked.size}, {whole.device}"
+    result = Table("explainer", "computed in", title=title)
+    for column in ("images a second", "over float32", "kernels' share", "rank correlation"):
+        result.add_column(column, justify="right")
+    served = [name for name in explainers.names() if unmet(explainers.get(name).needs, whole) is None]
+    for name in [name for name in asked.explainers or served if name != "ptame"]:
+        runs = {
+            way: from_pixels(classifier, name, inputs, targets, asked.batch, asked.forwards)
+            for way, classifier in ways.items()
+        }
+        maps = {way: run() for way, run in runs.items()}
+        times = [{way: seconds(run) for way, run in runs.items()} for _ in range(asked.rounds)]
+        for way, run in runs.items():
+            took = median(each[way] for each in times)
+            share = f"{kernel_seconds(run) / took:.2f}" if whole.device.type == "cuda" else "n/a"
+            gain = median(each["float32"] / each[way] for each in times)
+            rank = drift(maps[way], maps["float32"], sites)["rank_correlation"]
+            told = "-" if rank is None else f"{rank:.4f}"
+            result.add_row(name, way, f"{len(inputs) / took:,.1f}", f"{gain:.2f}", share, told)
+    return result
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="+", default=["torchvision/resnet50", "torchvision/vit_b_16"])
+    parser.add_argument("--weights", default="none", help="a file, or a name the source knows")
+    parser.add_argument("--images", type=Path, help="a folder of images")
+    parser.add_argument("--count", type=int, default=32, help="images")
+    parser.add_argument("--size", type=int, default=224, help="pixels a side")
+    parser.add_argument("--batch", type=int, default=16, help="images a step")
+    parser.add_argument("--forwards", type=int, default=64, help="forward passes a perturbation step")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--explainers", nargs="+", help="by default all that the network can serve")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    asked = parser.parse_args(arguments)
+    console = Console() if Console().is_terminal else Console(width=120)
+    with tf32(False):
+        for network in asked.networks:
+            source, _, name = network.partition("/")
+            spec = ModelSpec(source=source, name=name, weights=asked.weights, crop=asked.size)
+            console.print(table(spec, asked))
+
+
+if __name__ == "__main__":
+    main()

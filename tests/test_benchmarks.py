@@ -1,0 +1,27 @@
+"""The benchmark of the GPU path runs where there is none, and compares with float32."""
+
+import importlib.util
+
+import pytest
+
+from runs import ROOT
+
+
+def test_the_benchmark_of_the_gpu_path_runs_on_two_small_images(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("benchmark_of_the_gpu_path", ROOT / "benchmarks/gpu.py")
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    sizes = "--count 2 --size 64 --batch 1 --rounds 1 --explainers gradcam occlusion"
+    benchmark.main(f"--networks torchvision/resnet18 {sizes} --ways bfloat16".split())
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    told = {
+        (name.strip(), way.strip()): [float(rate), float(gain), rank.strip()]
+        for name, way, rate, gain, _, rank in rows
+    }
+    assert set(told) == {(name, way) for name in ("gradcam", "occlusion") for way in ("float32", "bfloat16")}
+    for (_, way), (rate, gain, rank) in told.items():
+        assert rate > 0
+        assert gain == 1 if way == "float32" else gain > 0
+        assert rank == "1.0000" if way == "float32" else 0.5 < float(rank) <= 1
