@@ -73,7 +73,7 @@ def wants_eager() -> bool:
 def tf32(allowed: bool) -> Iterator[None]:
     """Products of float32, of matrices and in convolutions, in TF32 or not; as before afterwards.
 
-    Without it PyTorch has TF32 in convolutions.
+    By default PyTorch has TF32 in convolutions and not in products of matrices.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32

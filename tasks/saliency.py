@@ -51,12 +51,7 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
     explainer = explainer_of(run, name, classifier)
     start, stop = run.rows_of(shard)
     targets, seeds = targets_and_seeds(run, shard, "saliency")
-    arrays: dict[str, np.ndarray] = {
-        "maps": np.full((stop - start, *explainer.describe().grid), np.nan, np.float32),
-        "status": np.full(stop - start, STATUSES.index(Status.FAILED), np.int8),
-    }
-    for key, detail in explainer.describe().details.items():
-        arrays[f"details/{key}"] = np.zeros((stop - start, *detail.shape), detail.dtype)
+    arrays = _nothing_yet(explainer, stop - start)
     meter = Meter(classifier.device)
     effect: dict[str, float | None] = {}
 
@@ -90,6 +85,17 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
         "peak_bytes": meter.peak,
     }
     return Outcome(stop - start, statuses, files, cost | effect)
+
+
+def _nothing_yet(explainer: Explainer, count: int) -> dict[str, np.ndarray]:
+    """The arrays of a shard's maps, all of them failed."""
+    arrays: dict[str, np.ndarray] = {
+        "maps": np.full((count, *explainer.describe().grid), np.nan, np.float32),
+        "status": np.full(count, STATUSES.index(Status.FAILED), np.int8),
+    }
+    for key, detail in explainer.describe().details.items():
+        arrays[f"details/{key}"] = np.zeros((count, *detail.shape), detail.dtype)
+    return arrays
 
 
 def _effect(run: Run, name: str, classifier: BlackBox, batch: Batch, maps: Tensor) -> dict[str, float | None]:

@@ -7,12 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from explainers.compute import tf32
 from flows.job import JobError
 from runs import explained, maps_of, prepared, tiny_job
 from storage.records import Step, read_record
+from storage.run import Run
 from tasks.cost import tell_costs
 from tasks.drift import DRIFT, drift
 from tasks.scores import scores
+from tasks.workplace import Outcome, perform
 
 SITES = torch.ones(1, 2, 2, dtype=torch.bool)
 
@@ -79,3 +82,16 @@ def test_a_run_is_not_continued_in_another_precision(tmp_path: Path) -> None:
     prepared(job(tmp_path))
     with pytest.raises(JobError, match=r"holds another run: compute\.precision was absent and is .bfloat16"):
         prepared(job(tmp_path, compute={"precision": "bfloat16"}))
+
+
+def test_a_step_leaves_no_product_of_float32_to_pytorchs_defaults(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def work(run: Run) -> Outcome:
+        seen.extend([torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32])
+        return Outcome(0, [], [])
+
+    with tf32(True):  # of one of the two it is the default
+        perform(str(prepared(job(tmp_path)).root), Step("inputs", 0), work, is_done=lambda _: True)
+        assert torch.backends.cudnn.allow_tf32
+    assert seen == [False, False]
