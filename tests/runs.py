@@ -9,6 +9,7 @@ from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
 from typing import Any, ClassVar
+from uuid import UUID
 
 import numpy as np
 import torch
@@ -133,6 +134,15 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
 def saliency_done(root: Path) -> int:
     """How many shards have maps."""
     return sum(step.stage == "saliency" for step in finished(root))
+
+
+def newest_flow_run(name: str) -> UUID:
+    """The one of that name that was created last."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        found = [run for run in client.read_flow_runs() if run.name == name]
+    return max(found, key=lambda run: run.created).id
 
 
 class Quadrants:
