@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from storage.records import Step
 
 TASK_RUNS = 300  # a Prefect task run costs about 0.2 s of the flow's time: keep a job within a few hundred
-# Steps of a slow and a fast explainer differ a hundredfold, and at the end workers wait for the last slow one:
-# with one shard a worker 0.7 of their time is work, with six 0.93.
+# Steps of a slow and a fast explainer differ a hundredfold, and at the end workers wait for the last slow
+# one: with one shard a worker 0.7 of their time is work, with six 0.93.
 WORKER_SHARDS = 6
 SHARD_PIXELS = 256 * 224 * 224  # enough work per task to be worth that, and not too much to lose
 SHARD_BYTES = 1 << 30  # of activations, which a worker holds in memory

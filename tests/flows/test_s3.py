@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +17,7 @@ from flows.explain import explain
 from flows.job import Job
 from flows.resume import remaining
 from object_store import ObjectStore
-from runs import ROOT, SLOW, assert_same_results, tiny_job
+from runs import ROOT, SLOW, assert_same_results, command, tiny_job, toml, wait_for
 from storage import digits
 from storage.places import files_under, place
 from storage.query import query
@@ -56,16 +54,8 @@ def job(tmp_path: Path, store: str, data: str) -> dict[str, Any]:
     )
 
 
-def started(path: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "flows.cli", "run", str(path)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def wait_for(root: Path, scored: int) -> None:
-    deadline = time.monotonic() + 180
-    while sum(step.stage == "scores" for step in finished(root)) < scored:
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.3)
+def scored(root: Path) -> int:
+    return sum(step.stage == "scores" for step in finished(root))
 
 
 def test_a_job_on_s3_ends_as_in_a_folder_though_the_flow_and_the_server_are_killed(
@@ -79,8 +69,8 @@ def test_a_job_on_s3_ends_as_in_a_folder_though_the_flow_and_the_server_are_kill
     raw = job(tmp_path, str(store), str(data))
     path = toml(raw, tmp_path / "job.toml")
 
-    flow = started(path)
-    wait_for(store, 2)
+    flow = command(path, store)
+    wait_for(lambda: scored(store) >= 2, 240)
     second = CliRunner().invoke(app, ["run", str(path)])
     assert second.exit_code == 1
     assert "is in use: job tiny" in second.stderr
@@ -88,8 +78,8 @@ def test_a_job_on_s3_ends_as_in_a_folder_though_the_flow_and_the_server_are_kill
     flow.wait()
     assert remaining(Run.open(store))
 
-    flow = started(path)
-    wait_for(store, 5)
+    flow = command(path, store)
+    wait_for(lambda: scored(store) >= 5, 240)
     s3.kill()
     time.sleep(3)
     s3.start()
