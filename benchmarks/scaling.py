@@ -5,10 +5,10 @@
 Workers are Dask workers of one thread, several to a process; the server, the scheduler and they share this
 machine, so all of them slow each other down. Shards are those of a job of so many images of 224x224 and three
 explainers, one of them dear. What is scaled: the length of the sleeps, so that ``--rate`` task runs end every
-second (at least a second each), and for one worker the number of shards.
+second (at least a second each), and for few workers the number of shards, at most six a worker.
 
-Then what a task run costs where nothing sleeps, the plan of a million images by ``flows/plan.py`` without
-Prefect, and how long a start takes to read that many done-records.
+Before that, how long a start of a job with so many done-records takes to read them, and to plan and queue as
+many steps; after it, how many task runs end in a second where nothing sleeps.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")  # read when Prefect is imported
 # First, so that explainers.py beside this file hides no package.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -38,7 +39,7 @@ from prefect_dask import DaskTaskRunner
 
 from explainers.registry import explainers
 from flows.cluster import attach
-from flows.drain import drain
+from flows.drain import Queue, drain
 from flows.job import Cluster
 from flows.plan import Done, plan, shard_images
 from flows.resume import remaining
@@ -131,7 +132,7 @@ def server_of(process: psutil.Process) -> psutil.Process:
 def cluster(workers: int) -> Iterator[str]:
     """A scheduler in this process, as a local job has it, and its workers; yields its address."""
     with distributed.LocalCluster(
-        n_workers=0, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=None
+        n_workers=0, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=":0"
     ) as here:
         one = {"cls": "distributed.Worker", "opts": {"nthreads": 1, "dashboard": False}}
         hosts = min(HOSTS, workers)
@@ -221,6 +222,15 @@ def resuming(records: int, folder: Path) -> None:
     timed("listing (records.finished)", lambda: finished(folder))
     timed("checking all (verify)", lambda: verify(folder))
     timed("what is left (resume.remaining)", lambda: remaining(run))
+    timed("planning and queueing all", lambda: queued(shards, names))
+
+
+def queued(shards: int, names: list[str]) -> None:
+    """Every step through the queue of 64 workers."""
+    queue = Queue(plan(shards, dict.fromkeys(names, True), set(), Done()), most_shards=128)
+    while queue.pending or queue.running:
+        queue.take(128 - len(queue.running))
+        queue.succeed(next(iter(queue.running)))
 
 
 def main() -> None:
@@ -232,7 +242,6 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=8.0, help="task runs that end in a second")
     parser.add_argument("--records", type=int, default=20_000)
     asked = parser.parse_args()
-    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
     with tempfile.TemporaryDirectory() as folder:
         resuming(asked.records, Path(folder) / "run")
         os.environ["PREFECT_HOME"] = folder

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from storage.records import Step
 
 TASK_RUNS = 300  # a Prefect task run costs about 0.2 s of the flow's time: keep a job within a few hundred
-# Steps of a slow and a fast explainer differ a hundredfold, and at the end workers wait for the last slow
-# one: with one shard a worker 0.7 of their time is work, with six 0.93.
+# Steps of explainers differ a hundredfold in length, and at the end all wait for the last long one:
+# with one shard a worker 0.7 of their time is work, with six 0.93.
 WORKER_SHARDS = 6
-SHARD_PIXELS = 256 * 224 * 224  # enough work per task to be worth that, and not too much to lose
-SHARD_BYTES = 1 << 30  # of activations, which a worker holds in memory
+SHARD_PIXELS = 64 * 224 * 224  # enough work per task to be worth that
+SHARD_BYTES = 1 << 30  # of a shard's activations or maps, which a worker holds in memory
 INNER_CHUNK = 16
 
 
@@ -36,7 +36,8 @@ def shard_images(images: int, explainers: int, workers: int, pixels: int, activa
     most_shards = max(WORKER_SHARDS * workers, TASK_RUNS // (2 + 2 * explainers))
     size = max(SHARD_PIXELS // pixels, -(-images // most_shards))
     size = min(size, max(INNER_CHUNK, -(-images // workers)))
-    size = min(size, max(INNER_CHUNK, SHARD_BYTES // max(1, activation_bytes)))
+    held = max(activation_bytes, 4 * pixels)  # a map may be as large as the input
+    size = min(size, max(INNER_CHUNK, SHARD_BYTES // held))
     return -(-size // INNER_CHUNK) * INNER_CHUNK
 
 

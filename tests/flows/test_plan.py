@@ -89,8 +89,9 @@ def test_shards_are_aligned_bounded_in_memory_and_few(
     rows = shard_images(images, explainers, workers, side * side, size)
     assert rows % INNER_CHUNK == 0
     assert rows > 0
-    assert rows * size <= SHARD_BYTES + INNER_CHUNK * size
-    if size * images <= SHARD_BYTES:
+    held = max(size, 4 * side**2)
+    assert rows * held <= SHARD_BYTES + INNER_CHUNK * held
+    if held * images <= SHARD_BYTES:
         assert -(-images // rows) <= max(
             TASK_RUNS // (2 + 2 * explainers), WORKER_SHARDS * workers, images * side**2 / SHARD_PIXELS + 1
         )
@@ -103,10 +104,14 @@ def test_every_worker_of_a_small_job_has_a_shard() -> None:
 
 def test_every_worker_of_a_large_job_has_several_shards_to_even_out_slow_steps() -> None:
     assert shard_images(1_000_000, 10, 64, 224 * 224, 0) == 2608  # 384 shards, six for each of 64 workers
-    assert shard_images(1_000_000, 10, 1, 224 * 224, 0) == 76_928  # 13 shards, 300 task runs
+    assert shard_images(1_000_000, 10, 2, 32 * 32, 0) == 76_928  # 13 shards, 300 task runs
+
+
+def test_a_shard_of_full_size_maps_fits_in_memory() -> None:
+    assert shard_images(1_300_000, 10, 1, 224 * 224, 0) == 5360  # 1 GiB of maps, or 0.8 GB of pixels
 
 
 def test_shards_of_small_images_are_larger() -> None:
     assert shard_images(50_000, 6, 2, 224 * 224, 0) == 2384  # 21 shards: what the number of task runs allows
-    assert shard_images(5_000, 6, 2, 224 * 224, 0) == 256
-    assert shard_images(5_000, 6, 2, 64 * 64, 0) == 2512
+    assert shard_images(5_000, 6, 2, 224 * 224, 0) == 240
+    assert shard_images(5_000, 6, 2, 64 * 64, 0) == 784
