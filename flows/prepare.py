@@ -230,7 +230,7 @@ def _check_tracking(job: Job) -> None:
     problem = problem_with(job.tracking)
     if problem:
         raise JobError(
-            f"tracking: {job.tracking} does not do: {problem}; start it, or correct the key, or leave it out "
+            f"tracking: {job.tracking} cannot be used: {problem}; start it, correct the key, or leave it out "
             "to have mlflow.db beside the store"
         )
 

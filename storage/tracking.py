@@ -286,7 +286,7 @@ def registered(uri: str, address: str, folder: Path) -> Path:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def problem_with(uri: str) -> str | None:
