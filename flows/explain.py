@@ -20,14 +20,14 @@ from explainers.registry import explainers
 from flows.cluster import attach, check, resources_of
 from flows.drain import drain
 from flows.job import Job, JobError
-from flows.prepare import holding, prepare
+from flows.prepare import prepare
 from flows.progress import StageProgress
 from flows.resume import remaining, tolerated, without
 from flows.retries import not_retried
 from flows.terminal import Progress
 from flows.watch import Watch
 from flows.worker_logs import send_logs
-from storage.lock import Lock, LostLockError
+from storage.lock import Lock, LostLockError, held
 from storage.records import Step, drop_failure, failures, write_failure
 from storage.run import Run
 from storage.verify import repair, verify
@@ -71,7 +71,8 @@ def explain(job: Job, retry_failed: bool = False) -> dict[str, Any]:
     prefect.exceptions.CancelledRun
         If it was cancelled.
     """
-    with not_retried(JobError, IncompleteError, LostLockError), holding(job) as lock, Watch() as watch:
+    final = not_retried(JobError, IncompleteError, LostLockError)
+    with final, held(job.store, job.name) as lock, Watch() as watch:
         return _explain(job, retry_failed, lock, watch)  # type: ignore[return-value]  # a state is Prefect's
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +18,11 @@ from explainers.loading import ModelSpec, load, preprocessing
 from explainers.registry import explainers
 from explainers.requirements import unmet
 from explainers.text import TextClassifier
-from flows.job import REGISTERED, Job, JobError, Located, TopTargets
+from flows.job import REGISTERED, Job, JobError, TopTargets
 from flows.plan import shard_images
 from storage.datasets import Dataset, open_dataset
 from storage.files import sha256_of_file, sha256_of_json
 from storage.images import prepare_image
-from storage.lock import Lock, held
 from storage.manifest import DetailEntry, ExplainerEntry, Manifest, MetricEntry
 from storage.places import is_remote
 from storage.run import Run
@@ -48,21 +46,6 @@ LIBRARIES = (
     "prefect",
     "dask",
 )
-
-
-@contextmanager
-def holding(job: Located) -> Iterator[Lock]:
-    """Hold a job's store: see :func:`storage.lock.held`.
-
-    Raises
-    ------
-    storage.lock.LockedError
-        If another job is at work there.
-    OSError
-        If it is on S3 and cannot be reached.
-    """
-    with held(job.store.absolute(), job.name) as lock:
-        yield lock
 
 
 def prepare(job: Job) -> Run:

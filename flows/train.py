@@ -23,12 +23,13 @@ from prefect.logging import get_run_logger
 from explainers.ptame import load_head, save_head
 from explainers.ptame_training import DivergedError, TrainingSettings
 from flows.job import JobError
-from flows.prepare import LIBRARIES, geometry_of, holding
+from flows.prepare import LIBRARIES, geometry_of
 from flows.retries import not_retried
 from flows.terminal import Progress
 from flows.train_job import TrainJob
 from flows.watch import Watch
 from storage.datasets import Dataset, open_dataset
+from storage.lock import held
 from storage.training import TrainingFolder
 from tasks.training import Event, Plan, StoppedError, TrainingError, crops_of, fit, networks
 from tasks.training_data import Order, UnusableImagesError
@@ -65,7 +66,7 @@ def train_ptame(job: TrainJob) -> dict[str, Any]:
     """
     with (
         not_retried(JobError, StoppedError, DivergedError, UnusableImagesError),
-        holding(job),
+        held(job.store, job.name),
         Watch() as watch,
     ):
         plan = prepare_training(job)

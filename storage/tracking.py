@@ -105,7 +105,8 @@ def track(
 
 def page_of(uri: str, run_id: str) -> str:
     """Where MLflow's pages show a run, below the address of the server."""
-    experiment = MlflowClient(tracking_uri=uri).get_run(run_id).info.experiment_id
+    with _answering():
+        experiment = _client(uri).get_run(run_id).info.experiment_id
     return f"#/experiments/{experiment}/runs/{run_id}"
 
 
