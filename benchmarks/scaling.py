@@ -169,8 +169,8 @@ def task_runs(counts: list[int], images: int, rate: float) -> None:
         shards = min(-(-images // rows), 6 * workers)
         mean = max(1.0, workers / rate)
         told(workers, shards, mean, simulated(workers, shards, mean))
-    made = simulated(16, 40, 0.0)
-    told(16, 40, 0.0, made)
+    made = simulated(16, 20, 0.0)
+    told(16, 20, 0.0, made)
     print(
         f"the last line, where nothing sleeps: this machine ends {made['runs'] / made['wall']:.1f} task runs "
         "a second at most"
