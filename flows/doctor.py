@@ -19,6 +19,8 @@ import psutil
 from packaging.requirements import Requirement
 
 from storage.files import replacing
+from storage.lock import held
+from storage.places import is_remote, is_there, place
 
 _PROBE = 64 * 1024 * 1024  # bytes written to measure a disk
 _SLOW = 50.0  # MB/s
@@ -45,7 +47,7 @@ def examine(store: Path | None, tracking: str | None) -> Iterator[Finding]:
     tracking
         MLflow's address; the one beside the store where it is None.
     """
-    folder = (store or Path.cwd()).absolute()
+    folder = place(store or Path.cwd()).absolute()
     checks: list[tuple[str, Callable[[], Finding]]] = [
         ("Python", _python),
         ("versions", _versions),
@@ -142,6 +144,8 @@ def _prefect() -> Finding:
 def _mlflow(folder: Path, tracking: str | None) -> Finding:
     from storage.tracking import default_uri, problem_with
 
+    if tracking is None and is_remote(folder):
+        return Finding("MLflow", "note", "not asked for", "say with --tracking where a job on S3 is to track")
     uri = tracking or default_uri(folder)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return Finding("MLflow", "ok", f"{uri} will be made by the first job")
@@ -153,6 +157,8 @@ def _mlflow(folder: Path, tracking: str | None) -> Finding:
 
 def _disk(folder: Path) -> Finding:
     """Space, and how fast a file is written and made to stay, where the store is going to be."""
+    if is_remote(folder):
+        return _object_store(folder)
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     free = shutil.disk_usage(there).free
     if free < 2 * _PROBE:
@@ -173,6 +179,24 @@ def _disk(folder: Path) -> Finding:
     return Finding("disk", "ok", told)
 
 
+def _object_store(folder: Path) -> Finding:
+    """Whether the store can be locked, and how fast an object is sent."""
+    probe = folder.with_name(f"{folder.name}.floodlit-doctor")
+    block = os.urandom(_PROBE)
+    try:
+        with held(probe, "doctor"):
+            start = time.perf_counter()
+            with replacing(probe) as partial:
+                partial.write_bytes(block)
+            speed = _PROBE / 1e6 / (time.perf_counter() - start)
+            probe.unlink()
+    except Exception as error:  # of botocore, s3fs or the lock
+        told = " ".join(str(error).split())
+        advice = "see to AWS_ENDPOINT_URL, the credentials and the bucket"
+        return Finding("disk", "bad", f"{folder} does not do: {told}", advice)
+    return Finding("disk", "ok", f"{folder} has conditional writes, written at {speed:.0f} MB/s")
+
+
 def _store(folder: Path) -> Finding:
     from flows.resume import remaining
     from storage.lock import holder
@@ -180,7 +204,7 @@ def _store(folder: Path) -> Finding:
     from storage.run import Run
     from storage.verify import verify
 
-    if not (folder / "run.json").exists():
+    if not is_there(folder / "run.json"):
         return Finding("store", "ok", f"there is no run in {folder} yet")
     by = holder(folder)
     if by is not None:

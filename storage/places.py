@@ -94,7 +94,9 @@ def files_under(root: Path) -> dict[str, int]:
     if is_remote(root):
         remote = cast(Any, root)
         found = remote.fs.find(remote.path, detail=True)
-        sizes = {name[len(remote.path) + 1 :]: int(about["size"]) for name, about in found.items()}
+        base = len(remote.path) + 1
+        # Some servers keep an object of no size for a folder.
+        sizes = {name[base:]: int(at["size"]) for name, at in found.items() if name[base:].rstrip("/")}
     else:
         sizes = {p.relative_to(root).as_posix(): p.stat().st_size for p in root.rglob("*") if p.is_file()}
     return {name: sizes[name] for name in sorted(sizes, key=lambda name: name.split("/"))}

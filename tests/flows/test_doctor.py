@@ -17,8 +17,10 @@ from flows import doctor
 from flows.cli import app
 from flows.doctor import examine
 from flows.server import free_port
+from object_store import ObjectStore
 from runs import explained, prepared, tiny_job
 from storage.lock import held
+from storage.places import files_under, place
 from storage.records import Step, write_failure
 
 
@@ -108,6 +110,19 @@ def test_a_full_disk_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(10, 9, 3e9))
     assert "3 GB free" in found(tmp_path)["disk"].told
     assert found(tmp_path)["disk"].state == "note"
+
+
+def test_a_store_on_s3_is_locked_and_written(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = place(f"{s3.empty()}/run")
+    findings = found(store)
+    assert findings["disk"].state == "ok"
+    assert "has conditional writes, written at" in findings["disk"].told
+    assert findings["MLflow"].state == "note"
+    assert findings["store"].told == f"there is no run in {store} yet"
+    assert files_under(store.parent) == {}, "it leaves nothing behind"
+    nowhere = found(place("s3://nowhere/run"))["disk"]
+    assert nowhere.state == "bad"
+    assert "bucket does not exist" in nowhere.told
 
 
 def test_a_run_folder_is_looked_into(tmp_path: Path) -> None:
