@@ -13,20 +13,20 @@ from typing import Any, cast
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from flows.cli import app
 from flows.explain import explain
 from flows.job import Job
 from flows.resume import remaining
 from object_store import ObjectStore
-from runs import ROOT, SLOW, assert_same_results, command, tiny_job, toml
+from runs import ROOT, SLOW, assert_same_results, command, explained, prepared, tiny_job, toml
 from storage import digits
+from storage.lock import LockedError
 from storage.places import files_under, place
 from storage.query import query
 from storage.records import finished
 from storage.run import Run
 from storage.verify import verify
+from tasks.scores import scores
 
 pytestmark = [pytest.mark.service, pytest.mark.faults]
 IMAGES = 24
@@ -93,8 +93,11 @@ def assert_as_in_a_folder(raw: dict[str, Any], tmp_path: Path) -> None:
     root = place(raw["store"])
     assert remaining(Run.open(root)) == {}
     assert verify(root) == []
-    explain(Job.model_validate(job(tmp_path, str(tmp_path / "here"), str(tmp_path / "images"))))
-    assert_same_results(root, tmp_path / "here")
+    here = explained(prepared(job(tmp_path, str(tmp_path / "here"), str(tmp_path / "images"))))
+    for shard in range(here.shards):
+        for name in here.explainers:
+            scores.fn(str(here.root), shard, name)
+    assert_same_results(root, here.root)
 
 
 def test_a_job_on_s3_that_is_killed_and_continued_ends_as_in_a_folder(
@@ -103,9 +106,8 @@ def test_a_job_on_s3_that_is_killed_and_continued_ends_as_in_a_folder(
     store = place(raw["store"])
     with begun(raw, tmp_path / "job.toml") as flow:
         flow.send_signal(signal.SIGSTOP)  # or it might be done before it is killed
-        second = CliRunner().invoke(app, ["run", str(tmp_path / "job.toml")])
-        assert second.exit_code == 1
-        assert "is in use: job tiny" in second.stderr
+        with pytest.raises(LockedError, match="is in use: job tiny"):
+            explain(Job.model_validate(raw))
     assert remaining(Run.open(store))
     explain(Job.model_validate(raw))
     assert_as_in_a_folder(raw, tmp_path)
