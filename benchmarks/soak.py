@@ -212,6 +212,9 @@ def report(watch: Watch, rate: float, bare: float) -> None:
     for name, samples in watch.memory.items():
         working = [sample for sample in samples if sample[1] < samples[-1][1]]  # not yet at the summary
         warm = working[int(WARM_UP * len(working)) :]
+        if len(warm) < 2:
+            print(f"{name:<20} seen too briefly")
+            continue
         hours = 3600 * slope(warm, 0)
         growth = slope(warm, 0) * (warm[-1][0] - warm[0][0]) / median(size for *_, size in warm)
         print(

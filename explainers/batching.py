@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -40,11 +41,17 @@ def in_chunks(evaluate: Callable[[slice], Tensor], total: int, size: int) -> Ten
                 raise
         # Outside the handler, whose traceback holds on to what the failed chunk allocated.
         size = max(1, size // 2)
-        logger.warning("out of memory: %s rows at a time from here on", size)
+        _warn(size)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     assert found is not None
     return found
+
+
+@cache
+def _warn(size: int) -> None:
+    """Once a process: each call begins with whole chunks again."""
+    logger.warning("out of memory: chunks of %s rows and fewer from here on", size)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

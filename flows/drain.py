@@ -10,15 +10,18 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import distributed
 from distributed.scheduler import KilledWorker
 from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 from prefect_dask.task_runners import PrefectDaskFuture
 
+from storage.places import is_away
 from storage.records import Step
 
 Submit = Callable[[Step, bool], PrefectDaskFuture]
@@ -131,11 +134,11 @@ def drain(
     Raises
     ------
     OSError
-        If the disk is full: nothing more is started, and what is under way is waited for.
+        If the disk is full or S3 is away: nothing more is started, and what is under way is waited for.
     """
     queue = Queue({step: set(needs) for step, needs in pending.items()}, most_shards=2 * workers)
     work = _UnderWay(submit, client)
-    full: OSError | None = None
+    no_store: OSError | None = None
     left = False
     while queue.pending or queue.running:
         work.start(*queue.take(2 * workers - len(queue.running)))
@@ -151,18 +154,20 @@ def drain(
             on_end(step)
             continue
         last = work.attempts[step] >= _allowed(error)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            full = error
+        if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or is_away(error):
+            no_store = (
+                error if isinstance(error, OSError) else OSError(f"the store cannot be reached: {error}")
+            )
             queue.abandon()
-        elif full is None and last:
+        elif no_store is None and last:
             on_failure(step, error, work.attempts[step])
-        elif full is None and not left:
+        elif no_store is None and not left:
             work.start(step)
             continue
         for lost in queue.fail(step, f"{type(error).__name__}: {error}"):
             on_end(lost)
-    if full is not None:
-        raise full
+    if no_store is not None:
+        raise no_store
     return not left
 
 
@@ -211,5 +216,6 @@ def _error_of(future: PrefectDaskFuture[Any]) -> Exception | None:
 
 def mark_crashed(future: PrefectDaskFuture, message: str) -> None:
     """Tell Prefect what it cannot know: the process that ran this task run is gone."""
-    with get_client(sync_client=True) as client:
+    # It may have died before anybody told Prefect of the task run.
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
         client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)

@@ -148,8 +148,10 @@ class Located(Strict):
         return _anchored(store, info)
 
     @model_validator(mode="after")
-    def _tracking_has_a_place(self) -> Located:
-        if is_remote(self.store) and self.tracking is None:
+    def _stores_on_s3_are_tracked_elsewhere(self) -> Located:
+        if is_remote(self.store) and "/" not in str(self.store).removeprefix("s3://").rstrip("/"):
+            raise ValueError("store: a bucket alone does not do; give s3://bucket/prefix")
+        if is_remote(self.store) and not (self.tracking or "").startswith(("http:", "https:", "sqlite:")):
             raise ValueError(
                 "tracking: of a store on S3 say where MLflow keeps its runs: http://host:5000, or sqlite:///FILE"
             )

@@ -208,13 +208,13 @@ def _check_tracking(job: Job) -> None:
     """What is needed in the end is asked for now: an MLflow that the job names has to answer."""
     if job.tracking is None:
         return  # a file beside the store
-    from storage.tracking import problem_with  # MLflow takes seconds to import
+    from storage.tracking import TrackingError, problem_with, without_user  # MLflow takes seconds to import
 
     problem = problem_with(job.tracking)
     if problem:
-        raise JobError(
-            f"tracking: {job.tracking} cannot be used: {problem}; start it, correct the key, or leave it out "
-            "to have mlflow.db beside the store"
+        raise TrackingError(
+            f"tracking: {without_user(job.tracking)} cannot be used: {problem}; start it, correct the "
+            "key, or leave it out to have mlflow.db beside the store"
         )
 
 

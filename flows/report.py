@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 from prefect import task
@@ -20,7 +19,7 @@ from flows.terminal import standing
 from storage.files import on_this_machine
 from storage.run import Run
 from storage.scores import merge_samples
-from storage.tracking import ExplainerResult, default_uri, page_of, track
+from storage.tracking import ExplainerResult, default_uri, page_of, track, without_user
 from tasks.contact_sheet import draw_contact_sheet
 from tasks.cost import tell_costs
 from tasks.curves_picture import draw_curves
@@ -89,10 +88,8 @@ def _show(job: Job, summary: pa.Table, costs: pa.Table, pictures: Iterable[Path]
 
 def _links(run: Run, uri: str, page: str) -> str:
     """Where everything is, in Markdown; artifacts are read by many, so without users and passwords."""
-    parts = urlsplit(uri)
-    user, _, host = parts.netloc.rpartition("@")
-    shown = parts._replace(netloc=host).geturl() if user else uri
-    if parts.scheme in {"http", "https"}:
+    shown = without_user(uri)
+    if uri.startswith(("http:", "https:")):
         mlflow = f"[{run.job['name']}]({shown.rstrip('/')}/{page})"
     else:
         mlflow = f"`mlflow ui --backend-store-uri {shown}`, then [its page](http://127.0.0.1:5000/{page})"

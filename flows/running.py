@@ -67,6 +67,7 @@ def _run(path: Path, store: Path | None, retry_failed: bool, server: Callable[[]
     from flows.job import Job, JobError, read_job
     from flows.watch import NotResumedError
     from storage.lock import LockedError, LostLockError
+    from storage.places import is_away
 
     try:
         job = read_job(path, Job, store)
@@ -79,7 +80,7 @@ def _run(path: Path, store: Path | None, retry_failed: bool, server: Callable[[]
     except Exception as error:
         from storage.tracking import TrackingError  # MLflow takes seconds to import: not before it is used
 
-        if isinstance(error, TrackingError):
+        if isinstance(error, TrackingError) or is_away(error):
             raise fail(str(error), FAILED) from error
         raise
     _results(job)

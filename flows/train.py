@@ -74,7 +74,7 @@ def train_ptame(job: TrainJob) -> dict[str, Any]:
             try:
                 train_head(job, plan, watch)
             except StoppedError:
-                if not watch.stopping():
+                if not watch.told:
                     raise
                 if (end := watch.settle()) is not None:
                     return end  # type: ignore[return-value]  # Prefect makes it the run's own

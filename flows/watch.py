@@ -33,6 +33,11 @@ class Watch:
     """Looks at the state of the flow run it is made in, as long as it is entered.
 
     A server that does not answer changes nothing.
+
+    Attributes
+    ----------
+    told
+        Whether :meth:`stopping` has said yes since the last :meth:`settle`.
     """
 
     def __init__(self) -> None:
@@ -41,6 +46,7 @@ class Watch:
         assert context.flow_run is not None
         self._id = context.flow_run.id
         self._state: State | None = None
+        self.told = False
         self._since = time.monotonic()
         self._left = threading.Event()
 
@@ -58,7 +64,9 @@ class Watch:
     def stopping(self) -> bool:
         """Whether no more work is to be begun."""
         state = self._state
-        return state is not None and (state.is_paused() or state.is_cancelling() or state.is_cancelled())
+        asked = state is not None and (state.is_paused() or state.is_cancelling() or state.is_cancelled())
+        self.told = self.told or asked
+        return asked
 
     def hurrying(self) -> bool:
         """Whether steps under way are not to be waited for any longer."""
@@ -79,7 +87,8 @@ class Watch:
         while self._paused():
             self._check_timeout()
             time.sleep(0.2)
-        if (state := self._state) is None or not self.stopping():
+        stopping, state, self.told = self.stopping(), self._state, False
+        if state is None or not stopping:
             return None
         if state.is_paused():
             raise Pause(state=state)

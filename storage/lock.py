@@ -7,6 +7,7 @@ that share a disk another file's lock sees to that; on S3 the server does, by co
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -26,6 +28,7 @@ from storage.places import is_remote
 
 BEAT_SECONDS = 20.0  # between two signs of life
 STALE_SECONDS = 300.0  # without one, until another machine may take over
+_HELD: set[str] = set()  # tokens of the locks that this process holds
 
 
 class LockedError(RuntimeError):
@@ -42,34 +45,43 @@ class Lock:
     def __init__(self, slot: _Slot, about: dict[str, Any]) -> None:
         self._slot, self._about = slot, about
         self._left = threading.Event()
+        self._beaten = time.monotonic()
         self._beating = threading.Thread(target=self._beat, daemon=True)
 
     def check(self) -> None:
-        """Raise LostLockError if another job has the store by now."""
-        if not self.is_mine():
-            found, _ = self._slot.read()
+        """Raise LostLockError if another job has the store by now, or may have it for all we can tell."""
+        silent = time.monotonic() - self._beaten
+        try:
+            found = self._touch() if silent > STALE_SECONDS - 2 * BEAT_SECONDS else self._slot.read()[0]
+        except OSError as error:
+            if silent > STALE_SECONDS - 2 * BEAT_SECONDS:
+                raise LostLockError(
+                    f"the store could not be told for {silent:.0f} s that this job is alive ({error}), and "
+                    "another machine may take it over; see to its server, and run the job again"
+                ) from error
+            return  # away for a moment
+        if not self._is_mine(found):
             taker = "nobody says who" if found is None else _named(found)
             raise LostLockError(
                 f"the store was taken over ({taker}) after this job gave no sign of life for "
                 f"{STALE_SECONDS:.0f} s; run it again when the other one is done"
             )
 
-    def is_mine(self) -> bool:
-        """Whether nobody has taken the lock over."""
-        return self._is_mine(self._slot.read()[0])
-
     def _is_mine(self, found: dict[str, Any] | None) -> bool:
         return found is not None and found["token"] == self._about["token"]
 
+    def _touch(self) -> dict[str, Any] | None:
+        """Give a sign of life, if the lock is still ours; what it says."""
+        found, version = self._slot.read()
+        if self._is_mine(found) and self._slot.swap(version, self._about | {"beat": time.time()}):
+            self._beaten = time.monotonic()
+        return found
+
     def _beat(self) -> None:
         while not self._left.wait(BEAT_SECONDS):
-            try:
-                found, version = self._slot.read()
-                if not self._is_mine(found):
+            with suppress(OSError):  # of a server that is away for a moment
+                if not self._is_mine(self._touch()):
                     return
-                self._slot.swap(version, self._about | {"beat": time.time()})
-            except OSError:
-                continue  # a server that is away for a moment; whether the lock is lost the next beat tells
 
     def _leave(self) -> None:
         self._left.set()
@@ -100,33 +112,46 @@ def held(root: Path, job: str) -> Iterator[Lock]:
         "token": uuid.uuid4().hex,
         "job": job,
         "host": socket.gethostname(),
+        "processes": _process_namespace(),
         "pid": me.pid,
-        "started": me.create_time(),
+        "started": _started(me),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         "beat": time.time(),
     }
+    _HELD.add(about["token"])
+    try:
+        _take(slot, about, root)
+        lock = Lock(slot, about)
+        lock._beating.start()
+        try:
+            _check_conditions(slot, about, root)
+            yield lock
+        finally:
+            lock._leave()
+    finally:
+        _HELD.discard(about["token"])
+
+
+def _take(slot: _Slot, about: dict[str, Any], root: Path) -> None:
     while True:
         found, version = slot.read()
         if found is not None and found["token"] == about["token"]:
-            break  # written by a request whose answer was lost
+            return  # written by a request whose answer was lost
         if found is not None and _alive(found):
             raise LockedError(
                 f"{root} is in use: {_named(found)}. Wait for it, or choose another store; a job that was "
                 "killed is taken over by itself"
             )
         if slot.swap(version, about):
-            break
-    if slot.swap(None, about):
+            return
+
+
+def _check_conditions(slot: _Slot, about: dict[str, Any], root: Path) -> None:
+    if slot.swap(None, about) or slot.swap(slot.none_such, about):
         raise OSError(
-            f"{root}: its S3 server ignores conditional writes (If-None-Match), so that two jobs could run "
-            "there at once; use a server that has them"
+            f"{root}: its S3 server ignores conditional writes (If-None-Match, If-Match), so that two jobs "
+            "could run there at once; use a server that has them"
         )
-    lock = Lock(slot, about)
-    lock._beating.start()
-    try:
-        yield lock
-    finally:
-        lock._leave()
 
 
 def holder(root: Path) -> str | None:
@@ -138,6 +163,8 @@ def holder(root: Path) -> str | None:
 class _Slot(Protocol):
     """Where a lock lies."""
 
+    none_such: Any  # a version that no lock ever has
+
     def read(self) -> tuple[dict[str, Any] | None, Any]:
         """What it says, None if there is none or it is damaged, and which version of it that is."""
 
@@ -146,6 +173,8 @@ class _Slot(Protocol):
 
 
 class _File:
+    none_such = b""
+
     def __init__(self, path: Path) -> None:
         self._path = path
 
@@ -171,6 +200,8 @@ class _File:
 class _Object:
     """On S3: a version is an ETag."""
 
+    none_such = '"none"'
+
     def __init__(self, path: Path) -> None:
         self._fs = cast(Any, path).fs
         bucket, _, key = cast(Any, path).path.partition("/")
@@ -178,34 +209,43 @@ class _Object:
 
     def read(self) -> tuple[dict[str, Any] | None, str | None]:
         try:
-            answer = self._call("get_object")
-            body: bytes = sync(self._fs.loop, answer["Body"].read)
+            with _told():
+                answer = self._fs.call_s3("get_object", **self._where)
+                found = _parsed(sync(self._fs.loop, answer["Body"].read))
         except OSError as error:
             if _code(error) == "NoSuchKey":
                 return None, None
             raise
-        return _parsed(body), answer["ETag"]
+        if found is not None:  # by the server's clock, since its holder's may be another than ours
+            now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+            found["beat"] = time.time() - (now - answer["LastModified"]).total_seconds()
+        return found, answer["ETag"]
 
     def swap(self, version: str | None, new: dict[str, Any] | None) -> bool:
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
         try:
-            if new is None:
-                self._call("delete_object", **condition)
-            else:
-                self._call("put_object", **condition, Body=json.dumps(new).encode())
+            with _told():
+                if new is None:
+                    self._fs.call_s3("delete_object", **self._where, **condition)
+                else:
+                    body = json.dumps(new).encode()
+                    self._fs.call_s3("put_object", **self._where, **condition, Body=body)
         except OSError as error:
             if _code(error) in {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}:
                 return False
             raise
         return True
 
-    def _call(self, method: str, **arguments: Any) -> Any:
-        from botocore.exceptions import BotoCoreError
 
-        try:
-            return self._fs.call_s3(method, **self._where, **arguments)
-        except BotoCoreError as error:
-            raise OSError(str(error)) from error
+@contextmanager
+def _told() -> Iterator[None]:
+    """Whatever botocore or the connection raises is an OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _code(error: OSError) -> str:
@@ -228,14 +268,28 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
 
 
 def _alive(found: dict[str, Any]) -> bool:
-    if found["host"] != socket.gethostname():
+    if (found["host"], found.get("processes")) != (socket.gethostname(), _process_namespace()):
         return time.time() - float(found["beat"]) < STALE_SECONDS
+    if found["pid"] == os.getpid():
+        return found["token"] in _HELD  # or it is what an earlier attempt could not take back
     try:
         holder = psutil.Process(found["pid"])
         ended = holder.status() == psutil.STATUS_ZOMBIE
-        return not ended and bool(holder.create_time() == found["started"])
+        return not ended and bool(_started(holder) == found["started"])
     except psutil.NoSuchProcess:
         return False
+
+
+def _started(process: psutil.Process) -> float:
+    """Seconds from the machine's start to the process's, which a clock that is set does not change."""
+    return round(process.create_time() - psutil.boot_time(), 2)
+
+
+def _process_namespace() -> str | None:
+    """What containers that share a host's name do not share; None where there is no such thing."""
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    return None
 
 
 def _named(found: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
-from storage.places import is_remote
+from storage.places import OPTIONS, is_remote
 
 zarr.config.set(
     {
@@ -56,7 +56,7 @@ class _ChunksUnread(WrapperStore[Store]):
 def _store(path: Path) -> Store:
     if not is_remote(path):
         return LocalStore(path)
-    return FsspecStore.from_url(str(path), storage_options={"use_listings_cache": False})
+    return FsspecStore.from_url(str(path), storage_options=OPTIONS)
 
 
 def create_group(path: Path, attributes: Mapping[str, Any] | None = None) -> None:

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
+
+# A listing that was remembered would hide what other workers have written since; and a server that is started
+# again, which takes a minute, is waited for.
+OPTIONS: dict[str, Any] = {
+    "use_listings_cache": False,
+    "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 10}},
+}
 
 
 def place(where: str | Path) -> Path:
@@ -33,12 +41,13 @@ def place(where: str | Path) -> Path:
     key = text[scheme.end() :].rstrip("/")  # also after Path, which turns s3://bucket into s3:/bucket
     if not key:
         raise ValueError(f"{text!r} names no bucket; give s3://bucket/prefix")
+    if re.search(r"[][*?]", key):
+        raise ValueError(f"{text!r} has a bracket, * or ?, which no address of ours may have; rename it")
     if find_spec("s3fs") is None or find_spec("upath") is None:
         raise ValueError(f"{text!r} is on S3, which needs an extra: pip install 'floodlit[s3]'")
     from upath import UPath
 
-    # A listing that was remembered would hide what other workers have written since.
-    return cast(Path, UPath(f"s3://{key}", use_listings_cache=False))
+    return cast(Path, UPath(f"s3://{key}", **OPTIONS))
 
 
 Place = Annotated[
@@ -64,15 +73,21 @@ def is_there(path: Path) -> bool:
     """
     if not is_remote(path):
         return path.exists()
-    from botocore.exceptions import BotoCoreError
-
     try:
         return path.exists()
-    except (BotoCoreError, OSError) as error:
+    except Exception as error:
+        if not (isinstance(error, OSError) or is_away(error)):
+            raise
         raise ValueError(
             f"{path} cannot be reached: {' '.join(str(error).split())}; see to AWS_ENDPOINT_URL and the "
             "credentials"
         ) from error
+
+
+def is_away(error: Exception) -> bool:
+    """Whether it says that an S3 server cannot be spoken to, which is no OSError of botocore's."""
+    botocore = sys.modules.get("botocore.exceptions")  # without it nothing is on S3
+    return botocore is not None and isinstance(error, botocore.BotoCoreError)
 
 
 def for_arrow(path: Path) -> tuple[str, Any]:
@@ -94,11 +109,13 @@ def files_under(root: Path) -> dict[str, int]:
     if is_remote(root):
         remote = cast(Any, root)
         found = remote.fs.find(remote.path, detail=True)
-        base = len(remote.path) + 1
+        base = len(remote.path.rstrip("/")) + 1
         # Some servers keep an object of no size for a folder.
         sizes = {name[base:]: int(at["size"]) for name, at in found.items() if name[base:].rstrip("/")}
     else:
-        sizes = {p.relative_to(root).as_posix(): p.stat().st_size for p in root.rglob("*") if p.is_file()}
+        # One level first: rglob lists what is in a folder that is a link, and passes links in it by.
+        paths = [p for top in root.iterdir() for p in (top.rglob("*") if top.is_dir() else [top])]
+        sizes = {p.relative_to(root).as_posix(): p.stat().st_size for p in paths if p.is_file()}
     return {name: sizes[name] for name in sorted(sizes, key=lambda name: name.split("/"))}
 
 

@@ -16,6 +16,7 @@ from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from filelock import FileLock
@@ -290,14 +291,23 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
+def without_user(uri: str) -> str:
+    """An address as it may be shown: without user and password."""
+    parts = urlsplit(uri)
+    user, _, host = parts.netloc.rpartition("@")
+    return parts._replace(netloc=host).geturl() if user else uri
+
+
 def problem_with(uri: str) -> str | None:
     """Why MLflow cannot be spoken to at an address, in one line; None if it can."""
     try:
         if uri.startswith(("http://", "https://")):
-            # At once, where MLflow's client tries for a while before it says that nobody is there.
-            httpx.get(f"{uri.rstrip('/')}/health", timeout=5).raise_for_status()
+            # At once, where MLflow's client tries for a while before it says that nobody is there. Whether
+            # what answers is MLflow, and lets us in, its client knows, with its credentials.
+            httpx.get(f"{uri.rstrip('/')}/health", timeout=30, verify=False)
         with redirect_stderr(StringIO()):
             _client(uri).search_experiments(max_results=1)
     except Exception as error:  # of SQLAlchemy, httpx or MLflow
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        told = " ".join(str(error).split()).replace(uri, without_user(uri))
+        return f"{type(error).__name__}: {told[:200]}"
     return None

@@ -17,7 +17,7 @@ from storage.records import Step
 from storage.run import Run
 from storage.scores import read_sample_inputs, write_sample_predictions
 from tasks.prefetch import ahead
-from tasks.workplace import Outcome, chunks, classifier_of, perform
+from tasks.workplace import Outcome, chunks, classifier_of, compute_of, perform
 
 
 @task(name="activations", cache_policy=NO_CACHE)
@@ -59,6 +59,8 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
             logits = cut.head(features)
             if store is not None:
                 store[chunk] = features.float().cpu().numpy()
+        if compute_of(run).precision == "float16" and not logits[usable[chunk]].isfinite().all():
+            raise ValueError("compute.precision: an input's logits are beyond float16; use bfloat16")
         rows += _predictions(run, samples[chunk], usable[chunk], logits)
     files = [write_sample_predictions(run.root, shard, rows)]
     if store is not None:

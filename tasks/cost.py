@@ -70,8 +70,8 @@ def tell_costs(run: Run) -> pa.Table:
     ``milliseconds`` a map, reading and writing left out; ``forward_passes`` a map, null where the explainer
     makes none of its own; ``peak_mib`` of memory in a step of ``images`` images, the worst of all shards.
     Steps done by versions that did not measure are left out; null if there are no others. The columns of
-    :data:`tasks.drift.DRIFT` compare the maps of the first step with those of float32, null where the run
-    computes in float32 itself.
+    :data:`tasks.drift.DRIFT` compare the maps of the first step with those of float32; null where the run
+    computes in float32 itself, or where that step has no maps or does not fit the device in float32.
     """
     rows = []
     for name in run.explainers:

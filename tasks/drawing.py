@@ -100,10 +100,10 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def small_copy(picture: bytes, most: int) -> bytes:
-    """A picture as WebP of at most ``most`` bytes, as wide as that allows and 1,600 pixels at most."""
+    """A picture as WebP of at most ``most`` bytes, as wide as that allows; 1,600 by 16,000 pixels at most."""
     with Image.open(BytesIO(picture)) as opened:
         image = opened.convert("RGB")
-    width = min(image.width, 1600)
+    width = max(1, min(image.width, 1600, 16_000 * image.width // image.height))
     while True:
         encoded = BytesIO()
         size = (width, max(1, round(image.height * width / image.width)))

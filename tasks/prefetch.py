@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +23,7 @@ def ahead(
     To a GPU the copy goes from pinned memory on a stream of its own, so that kernels run on beside it. What
     ``read`` raises is raised here, when it is that item's turn.
     """
-    copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+    copies = _copies(device) if device.type == "cuda" else None
 
     def fetch(item: Item) -> tuple[Item, dict[str, Tensor], torch.cuda.Event | None]:
         blocks = {name: torch.from_numpy(block) for name, block in read(item).items()}
@@ -40,6 +41,12 @@ def ahead(
                 yield _arrived(*now.result())
         if coming is not None:
             yield _arrived(*coming.result())
+
+
+@cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    """One stream a process: memory that was used on a stream is kept for it."""
+    return torch.cuda.Stream(device)
 
 
 def _arrived(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from explainers.base import Batch, Explainer, Explanation, Need, Status
+from explainers.batching import out_of_memory
 from explainers.black_box import BlackBox
 from explainers.classifier import Classifier
 from explainers.compute import Compute, full_precision
@@ -26,6 +28,8 @@ from tasks.cost import Meter
 from tasks.drift import drift
 from tasks.prefetch import ahead
 from tasks.workplace import Outcome, chunks, classifier_of, compute_of, perform
+
+logger = logging.getLogger(__name__)
 
 STATUSES = list(Status)  # the order in which a map's status is stored as a number
 
@@ -99,12 +103,21 @@ def _nothing_yet(explainer: Explainer, count: int) -> dict[str, np.ndarray]:
 
 
 def _effect(run: Run, name: str, classifier: BlackBox, batch: Batch, maps: Tensor) -> dict[str, float | None]:
-    """What the run's :class:`Compute` did to the maps of a batch: they are made once more without it."""
-    with full_precision():
-        if batch.activations is not None and isinstance(classifier, Classifier):
-            with torch.no_grad():
-                batch = replace(batch, activations=classifier.activations(batch.inputs))
-        reference = explainer_of(run, name, classifier).explain(batch).maps
+    """What the run's :class:`Compute` did to the maps of a batch: they are made once more without it.
+
+    Nothing where they do not fit the device so.
+    """
+    try:
+        with full_precision():
+            if batch.activations is not None and isinstance(classifier, Classifier):
+                with torch.no_grad():
+                    batch = replace(batch, activations=classifier.activations(batch.inputs))
+            reference = explainer_of(run, name, classifier).explain(batch).maps
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        logger.warning("%s in float32 does not fit the device: its maps are not compared with it", name)
+        return {}
     return drift(maps, reference, classifier.sites(batch.inputs))
 
 

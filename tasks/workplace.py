@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -23,6 +24,10 @@ from storage.records import Step, read_record, write_record
 from storage.run import Run
 
 logger = logging.getLogger(__name__)
+
+# A worker with several threads takes one step at a time: the network's hooks and modes and PyTorch's switches
+# are the whole process's, and a step fills its cores or its GPU.
+_ALONE = threading.Lock()
 
 
 @dataclass
@@ -49,7 +54,17 @@ def perform(
     Dask runs a finished task again when the worker that held its result dies: the record is looked at
     first, so that nothing is done twice.
     """
-    run = Run.open(root)
+    with _ALONE:
+        return _perform(Run.open(root), step, work, is_done, halve)
+
+
+def _perform(
+    run: Run,
+    step: Step,
+    work: Callable[[Run], Outcome],
+    is_done: Callable[[dict[str, Any]], bool],
+    halve: bool,
+) -> dict[str, Any]:
     record = read_record(run.root, step)
     if record is not None and is_done(record):
         logger.info("%s was done before", step.label(run.shards))

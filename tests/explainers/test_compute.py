@@ -125,16 +125,36 @@ def test_texts_and_numbers_are_passed_in_lower_precision_too(precision: str) -> 
         assert classifier.logits(inputs).dtype == torch.float32
 
 
+class _Mean(nn.Module):
+    """Two heads, whose mean the logits are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3)])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (self.heads[0](inputs) + self.heads[1](inputs)) / 2
+
+
+@lower
+@torch.inference_mode()
+def test_logits_are_not_rounded_where_they_are_a_mean_of_heads(precision: str) -> None:
+    classifier = TensorClassifier(_Mean(), (6,))
+    classifier.use(Compute.model_validate({"precision": precision}))
+    logits = classifier.logits(torch.rand(4, 1, 6))
+    assert not torch.equal(logits.to(getattr(torch, precision)).float(), logits)
+
+
 class _Collects(nn.Module):
     """Puts what a linear layer gives into a tensor of float32, which lower precision does not fit."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(6, 3)
+        self.linear = nn.Linear(6, 4)
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = torch.arange(len(inputs))
-        return inputs.new_zeros(len(inputs), 3).index_put_((rows,), self.linear(inputs))
+        return inputs.new_zeros(len(inputs), 4).index_put_((rows,), self.linear(inputs))[:, :3]
 
 
 @lower

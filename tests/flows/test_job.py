@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from flows.job import Job, JobError, read_job
+from runs import tiny_job
 
 JOB = """
 name = "tiny"
@@ -131,3 +133,20 @@ def test_an_unknown_way_to_compute_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(JobError, match=rf"compute\.{key.split(maxsplit=1)[0]}: ") as told:
         job(tmp_path, f"{JOB}[compute]\n{key}\n")
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("store", "tracking", "told"),
+    [
+        ("s3://bucket", "http://host", "a bucket alone does not do; give s3://bucket/prefix"),
+        ("s3://bucket/run", None, "say where MLflow keeps its runs"),
+        ("s3://bucket/run", "postgresql://user:word@host/mlflow", "say where MLflow keeps its runs"),
+    ],
+)
+def test_a_store_on_s3_needs_a_prefix_and_a_place_to_track(
+    store: str, tracking: str | None, told: str
+) -> None:
+    with pytest.raises(ValidationError, match=told):
+        Job.model_validate(tiny_job(store, tracking=tracking))
+    kept = Job.model_validate(tiny_job("s3://bucket/run", tracking="http://host"))
+    assert kept.model_dump(mode="json")["store"] == "s3://bucket/run"

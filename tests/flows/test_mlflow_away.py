@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.explain import explain
-from flows.job import Job, JobError
+from flows.job import Job
 from flows.server import free_port
 from runs import prepared, tiny_job, toml
 from storage.run import Run
-from storage.tracking import EXPERIMENT
+from storage.tracking import EXPERIMENT, TrackingError
 from storage.verify import verify
 
 Raw = Callable[..., dict[str, Any]]
@@ -28,7 +28,7 @@ Raw = Callable[..., dict[str, Any]]
 
 def test_a_job_is_refused_before_it_starts_where_nobody_listens(tmp_path: Path) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(JobError, match=rf"^tracking: {nobody} .*refused.*; start it") as told:
+    with pytest.raises(TrackingError, match=rf"^tracking: {nobody} .*refused.*; start it") as told:
         prepared(tiny_job(tmp_path / "run", tracking=nobody))
     assert "\n" not in str(told.value)
     assert not (tmp_path / "run").exists()

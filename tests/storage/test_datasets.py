@@ -346,3 +346,16 @@ def test_the_real_listings_open() -> None:
     assert tiny.load(399).size == (64, 64)
     cifar = opened(kind="folder", path=images / "cifar10")
     assert len(cifar.samples) == 1000
+
+
+def test_a_class_folder_that_is_a_link_has_its_images(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "set" / "dog").mkdir(parents=True)
+    for path in (tmp_path / "pool" / "1.png", tmp_path / "set" / "dog" / "2.png"):
+        Image.new("RGB", (3, 2)).save(path)
+    (tmp_path / "set" / "cat").symlink_to(tmp_path / "pool")
+    opened = open_dataset(DatasetSpec(kind="folder", path=tmp_path / "set"))
+    assert [(sample.sample_id, sample.label) for sample in opened.samples] == [
+        ("cat/1.png", 0),
+        ("dog/2.png", 1),
+    ]

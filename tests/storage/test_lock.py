@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from storage import lock
@@ -80,9 +81,41 @@ def test_a_killed_holder_is_followed_at_once_and_a_stopped_one_is_not(tmp_path: 
 
 def test_another_process_with_the_same_number_is_not_the_holder(tmp_path: Path) -> None:
     with held(tmp_path / "run", "first"):
-        rewrite(tmp_path / "run.lock", started=0.0)
+        rewrite(tmp_path / "run.lock", pid=os.getppid(), started=0.0)
         with held(tmp_path / "run", "second"):
             pass
+
+
+def test_what_an_earlier_attempt_of_this_process_left_behind_holds_nobody_up(tmp_path: Path) -> None:
+    with held(tmp_path / "run", "first"):
+        left = (tmp_path / "run.lock").read_text()
+    (tmp_path / "run.lock").write_text(left)
+    with held(tmp_path / "run", "second"):
+        pass
+
+
+def test_a_clock_that_is_set_does_not_end_a_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = holder(tmp_path / "run")
+    try:
+        started = psutil.boot_time()
+        for module in (psutil, psutil._psplatform):
+            monkeypatch.setattr(module, "boot_time", lambda: started + 100)
+        with pytest.raises(LockedError), held(tmp_path / "run", "second"):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_holder_that_could_give_no_sign_of_life_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held(tmp_path / "run", "first") as first:
+        monkeypatch.setattr(lock._File, "read", lambda self: (_ for _ in ()).throw(OSError("away")))
+        first.check()
+        first._beaten -= lock.STALE_SECONDS
+        with pytest.raises(LostLockError, match="could not be told"):
+            first.check()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -41,6 +42,13 @@ def root(s3: ObjectStore) -> Path:
     return place(f"{s3.empty()}/runs/one")
 
 
+def beat_of(path: Path) -> float:
+    """In one request, while it may be replaced."""
+    fs, key = object_of(path)
+    beat: float = json.loads(fs.cat_file(key))["beat"]
+    return beat
+
+
 def object_of(path: Path) -> tuple[Any, str]:
     return cast(Any, path).fs, cast(Any, path).path
 
@@ -56,7 +64,12 @@ def test_an_address_stays_one_even_where_a_path_was_made_of_it(where: str | Path
 
 @pytest.mark.parametrize(
     ("where", "told"),
-    [("gs://b/x", "give a folder or s3"), ("https://host/x", "give a folder or s3"), ("s3://", "no bucket")],
+    [
+        ("s3://b/run[1]", "bracket"),
+        ("gs://b/x", "give a folder or s3"),
+        ("https://host/x", "give a folder or s3"),
+        ("s3://", "no bucket"),
+    ],
 )
 def test_other_urls_are_refused_in_one_line(where: str, told: str) -> None:
     with pytest.raises(ValueError, match=told) as refusal:
@@ -193,7 +206,11 @@ def test_a_lock_of_the_dead_is_taken_over_and_its_holder_told(
     path = root.with_name("one.lock")
     with held(root, "first") as first:
         about = json.loads(path.read_bytes())
+        # Another machine's clock says nothing: it is the server's that counts.
         path.write_bytes(json.dumps(about | {"host": "elsewhere", "beat": about["beat"] - 1000}).encode())
+        with pytest.raises(LockedError, match="on elsewhere"), held(root, "second"):
+            pass
+        monkeypatch.setattr(lock, "STALE_SECONDS", 0.0)
         with held(root, "second") as second:
             with pytest.raises(LostLockError, match="job second"):
                 first.check()
@@ -205,24 +222,45 @@ def test_the_beat_never_takes_back_a_lock_that_was_lost(root: Path, monkeypatch:
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
     path = root.with_name("one.lock")
     with held(root, "first") as first:
-        first._left.wait(0.3)
-        about = json.loads(path.read_bytes())
-        taken = json.dumps(about | {"token": "another's"}).encode()
+        since = beat_of(path)
+        deadline = time.monotonic() + 20
+        while beat_of(path) == since:
+            assert time.monotonic() < deadline, "it does not beat"
+        fs, key = object_of(path)
+        taken = json.dumps(json.loads(fs.cat_file(key)) | {"token": "another's"}).encode()
         path.write_bytes(taken)
         first._left.wait(0.3)
         assert path.read_bytes() == taken
     assert path.read_bytes() == taken
 
 
-def test_a_server_without_conditional_writes_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = lock._Object._call
-    monkeypatch.setattr(
-        lock._Object,
-        "_call",
-        lambda self, method, IfNoneMatch=None, IfMatch=None, **more: asked(self, method, **more),
-    )
+@pytest.mark.parametrize("ignored", ["IfNoneMatch", "IfMatch"])
+def test_a_server_that_ignores_conditions_is_refused(
+    ignored: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = type(object_of(root)[0])
+    asked = kind.call_s3
+
+    def call(self: Any, method: str, **more: Any) -> Any:
+        return asked(self, method, **{key: value for key, value in more.items() if key != ignored})
+
+    monkeypatch.setattr(kind, "call_s3", call)
     with pytest.raises(OSError, match="ignores conditional writes"), held(root, "first"):
         pass
+
+
+def test_the_beat_outlives_whatever_a_connection_raises(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
+    path = root.with_name("one.lock")
+    with held(root, "first") as first:
+        with monkeypatch.context() as broken:
+            broken.setattr(lock, "sync", lambda *_: 1 / 0)
+            first._left.wait(0.3)
+            first.check()
+        since = beat_of(path)
+        deadline = time.monotonic() + 20
+        while beat_of(path) == since:
+            assert time.monotonic() < deadline, "it does not beat any more"
 
 
 def test_a_bucket_that_is_not_there_is_told(s3: ObjectStore) -> None:
@@ -326,6 +364,16 @@ def test_folders_and_files_are_listed_as_on_this_machine(photographs: Path, s3: 
     assert folders_in(away) == folders_in(photographs) == ["a", "b", "b-"]
     assert files_under(away) == files_under(photographs)
     assert list(files_under(away)) == list(files_under(photographs))
+
+
+def test_at_the_root_of_a_bucket_names_are_whole(s3: ObjectStore) -> None:
+    bucket = place("s3://rootbucket")
+    bucket.mkdir()
+    (bucket / "list.csv").write_bytes(b"12")
+    (bucket / "images" / "0.png").write_bytes(b"123")
+    assert (
+        files_under(bucket) == files_under((bucket / "list.csv").parent) == {"images/0.png": 3, "list.csv": 2}
+    )
 
 
 def test_torchvisions_sets_are_refused_on_s3() -> None:
