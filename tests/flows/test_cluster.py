@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
 import distributed
 import pytest
 import torch
 from pydantic import ValidationError
 
 from flows import cluster as clusters
-from flows.cluster import ClusterError, check, resources_of
+from flows.cluster import ClusterError, check, resources_of, settings
 from flows.explain import explain
 from flows.job import Cluster, Job
 from storage.verify import verify
@@ -123,3 +125,21 @@ def test_a_gpu_is_asked_for_where_one_is_offered_and_not_waited_for_elsewhere(
         distributed.Client(cluster) as client,
     ):
         assert resources_of(client) == offered
+
+
+class Argument:
+    """What a task is called with."""
+
+
+def test_what_a_task_was_called_with_is_not_kept_when_it_is_done() -> None:
+    with (
+        dask.config.set(settings(1)),
+        distributed.LocalCluster(
+            n_workers=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=":0"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        for _ in range(60):
+            client.submit(type, Argument(), pure=False).result()
+        gc.collect()
+        assert sum(isinstance(thing, Argument) for thing in gc.get_objects()) < 60
