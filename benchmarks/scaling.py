@@ -5,7 +5,7 @@
 Workers are Dask workers of one thread, several to a process; the server, the scheduler and they share this
 machine, so all of them slow each other down. Shards are those of a job of so many images of 224x224 and two
 explainers, one of them dear. What is scaled: the length of the sleeps, so that ``--rate`` task runs end every
-second (at least a second each), and for few workers the number of shards, at most six a worker.
+second (at least three seconds each), and for few workers the number of shards, at most six a worker.
 
 Before that, how long a start of a job with so many done-records takes to read them, and to plan and queue as
 many steps; after it, how many task runs end in a second where nothing sleeps.
@@ -171,7 +171,7 @@ def task_runs(counts: list[int], images: int, rate: float) -> None:
     for workers in counts:
         rows = shard_images(images, len(EXPLAINERS), workers, 224 * 224, 0)
         shards = min(-(-images // rows), 6 * workers)
-        mean = max(1.0, workers / rate)
+        mean = max(3.0, workers / rate)
         told(workers, shards, mean, simulated(workers, shards, mean))
     made = simulated(16, 20, 0.0)
     told(16, 20, 0.0, made)
