@@ -210,7 +210,9 @@ def main() -> None:
 def report(watch: Watch, rate: float, bare: float) -> None:
     print(f"\n{'memory':<20} {'MB at most':>10} {'MB/hour':>9} {'MB/1,000 steps':>15} {'growth':>7}")
     for name, samples in watch.memory.items():
-        working = [sample for sample in samples if sample[1] < samples[-1][1]]  # not yet at the summary
+        working = [
+            sample for sample in samples if sample[1] < samples[-1][1]
+        ] or samples  # not yet at the summary
         warm = working[int(WARM_UP * len(working)) :]
         if len(warm) < 2:
             print(f"{name:<20} seen too briefly")
