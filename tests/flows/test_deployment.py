@@ -91,6 +91,7 @@ def state_of(run: UUID) -> str:
         return str(client.read_flow_run(run).state_name)
 
 
+@pytest.mark.long
 def test_runs_on_one_store_wait_for_each_other_and_continue_when_suspended_or_cancelled(
     deployed: dict[str, DeploymentResponse], worker: None, slow_job: dict[str, Any], tmp_path: Path
 ) -> None:

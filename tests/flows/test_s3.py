@@ -118,7 +118,7 @@ def test_a_job_on_s3_that_is_killed_and_continued_ends_as_in_a_folder(
     assert not [name for name in names if name.startswith("activations.zarr")], "they are dropped at the end"
 
 
-@pytest.mark.chaos
+@pytest.mark.long
 def test_a_job_outlives_the_death_of_the_s3_server(
     s3: ObjectStore, server: str, raw: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -19,36 +19,16 @@ from flows import progress
 from flows.explain import explain
 from flows.job import Job
 from flows.report import PICTURE_BYTES, _links
-from runs import newest_flow_run, prepared, tiny_job
+from runs import SLOW, newest_flow_run, prepared, tiny_job
 from storage import digits
 from storage.records import STAGES, Step, read_record
 
 pytestmark = pytest.mark.service
 
 # Warns once a process, and its maps are what a shard's logs tell.
-WARNING = """
-import warnings
-
-from explainers.base import Description, Explanation, Parameters, statuses_of
-
-
-class Warning_:
-    name = "warning"
-    title = "warns"
-    needs = frozenset()
-    Parameters = Parameters
-
-    def __init__(self, classifier, parameters):
-        pass
-
-    def describe(self):
-        return Description(grid=(2, 2))
-
-    def explain(self, batch):
-        warnings.warn("a plug-in is worried")
-        maps = batch.inputs[:, 0, :2, :2].float()
-        return Explanation(maps, statuses_of(maps))
-"""
+WARNING = SLOW.replace("import time", "import warnings").replace(
+    "time.sleep(0.4)", 'warnings.warn("a plug-in is worried")'
+)
 
 
 def test_a_resumed_job_starts_at_what_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -92,7 +72,7 @@ def told(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, U
         folder / "run",
         name="told",
         dataset={"kind": "folder", "path": str(folder / "photos")},
-        explainers=[{"name": "warning_plugin:Warning_"}, {"name": "gradcam"}],
+        explainers=[{"name": "warning_plugin:Slow"}, {"name": "gradcam"}],
         metrics=[{"name": "insertion", "steps": 4}, {"name": "deletion", "steps": 4}],
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -111,10 +91,10 @@ def logs_of(run: UUID, task_run: str) -> list[tuple[int, str]]:
 
 def test_the_logs_of_a_task_run_say_what_its_worker_did(told: tuple[Path, UUID]) -> None:
     root, run = told
-    label = "saliency warning_plugin:Warning_ shard 1/1"
+    label = "saliency warning_plugin:Slow shard 1/1"
     logs = logs_of(run, label)
     messages = "\n".join(message for _, message in logs)
-    record = read_record(root, Step("saliency", 0, "warning_plugin:Warning_"))
+    record = read_record(root, Step("saliency", 0, "warning_plugin:Slow"))
     assert record is not None
     assert f"begins on worker {record['worker']}" in messages
     assert f"{label}: 6 rows (1 failed, 5 ok) in " in messages

@@ -74,6 +74,7 @@ def start(slow_job: dict[str, Any], tmp_path: Path) -> Iterator[Callable[[], sub
         process.wait()
 
 
+@pytest.mark.long
 @pytest.mark.faults
 def test_a_job_interrupted_paused_and_cancelled_ends_as_the_undisturbed_one(
     server: str, slow_job: dict[str, Any], start: Callable[[], subprocess.Popen[str]], tmp_path: Path
