@@ -1,6 +1,8 @@
 # One environment for everything: built on the first call, rebuilt only when its inputs change.
 PYTHON ?= python3
 BIN := .venv/bin
+# A test run starts hundreds of processes: where bytecode is not kept, each compiles all its imports anew.
+export PYTHONDONTWRITEBYTECODE :=
 CONSTRAINTS := --constraint constraints.txt
 
 .PHONY: test demo demo-train lint clean
