@@ -139,10 +139,23 @@ def saliency_done(root: Path) -> int:
 def newest_flow_run(name: str) -> UUID:
     """The one of that name that was created last."""
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+
+    named = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
+    with get_client(sync_client=True) as client:
+        return max(client.read_flow_runs(flow_run_filter=named), key=lambda run: run.created).id
+
+
+def task_runs_of(flow_run: UUID) -> list[Any]:
+    """What Prefect knows of a flow run's task runs; without a filter its answer is the first 200 of all."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
     with get_client(sync_client=True) as client:
-        found = [run for run in client.read_flow_runs() if run.name == name]
-    return max(found, key=lambda run: run.created).id
+        found: list[Any] = client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
+        )
+    return found
 
 
 class Quadrants:

@@ -12,12 +12,21 @@ from typing import Any
 
 import psutil
 import pytest
-from prefect.client.orchestration import get_client
 
 from flows.explain import explain
 from flows.job import Job
 from flows.resume import remaining
-from runs import SLOW, assert_same_results, command, saliency_done, scores_of, toml, wait_for
+from runs import (
+    SLOW,
+    assert_same_results,
+    command,
+    newest_flow_run,
+    saliency_done,
+    scores_of,
+    task_runs_of,
+    toml,
+    wait_for,
+)
 from storage.records import finished
 from storage.run import Run
 from storage.verify import verify
@@ -74,9 +83,10 @@ def test_a_worker_that_always_dies_fails_the_run_by_name(
         ("saliency", "slow_plugin:Slow"),
         ("scores", "slow_plugin:Slow"),
     }
-    with get_client(sync_client=True) as client:
-        crashed = [run for run in client.read_task_runs(limit=200) if run.state and run.state.is_crashed()]
-    assert any(run.name == "saliency slow_plugin:Slow shard 1/1" for run in crashed)
+    runs = task_runs_of(newest_flow_run(slow_job["name"]))
+    assert "saliency slow_plugin:Slow shard 1/1" in [
+        run.name for run in runs if run.state and run.state.is_crashed()
+    ]
 
 
 def test_a_killed_flow_is_continued_and_only_what_is_missing_is_done(

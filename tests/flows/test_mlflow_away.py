@@ -18,7 +18,7 @@ from flows.cli import app
 from flows.explain import explain
 from flows.job import Job
 from flows.server import free_port
-from runs import prepared, tiny_job, toml
+from runs import prepared, task_runs_of, tiny_job, toml
 from storage.run import Run
 from storage.tracking import EXPERIMENT, TrackingError
 from storage.verify import verify
@@ -96,8 +96,7 @@ def test_results_are_complete_without_mlflow_and_the_job_run_again_only_tracks(
     assert times(root) == written
     with get_client(sync_client=True) as client:
         (again,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
-        tasks = client.read_task_runs(limit=200)
-    assert [task.name for task in tasks if task.flow_run_id == again.id] == ["summary"]
+    assert [task.name for task in task_runs_of(again.id)] == ["summary"]
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
     assert sorted(run.info.run_name for run in runs) == ["gradcam", Run.open(root).job["name"]]

@@ -19,7 +19,7 @@ from flows import progress
 from flows.explain import explain
 from flows.job import Job
 from flows.report import PICTURE_BYTES, _links
-from runs import SLOW, newest_flow_run, prepared, tiny_job
+from runs import SLOW, newest_flow_run, prepared, task_runs_of, tiny_job
 from storage import digits
 from storage.records import STAGES, Step, read_record
 
@@ -83,8 +83,8 @@ def told(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, U
 
 
 def logs_of(run: UUID, task_run: str) -> list[tuple[int, str]]:
+    (found,) = [own for own in task_runs_of(run) if own.name == task_run]
     with get_client(sync_client=True) as client:
-        (found,) = [own for own in client.read_task_runs() if own.flow_run_id == run and own.name == task_run]
         logs = client.read_logs(LogFilter(task_run_id=LogFilterTaskRunId(any_=[found.id])))
     return [(log.level, log.message) for log in logs]
 

@@ -104,7 +104,8 @@ def _tracked_at_once(together: Barrier, uri: str, store: Path) -> None:
 
 
 def test_jobs_that_end_at_once_beside_no_database_yet_lose_nothing(tmp_path: Path) -> None:
-    forked = multiprocessing.get_context("fork")  # MLflow is imported once
+    forked = multiprocessing.get_context("forkserver")
+    forked.set_forkserver_preload(["storage.tracking"])  # MLflow is imported once
     uri, together = f"sqlite:///{tmp_path}/mlflow.db", forked.Barrier(4)
     jobs = [
         forked.Process(target=_tracked_at_once, args=(together, uri, tmp_path / f"run{index}"))
