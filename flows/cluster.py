@@ -46,6 +46,11 @@ def settings(workers: int) -> dict[str, object]:
         # Of the messages each connection keeps for developers. Of a Prefect task run one has 100 kB, and with
         # the usual 1,000 a connection the flow grows by a GB in 10,000 task runs.
         "distributed.admin.low-level-log-length": 10,
+        # What Dask looks at 10 to 100 times a second, for its dashboard, took a tenth of each worker's core.
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.tick.interval": "1s",
+        "distributed.admin.system-monitor.interval": "2s",
+        "distributed.worker.memory.monitor-interval": "500ms",
     }
 
 

@@ -26,7 +26,7 @@ from storage.records import Step
 
 Submit = Callable[[Step, bool], PrefectDaskFuture]
 ATTEMPTS = 2  # the second in half batches
-LOOK_SECONDS = 0.02  # between looks at whether a step has ended, each worker having another one to begin
+LOOK_SECONDS = 0.05  # between looks at whether a step has ended, each worker having another one to begin
 KILLED_ATTEMPTS = 3  # where it was the worker that died, which may have had other reasons
 
 

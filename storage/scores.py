@@ -51,6 +51,7 @@ _FROM_ACTIVATIONS = pa.schema(
         ("confidence", pa.float64()),
         ("target", pa.int64()),
         ("targets", pa.list_(pa.int64())),  # the classes explained, the first of them is ``target``
+        ("probabilities", pa.list_(pa.float64())),  # of ``targets``
     ]
 )
 SAMPLE_COLUMNS = (
@@ -61,6 +62,7 @@ SAMPLE_COLUMNS = (
     "confidence",
     "target",
     "targets",
+    "probabilities",
     "boxes",
     "width",
     "height",
@@ -199,7 +201,7 @@ def write_sample_inputs(root: Path, shard: int, rows: Sequence[Mapping[str, Any]
 def write_sample_predictions(root: Path, shard: int, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write what the activations stage knows about a shard's images, in row order; returns the file.
 
-    Keys: sample_id, prediction, confidence, target, targets.
+    Keys: sample_id, prediction, confidence, target, targets, probabilities.
     """
     return _write_part(root, "activations", shard, pa.Table.from_pylist(list(rows), _FROM_ACTIVATIONS))
 
@@ -260,7 +262,7 @@ def _joined(root: Path, shard: int) -> pa.Table:
         raise ValueError(f"shard {shard} of {root}: the inputs and the activations are of different images")
     for name in other.column_names[1:]:
         table = table.append_column(name, other[name])
-    for field in _FROM_INPUTS:
+    for field in (*_FROM_INPUTS, *_FROM_ACTIVATIONS):
         if field.name not in table.column_names:  # written before there was such a column
             table = table.append_column(field, pa.nulls(len(table), field.type))
     return table.select(SAMPLE_COLUMNS)

@@ -75,16 +75,18 @@ def _predictions(
 ) -> list[dict[str, Any]]:
     probability = logits.float().softmax(1)
     confidence, prediction = (values.tolist() for values in probability.max(1))
-    targets = _targets(run, samples, logits).tolist()
+    targets = _targets(run, samples, logits).to(logits.device)
+    probabilities = probability.gather(1, targets).tolist()
     return [
         {
             "sample_id": sample["sample_id"],
             "prediction": prediction[i] if usable[i] else None,
             "confidence": confidence[i] if usable[i] else None,
-            "target": targets[i][0] if usable[i] else None,
-            "targets": targets[i] if usable[i] else [],
+            "target": target[0] if usable[i] else None,
+            "targets": target if usable[i] else [],
+            "probabilities": probabilities[i] if usable[i] else [],
         }
-        for i, sample in enumerate(samples)
+        for i, (sample, target) in enumerate(zip(samples, targets.tolist(), strict=True))
     ]
 
 

@@ -57,6 +57,7 @@ def _score(run: Run, shard: int, explainer: str) -> Outcome:
     targets, seeds = targets_and_seeds(run, shard, "scores")
     own_seeds = targets_and_seeds(run, shard, "saliency")[1] if again else seeds
     samples = read_samples_of_shard(run.root, shard)
+    confidences = _confidences(run, samples)
     start, stop = run.rows_of(shard)
     maps = read(run.saliency(explainer) / "maps", start, stop)
     statuses = [STATUSES[code].value for code in read(run.saliency(explainer) / "status", start, stop)]
@@ -67,6 +68,8 @@ def _score(run: Run, shard: int, explainer: str) -> Outcome:
         blocks = {"inputs": rows_of(run, run.inputs, shard, rows), "maps": maps[rows]}
         if run.manifest.masks:
             blocks["masks"] = rows_of(run, run.masks, shard, rows)
+        if confidences is not None:
+            blocks["confidence"] = confidences[rows]
         return blocks | {"targets": targets[rows], "seeds": seeds[rows], "own_seeds": own_seeds[rows]}
 
     for rows, stored in ahead(batches(run, targets), read_batch, classifier.device):
@@ -85,6 +88,17 @@ def _score(run: Run, shard: int, explainer: str) -> Outcome:
     passes = _forward_passes(run, explainer, start, stop)
     part = write_scores(run.root, explainer, shard, _tidy(ids, targets, statuses, values, curves, passes))
     return Outcome(stop - start, statuses, [part], {"metrics": list(run.metrics)})
+
+
+def _confidences(run: Run, samples: list[dict[str, Any]]) -> NDArray[np.float32] | None:
+    """(maps,) probability of each map's target on its whole input, NaN where an input has none.
+
+    None in runs of older versions, which did not keep it.
+    """
+    if any(sample["probabilities"] is None for sample in samples):
+        return None
+    each = [sample["probabilities"] or [np.nan] * run.targets_per_image for sample in samples]
+    return np.array(each, np.float32).reshape(-1)
 
 
 def _forward_passes(run: Run, explainer: str, start: int, stop: int) -> list[int | None]:
@@ -135,11 +149,14 @@ def _batch(
 ) -> MetricBatch:
     """What metrics see of some maps; ``samples`` are those of their images."""
     inputs, targets = classifier.inputs_of(stored["inputs"]), stored["targets"]
+    confidence = stored.get("confidence")
     return MetricBatch(
         inputs=inputs,
         targets=targets,
         seeds=stored["seeds"],
-        confidence=target_probability(classifier.logits(inputs), targets),
+        confidence=target_probability(classifier.logits(inputs), targets)
+        if confidence is None
+        else confidence,
         # On the host: metrics put those of a whole batch together before they go anywhere.
         boxes=[torch.tensor(sample["boxes"], dtype=torch.float32).reshape(-1, 4) for sample in samples],
         forwards=run.batch_forwards,

@@ -82,6 +82,7 @@ def prediction_row(name: str, targets: list[int]) -> dict[str, Any]:
         "confidence": 0.75 if targets else None,
         "target": first,
         "targets": targets,
+        "probabilities": [0.75 / place for place in range(1, 1 + len(targets))],
     }
 
 
@@ -109,6 +110,7 @@ def test_samples_are_merged_a_row_an_image_in_array_order(tmp_path: Path) -> Non
     assert tuple(rows[0]) == scores.SAMPLE_COLUMNS
     assert rows[0]["boxes"] == [[0.5, 1.0, 2.0, 3.25], [0.0, 0.0, 1.0, 1.0]]
     assert (rows[0]["prediction"], rows[0]["targets"], rows[0]["label"]) == (4, [4, 2], None)
+    assert (rows[0]["probabilities"], rows[1]["probabilities"]) == ([0.75, 0.375], [])
     assert (rows[1]["status"], rows[1]["error"], rows[1]["target"]) == ("failed", "empty", None)
     assert (rows[2]["label"], rows[2]["target"], rows[2]["confidence"]) == (7, 9, 0.75)
     assert scores.read_samples_of_shard(tmp_path, 1) == rows[2:]
