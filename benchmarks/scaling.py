@@ -1,6 +1,6 @@
 """What many workers cost the flow: plan, queue, Prefect and Dask as in a job, with sleeps for tasks.
 
-    python benchmarks/scaling.py [--workers 1 4 16 64] [--images 1000000] [--rate 6] [--records 20000]
+    python benchmarks/scaling.py [--workers 1 4 16 64] [--images 1000000] [--rate 3] [--records 20000]
 
 Workers are Dask workers of one thread, several to a process; the server, the scheduler and they share this
 machine, so all of them slow each other down. Shards are those of a job of so many images of 224x224 and two
@@ -243,7 +243,7 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 4, 16, 64])
     parser.add_argument("--images", type=int, default=1_000_000)
-    parser.add_argument("--rate", type=float, default=6.0, help="task runs that end in a second")
+    parser.add_argument("--rate", type=float, default=3.0, help="task runs that end in a second")
     parser.add_argument("--records", type=int, default=20_000)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 """A long job under watch: memory of every process, the Prefect UI's answers, and speed beside a bare loop.
 
-    python benchmarks/soak.py --real FOLDER [--images 50000] [--sample 400] [--every 3]
+    python benchmarks/soak.py --real FOLDER [--images 50000] [--sample 400] [--every 10]
 
 FOLDER (or the variable FLOODLIT_REAL) holds ``nets.py`` with a ``CifarResNet``,
 ``weights/resnet20_cifar10.pth`` and ``images/cifar10/<class>/*.png``. The images are listed as often as it
@@ -26,14 +26,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
-# Last, or explainers.py here would hide the package. Sees to the allocator, as the workers have it.
-sys.path.append(str(Path(__file__).parent))
+# The project first, or explainers.py here would hide the package.
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from overhead import bare_loop, phases
 
 # isort: split
 import httpx
 import numpy as np
 import psutil
+import torch
 
 from flows.job import Job, read_job
 from storage.records import finished
@@ -147,7 +148,8 @@ def watched(job: Path, every: float, environment: dict[str, str]) -> tuple[Watch
 def bare_rate(job: Path) -> float:
     """Images a second of bare loops side by side, as many as the job has workers."""
     each = read_job(job, Job)
-    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
+    alone = {"mp_context": get_context("spawn"), "initializer": torch.set_num_threads, "initargs": (1,)}
+    with ProcessPoolExecutor(WORKERS, **alone) as pool:
         seconds = list(pool.map(bare_loop, [each] * WORKERS))
     assert each.dataset.limit is not None
     return WORKERS * each.dataset.limit / max(seconds)
@@ -187,7 +189,7 @@ def main() -> None:
     parser.add_argument("--real", type=Path, default=os.environ.get("FLOODLIT_REAL"))
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--sample", type=int, default=400, help="images of each bare loop")
-    parser.add_argument("--every", type=float, default=3.0, help="seconds between looks")
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between looks")
     asked = parser.parse_args()
     if asked.real is None:
         parser.error("name the folder of the network and the images by --real or FLOODLIT_REAL")
