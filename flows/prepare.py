@@ -119,10 +119,10 @@ def _check_targets(job: Job, classifier: BlackBox, dataset: Dataset) -> None:
                 f"target: \"label\" needs the model's numbering, {', '.join(names)}; the dataset's names are "
                 f"numbered {', '.join(dataset.classes)}; write the labels as the model's numbers"
             )
-        if max(labels) >= classes:
+        if beyond := [label for label in labels if not 0 <= label < classes]:
             raise JobError(
                 f'target: "label" needs labels in the model\'s numbering, 0 to {classes - 1}; the dataset '
-                f'has label {max(labels)}; use "predicted"'
+                f'has label {beyond[0]}; use "predicted"'
             )
 
 

@@ -1,10 +1,20 @@
-"""The benchmark of the GPU path runs where there is none, and compares with float32."""
+"""Benchmarks begin as their documentation says; that of the GPU path runs where there is none."""
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 
 from runs import ROOT
+
+
+@pytest.mark.parametrize("name", ["soak", "scaling"])
+def test_those_of_whole_jobs_find_the_project_and_each_other(name: str) -> None:
+    command = [sys.executable, f"benchmarks/{name}.py", "--help"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert f"python benchmarks/{name}.py" in told.stdout
 
 
 def test_the_benchmark_of_the_gpu_path_runs_on_two_small_images(capsys: pytest.CaptureFixture[str]) -> None:

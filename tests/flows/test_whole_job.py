@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from flows.prepare import prepare
 from flows.resume import remaining
 from flows.server import free_port
 from runs import assert_same_results, maps_of, scores_of, tiny_job
+from storage.datasets import Dataset, DatasetSpec, open_dataset
 from storage.run import Run
 from storage.verify import verify
 
@@ -181,6 +183,22 @@ def test_a_job_that_cannot_run_is_refused_before_any_work(
         prepare(Job.model_validate(raw))
     assert "\n" not in str(refused.value)
     assert not Path(raw["store"]).exists()
+
+
+@pytest.mark.parametrize("label", [-1, 8])
+def test_labels_that_the_model_does_not_have_are_refused(
+    label: int, digits_job: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torchvision's STL10 has images of label -1."""
+
+    def opened(spec: DatasetSpec) -> Dataset:
+        dataset = open_dataset(spec)
+        samples = [replace(dataset.samples[0], label=label), *dataset.samples[1:]]
+        return replace(dataset, samples=samples)
+
+    monkeypatch.setattr("flows.prepare.open_dataset", opened)
+    with pytest.raises(JobError, match=rf"numbering, 0 to 7; the dataset has label {label}; use"):
+        prepare(Job.model_validate(digits_job(target="label", explainers=[{"name": "gradcam"}])))
 
 
 def test_a_metric_that_needs_boxes_is_refused_without_them(digits_job: Raw, tmp_path: Path) -> None:
