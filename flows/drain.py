@@ -125,7 +125,7 @@ def drain(
         The Dask client behind ``submit``, and its number of workers: each gets one step to run and one to
         wait.
     on_end
-        Called after every step that ended, well or not.
+        Called after every step that ended, well or not, unless the store is why it did not end well.
     on_failure
         Called with a step that is given up, what it ended with, and after how many attempts.
     stopping, hurrying
@@ -164,8 +164,9 @@ def drain(
         elif no_store is None and not left:
             work.start(step)
             continue
-        for lost in queue.fail(step, f"{type(error).__name__}: {error}"):
-            on_end(lost)
+        lost = queue.fail(step, f"{type(error).__name__}: {error}")
+        for each in lost if no_store is None else []:
+            on_end(each)
     if no_store is not None:
         raise no_store
     return not left

@@ -99,7 +99,9 @@ def _explain(job: Job, retry_failed: bool, lock: Lock, watch: Watch) -> dict[str
         raise IncompleteError(_named(run, lost))
     from flows.report import publish  # MLflow takes seconds to import, which nobody waits for at the start
 
+    lock.check()
     publish(job)
+    lock.check()
     if not job.keep_activations and not lost:
         run.drop_activations()
     return {

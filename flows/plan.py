@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from storage.records import Step
 
-TASK_RUNS = 300  # a Prefect task run costs about 0.2 s of the flow's time: keep a job within a few hundred
+TASK_RUNS = 300  # a Prefect task run costs about 0.1 s of the flow's time: keep a job within a few hundred
 # Steps of explainers differ a hundredfold in length, and at the end all wait for the last long one:
 # with one shard a worker 0.7 of their time is work, with six 0.93.
 WORKER_SHARDS = 6

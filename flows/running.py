@@ -109,7 +109,7 @@ def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
     from flows.train import train_ptame
     from flows.train_job import TrainJob
     from flows.watch import NotResumedError
-    from storage.lock import LockedError
+    from storage.lock import LockedError, LostLockError
     from storage.tracking import TrackingError, default_uri
     from tasks.training import StoppedError, TrainingError
     from tasks.training_data import UnusableImagesError
@@ -124,6 +124,7 @@ def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
         raise fail(f"{error}; run the same job again to continue", FAILED) from error
     except (
         LockedError,
+        LostLockError,
         NotResumedError,
         TrainingError,
         DivergedError,

@@ -29,7 +29,7 @@ from flows.terminal import Progress
 from flows.train_job import TrainJob
 from flows.watch import Watch
 from storage.datasets import Dataset, open_dataset
-from storage.lock import held
+from storage.lock import Lock, LostLockError, held
 from storage.training import TrainingFolder
 from tasks.training import Event, Plan, StoppedError, TrainingError, crops_of, fit, networks
 from tasks.training_data import Order, UnusableImagesError
@@ -50,6 +50,8 @@ def train_ptame(job: TrainJob) -> dict[str, Any]:
         If the job cannot run; nothing was started.
     storage.lock.LockedError
         If another job is at work in the store.
+    storage.lock.LostLockError
+        If another one took it over while this one gave no sign of life.
     tasks.training.TrainingError
         If it was stopped by a signal, a process died, or a file in the store is damaged; the line says what
         to do.
@@ -65,14 +67,14 @@ def train_ptame(job: TrainJob) -> dict[str, Any]:
         If it was cancelled.
     """
     with (
-        not_retried(JobError, StoppedError, DivergedError, UnusableImagesError),
-        held(job.store, job.name),
+        not_retried(JobError, StoppedError, DivergedError, UnusableImagesError, LostLockError),
+        held(job.store, job.name) as lock,
         Watch() as watch,
     ):
         plan = prepare_training(job)
         while not plan.folder.head.exists():
             try:
-                train_head(job, plan, watch)
+                train_head(job, plan, watch, lock)
             except StoppedError:
                 if not watch.told:
                     raise
@@ -158,7 +160,7 @@ def _in_its_folder(job: TrainJob, plan: Plan, dataset_fingerprint: str) -> Plan:
 
 
 @task(name="train", task_run_name="train", cache_policy=NO_CACHE)
-def train_head(job: TrainJob, plan: Plan, watch: Watch) -> None:
+def train_head(job: TrainJob, plan: Plan, watch: Watch, lock: Lock) -> None:
     """Train to the end, telling MLflow, Prefect and the terminal about it."""
     logger = get_run_logger()
     log = _log(job, plan)
@@ -172,6 +174,7 @@ def train_head(job: TrainJob, plan: Plan, watch: Watch) -> None:
 
         def emit(event: Event) -> None:
             nonlocal told
+            lock.check()
             log.numbers(event.step, event.values)
             if event.picture:
                 log.file(plan.folder.picture)

@@ -49,16 +49,21 @@ class Lock:
         self._beating = threading.Thread(target=self._beat, daemon=True)
 
     def check(self) -> None:
-        """Raise LostLockError if another job has the store by now, or may have it for all we can tell."""
-        silent = time.monotonic() - self._beaten
+        """See that the store is still ours.
+
+        Raises
+        ------
+        LostLockError
+            If another job has it by now.
+        OSError
+            If another machine may have it for all we can tell, because for so long this job could give no
+            sign of life: its disk is full, or its server away.
+        """
         try:
-            found = self._touch() if silent > STALE_SECONDS - 2 * BEAT_SECONDS else self._slot.read()[0]
-        except OSError as error:
-            if silent > STALE_SECONDS - 2 * BEAT_SECONDS:
-                raise LostLockError(
-                    f"the store could not be told for {silent:.0f} s that this job is alive ({error}), and "
-                    "another machine may take it over; see to its server, and run the job again"
-                ) from error
+            found = self._touch() if self._silent() else self._slot.read()[0]
+        except OSError:
+            if self._silent():  # by now: a server that is away is asked for minutes
+                raise
             return  # away for a moment
         if not self._is_mine(found):
             taker = "nobody says who" if found is None else _named(found)
@@ -67,14 +72,21 @@ class Lock:
                 f"{STALE_SECONDS:.0f} s; run it again when the other one is done"
             )
 
+    def _silent(self) -> bool:
+        return time.monotonic() - self._beaten > STALE_SECONDS - 2 * BEAT_SECONDS
+
     def _is_mine(self, found: dict[str, Any] | None) -> bool:
         return found is not None and found["token"] == self._about["token"]
 
     def _touch(self) -> dict[str, Any] | None:
         """Give a sign of life, if the lock is still ours; what it says."""
+        began = time.monotonic()
         found, version = self._slot.read()
-        if self._is_mine(found) and self._slot.swap(version, self._about | {"beat": time.time()}):
-            self._beaten = time.monotonic()
+        if not self._is_mine(found):
+            return found
+        if not self._slot.swap(version, self._about | {"beat": time.time()}):
+            return self._slot.read()[0]  # what came between
+        self._beaten = began
         return found
 
     def _beat(self) -> None:
@@ -200,7 +212,7 @@ class _File:
 class _Object:
     """On S3: a version is an ETag."""
 
-    none_such = '"none"'
+    none_such = f'"{"0" * 32}"'
 
     def __init__(self, path: Path) -> None:
         self._fs = cast(Any, path).fs
@@ -277,7 +289,16 @@ def _alive(found: dict[str, Any]) -> bool:
         ended = holder.status() == psutil.STATUS_ZOMBIE
         return not ended and bool(_started(holder) == found["started"])
     except psutil.NoSuchProcess:
-        return False
+        return _hidden(found["pid"])
+
+
+def _hidden(pid: int) -> bool:
+    """Whether it is another user's, of whom /proc may show nothing."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False
 
 
 def _started(process: psutil.Process) -> float:

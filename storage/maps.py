@@ -17,7 +17,7 @@ from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
-from storage.places import OPTIONS, is_remote
+from storage.places import OPTIONS, is_away, is_remote
 
 zarr.config.set(
     {
@@ -116,6 +116,8 @@ def open_array(path: Path) -> Any:
     try:
         return zarr.open_array(_store(path), mode="r", zarr_format=3)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if is_away(error):
+            raise
         raise ValueError(f"there is no readable Zarr array at {path}: {_line(error)}") from error
 
 

@@ -7,6 +7,7 @@ Path for both. What the two do not have in common is in this file, in :mod:`stor
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import sys
@@ -22,6 +23,9 @@ OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 10}},
 }
+
+# What s3fs makes of SlowDown, ServiceUnavailable and InternalError.
+_BUSY = {errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EBUSY)}
 
 
 def place(where: str | Path) -> Path:
@@ -85,7 +89,9 @@ def is_there(path: Path) -> bool:
 
 
 def is_away(error: Exception) -> bool:
-    """Whether it says that an S3 server cannot be spoken to, which is no OSError of botocore's."""
+    """Whether it says that an S3 server is busy or cannot be spoken to, which is no OSError of botocore's."""
+    if isinstance(error, OSError) and error.errno in _BUSY:
+        return True
     botocore = sys.modules.get("botocore.exceptions")  # without it nothing is on S3
     return botocore is not None and isinstance(error, botocore.BotoCoreError)
 

@@ -304,10 +304,10 @@ def problem_with(uri: str) -> str | None:
         if uri.startswith(("http://", "https://")):
             # At once, where MLflow's client tries for a while before it says that nobody is there. Whether
             # what answers is MLflow, and lets us in, its client knows, with its credentials.
-            httpx.get(f"{uri.rstrip('/')}/health", timeout=30, verify=False)
+            httpx.get(f"{without_user(uri).rstrip('/')}/health", timeout=30, verify=False)
         with redirect_stderr(StringIO()):
             _client(uri).search_experiments(max_results=1)
     except Exception as error:  # of SQLAlchemy, httpx or MLflow
-        told = " ".join(str(error).split()).replace(uri, without_user(uri))
+        told = " ".join(str(error).split()).replace(uri.rstrip("/"), without_user(uri).rstrip("/"))
         return f"{type(error).__name__}: {told[:200]}"
     return None

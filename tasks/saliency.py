@@ -57,7 +57,7 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
     targets, seeds = targets_and_seeds(run, shard, "saliency")
     arrays = _nothing_yet(explainer, stop - start)
     meter = Meter(classifier.device)
-    effect: dict[str, float | None] = {}
+    effect: dict[str, float | None] | None = None
 
     def read_batch(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
         blocks = {"inputs": rows_of(run, run.inputs, shard, rows)}
@@ -75,7 +75,7 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
         )
         with meter:
             explanation = explainer.explain(batch)
-        if shard == 0 and not effect and compute_of(run) != Compute():
+        if shard == 0 and effect is None and compute_of(run) != Compute():
             effect = _effect(run, name, classifier, batch, explanation.maps)
         _put(explanation, rows, arrays)
     files = []
@@ -88,7 +88,7 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
         "explain_seconds": round(meter.seconds, 6),
         "peak_bytes": meter.peak,
     }
-    return Outcome(stop - start, statuses, files, cost | effect)
+    return Outcome(stop - start, statuses, files, cost | (effect or {}))
 
 
 def _nothing_yet(explainer: Explainer, count: int) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -114,8 +115,61 @@ def test_a_holder_that_could_give_no_sign_of_life_stops(
         monkeypatch.setattr(lock._File, "read", lambda self: (_ for _ in ()).throw(OSError("away")))
         first.check()
         first._beaten -= lock.STALE_SECONDS
-        with pytest.raises(LostLockError, match="could not be told"):
+        with pytest.raises(OSError, match="away"):
             first.check()
+
+
+def test_a_holder_that_waits_for_an_answer_for_too_long_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held(tmp_path / "run", "first") as first:
+
+        def read(self: lock._File) -> None:
+            first._beaten -= lock.STALE_SECONDS
+            raise OSError("away")
+
+        monkeypatch.setattr(lock._File, "read", read)
+        with pytest.raises(OSError, match="away"):
+            first.check()
+
+
+def test_a_holder_that_is_overtaken_while_it_gives_a_sign_of_life_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held(tmp_path / "run", "first") as first:
+
+        def swap(self: lock._File, version: bytes, new: dict[str, Any]) -> bool:
+            rewrite(tmp_path / "run.lock", job="second", token="another")
+            return False
+
+        monkeypatch.setattr(lock._File, "swap", swap)
+        first._beaten -= lock.STALE_SECONDS
+        with pytest.raises(LostLockError, match="job second"):
+            first.check()
+
+
+def test_another_users_process_that_proc_does_not_show_is_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = holder(tmp_path / "run")
+    try:
+
+        def nothing(pid: int) -> None:
+            raise psutil.NoSuchProcess(pid)
+
+        def forbidden(pid: int, number: int) -> None:
+            assert (pid, number) == (process.pid, 0)
+            raise PermissionError
+
+        about = psutil.Process()
+        monkeypatch.setattr(lock.psutil, "Process", lambda pid=None: about if pid is None else nothing(pid))
+        monkeypatch.setattr(lock.os, "kill", forbidden)
+        with pytest.raises(LockedError), held(tmp_path / "run", "second"):
+            pass
+    finally:
+        monkeypatch.undo()
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize(

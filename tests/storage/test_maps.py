@@ -1,5 +1,6 @@
 """Arrays: whole shards only, nothing lost between processes, gaps told from zeros, damage told from data."""
 
+import errno
 import hashlib
 import multiprocessing
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import maps
+from storage.places import is_away
 
 ROWS, SHARD = 50, 16
 
@@ -185,3 +187,17 @@ def test_the_inner_chunk_divides_the_shard_and_is_16_where_it_can_be(shard_rows:
     chunk = maps._chunk_rows(shard_rows)
     assert shard_rows % chunk == 0
     assert chunk == 16 or shard_rows % 16
+
+
+def test_a_busy_server_is_not_taken_for_a_missing_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As s3fs says SlowDown: the step is not to be marked failed."""
+
+    def busy(*_: object, **__: object) -> None:
+        raise OSError(errno.EBUSY, "Please reduce your request rate")
+
+    monkeypatch.setattr("storage.maps.zarr.open_array", busy)
+    with pytest.raises(OSError, match="request rate") as told:
+        maps.open_array(tmp_path / "maps")
+    assert is_away(told.value)
