@@ -188,3 +188,6 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes(
     said = second.communicate(timeout=300)[0]
     assert second.returncode == 0, said
     assert not verify(small_disk / "run")
+    raw["store"] = str(tmp_path / "undisturbed")
+    explain(Job.model_validate(raw))
+    assert_same_results(small_disk / "run", tmp_path / "undisturbed")
