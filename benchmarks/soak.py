@@ -1,6 +1,6 @@
 """A long job under watch: memory of every process, the Prefect UI's answers, and speed beside a bare loop.
 
-    python benchmarks/soak.py --real FOLDER [--images 50000] [--sample 400] [--every 10]
+    python benchmarks/soak.py --real FOLDER [--images 50000] [--sample 1600] [--every 10]
 
 FOLDER (or the variable FLOODLIT_REAL) holds ``nets.py`` with a ``CifarResNet``,
 ``weights/resnet20_cifar10.pth`` and ``images/cifar10/<class>/*.png``. The images are listed as often as it
@@ -188,7 +188,7 @@ def main() -> None:
     )
     parser.add_argument("--real", type=Path, default=os.environ.get("FLOODLIT_REAL"))
     parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--sample", type=int, default=400, help="images of each bare loop")
+    parser.add_argument("--sample", type=int, default=1600, help="images of each bare loop")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between looks")
     asked = parser.parse_args()
     if asked.real is None:

@@ -6,6 +6,7 @@ workers open them and write whole shards, so that no two of them ever touch one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ zarr.config.set(
 # quarter slower, lz4 is as fast and keeps 40-80 %, no compression is no faster to a disk. Photographs as
 # uint8 keep 94 % with any of them. The checksum makes a flipped bit an error instead of a wrong number.
 CODEC = ZstdCodec(level=-1, checksum=True)
-CHUNK_ROWS = 16
+# A chunk costs a third of a millisecond however small it is: of small rows it holds more.
+CHUNK_ROWS, CHUNK_BYTES = 16, 1024 * 1024
 
 
 class DamagedShardError(ValueError):
@@ -95,7 +97,7 @@ def create_array(
     zarr.create_array(
         _store(path),
         shape=(rows, *shape),
-        chunks=(_chunk_rows(shard_rows), *shape),
+        chunks=(_chunk_rows(shard_rows, _bytes(shape, dtype)), *shape),
         shards=(shard_rows, *shape),
         dtype=dtype,
         compressors=CODEC,
@@ -190,10 +192,30 @@ def _object(path: Path, array: Any, shard: int) -> Path:
     return path.joinpath("c", str(shard), *["0"] * (array.ndim - 1))
 
 
-def _chunk_rows(shard_rows: int) -> int:
-    """The divisor of ``shard_rows`` nearest to CHUNK_ROWS by ratio; the smaller of two equally near."""
+def row_bytes(path: Path) -> int:
+    """What a row of an array takes in memory.
+
+    Raises
+    ------
+    ValueError
+        If there is no array.
+    """
+    array = open_array(path)
+    return _bytes(array.shape[1:], array.dtype)
+
+
+def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def _chunk_rows(shard_rows: int, each: int) -> int:
+    """The divisor of ``shard_rows`` nearest, by ratio, to what a chunk is to hold of rows of ``each`` bytes.
+
+    The smaller of two equally near.
+    """
+    wanted = max(CHUNK_ROWS, CHUNK_BYTES // each)
     divisors = [d for d in range(1, shard_rows + 1) if shard_rows % d == 0]
-    return min(divisors, key=lambda d: max(d, CHUNK_ROWS) / min(d, CHUNK_ROWS))
+    return min(divisors, key=lambda d: max(d, wanted) / min(d, wanted))
 
 
 def _converted(values: NDArray[Any], dtype: np.dtype[Any], path: Path) -> NDArray[Any]:

@@ -12,10 +12,11 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from explainers.classifier import Classifier
-from storage.maps import read, shard_file, write_shard
+from storage.maps import shard_file, write_shard
 from storage.records import Step
 from storage.run import Run
 from storage.scores import read_sample_inputs, write_sample_predictions
+from tasks.blocks import Images
 from tasks.prefetch import ahead
 from tasks.workplace import Outcome, chunks, classifier_of, compute_of, perform
 
@@ -43,8 +44,10 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
     store = np.full((stop - start, *cut.activation_shape), np.nan, np.float32) if keep and cut else None
     rows: list[dict[str, Any]] = []
 
+    images = Images(run, run.inputs, shard)
+
     def read_inputs(chunk: slice) -> dict[str, NDArray[Any]]:
-        return {"inputs": read(run.inputs, start + chunk.start, start + chunk.stop)}
+        return {"inputs": images.of(np.arange(chunk.start, chunk.stop))}
 
     for chunk, stored in ahead(chunks(stop - start, run.batch_images), read_inputs, classifier.device):
         inputs = classifier.inputs_of(stored["inputs"])

@@ -20,10 +20,11 @@ from explainers.classifier import Classifier
 from explainers.compute import Compute, full_precision
 from explainers.randomness import seed_of
 from explainers.registry import explainers
-from storage.maps import read, shard_file, write_shard
+from storage.maps import shard_file, write_shard
 from storage.records import Step
 from storage.run import Run
 from storage.scores import read_samples_of_shard
+from tasks.blocks import Images
 from tasks.cost import Meter
 from tasks.drift import drift
 from tasks.prefetch import ahead
@@ -59,11 +60,14 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
     meter = Meter(classifier.device)
     effect: dict[str, float | None] | None = None
 
+    blocks = {"inputs": Images(run, run.inputs, shard)}
+    if Need.ACTIVATIONS in explainer.needs:
+        blocks["activations"] = Images(run, run.activations, shard)
+
     def read_batch(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        blocks = {"inputs": rows_of(run, run.inputs, shard, rows)}
-        if Need.ACTIVATIONS in explainer.needs:
-            blocks["activations"] = rows_of(run, run.activations, shard, rows)
-        return blocks | {"targets": targets[rows], "seeds": seeds[rows]}
+        images = rows // run.targets_per_image
+        stored = {name: block.of(images) for name, block in blocks.items()}
+        return stored | {"targets": targets[rows], "seeds": seeds[rows]}
 
     for rows, stored in ahead(batches(run, targets), read_batch, classifier.device):
         batch = Batch(
@@ -147,11 +151,3 @@ def batches(run: Run, targets: NDArray[Any]) -> list[NDArray[Any]]:
     """Rows of a shard's maps, in steps of the run's size, without those that have no target."""
     steps = (np.arange(step.start, step.stop) for step in chunks(len(targets), run.batch_images))
     return [able for rows in steps if len(able := rows[targets[rows] >= 0])]
-
-
-def rows_of(run: Run, array: Any, shard: int, rows: NDArray[Any]) -> NDArray[Any]:
-    """Entries of a per-image array for some maps of a shard."""
-    first, _ = run.bounds(shard)
-    images = rows // run.targets_per_image
-    block = read(array, first + images[0], first + images[-1] + 1)
-    return block[images - images[0]]

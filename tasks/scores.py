@@ -20,11 +20,12 @@ from storage.records import Step
 from storage.run import Run
 from storage.scores import read_samples_of_shard, write_scores
 from tasks.again import Again
+from tasks.blocks import Images
 from tasks.metrics.base import Metric, MetricBatch, Need, Scores
 from tasks.metrics.preparation import prepare
 from tasks.metrics.registry import metrics
 from tasks.prefetch import ahead
-from tasks.saliency import STATUSES, batches, rows_of, targets_and_seeds
+from tasks.saliency import STATUSES, batches, targets_and_seeds
 from tasks.workplace import Outcome, classifier_of, perform
 
 
@@ -64,13 +65,17 @@ def _score(run: Run, shard: int, explainer: str) -> Outcome:
     values = {column.name: np.full(stop - start, np.nan) for metric in chosen for column in metric.columns()}
     curves: dict[str, list[np.ndarray | None]] = {name: [None] * (stop - start) for name in values}
 
+    blocks = {"inputs": Images(run, run.inputs, shard)}
+    if run.manifest.masks:
+        blocks["masks"] = Images(run, run.masks, shard)
+    each = {"maps": maps, "targets": targets, "seeds": seeds, "own_seeds": own_seeds}
+    if confidences is not None:
+        each["confidence"] = confidences
+
     def read_batch(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        blocks = {"inputs": rows_of(run, run.inputs, shard, rows), "maps": maps[rows]}
-        if run.manifest.masks:
-            blocks["masks"] = rows_of(run, run.masks, shard, rows)
-        if confidences is not None:
-            blocks["confidence"] = confidences[rows]
-        return blocks | {"targets": targets[rows], "seeds": seeds[rows], "own_seeds": own_seeds[rows]}
+        images = rows // run.targets_per_image
+        stored = {name: block.of(images) for name, block in blocks.items()}
+        return stored | {name: values[rows] for name, values in each.items()}
 
     for rows, stored in ahead(batches(run, targets), read_batch, classifier.device):
         batch = _batch(run, classifier, stored, [samples[row // run.targets_per_image] for row in rows])

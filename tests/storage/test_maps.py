@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import multiprocessing
 from pathlib import Path
 
@@ -183,10 +184,18 @@ def test_no_array_is_a_clear_error(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 600))
-def test_the_inner_chunk_divides_the_shard_and_is_16_where_it_can_be(shard_rows: int) -> None:
-    chunk = maps._chunk_rows(shard_rows)
+def test_the_inner_chunk_divides_the_shard_and_is_16_large_rows_where_it_can_be(shard_rows: int) -> None:
+    chunk = maps._chunk_rows(shard_rows, 3 * 224 * 224)
     assert shard_rows % chunk == 0
     assert chunk == 16 or shard_rows % 16
+
+
+def test_the_inner_chunk_holds_more_of_small_rows(tmp_path: Path) -> None:
+    for name, shape, rows in (("inputs", (3, 32, 32), 64), ("grid", (7, 7), 1024), ("status", (), 1024)):
+        maps.create_array(tmp_path / name, 2048, shape, "float32", shard_rows=1024)
+        array = maps.open_array(tmp_path / name)
+        assert array.chunks[0] == rows, name
+        assert maps.row_bytes(tmp_path / name) == 4 * math.prod(shape)
 
 
 def test_a_busy_server_is_not_taken_for_a_missing_array(

@@ -14,9 +14,10 @@ from storage.maps import read
 from storage.query import query
 from storage.run import Run
 from tasks.again import Again
+from tasks.blocks import Images
 from tasks.metrics.preparation import prepare
 from tasks.metrics.redrawing import redrawn
-from tasks.saliency import rows_of, targets_and_seeds
+from tasks.saliency import targets_and_seeds
 from tasks.scores import scores
 from tasks.workplace import classifier_of
 
@@ -48,7 +49,8 @@ def shard_of(run: Run, name: str, shard: int = 0) -> tuple[Again, Tensor, Tensor
     classifier = classifier_of(run)
     start, stop = run.rows_of(shard)
     targets, seeds = (torch.from_numpy(each) for each in targets_and_seeds(run, shard, "saliency"))
-    inputs = classifier.inputs_of(torch.from_numpy(rows_of(run, run.inputs, shard, np.arange(stop - start))))
+    each = np.arange(stop - start) // run.targets_per_image
+    inputs = classifier.inputs_of(torch.from_numpy(Images(run, run.inputs, shard).of(each)))
     maps = torch.from_numpy(read(run.saliency(name) / "maps", start, stop))
     return Again(run, name, classifier, targets, seeds), inputs, targets, prepare(maps, run.input_size)[0]
 
