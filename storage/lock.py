@@ -24,7 +24,7 @@ from filelock import FileLock
 from fsspec.asyn import sync
 
 from storage.files import write_json
-from storage.places import is_remote
+from storage.places import check_answers, is_remote
 
 BEAT_SECONDS = 20.0  # between two signs of life
 STALE_SECONDS = 300.0  # without one, until another machine may take over
@@ -118,6 +118,7 @@ def held(root: Path, job: str) -> Iterator[Lock]:
     OSError
         If the store cannot be reached, or its S3 server has no conditional writes.
     """
+    check_answers(root)
     slot = _slot_of(root)
     me = psutil.Process()
     about = {
@@ -189,17 +190,30 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._guard = path.with_name(f".{path.name}.guard")
 
     def read(self) -> tuple[dict[str, Any] | None, bytes | None]:
         try:
-            version = self._path.read_bytes()
+            with self._path.open("rb") as file:
+                version, written = file.read(), os.fstat(file.fileno()).st_mtime
         except FileNotFoundError:
             return None, None
-        return _parsed(version), version
+        found = _parsed(version)
+        if found is not None:  # by the disk's clock, since its holder's may be another than ours
+            found["beat"] = time.time() - (self._now() - written)
+        return found, version
+
+    def _now(self) -> float:
+        """By the clock of the machine that has the disk; by ours, where we may not write there."""
+        try:
+            os.utime(self._guard)
+            return self._guard.stat().st_mtime
+        except OSError:
+            return time.time()
 
     def swap(self, version: bytes | None, new: dict[str, Any] | None) -> bool:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._path.with_name(f".{self._path.name}.guard")):
+        with FileLock(self._guard):
             if self.read()[1] != version:
                 return False
             if new is None:

@@ -82,10 +82,35 @@ def is_there(path: Path) -> bool:
     except Exception as error:
         if not (isinstance(error, OSError) or is_away(error)):
             raise
-        raise ValueError(
-            f"{path} cannot be reached: {' '.join(str(error).split())}; see to AWS_ENDPOINT_URL and the "
-            "credentials"
-        ) from error
+        raise ValueError(_unreached(path, error)) from error
+
+
+def _unreached(path: Path, error: Exception) -> str:
+    told = " ".join(str(error).split())
+    return f"{path} cannot be reached: {told}; see to AWS_ENDPOINT_URL and the credentials"
+
+
+def check_answers(path: Path) -> None:
+    """Speak to the S3 server of an address, impatiently: it need not be starting again, as in mid-job.
+
+    Raises
+    ------
+    OSError
+        In one line, if none answers.
+    """
+    if not is_remote(path):
+        return
+    remote = cast(Any, path)
+    hasty = {"connect_timeout": 5, "retries": {"mode": "standard", "total_max_attempts": 2}}
+    try:
+        fs = type(remote.fs)(**remote.storage_options | {"config_kwargs": hasty})
+        fs.call_s3("head_bucket", Bucket=remote.path.partition("/")[0])
+    except OSError:
+        return  # what it answers is for others to judge
+    except Exception as error:
+        if not is_away(error):
+            raise
+        raise OSError(_unreached(path, error)) from error
 
 
 def is_away(error: Exception) -> bool:

@@ -179,7 +179,8 @@ def test_a_holder_on_another_machine_counts_until_it_has_been_silent_for_long(
     tmp_path: Path, age: float, refused: bool
 ) -> None:
     with held(tmp_path / "run", "first") as first:
-        rewrite(tmp_path / "run.lock", host="elsewhere", beat=time.time() - age)
+        rewrite(tmp_path / "run.lock", host="elsewhere")
+        os.utime(tmp_path / "run.lock", (time.time() - age,) * 2)
         if refused:
             with pytest.raises(LockedError, match="on elsewhere"), held(tmp_path / "run", "second"):
                 pass
@@ -190,6 +191,36 @@ def test_a_holder_on_another_machine_counts_until_it_has_been_silent_for_long(
                 pytest.raises(LostLockError, match=r"taken over \(job second"),
             ):
                 first.check()
+
+
+@pytest.mark.parametrize("ahead", [-1e5, 1e5])
+def test_clocks_that_disagree_about_the_time_take_no_lock_from_the_living(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    """Neither the holder's counts nor ours, but that of the disk, which stamps both files."""
+    path, clock = tmp_path / "run.lock", time.time
+    with held(tmp_path / "run", "first"):
+        rewrite(path, host="elsewhere", beat=clock() - ahead)
+        with pytest.raises(LockedError, match="on elsewhere"), held(tmp_path / "run", "second"):
+            pass
+        monkeypatch.setattr(lock.time, "time", lambda: clock() + ahead)
+        with pytest.raises(LockedError, match="on elsewhere"), held(tmp_path / "run", "second"):
+            pass
+        os.utime(path, (clock() - lock.STALE_SECONDS - 10,) * 2)
+        with held(tmp_path / "run", "second"):
+            pass
+
+
+def test_who_may_not_write_beside_the_store_can_still_see_who_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    with held(tmp_path / "run", "first"):
+        rewrite(tmp_path / "run.lock", host="elsewhere")
+        monkeypatch.setattr(lock.os, "utime", forbidden)
+        assert "first" in (lock.holder(tmp_path / "run") or "")
 
 
 def test_a_holder_gives_signs_of_life_until_it_is_taken_over(

@@ -22,7 +22,7 @@ from storage import lock, maps
 from storage.datasets import DatasetSpec, UnreadableError, open_dataset
 from storage.files import on_this_machine, replacing, sha256_of_file, write_json
 from storage.lock import LockedError, LostLockError, held, holder
-from storage.places import files_under, folders_in, is_remote, place, remove_tree
+from storage.places import OPTIONS, files_under, folders_in, is_remote, place, remove_tree
 from storage.records import (
     DamagedRecordError,
     Step,
@@ -269,13 +269,18 @@ def test_a_bucket_that_is_not_there_is_told(s3: ObjectStore) -> None:
 
 
 def test_a_server_that_is_away_is_told_in_one_line(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    nobody = UPath("s3://bucket/run", client_kwargs={"endpoint_url": f"http://127.0.0.1:{free_port()}"})
+    there = {"endpoint_url": f"http://127.0.0.1:{free_port()}"}
+    nobody = UPath("s3://bucket/run", client_kwargs=there)
     monkeypatch.setattr("storage.run.place", lambda store: nobody)
     with pytest.raises(ValueError, match="cannot be reached: Could not connect") as refusal:
         Run.open("s3://bucket/run")
     assert "\n" not in str(refusal.value)
-    with pytest.raises(OSError, match="Could not connect"), held(nobody, "first"):
+    patient = UPath("s3://bucket/run", client_kwargs=there, **OPTIONS)
+    began = time.monotonic()
+    with pytest.raises(OSError, match="cannot be reached: Could not connect") as told, held(patient, "first"):
         pass
+    assert time.monotonic() - began < 20
+    assert "\n" not in str(told.value)
 
 
 def test_a_tree_is_removed_and_nothing_beside_it(root: Path) -> None:
