@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,15 @@ from tasks.blocks import Images
 from tasks.prefetch import ahead
 from tasks.workplace import Outcome, chunks, classifier_of, compute_of, perform
 
+logger = logging.getLogger(__name__)
+
 
 @task(name="activations", cache_policy=NO_CACHE)
 def activations(root: str, shard: int, keep: bool, halve: bool = False) -> dict[str, Any]:
-    """Write one shard of predictions and targets, and of ``activations.zarr`` if some explainer reads it."""
+    """Write one shard of predictions and targets, and of ``activations.zarr`` if some explainer reads it.
+
+    An input whose logits float16 cannot hold has neither, and the log names it.
+    """
     step = Step("activations", shard)
     return perform(
         root,
@@ -62,15 +68,20 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
             logits = cut.head(features)
             if store is not None:
                 store[chunk] = features.float().cpu().numpy()
-        if compute_of(run).precision == "float16" and not logits[usable[chunk]].isfinite().all():
-            raise ValueError("compute.precision: an input's logits are beyond float16; use bfloat16")
+        if compute_of(run).precision == "float16":
+            usable[chunk] &= logits.isfinite().all(1).cpu().numpy()
         rows += _predictions(run, samples[chunk], usable[chunk], logits)
     files = [write_sample_predictions(run.root, shard, rows)]
     if store is not None:
         store[~usable] = np.nan
         write_shard(run.activations, start, store)
         files.append(shard_file(run.activations, shard))
-    return Outcome(len(rows), [sample["status"] for sample in samples], files, {"cached": keep})
+    statuses = [sample["status"] for sample in samples]
+    for i in np.flatnonzero(~usable):
+        if statuses[i] == "ok":
+            logger.warning("%s: its logits are beyond float16; use bfloat16", samples[i]["sample_id"])
+            statuses[i] = "failed"
+    return Outcome(len(rows), statuses, files, {"cached": keep})
 
 
 def _predictions(

@@ -16,7 +16,7 @@ from storage.run import Run
 from storage.scores import read_values, write_table
 from tasks.drift import DRIFT
 
-# Seconds between looks at the memory of the process, the first and the longest: at every 5 ms they take 4 % of
+# Seconds between looks at the memory of the process, the first and the longest: every 5 ms they take 4 % of
 # the core that explains.
 _FIRST_LOOK, _LONGEST = 0.005, 0.1
 _MIB = 1024 * 1024
