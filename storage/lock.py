@@ -190,7 +190,7 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._guard = path.with_name(f".{path.name}.guard")
+        self._guard, self._clock = (path.with_name(f".{path.name}.{name}") for name in ("guard", "clock"))
 
     def read(self) -> tuple[dict[str, Any] | None, bytes | None]:
         try:
@@ -206,8 +206,8 @@ class _File:
     def _now(self) -> float:
         """By the clock of the machine that has the disk; by ours, where we may not write there."""
         try:
-            os.utime(self._guard)
-            return self._guard.stat().st_mtime
+            self._clock.touch()
+            return self._clock.stat().st_mtime
         except OSError:
             return time.time()
 

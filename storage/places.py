@@ -23,6 +23,7 @@ OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 10}},
 }
+ANSWER_SECONDS = 5.0  # in which a server answers when a job starts
 
 # What s3fs makes of SlowDown, ServiceUnavailable and InternalError.
 _BUSY = {errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EBUSY)}
@@ -101,22 +102,25 @@ def check_answers(path: Path) -> None:
     if not is_remote(path):
         return
     remote = cast(Any, path)
-    hasty = {"connect_timeout": 5, "retries": {"mode": "standard", "total_max_attempts": 2}}
+    hasty = {"connect_timeout": ANSWER_SECONDS, "read_timeout": ANSWER_SECONDS}
+    retries = {"retries": {"mode": "standard", "total_max_attempts": 2}}
+    fs = type(remote.fs)(**remote.storage_options | {"config_kwargs": hasty | retries})
+    fs.retries = 1  # its own, around those
     try:
-        fs = type(remote.fs)(**remote.storage_options | {"config_kwargs": hasty})
         fs.call_s3("head_bucket", Bucket=remote.path.partition("/")[0])
-    except OSError:
-        return  # what it answers is for others to judge
     except Exception as error:
-        if not is_away(error):
+        if _is_silence(error) or isinstance(error, TimeoutError):
+            raise OSError(_unreached(path, error)) from error
+        if not isinstance(error, OSError):  # what it answers is for others to judge
             raise
-        raise OSError(_unreached(path, error)) from error
 
 
 def is_away(error: Exception) -> bool:
     """Whether it says that an S3 server is busy or cannot be spoken to, which is no OSError of botocore's."""
-    if isinstance(error, OSError) and error.errno in _BUSY:
-        return True
+    return (isinstance(error, OSError) and error.errno in _BUSY) or _is_silence(error)
+
+
+def _is_silence(error: Exception) -> bool:
     botocore = sys.modules.get("botocore.exceptions")  # without it nothing is on S3
     return botocore is not None and isinstance(error, botocore.BotoCoreError)
 

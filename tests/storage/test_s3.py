@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -281,6 +282,15 @@ def test_a_server_that_is_away_is_told_in_one_line(s3: ObjectStore, monkeypatch:
         pass
     assert time.monotonic() - began < 20
     assert "\n" not in str(told.value)
+
+
+def test_a_server_that_takes_calls_and_says_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.places.ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        there = {"endpoint_url": f"http://127.0.0.1:{mute.getsockname()[1]}"}
+        patient = UPath("s3://bucket/run", key="k", secret="s", client_kwargs=there, **OPTIONS)
+        with pytest.raises(OSError, match=r"cannot be reached: Read timeout"), held(patient, "first"):
+            pass
 
 
 def test_a_tree_is_removed_and_nothing_beside_it(root: Path) -> None:
