@@ -192,8 +192,8 @@ def _object(path: Path, array: Any, shard: int) -> Path:
     return path.joinpath("c", str(shard), *["0"] * (array.ndim - 1))
 
 
-def row_bytes(path: Path) -> int:
-    """What a row of an array takes in memory.
+def chunk_of(path: Path) -> tuple[int, int]:
+    """Rows that are stored, and so read, together, and the bytes that each takes in memory.
 
     Raises
     ------
@@ -201,7 +201,7 @@ def row_bytes(path: Path) -> int:
         If there is no array.
     """
     array = open_array(path)
-    return _bytes(array.shape[1:], array.dtype)
+    return int(array.chunks[0]), _bytes(array.shape[1:], array.dtype)
 
 
 def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
@@ -213,7 +213,7 @@ def _chunk_rows(shard_rows: int, each: int) -> int:
 
     The smaller of two equally near.
     """
-    wanted = max(CHUNK_ROWS, CHUNK_BYTES // each)
+    wanted = max(CHUNK_ROWS, CHUNK_BYTES // max(1, each))
     divisors = [d for d in range(1, shard_rows + 1) if shard_rows % d == 0]
     return min(divisors, key=lambda d: max(d, wanted) / min(d, wanted))
 

@@ -49,12 +49,13 @@ def reading(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 @given(
     block=st.integers(1, 200),
+    chunk=st.sampled_from([1, 4, 16]),
     shard=st.integers(0, 3),
     asked=st.lists(st.integers(0, SHARD - 1), min_size=1, max_size=30).map(sorted),
     size=st.integers(1, 9),
 )
 def test_a_batch_has_what_the_array_has_whatever_the_block(
-    array: Path, block: int, shard: int, asked: list[int], size: int
+    array: Path, block: int, chunk: int, shard: int, asked: list[int], size: int
 ) -> None:
     """Rows left out and rows asked for twice, as those of failed images and of several targets, included."""
     first, stop = Bounds().bounds(shard)
@@ -62,21 +63,39 @@ def test_a_batch_has_what_the_array_has_whatever_the_block(
     whole = maps.read(array, first, stop)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK_BYTES", block)
+        patch.setattr(blocks, "chunk_of", lambda _: (chunk, ROW_BYTES))
         images = Images(Bounds(), array, shard)  # type: ignore[arg-type]
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
             assert np.array_equal(images.of(batch), whole[batch])
 
 
-def test_a_block_is_read_once_and_ends_with_the_shard(array: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 8 * ROW_BYTES)
+@pytest.mark.parametrize("block", [8, 11])
+def test_a_block_is_read_once_and_ends_where_a_chunk_does(
+    array: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """Or two blocks would decode the chunk."""
+    monkeypatch.setattr(blocks, "chunk_of", lambda _: (4, ROW_BYTES))
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", block * ROW_BYTES)
     seen = reading(monkeypatch)
     images = Images(Bounds(), array, 1)  # type: ignore[arg-type]
-    for start in range(0, SHARD, 4):
-        images.of(np.arange(start, start + 4))
+    for start in range(0, SHARD, 2):
+        images.of(np.arange(start, start + 2))
     assert seen == [(16, 24), (24, 32)]
-    images.of(np.arange(2, 14))  # a batch larger than a block
-    assert seen[2:] == [(18, 30)]
+    images.of(np.arange(2, 15))  # a batch larger than a block
+    assert seen[2:] == [(18, 31)]
+
+
+def test_a_block_is_a_chunk_at_least_and_ends_with_the_shard(
+    array: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "chunk_of", lambda _: (SHARD, ROW_BYTES))
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
+    seen = reading(monkeypatch)
+    images = Images(Bounds(), array, 3)  # type: ignore[arg-type]
+    images.of(np.array([0]))
+    images.of(np.array([1]))
+    assert seen == [(48, 50)]
 
 
 def test_what_is_handed_out_is_not_the_block(array: Path) -> None:
