@@ -166,7 +166,7 @@ def _results(job: Any) -> None:
     damaged = [sample for sample in read_samples(done.root) if sample["status"] != "ok"]
     if damaged:
         first = f"{damaged[0]['uri']}: {damaged[0]['error']}"
-        console.print(f"{len(damaged)} of {done.rows} images could not be read, e.g. {first}")
+        console.print(f"{len(damaged)} of {done.rows} images failed, e.g. {first}")
     uri = job.tracking or default_uri(job.store)
     lines = {
         "maps": f"{done.root}/saliency.zarr/<explainer>/maps",

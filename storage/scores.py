@@ -22,7 +22,7 @@ from storage.run import Run
 SCORES = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
-        ("target", pa.int64()),  # null where the image has none, because it could not be decoded
+        ("target", pa.int64()),  # null where the image has none, because it failed
         pa.field("metric", pa.string(), nullable=False),
         ("value", pa.float64()),  # null where the metric is undefined
         ("curve", pa.list_(pa.float32())),
@@ -52,6 +52,7 @@ _FROM_ACTIVATIONS = pa.schema(
         ("target", pa.int64()),
         ("targets", pa.list_(pa.int64())),  # the classes explained, the first of them is ``target``
         ("probabilities", pa.list_(pa.float64())),  # of ``targets``
+        ("error", pa.string()),  # why a readable input has none of these
     ]
 )
 SAMPLE_COLUMNS = (
@@ -201,7 +202,8 @@ def write_sample_inputs(root: Path, shard: int, rows: Sequence[Mapping[str, Any]
 def write_sample_predictions(root: Path, shard: int, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write what the activations stage knows about a shard's images, in row order; returns the file.
 
-    Keys: sample_id, prediction, confidence, target, targets, probabilities.
+    Keys: sample_id, prediction, confidence, target, targets, probabilities, error; who has an error has none
+    of the others, and fails for it.
     """
     return _write_part(root, "activations", shard, pa.Table.from_pylist(list(rows), _FROM_ACTIVATIONS))
 
@@ -260,6 +262,12 @@ def _joined(root: Path, shard: int) -> pa.Table:
     table, other = read_table(_part(root, "inputs", shard)), read_table(_part(root, "activations", shard))
     if not table["sample_id"].equals(other["sample_id"]):
         raise ValueError(f"shard {shard} of {root}: the inputs and the activations are of different images")
+    if "error" in other.column_names:  # otherwise written before there was such a column
+        status = pc.if_else(pc.is_valid(other["error"]), "failed", table["status"])
+        error = pc.coalesce(other["error"], table["error"])
+        table, other = table.drop_columns(["status", "error"]), other.drop_columns(["error"])
+        for name, column in (("status", status), ("error", error)):
+            table = table.append_column(_FROM_INPUTS.field(name), column)
     for name in other.column_names[1:]:
         table = table.append_column(name, other[name])
     for field in (*_FROM_INPUTS, *_FROM_ACTIVATIONS):

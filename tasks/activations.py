@@ -12,6 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
+from explainers.black_box import BlackBox
 from explainers.classifier import Classifier
 from storage.maps import shard_file, write_shard
 from storage.records import Step
@@ -22,6 +23,7 @@ from tasks.prefetch import ahead
 from tasks.workplace import Outcome, chunks, classifier_of, compute_of, perform
 
 logger = logging.getLogger(__name__)
+_TOO_LARGE = "its logits are beyond float16; use bfloat16"
 
 
 @task(name="activations", cache_policy=NO_CACHE)
@@ -49,7 +51,6 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
     cut = classifier if isinstance(classifier, Classifier) else None
     store = np.full((stop - start, *cut.activation_shape), np.nan, np.float32) if keep and cut else None
     rows: list[dict[str, Any]] = []
-
     images = Images(run, run.inputs, shard)
 
     def read_inputs(chunk: slice) -> dict[str, NDArray[Any]]:
@@ -58,11 +59,7 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
     for chunk, stored in ahead(chunks(stop - start, run.batch_images), read_inputs, classifier.device):
         inputs = classifier.inputs_of(stored["inputs"])
         if cut is None:
-            # Without the rows that could not be read: not every network takes nothing for a text.
-            able = torch.from_numpy(usable[chunk]).to(inputs.device)
-            logits = torch.zeros(len(inputs), classifier.num_classes, device=inputs.device)
-            if usable[chunk].any():
-                logits[able] = classifier.logits(inputs[able]).float()
+            logits = _logits_of(classifier, inputs, torch.from_numpy(usable[chunk]).to(inputs.device))
         else:
             features = cut.activations(inputs)
             logits = cut.head(features)
@@ -76,12 +73,19 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
         store[~usable] = np.nan
         write_shard(run.activations, start, store)
         files.append(shard_file(run.activations, shard))
-    statuses = [sample["status"] for sample in samples]
-    for i in np.flatnonzero(~usable):
-        if statuses[i] == "ok":
-            logger.warning("%s: its logits are beyond float16; use bfloat16", samples[i]["sample_id"])
-            statuses[i] = "failed"
+    for row in rows:
+        if row["error"]:
+            logger.warning("%s: %s", row["sample_id"], row["error"])
+    statuses = ["failed" if row["error"] else s["status"] for row, s in zip(rows, samples, strict=True)]
     return Outcome(len(rows), statuses, files, {"cached": keep})
+
+
+def _logits_of(classifier: BlackBox, inputs: Tensor, able: Tensor) -> Tensor:
+    """Zeros for what could not be read: not every network takes nothing for a text."""
+    logits = torch.zeros(len(inputs), classifier.num_classes, device=inputs.device)
+    if able.any():
+        logits[able] = classifier.logits(inputs[able]).float()
+    return logits
 
 
 def _predictions(
@@ -99,6 +103,7 @@ def _predictions(
             "target": target[0] if usable[i] else None,
             "targets": target if usable[i] else [],
             "probabilities": probabilities[i] if usable[i] else [],
+            "error": None if usable[i] or sample["status"] != "ok" else _TOO_LARGE,
         }
         for i, (sample, target) in enumerate(zip(samples, targets.tolist(), strict=True))
     ]

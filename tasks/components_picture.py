@@ -104,7 +104,10 @@ def _found(run: Run, sample_id: str, explainer: str) -> tuple[int, dict[str, Any
             f"{sample_id} has no map of {explainer} yet: its shard {shard + 1}/{run.shards} is not done; run "
             f"the job again to continue"
         )
-    return run.bounds(shard)[0] + place, read_samples_of_shard(run.root, shard)[place]
+    sample = read_samples_of_shard(run.root, shard)[place]
+    if sample["status"] != "ok":
+        raise ValueError(f"{sample_id} has no target: {sample['error']}")
+    return run.bounds(shard)[0] + place, sample
 
 
 def _located(run: Run, sample_id: str, shards: list[int]) -> tuple[int, int]:
