@@ -23,7 +23,7 @@ OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 10}},
 }
-ANSWER_SECONDS = 5.0  # in which a server answers when a job starts
+ANSWER_SECONDS = 10.0  # in which a server answers when a job starts
 
 # What s3fs makes of SlowDown, ServiceUnavailable and InternalError.
 _BUSY = {errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EBUSY)}
