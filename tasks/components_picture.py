@@ -36,8 +36,8 @@ def draw_components(
     Raises
     ------
     ValueError
-        In one line: no such explainer or none that decomposes, no such sample, its image could not be read
-        or is not explained yet, or the picture cannot be written.
+        In one line: no such explainer or none that decomposes, no such sample, its image could not be read,
+        has no target or is not explained yet, or the picture cannot be written.
     """
     name = _chosen(run, explainer)
     image, sample = _found(run, sample_id, name)

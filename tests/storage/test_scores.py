@@ -117,6 +117,19 @@ def test_samples_are_merged_a_row_an_image_in_array_order(tmp_path: Path) -> Non
     assert scores.read_sample_inputs(tmp_path, 1)[0]["label"] == 7
 
 
+def test_an_input_that_failed_after_it_was_read_says_so_also_beside_parts_of_older_versions(
+    tmp_path: Path,
+) -> None:
+    write_parts(tmp_path)
+    failed = prediction_row("b", []) | {"error": "too large"}
+    part = scores.write_sample_predictions(tmp_path, 0, [failed, prediction_row("a", [])])
+    older = tmp_path / "samples" / "activations" / part.name.replace("0.", "1.")
+    scores.write_table(scores.read_table(older).drop_columns(["error", "probabilities"]), older)
+    scores.merge_samples(tmp_path)
+    told = {row["sample_id"]: (row["status"], row["error"]) for row in scores.read_samples(tmp_path)}
+    assert told == {"b": ("failed", "too large"), "a": ("failed", "empty"), "c": ("ok", None)}
+
+
 def test_parts_about_different_images_are_not_merged(tmp_path: Path) -> None:
     write_parts(tmp_path)
     scores.write_sample_predictions(tmp_path, 0, [prediction_row("a", [1]), prediction_row("b", [1])])

@@ -11,7 +11,7 @@ from runs import Quadrants, decomposed, explained, prepared, tiny_job
 from storage.maps import read
 from storage.records import Step, drop_record
 from storage.run import Run
-from storage.scores import read_samples
+from storage.scores import read_samples, read_samples_of_shard, write_sample_predictions
 from tasks.components import components_of, decomposing
 from tasks.components_picture import components_figure, draw_components
 from tasks.contact_sheet import draw_contact_sheet
@@ -202,6 +202,17 @@ def test_a_sample_whose_shard_is_not_done_has_no_picture_yet_and_the_others_have
     drop_record(run.root, Step("inputs", 0))
     with pytest.raises(ValueError, match="has no samples yet"):
         draw_components(run, "b/1.png")
+
+
+def test_a_sample_that_failed_after_it_was_read_has_no_picture(tmp_path: Path) -> None:
+    run = decomposed(tmp_path)
+    first, *rest = read_samples_of_shard(run.root, 0)
+    lost = {"sample_id": first["sample_id"], "targets": [], "probabilities": [], "error": "too large"}
+    keys = ("sample_id", "prediction", "confidence", "target", "targets", "probabilities")
+    write_sample_predictions(run.root, 0, [lost, *({key: row[key] for key in keys} for row in rest)])
+    with pytest.raises(ValueError, match=r"^b/0\.png has no target: too large$"):
+        draw_components(run, "b/0.png")
+    assert draw_components(run, "b/1.png").exists()
 
 
 def test_a_run_where_nothing_decomposes_says_so(tmp_path: Path) -> None:
