@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import distributed
 import psutil
 import pytest
 
@@ -123,6 +124,19 @@ class Cluster:
         return f"tcp://127.0.0.1:{self.port}"
 
     def revive(self) -> None:
+        """Start what is gone, until all are together, as whoever keeps a cluster does.
+
+        A worker that lost its scheduler takes a minute to end if its last logs find no Prefect server.
+        """
+        deadline = time.monotonic() + HANGING
+        self._start_missing()
+        with distributed.Client(self.address, timeout=60) as client:
+            while len(client.scheduler_info(n_workers=-1)["workers"]) < 2:
+                assert time.monotonic() < deadline, "the cluster does not come up"
+                time.sleep(0.5)
+                self._start_missing()
+
+    def _start_missing(self) -> None:
         commands = {
             "scheduler": ["scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard"]
         }
