@@ -1,7 +1,7 @@
 """The Prefect server of a job: the configured one, or one started for as long as the job runs.
 
 Without an address every Dask worker would start a temporary server of its own. ``python -m flows.server
-PORT`` is the process started here: a Prefect server that ends when its parent does, however that ends.
+PORT PARENT`` is the process started here: a Prefect server that ends when its parent does, however that ends.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class _Server:
 
 def _start(port: int, url: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.server", str(port)],
+        [sys.executable, "-m", "flows.server", str(port), str(os.getpid())],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"PREFECT_UI_API_URL": url},  # else its pages ask the default port
@@ -129,14 +129,14 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _end_with_parent() -> None:
-    parent = os.getppid()
+def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(0)
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Told and not looked up: it may be gone by now.
+    threading.Thread(target=_end_with, args=[int(sys.argv[2])], daemon=True).start()
     sys.argv = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", sys.argv[1]]
     runpy.run_module("prefect", run_name="__main__")

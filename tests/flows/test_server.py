@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.server import prefect_server
+from flows.server import free_port, prefect_server
+from runs import ROOT
 
 
 def servers() -> list[psutil.Process]:
@@ -40,3 +44,16 @@ def test_a_killed_server_comes_back_at_the_same_address(server: str, monkeypatch
         (second,) = [process for process in servers() if process.pid not in before]
         assert second.pid != first.pid
     assert not second.is_running() or second.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.service
+def test_a_server_whose_parent_was_gone_before_it_could_look_ends(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    command = [sys.executable, "-m", "flows.server", str(free_port()), str(gone.pid)]
+    server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PREFECT_HOME": str(tmp_path)})
+    try:
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+        server.wait()
