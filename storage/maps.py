@@ -193,7 +193,7 @@ def _object(path: Path, array: Any, shard: int) -> Path:
 
 
 def chunk_of(path: Path) -> tuple[int, int]:
-    """Rows that are stored, and so read, together, and the bytes that each takes in memory.
+    """Rows that are stored, and so read, together, and the bytes that each takes in memory, 1 at least.
 
     Raises
     ------
@@ -205,7 +205,7 @@ def chunk_of(path: Path) -> tuple[int, int]:
 
 
 def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
-    return math.prod(shape) * np.dtype(dtype).itemsize
+    return max(1, math.prod(shape) * np.dtype(dtype).itemsize)
 
 
 def _chunk_rows(shard_rows: int, each: int) -> int:
@@ -213,7 +213,7 @@ def _chunk_rows(shard_rows: int, each: int) -> int:
 
     The smaller of two equally near.
     """
-    wanted = max(CHUNK_ROWS, CHUNK_BYTES // max(1, each))
+    wanted = max(CHUNK_ROWS, CHUNK_BYTES // each)
     divisors = [d for d in range(1, shard_rows + 1) if shard_rows % d == 0]
     return min(divisors, key=lambda d: max(d, wanted) / min(d, wanted))
 

@@ -102,9 +102,12 @@ def check_answers(path: Path) -> None:
     if not is_remote(path):
         return
     remote = cast(Any, path)
-    hasty = {"connect_timeout": ANSWER_SECONDS, "read_timeout": ANSWER_SECONDS}
-    retries = {"retries": {"mode": "standard", "total_max_attempts": 2}}
-    fs = type(remote.fs)(**remote.storage_options | {"config_kwargs": hasty | retries})
+    hasty = {
+        "connect_timeout": ANSWER_SECONDS,
+        "read_timeout": ANSWER_SECONDS,
+        "retries": {"mode": "standard", "total_max_attempts": 2},
+    }
+    fs = type(remote.fs)(**remote.storage_options | {"config_kwargs": hasty})
     fs.retries = 1  # its own, around those
     try:
         fs.call_s3("head_bucket", Bucket=remote.path.partition("/")[0])

@@ -24,7 +24,7 @@ class Images:
         self._array = array
         self._first, self._stop = run.bounds(shard)
         self._chunk_rows, each = chunk_of(array)
-        self._most = max(self._chunk_rows, BLOCK_BYTES // max(1, each))
+        self._most = max(self._chunk_rows, BLOCK_BYTES // each)
         self._start = self._end = self._first  # of the block
         self._block: NDArray[Any] = np.empty(0)
 
