@@ -40,8 +40,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from explainers.base import Batch, Explainer, Explanation, Need
-from explainers.classifier import Classifier
-from explainers.loading import ModelSpec, load
+from explainers.models.classifier import Classifier
+from explainers.models.loading import ModelSpec, load
 from explainers.registry import explainers
 from explainers.requirements import unmet
 

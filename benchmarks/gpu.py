@@ -40,14 +40,14 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from explainers.base import Batch, Explainer, Need
-from explainers.classifier import Classifier
-from explainers.compute import Compute, tf32
-from explainers.loading import ModelSpec, load, preprocessing
+from explainers.models.classifier import Classifier
+from explainers.models.compute import Compute, tf32
+from explainers.models.loading import ModelSpec, load, preprocessing
 from explainers.registry import explainers
 from explainers.requirements import unmet
-from storage.images import SUFFIXES, decode, prepare_image
-from tasks.drift import drift
-from tasks.workplace import chunks, device
+from storage.datasets.geometry import SUFFIXES, decode, prepare_image
+from tasks.perform import chunks, device
+from tasks.results.agreement import drift
 
 WAYS = {
     "float32": Compute(),

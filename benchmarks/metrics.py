@@ -42,10 +42,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision import models
 
-from explainers.classifier import Classifier
+from explainers.models.classifier import Classifier
 from tasks.metrics.base import Metric, MetricBatch
-from tasks.metrics.causal import Deletion, DeletionParameters, Insertion, InsertionParameters
 from tasks.metrics.imputation import linear
+from tasks.metrics.insertion_deletion import Deletion, DeletionParameters, Insertion, InsertionParameters
 from tasks.metrics.pixel_flipping import PixelFlipping, PixelFlippingParameters
 from tasks.metrics.ranking import ranks
 

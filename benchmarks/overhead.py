@@ -27,11 +27,11 @@ if not (ALLOCATOR.items() <= os.environ.items() and sys.flags.safe_path):
 import torch
 
 from explainers.base import Batch, Need
-from explainers.loading import load, preprocessing
-from explainers.randomness import seed_of
+from explainers.models.loading import load, preprocessing
+from explainers.numerics.randomness import seed_of
 from explainers.registry import explainers
 from flows.job import Job, read_job
-from storage.datasets import open_dataset, prepare_image
+from storage.datasets.opening import open_dataset, prepare_image
 from tasks.metrics.base import MetricBatch
 from tasks.metrics.preparation import prepare
 from tasks.metrics.registry import metrics

@@ -23,10 +23,10 @@ from rich.table import Table
 from torch import Tensor
 from torchvision import models
 
-from explainers.auxiliary import Auxiliary
-from explainers.classifier import Classifier
+from explainers.models.auxiliary import Auxiliary
+from explainers.models.classifier import Classifier
 from explainers.ptame import maps_of
-from explainers.ptame_training import PRESETS, Training, TrainingSettings, new_head
+from tasks.training.optimisation import PRESETS, Training, TrainingSettings, new_head
 
 SIZE = 224
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from storage.manifest import ExplainerEntry, Manifest, MetricEntry
 from storage.run import Run
 from storage.scores import write_scores
-from tasks.summary import mean_curves, summarise
+from tasks.results.summary import mean_curves, summarise
 
 SHARD = 5000
 COLUMNS = {

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from storage import digits
+from storage.datasets import digits
 
 WEIGHTS = Path(__file__).parent / "weights"
 CLASSES = len(digits.CLASSES)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from explainers.classifier import Classifier
+    from explainers.models.classifier import Classifier
 
 
 class Need(StrEnum):
@@ -76,7 +76,8 @@ class Batch:
     Attributes
     ----------
     inputs
-        (B, C, \\*sites): of images (B, 3, H, W) float32, pixels in [0, 1]; see :mod:`explainers.black_box`.
+        (B, C, \\*sites): of images (B, 3, H, W) float32, pixels in [0, 1]; see
+        :mod:`explainers.models.black_box`.
     targets
         (B,) int64, the class to explain.
     seeds
@@ -84,8 +85,8 @@ class Batch:
     activations
         (B, \\*classifier.activation_shape), or None where the explainer does not need them.
     forwards
-        Forward passes per perturbation step; halved by :func:`explainers.batching.in_chunks` when the
-        device runs out of memory. Never changes a result.
+        Forward passes per perturbation step; halved by :func:`explainers.numerics.batching.in_chunks` when
+        the device runs out of memory. Never changes a result.
     """
 
     inputs: Tensor

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from explainers import base
-from explainers.additivity import additive_head
 from explainers.base import Batch, Description, Explanation, Need, statuses_of
-from explainers.batching import in_chunks
-from explainers.classifier import Classifier
-from explainers.masked_forward import target_logit
+from explainers.models.classifier import Classifier
+from explainers.numerics.batching import in_chunks
+from explainers.probes.additivity import additive_head
+from explainers.probes.masked_forward import target_logit
 from explainers.registry import register
 
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from explainers import base
 from explainers.base import Batch, Description, Explanation, Need, statuses_of
-from explainers.black_box import BlackBox
-from explainers.randomness import uniform
+from explainers.models.black_box import BlackBox
+from explainers.numerics.randomness import uniform
 from explainers.registry import register
 
 CONTROLS = ("random", "center_gaussian", "sobel", "all_ones")

@@ -7,7 +7,7 @@ map. The rest is our CHOICE:
 
 - A unit is masked by setting it to zero; the prediction is preserved while the target stays the top class.
 - With a class token, the tokens are those before the last block; after it they no longer reach the token.
-- The head is asked whether units interact, see :mod:`explainers.additivity`.
+- The head is asked whether units interact, see :mod:`explainers.probes.additivity`.
 - Without interactions, units are tried in rising order of what they add to the target's logit over the
   strongest rival's, in passes until one removes nothing: a single pass is not 1-minimal.
 - With interactions, the empty set is tried first, for ddmin presupposes that something is needed. Then ddmin
@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from explainers import base
-from explainers.additivity import additive_head
 from explainers.base import Batch, Description, Detail, Explanation, Need, Status, statuses_of
-from explainers.batching import in_chunks
-from explainers.classifier import Classifier
-from explainers.delta_debugging import ddmin, greedy_passes, search_together
-from explainers.masked_forward import target_logit
+from explainers.models.classifier import Classifier
+from explainers.numerics.batching import in_chunks
+from explainers.numerics.delta_debugging import ddmin, greedy_passes, search_together
+from explainers.probes.additivity import additive_head
+from explainers.probes.masked_forward import target_logit
 from explainers.registry import register
 
 _MOST_CONTRIBUTIONS = 2**26  # numbers held at once where each image has its own (U, C) contributions

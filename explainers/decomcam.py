@@ -24,12 +24,12 @@ from torch.nn import functional as F
 
 from explainers import base
 from explainers.base import Batch, Description, Detail, Explanation, Need, statuses_of
-from explainers.batching import in_chunks
-from explainers.classifier import Classifier
-from explainers.decomposition import svd
-from explainers.head_gradient import head_gradient
-from explainers.masked_forward import MaskedForward, target_logit
-from explainers.masking import rescaled
+from explainers.models.classifier import Classifier
+from explainers.numerics.batching import in_chunks
+from explainers.numerics.decomposition import svd
+from explainers.numerics.masking import rescaled
+from explainers.probes.head_gradient import head_gradient
+from explainers.probes.masked_forward import MaskedForward, target_logit
 from explainers.registry import register
 
 NOTEBOOK_THRESHOLD = 0.01

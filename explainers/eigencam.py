@@ -9,9 +9,9 @@ from torch import Tensor
 
 from explainers import base
 from explainers.base import Batch, Description, Explanation, Need, statuses_of
-from explainers.batching import in_chunks
-from explainers.classifier import Classifier
-from explainers.decomposition import svd
+from explainers.models.classifier import Classifier
+from explainers.numerics.batching import in_chunks
+from explainers.numerics.decomposition import svd
 from explainers.registry import register
 
 

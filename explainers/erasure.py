@@ -9,8 +9,8 @@ from pydantic import Field
 
 from explainers import base
 from explainers.base import Batch, Description, Detail, Explanation, Need, statuses_of
-from explainers.black_box import BlackBox, check_fill
-from explainers.masked_forward import MaskedForward, target_probability
+from explainers.models.black_box import BlackBox, check_fill
+from explainers.probes.masked_forward import MaskedForward, target_probability
 from explainers.registry import register
 
 

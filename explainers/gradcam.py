@@ -14,9 +14,9 @@ from torch import Tensor
 
 from explainers import base
 from explainers.base import Batch, Description, Explanation, Need, statuses_of
-from explainers.batching import in_chunks
-from explainers.classifier import Classifier
-from explainers.head_gradient import head_gradient, head_gradient_and_curvature
+from explainers.models.classifier import Classifier
+from explainers.numerics.batching import in_chunks
+from explainers.probes.head_gradient import head_gradient, head_gradient_and_curvature
 from explainers.registry import register
 
 CANCELLED = 1e-5

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from explainers import base
 from explainers.base import Batch, Description, Detail, Explanation, Need, statuses_of
-from explainers.batching import in_chunks
-from explainers.classifier import Classifier
-from explainers.masked_forward import target_logit
-from explainers.randomness import global_generators
+from explainers.models.classifier import Classifier
+from explainers.numerics.batching import in_chunks
+from explainers.numerics.randomness import global_generators
+from explainers.probes.masked_forward import target_logit
 from explainers.registry import register
 
 Gradient = Callable[..., tuple[Tensor, ...]]

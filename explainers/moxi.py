@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Batch, Description, Detail, Explanation, Need, Parameters, statuses_of
-from explainers.classifier import Classifier
-from explainers.games import CellParameters, Cells, Game
+from explainers.models.classifier import Classifier
+from explainers.probes.games import CellParameters, Cells, Game
 from explainers.registry import register
 
 Mode = Literal["insertion", "deletion"]

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from explainers import base
 from explainers.base import Batch, Description, Detail, Explanation, Need, statuses_of
-from explainers.classifier import Classifier
-from explainers.masked_forward import MaskedForward, target_probability
+from explainers.models.classifier import Classifier
+from explainers.probes.masked_forward import MaskedForward, target_probability
 from explainers.registry import register
 
 REFERENCE = 224  # pixels a side, for which lengths are given

@@ -5,7 +5,8 @@ Shi, Zhang, Zheng and Wang, "PAMI: partition input and aggregate outputs for mod
 CHOICE:
 
 - Of an input whose short side is not 224 pixels all sizes are in proportion, see
-  :mod:`explainers.segmentation`; shifts are rounded to whole pixels and the blur's kernel to an odd number.
+  :mod:`explainers.numerics.segmentation`; shifts are rounded to whole pixels and the blur's kernel to an odd
+  number.
 - A shifted image is scored as it is segmented, shifted; only its map is shifted back.
 - Shifts belong to segmentations. Discs slide over the input as it stands.
 - Texts and numbers, of which the paper's settings are not known to us, are shown in windows of 1, 2, 4 and 8
@@ -29,12 +30,12 @@ from torch import Tensor
 
 from explainers import base
 from explainers.base import Batch, Description, Detail, Explanation, Need, statuses_of
-from explainers.black_box import BlackBox, check_fill
-from explainers.masked_forward import MaskedForward, scalar
-from explainers.masking import gaussian_blur, rescaled
-from explainers.randomness import random_bits
+from explainers.models.black_box import BlackBox, check_fill
+from explainers.numerics.masking import gaussian_blur, rescaled
+from explainers.numerics.randomness import random_bits
+from explainers.numerics.segmentation import Partition, PreSegmentation, SlidingWindow, Windows
+from explainers.probes.masked_forward import MaskedForward, scalar
 from explainers.registry import register
-from explainers.segmentation import Partition, PreSegmentation, SlidingWindow, Windows
 
 Shift = tuple[int, int]  # pixels down and across
 View = tuple[int, Shift]  # an image of the batch, and how it is shifted

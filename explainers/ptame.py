@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from explainers import base
-from explainers.auxiliary import Auxiliary
 from explainers.base import Batch, Description, Explanation, Need, statuses_of
-from explainers.batching import in_chunks
-from explainers.classifier import Classifier
-from explainers.loading import network_of
-from explainers.masking import rescaled
-from explainers.model_spec import ModelSpec
+from explainers.models.auxiliary import Auxiliary
+from explainers.models.classifier import Classifier
+from explainers.models.loading import network_of
+from explainers.models.model_spec import ModelSpec
+from explainers.numerics.batching import in_chunks
+from explainers.numerics.masking import rescaled
 from explainers.registry import register
 
 Output = Literal["minmax", "sigmoid"]

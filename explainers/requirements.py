@@ -6,12 +6,12 @@ from collections.abc import Callable, Set
 
 import torch
 
-from explainers.additivity import additive_head
-from explainers.attention import reads_attention
 from explainers.base import Batch, Need
-from explainers.black_box import BlackBox
-from explainers.classifier import Classifier
-from explainers.head_gradient import head_gradient_and_curvature
+from explainers.models.black_box import BlackBox
+from explainers.models.classifier import Classifier
+from explainers.probes.additivity import additive_head
+from explainers.probes.attention import reads_attention
+from explainers.probes.head_gradient import head_gradient_and_curvature
 
 
 def unmet(needs: Set[Need], classifier: BlackBox) -> str | None:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from explainers import base
 from explainers.base import Batch, Description, Detail, Explanation, Need, statuses_of
-from explainers.classifier import Classifier
-from explainers.masked_forward import MaskedForward, target_probability
-from explainers.randomness import random_bits, uniform
+from explainers.models.classifier import Classifier
+from explainers.numerics.randomness import random_bits, uniform
+from explainers.probes.masked_forward import MaskedForward, target_probability
 from explainers.registry import register
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from explainers import base
-from explainers.architectures import architecture_of
-from explainers.attention import attention_tokens, explicit_attention
 from explainers.base import Batch, Description, Explanation, Need, statuses_of
-from explainers.batching import in_chunks
-from explainers.classifier import Classifier
-from explainers.masked_forward import target_logit
+from explainers.models.architectures import architecture_of
+from explainers.models.classifier import Classifier
+from explainers.numerics.batching import in_chunks
+from explainers.probes.attention import attention_tokens, explicit_attention
+from explainers.probes.masked_forward import target_logit
 from explainers.registry import register
 
 

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from explainers import base
 from explainers.base import Batch, Description, Detail, Explanation, Need, statuses_of
-from explainers.classifier import Classifier
-from explainers.masked_forward import MaskedForward, target_logit
-from explainers.masking import rescaled
+from explainers.models.classifier import Classifier
+from explainers.numerics.masking import rescaled
+from explainers.probes.masked_forward import MaskedForward, target_logit
 from explainers.registry import register
 
 

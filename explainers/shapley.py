@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Batch, Description, Detail, Explanation, Need, Parameters, statuses_of
-from explainers.classifier import Classifier
-from explainers.games import CellParameters, Cells, Game
-from explainers.randomness import uniform
+from explainers.models.classifier import Classifier
+from explainers.numerics.randomness import uniform
+from explainers.probes.games import CellParameters, Cells, Game
 from explainers.registry import register
 
 

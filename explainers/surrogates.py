@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from explainers import base
 from explainers.base import Batch, Description, Detail, Explanation, Need, statuses_of
-from explainers.classifier import Classifier
-from explainers.masked_forward import MaskedForward, target_probability
-from explainers.randomness import global_generators
+from explainers.models.classifier import Classifier
+from explainers.numerics.randomness import global_generators
+from explainers.probes.masked_forward import MaskedForward, target_probability
 from explainers.registry import register
 
 RIDGE = 1.0  # penalty in LIME's authors' release

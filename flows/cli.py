@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from flows import reading, running
+from flows import inspect_commands, job_commands
 
 app = typer.Typer(
     help="Explain a vision model over a whole dataset.\n\n"
@@ -14,16 +14,16 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 for command in (
-    running.run,
-    running.train,
-    reading.status,
-    reading.query,
-    reading.compare,
-    reading.verify,
-    reading.components,
-    reading.doctor,
-    reading.explainers,
-    reading.metrics,
+    job_commands.run,
+    job_commands.train,
+    inspect_commands.status,
+    inspect_commands.query,
+    inspect_commands.compare,
+    inspect_commands.verify,
+    inspect_commands.components,
+    inspect_commands.doctor,
+    inspect_commands.explainers,
+    inspect_commands.metrics,
 ):
     app.command()(command)
 

@@ -20,11 +20,11 @@ from pydantic import (
 )
 
 from explainers.base import Parameters
-from explainers.compute import Compute
 from explainers.controls import CONTROLS
-from explainers.loading import ModelSpec
+from explainers.models.compute import Compute
+from explainers.models.loading import ModelSpec
 from explainers.registry import Registry, explainers
-from storage.datasets import DatasetSpec
+from storage.datasets.opening import DatasetSpec
 from storage.places import Place, is_remote, place
 from tasks.metrics.registry import metrics
 

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from explainers.base import Explainer, Need, Parameters
-from explainers.black_box import BlackBox
-from explainers.classifier import Classifier
 from explainers.controls import CONTROLS
-from explainers.loading import ModelSpec, load, preprocessing
+from explainers.models.black_box import BlackBox
+from explainers.models.classifier import Classifier
+from explainers.models.loading import ModelSpec, load, preprocessing
+from explainers.models.text import TextClassifier
 from explainers.registry import explainers
 from explainers.requirements import unmet
-from explainers.text import TextClassifier
 from flows.job import REGISTERED, Job, JobError, TopTargets
 from flows.plan import shard_images
-from storage.datasets import Dataset, open_dataset
+from storage.datasets.geometry import prepare_image
+from storage.datasets.opening import Dataset, open_dataset
 from storage.files import sha256_of_file, sha256_of_json
-from storage.images import prepare_image
 from storage.manifest import DetailEntry, ExplainerEntry, Manifest, MetricEntry
 from storage.places import is_remote
 from storage.run import Run

@@ -20,11 +20,11 @@ from storage.files import on_this_machine
 from storage.run import Run
 from storage.scores import merge_samples
 from storage.tracking import ExplainerResult, default_uri, page_of, track, without_user
-from tasks.contact_sheet import draw_contact_sheet
-from tasks.cost import tell_costs
-from tasks.curves_picture import draw_curves
-from tasks.drawing import small_copy
-from tasks.summary import mean_curves, summarise
+from tasks.pictures.contact_sheet import draw_contact_sheet
+from tasks.pictures.curves import draw_curves
+from tasks.pictures.drawing import small_copy
+from tasks.results.costs import tell_costs
+from tasks.results.summary import mean_curves, summarise
 
 # A server sends artifacts whole, also to the page that lists them.
 PICTURE_BYTES = 256 * 1024

@@ -21,19 +21,19 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from explainers.ptame import load_head, save_head
-from explainers.ptame_training import DivergedError, TrainingSettings
 from flows.job import JobError
 from flows.prepare import LIBRARIES, geometry_of
 from flows.retries import not_retried
 from flows.terminal import Progress
 from flows.train_job import TrainJob
 from flows.watch import Watch
-from storage.datasets import Dataset, open_dataset
+from storage.datasets.opening import Dataset, open_dataset
 from storage.lock import Lock, LostLockError, held
 from storage.training import TrainingFolder
-from tasks.training import Event, Plan, StoppedError, TrainingError, crops_of, fit, networks
-from tasks.training_data import Order, UnusableImagesError
-from tasks.training_processes import fit_in_processes
+from tasks.training.data import Order, UnusableImagesError
+from tasks.training.fitting import Event, Plan, StoppedError, TrainingError, crops_of, fit, networks
+from tasks.training.optimisation import DivergedError, TrainingSettings
+from tasks.training.processes import fit_in_processes
 
 ARTIFACT_SECONDS = 2.0  # between updates of the progress artifact
 
@@ -52,14 +52,14 @@ def train_ptame(job: TrainJob) -> dict[str, Any]:
         If another job is at work in the store.
     storage.lock.LostLockError
         If another one took it over while this one gave no sign of life.
-    tasks.training.TrainingError
+    tasks.training.fitting.TrainingError
         If it was stopped by a signal, a process died, or a file in the store is damaged; the line says what
         to do.
-    tasks.training_data.UnusableImagesError
+    tasks.training.data.UnusableImagesError
         If too many images cannot be used; the last checkpoint stays.
     storage.tracking.TrackingError
         If MLflow fails; run the same job again to continue.
-    explainers.ptame_training.DivergedError
+    tasks.training.optimisation.DivergedError
         If the loss is no number; the last checkpoint stays.
     flows.watch.NotResumedError
         If it was paused for a limited time and not resumed.

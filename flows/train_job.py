@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from explainers.loading import ModelSpec
-from explainers.ptame_training import PRESETS, Preset
+from explainers.models.loading import ModelSpec
 from flows.job import Located, Strict, folder_of
+from tasks.training.optimisation import PRESETS, Preset
 
 # What MLflow takes, without the quotes that would end its searches' strings.
 REGISTRABLE = r"^[\w. -]*\w[\w. -]*$"

@@ -66,7 +66,7 @@ class Manifest(_Entry):
         Of one row, (C, \\*sites) of the input; no activations are kept where ``activation_shape`` is None.
     geometry
         How images become inputs: resize, crop and interpolation of
-        :func:`storage.datasets.prepare_image`. Of numbers: ``shape``, that of a row of the dataset.
+        :func:`storage.datasets.opening.prepare_image`. Of numbers: ``shape``, that of a row of the dataset.
     masks
         Whether the images' masks are kept beside them.
     hash, created, updates

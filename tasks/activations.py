@@ -12,15 +12,15 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
-from explainers.black_box import BlackBox
-from explainers.classifier import Classifier
+from explainers.models.black_box import BlackBox
+from explainers.models.classifier import Classifier
 from storage.maps import shard_file, write_shard
 from storage.records import Step
 from storage.run import Run
 from storage.scores import read_sample_inputs, write_sample_predictions
-from tasks.blocks import Images
+from tasks.perform import Outcome, chunks, classifier_of, compute_of, perform
 from tasks.prefetch import ahead
-from tasks.workplace import Outcome, chunks, classifier_of, compute_of, perform
+from tasks.shard_reader import Images
 
 logger = logging.getLogger(__name__)
 _TOO_LARGE = "its logits are beyond float16; use bfloat16"

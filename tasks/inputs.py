@@ -13,14 +13,14 @@ from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from explainers.text import TextClassifier
-from storage.datasets import Dataset, Sample
-from storage.images import prepare_image
+from explainers.models.text import TextClassifier
+from storage.datasets.geometry import prepare_image
+from storage.datasets.opening import Dataset, Sample
 from storage.maps import shard_file, write_shard
 from storage.records import Step
 from storage.run import INPUT_TYPES, Run
 from storage.scores import write_sample_inputs
-from tasks.workplace import Outcome, classifier_of, dataset_of, perform
+from tasks.perform import Outcome, classifier_of, dataset_of, perform
 
 Row = dict[str, Any]
 

@@ -14,21 +14,21 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from explainers.base import Batch, Explainer, Explanation, Need, Status
-from explainers.batching import out_of_memory
-from explainers.black_box import BlackBox
-from explainers.classifier import Classifier
-from explainers.compute import Compute, full_precision
-from explainers.randomness import seed_of
+from explainers.models.black_box import BlackBox
+from explainers.models.classifier import Classifier
+from explainers.models.compute import Compute, full_precision
+from explainers.numerics.batching import out_of_memory
+from explainers.numerics.randomness import seed_of
 from explainers.registry import explainers
 from storage.maps import shard_file, write_shard
 from storage.records import Step
 from storage.run import Run
 from storage.scores import read_samples_of_shard
-from tasks.blocks import Images
-from tasks.cost import Meter
-from tasks.drift import drift
+from tasks.perform import Outcome, chunks, classifier_of, compute_of, perform
 from tasks.prefetch import ahead
-from tasks.workplace import Outcome, chunks, classifier_of, compute_of, perform
+from tasks.results.agreement import drift
+from tasks.results.costs import Meter
+from tasks.shard_reader import Images
 
 logger = logging.getLogger(__name__)
 

@@ -13,20 +13,20 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from explainers.base import Status
-from explainers.black_box import BlackBox
-from explainers.masked_forward import target_probability
+from explainers.models.black_box import BlackBox
+from explainers.probes.masked_forward import target_probability
 from storage.maps import read
 from storage.records import Step
 from storage.run import Run
 from storage.scores import read_samples_of_shard, write_scores
-from tasks.again import Again
-from tasks.blocks import Images
+from tasks.explain_again import Again
 from tasks.metrics.base import Metric, MetricBatch, Need, Scores
 from tasks.metrics.preparation import prepare
 from tasks.metrics.registry import metrics
+from tasks.perform import Outcome, classifier_of, perform
 from tasks.prefetch import ahead
 from tasks.saliency import STATUSES, batches, targets_and_seeds
-from tasks.workplace import Outcome, classifier_of, perform
+from tasks.shard_reader import Images
 
 
 @task(name="scores", cache_policy=NO_CACHE)

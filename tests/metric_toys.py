@@ -1,8 +1,6 @@
 """Stand-ins for the classifier, and batches for metrics: only what metrics ask for."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +9,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from explainers.classifier import Classifier
+from explainers.models.classifier import Classifier
+from places import REAL
 from tasks.metrics.base import MetricBatch
 from tasks.metrics.preparation import prepare
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-REAL = Path(os.environ.get("FLOODLIT_REAL", Path(__file__).parents[2] / "shared" / "real"))
 
 
 class ToyClassifier:

@@ -17,12 +17,12 @@ import zarr
 from PIL import Image
 
 from explainers.base import Batch, Description, Detail, Explanation, Need, Parameters, Status
-from storage import digits
+from places import ROOT
+from storage.datasets import digits
 from storage.records import finished
 from storage.run import Run
 from storage.scores import merge_samples, read_scores, read_table
 
-ROOT = Path(__file__).parents[1]
 KEYS = ("sample_id", "target", "explainer", "metric")
 
 # A plug-in with a slow explainer, so that there is a middle of a shard to kill something in.

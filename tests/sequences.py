@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from explainers.base import Batch, Need
-from explainers.black_box import BlackBox, check_fill
-from explainers.masked_forward import target_log_odds
-from explainers.tensors import TensorClassifier
+from explainers.models.black_box import BlackBox, check_fill
+from explainers.models.tensors import TensorClassifier
+from explainers.probes.masked_forward import target_log_odds
 from tasks.metrics.base import MetricBatch
 from tasks.metrics.preparation import prepare
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from runs import ROOT
+from places import ROOT
 
 
 @pytest.mark.parametrize("name", ["soak", "scaling"])

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from explainers.additivity import additive_head
-from explainers.loading import ModelSpec, load
+from explainers.models.loading import ModelSpec, load
+from explainers.probes.additivity import additive_head
 from flows.job import Job, read_job
 from flows.train_job import TrainJob
-from runs import ROOT
-from storage import digits
+from places import ROOT
+from storage.datasets import digits
 
 EXAMPLES = ROOT / "examples"
 COUNT = 1000

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from explainers.base import Batch
-from explainers.loading import ModelSpec, load
+from explainers.models.loading import ModelSpec, load
 from explainers.pami import Pami
-from runs import ROOT
+from places import ROOT
 
 EXAMPLES = ROOT / "examples"
 

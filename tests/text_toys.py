@@ -21,7 +21,7 @@ from transformers import (
     T5Config,
 )
 
-from explainers.text import TextClassifier
+from explainers.models.text import TextClassifier
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = ("a", "the", "film", "plot", "was", "is", "good", "bad", "not", "very", "dull", "fine")

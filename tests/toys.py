@@ -13,11 +13,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from explainers.auxiliary import Auxiliary
 from explainers.base import Batch
-from explainers.classifier import Classifier
+from explainers.models.auxiliary import Auxiliary
+from explainers.models.classifier import Classifier
 from explainers.ptame import Head, HeadConfig, normalisation_of, save_head
-from explainers.ptame_training import new_head
+from tasks.training.optimisation import new_head
 
 SIZE = 32  # pixels a side
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from explainers.loading import ModelSpec
-from explainers.ptame_training import PRESETS, TrainingSettings
+from explainers.models.loading import ModelSpec
 from runs import model
-from storage.datasets import DatasetSpec
+from storage.datasets.opening import DatasetSpec
 from storage.training import TrainingFolder
-from tasks.training import Plan
-from tasks.training_data import Order
+from tasks.training.data import Order
+from tasks.training.fitting import Plan
+from tasks.training.optimisation import PRESETS, TrainingSettings
 
 SEED = 3
 

@@ -19,7 +19,7 @@ from tasks.metrics.registry import register
 from tasks.metrics.similarity import flat
 
 if TYPE_CHECKING:
-    from explainers.black_box import BlackBox
+    from explainers.models.black_box import BlackBox
 
 
 class AdccParameters(Parameters):

@@ -21,7 +21,7 @@ from tasks.metrics.ranking import ranks, sites_of
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
-    from explainers.black_box import BlackBox
+    from explainers.models.black_box import BlackBox
 
 
 _FILLS = {

@@ -13,7 +13,7 @@ from explainers.base import AnyParameters
 from explainers.base import Need as ExplainerNeed
 
 if TYPE_CHECKING:
-    from explainers.black_box import BlackBox
+    from explainers.models.black_box import BlackBox
 
 
 class Need(StrEnum):

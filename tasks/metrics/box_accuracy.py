@@ -17,13 +17,13 @@ from torch import Tensor
 
 from explainers.base import Parameters
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
-from tasks.metrics.components import components
+from tasks.metrics.connected import components
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.references import center_map
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
-    from explainers.black_box import BlackBox
+    from explainers.models.black_box import BlackBox
 
 Floats = NDArray[np.float64]
 

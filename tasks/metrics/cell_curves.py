@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from explainers.base import Batch, Parameters
-from explainers.games import CellParameters, Cells, Fill
+from explainers.probes.games import CellParameters, Cells, Fill
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.ranking import ranks
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
-    from explainers.classifier import Classifier
+    from explainers.models.classifier import Classifier
 
 
 class CellCurvesParameters(Parameters):

@@ -20,7 +20,7 @@ from tasks.metrics.ranking import sites_of
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
-    from explainers.black_box import BlackBox
+    from explainers.models.black_box import BlackBox
 
 
 class ComplexityParameters(Parameters):

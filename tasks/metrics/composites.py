@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from explainers.masked_forward import MaskedForward, target_probability
+from explainers.probes.masked_forward import MaskedForward, target_probability
 from tasks.metrics.base import MetricBatch
 
 if TYPE_CHECKING:
-    from explainers.black_box import BlackBox
+    from explainers.models.black_box import BlackBox
 
 
 def target_probabilities(

@@ -13,14 +13,14 @@ from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
-from explainers.black_box import check_fill
-from explainers.masked_forward import MaskedForward, Score, target_probability
+from explainers.models.black_box import check_fill
+from explainers.probes.masked_forward import MaskedForward, Score, target_probability
 from tasks.metrics.base import MetricBatch
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.ranking import ranks, sites_of
 
 if TYPE_CHECKING:
-    from explainers.black_box import BlackBox
+    from explainers.models.black_box import BlackBox
 
 Fill = Literal["blur", "mean", "black", "white", "mask", "remove", "zero"]
 FILLS: dict[tuple[str, str], str] = {

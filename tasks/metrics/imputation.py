@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explainers.batching import in_chunks
-from explainers.randomness import seed_of, uniform
+from explainers.numerics.batching import in_chunks
+from explainers.numerics.randomness import seed_of, uniform
 
 Imputation = Literal["linear", "telea"]
 TOLERANCE = 2e-3

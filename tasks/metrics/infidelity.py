@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from explainers.base import Parameters
-from explainers.black_box import check_fill
-from explainers.masked_forward import MaskedForward, target_logit
-from explainers.randomness import seed_of, uniform
+from explainers.models.black_box import check_fill
+from explainers.numerics.randomness import seed_of, uniform
+from explainers.probes.masked_forward import MaskedForward, target_logit
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
-    from explainers.black_box import BlackBox
+    from explainers.models.black_box import BlackBox
 
 _SQUARES = seed_of("infidelity")  # keeps the squares apart from tie-breaks
 

@@ -19,7 +19,7 @@ from tasks.metrics.curves import Curve, Fill
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
-    from explainers.black_box import BlackBox
+    from explainers.models.black_box import BlackBox
 
 
 class MinimalSufficientFractionParameters(Parameters):

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from explainers.base import Parameters
-from explainers.masked_forward import SCALARS
+from explainers.probes.masked_forward import SCALARS
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.curves import RANGES, WITHIN, Curve, CurveParameters
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
-    from explainers.black_box import BlackBox
+    from explainers.models.black_box import BlackBox
 
 
 class PixelFlippingParameters(CurveParameters):

@@ -18,7 +18,7 @@ from tasks.metrics.references import center_map
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
-    from explainers.black_box import BlackBox
+    from explainers.models.black_box import BlackBox
 
 
 class PixelPrecisionParameters(Parameters):

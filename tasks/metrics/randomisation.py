@@ -15,15 +15,15 @@ from torch import Tensor
 
 from explainers.base import Need as ExplainerNeed
 from explainers.base import Parameters
-from explainers.randomness import seed_of, uniform
+from explainers.numerics.randomness import seed_of, uniform
 from tasks.metrics.base import Column, Explain, MetricBatch, Need, Scores
 from tasks.metrics.preparation import unreadable
-from tasks.metrics.redrawing import layers_of, network_of, redrawn, release
+from tasks.metrics.random_weights import layers_of, network_of, redrawn, release
 from tasks.metrics.registry import register
 from tasks.metrics.similarity import flat, spearman, ssim
 
 if TYPE_CHECKING:
-    from explainers.black_box import BlackBox
+    from explainers.models.black_box import BlackBox
 
 _CLASSES = seed_of("random_logit")  # keeps the draw of a class apart from tie-breaks
 _FILLS = {
@@ -79,11 +79,12 @@ class Randomisation(_Similarity):
     """Similarity of the map with the maps of randomised networks, as the mean over stages; lower is better.
 
     Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, section 3. Layers are the modules that
-    own parameters; :mod:`tasks.metrics.redrawing` says how they are drawn, among them class tokens, position
-    embeddings and the input projections of attention. Buffers stay, running statistics excepted: the class
-    embeddings of a CLIP-like model are its text tower's, and no weights of the network. The class explained
-    is the original one in every network. Maps are compared as prepared, so without the evidence against a
-    class, by Spearman's correlation with mean ranks for ties and, of images, by the structural similarity.
+    own parameters; :mod:`tasks.metrics.random_weights` says how they are drawn, among them class tokens,
+    position embeddings and the input projections of attention. Buffers stay, running statistics excepted: the
+    class embeddings of a CLIP-like model are its text tower's, and no weights of the network. The class
+    explained is the original one in every network. Maps are compared as prepared, so without the evidence
+    against a class, by Spearman's correlation with mean ranks for ties and, of images, by the structural
+    similarity.
 
     Curves hold the similarity after each stage; their last point is the network of which nothing is left.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from explainers.randomness import random_bits
+from explainers.numerics.randomness import random_bits
 
 
 def ranks(maps: Tensor, seeds: Tensor) -> Tensor:

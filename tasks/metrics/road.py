@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from explainers.base import Parameters
-from explainers.masked_forward import MaskedForward
+from explainers.probes.masked_forward import MaskedForward
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.composites import probability_and_prediction
 from tasks.metrics.imputation import RADIUS, Imputation, imputed, normal
@@ -21,7 +21,7 @@ from tasks.metrics.ranking import ranks
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
-    from explainers.black_box import BlackBox
+    from explainers.models.black_box import BlackBox
 
 _NOISE = 0.01  # Rong et al.'s
 

@@ -12,12 +12,12 @@ from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
-from explainers.randomness import seed_of, uniform
+from explainers.numerics.randomness import seed_of, uniform
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
-    from explainers.black_box import BlackBox
+    from explainers.models.black_box import BlackBox
 
 
 class SensitivityParameters(Parameters):

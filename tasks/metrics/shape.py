@@ -13,12 +13,12 @@ from torch import Tensor
 from explainers.base import Parameters
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.complexity import ComplexityParameters, shows_nothing
-from tasks.metrics.components import components
+from tasks.metrics.connected import components
 from tasks.metrics.ranking import sites_of
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
-    from explainers.black_box import BlackBox
+    from explainers.models.black_box import BlackBox
 
 
 class ConnectedRegionsParameters(Parameters):

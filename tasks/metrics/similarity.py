@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from explainers.masking import gaussian_blur
+from explainers.numerics.masking import gaussian_blur
 from tasks.metrics.preparation import unreadable
 
 _SIGMA, _RADIUS = 1.5, 5  # pixels: a window of 11x11 (Wang et al. 2004, section III-B)

@@ -12,7 +12,7 @@ from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
-    from explainers.black_box import BlackBox
+    from explainers.models.black_box import BlackBox
 
 
 class SparsenessParameters(Parameters):

@@ -29,7 +29,8 @@ import pytest
 
 from flows.resume import remaining
 from flows.server import free_port
-from runs import ROOT, SLOW, assert_same_results, model
+from places import ROOT
+from runs import SLOW, assert_same_results, model
 from storage.records import failures, finished
 from storage.run import Run
 from storage.verify import verify

@@ -21,7 +21,7 @@ from torchvision import models
 
 import toys
 from explainers.base import Batch, Explanation, Status
-from explainers.classifier import Classifier
+from explainers.models.classifier import Classifier
 from explainers.registry import explainers
 from families import randomised, small_vit
 

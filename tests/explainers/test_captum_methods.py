@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import toys
 from explainers.base import Batch, Explanation, Status
-from explainers.classifier import Classifier
-from explainers.masked_forward import target_probability
+from explainers.models.classifier import Classifier
+from explainers.probes.masked_forward import target_probability
 from explainers.registry import explainers
 
 METHODS: dict[str, dict[str, object]] = {

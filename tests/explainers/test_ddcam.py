@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import toys
-from explainers import additivity, ddcam
-from explainers.additivity import additive_head
+from explainers import ddcam
 from explainers.base import Batch, Explanation, Status
-from explainers.classifier import Classifier
 from explainers.ddcam import DDCam
+from explainers.models.classifier import Classifier
+from explainers.probes import additivity
+from explainers.probes.additivity import additive_head
 
 seeds = st.integers(0, 2**31 - 1)
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import toys
 from explainers import decomcam
 from explainers.base import Batch, Explanation, Status
-from explainers.classifier import Classifier
-from explainers.clip import Clip
 from explainers.decomcam import DecomCam, decompose, minmax_weights, notebook_weights
+from explainers.models.classifier import Classifier
+from explainers.models.clip import Clip
 
 Array = NDArray[np.float64]
 

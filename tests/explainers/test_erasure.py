@@ -7,10 +7,10 @@ import torch
 
 import toys
 from explainers.base import Explanation, Status
-from explainers.black_box import BlackBox
 from explainers.erasure import Erasure
+from explainers.models.black_box import BlackBox
+from explainers.models.tensors import TensorClassifier
 from explainers.requirements import unmet
-from explainers.tensors import TensorClassifier
 from sequences import LinearSeries, Words, batch_of, texts
 
 WEIGHTS = torch.tensor([1.0, -0.5, 2.0, 0.25, 0.7, -1.0])

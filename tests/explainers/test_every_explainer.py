@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import toys
 from explainers.base import Batch, Explainer, Explanation, Need, Status
-from explainers.classifier import Classifier
 from explainers.controls import CONTROLS
+from explainers.models.classifier import Classifier
 from explainers.registry import explainers
 from explainers.requirements import unmet
 

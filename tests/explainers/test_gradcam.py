@@ -10,8 +10,8 @@ from torchvision.models import resnet18
 
 import toys
 from explainers.base import Batch, Explanation
-from explainers.classifier import Classifier
 from explainers.gradcam import GradCam
+from explainers.models.classifier import Classifier
 
 
 def explain(classifier: Classifier, batch: Batch) -> Explanation:

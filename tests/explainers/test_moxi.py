@@ -11,10 +11,10 @@ from torch import Tensor, nn
 import families
 import toys
 from explainers.base import Batch, Explanation, Status
-from explainers.classifier import Classifier
-from explainers.games import Cells
+from explainers.models.classifier import Classifier
 from explainers.moxi import Moxi, MoxiParameters, greedy, sorted_once
-from explainers.narrowing import class_token_alone
+from explainers.probes.games import Cells
+from explainers.probes.narrowing import class_token_alone
 from explainers.shapley import Shapley, sampled
 
 

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 import toys
 from explainers.base import Batch
-from explainers.masked_forward import target_probability
 from explainers.occlusion import Occlusion, coverage, scaled
+from explainers.probes.masked_forward import target_probability
 
 
 @pytest.mark.parametrize(("window", "stride"), [(70, 42), (56, 56), (224, 1)])

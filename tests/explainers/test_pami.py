@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import toys
 from explainers.base import Batch, Explanation, Status
-from explainers.classifier import Classifier
+from explainers.models.classifier import Classifier
+from explainers.numerics.segmentation import PreSegmentation
 from explainers.pami import Pami, regions_of
-from explainers.segmentation import PreSegmentation
 
 SLIDING = {"strategy": "sliding"}
 SEGMENTS = {"strategy": "presegmentation", "shifts": False}

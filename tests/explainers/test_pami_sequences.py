@@ -12,13 +12,13 @@ from torch import Tensor
 
 import toys
 from explainers.base import Explanation, Status
-from explainers.black_box import BlackBox
 from explainers.controls import CONTROLS
+from explainers.models.black_box import BlackBox
+from explainers.models.tensors import TensorClassifier
+from explainers.numerics.segmentation import Windows
 from explainers.pami import Pami
 from explainers.registry import explainers
 from explainers.requirements import unmet
-from explainers.segmentation import Windows
-from explainers.tensors import TensorClassifier
 from sequences import LENGTH, LinearSeries, Words, batch_of, texts
 
 TEXTS = texts([[3], [4, 5], [6], [3]], [[7]], [[8, 8, 8], [4], [5, 6], [7], [3]])

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torchvision import models
 
 import toys
-from explainers.auxiliary import Auxiliary
+from explainers.models.auxiliary import Auxiliary
+from explainers.models.tensors import TensorClassifier
 from explainers.ptame import Head, PTame, load_head
-from explainers.ptame_loss import LossWeights, losses
 from explainers.registry import explainers
-from explainers.tensors import TensorClassifier
 from sequences import LinearSeries
+from tasks.training.loss import LossWeights, losses
 
 
 def explainer_of(head: Path, classifier: object) -> PTame:

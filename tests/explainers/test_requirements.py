@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import families
 import toys
 from explainers.base import Batch, Need
-from explainers.classifier import Classifier
+from explainers.models.classifier import Classifier
 from explainers.registry import explainers
 from explainers.requirements import unmet
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import toys
 from explainers.base import Batch, Explanation
-from explainers.classifier import Classifier
-from explainers.randomness import random_bits, uniform
+from explainers.models.classifier import Classifier
+from explainers.numerics.randomness import random_bits, uniform
 from explainers.rise import Rise, factors
 
 Array = NDArray[np.float64]

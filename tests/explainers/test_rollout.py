@@ -14,8 +14,8 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 
 import families
 from explainers.base import Batch, Explanation, Status
-from explainers.classifier import Classifier
-from explainers.clip import Clip, HuggingFaceVit
+from explainers.models.classifier import Classifier
+from explainers.models.clip import Clip, HuggingFaceVit
 from explainers.rollout import GenericAttention, Rollout
 
 

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.job import Job, read_job
-from runs import ROOT, maps_of, toml
+from places import ROOT
+from runs import maps_of, toml
 from storage.verify import verify
 
 pytestmark = pytest.mark.service

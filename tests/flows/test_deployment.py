@@ -17,7 +17,8 @@ from prefect.states import Cancelling
 
 from flows.explain import explain
 from flows.job import Job
-from runs import ROOT, assert_same_results, saliency_done, wait_for
+from places import ROOT
+from runs import assert_same_results, saliency_done, wait_for
 from storage.lock import holder
 from storage.run import Run
 from storage.verify import verify

@@ -116,7 +116,7 @@ def test_a_killed_flow_is_continued_and_only_what_is_missing_is_done(
 def test_broken_images_are_rows_with_their_errors(server: str, digits_job: Raw, tmp_path: Path) -> None:
     from PIL import Image
 
-    from storage import digits
+    from storage.datasets import digits
 
     folder = tmp_path / "photos" / "a"
     folder.mkdir(parents=True)

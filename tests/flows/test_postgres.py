@@ -15,7 +15,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
-from runs import ROOT, tiny_job, toml
+from places import ROOT
+from runs import tiny_job, toml
 from servers import ask, postgresql, prefect_and_mlflow
 from storage.run import Run
 from storage.tracking import EXPERIMENT

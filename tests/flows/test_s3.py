@@ -18,8 +18,9 @@ from flows.explain import explain
 from flows.job import Job
 from flows.resume import remaining
 from object_store import ObjectStore
-from runs import ROOT, SLOW, assert_same_results, command, explained, prepared, tiny_job, toml
-from storage import digits
+from places import ROOT
+from runs import SLOW, assert_same_results, command, explained, prepared, tiny_job, toml
+from storage.datasets import digits
 from storage.lock import LockedError
 from storage.places import files_under, place
 from storage.query import query

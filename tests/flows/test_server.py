@@ -14,7 +14,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.server import free_port, prefect_server
-from runs import ROOT
+from places import ROOT
 
 
 def servers() -> list[psutil.Process]:

@@ -20,7 +20,7 @@ from flows.explain import explain
 from flows.job import Job
 from flows.report import PICTURE_BYTES, _links
 from runs import SLOW, newest_flow_run, prepared, task_runs_of, tiny_job
-from storage import digits
+from storage.datasets import digits
 from storage.records import STAGES, Step, read_record
 
 pytestmark = pytest.mark.service

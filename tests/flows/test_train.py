@@ -26,16 +26,17 @@ from explainers.ptame import load_head
 from flows import server as prefect
 from flows.explain import explain
 from flows.job import Job, JobError, one_line
+from flows.job_commands import _train
 from flows.prepare import _fetched
-from flows.running import _train
 from flows.train import _ended, prepare_training, publish_head, train_ptame
 from flows.train_job import TrainJob
-from runs import ROOT, maps_of, model, tiny_job, toml
+from places import ROOT
+from runs import maps_of, model, tiny_job, toml
 from storage.lock import holder
 from storage.run import RunMismatchError
 from storage.tracking import TrackingError, TrainingLog, registered
-from tasks.training import TrainingError
-from tasks.training_data import UnusableImagesError
+from tasks.training.data import UnusableImagesError
+from tasks.training.fitting import TrainingError
 
 STEPS = 40
 

@@ -19,7 +19,7 @@ from flows.prepare import prepare
 from flows.resume import remaining
 from flows.server import free_port
 from runs import assert_same_results, maps_of, scores_of, tiny_job
-from storage.datasets import Dataset, DatasetSpec, open_dataset
+from storage.datasets.opening import Dataset, DatasetSpec, open_dataset
 from storage.run import Run
 from storage.verify import verify
 

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from places import ROOT
 from storage import lock
 from storage.lock import LockedError, LostLockError, held
 
@@ -56,7 +57,7 @@ def holder(root: Path) -> subprocess.Popen[str]:
         [sys.executable, "-c", HOLD, str(root)],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"

@@ -20,7 +20,7 @@ from upath import UPath
 from flows.server import free_port
 from object_store import ObjectStore
 from storage import lock, maps
-from storage.datasets import DatasetSpec, UnreadableError, open_dataset
+from storage.datasets.opening import DatasetSpec, UnreadableError, open_dataset
 from storage.files import on_this_machine, replacing, sha256_of_file, write_json
 from storage.lock import LockedError, LostLockError, held, holder
 from storage.places import OPTIONS, files_under, folders_in, is_remote, place, remove_tree

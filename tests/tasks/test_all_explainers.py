@@ -7,7 +7,7 @@ import pytest
 
 import toys
 from explainers.base import Status
-from explainers.loading import ModelSpec, load
+from explainers.models.loading import ModelSpec, load
 from explainers.registry import explainers
 from explainers.requirements import unmet
 from runs import explained, model, prepared, tiny_job

@@ -10,7 +10,7 @@ from runs import explained, prepared, tiny_job
 from storage.maps import read
 from storage.records import Step, read_record
 from storage.scores import read_samples
-from tasks.contact_sheet import draw_contact_sheet
+from tasks.pictures.contact_sheet import draw_contact_sheet
 
 NETWORK = """
 from torch import nn

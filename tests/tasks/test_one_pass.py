@@ -10,14 +10,14 @@ import pytest
 from torch import Tensor, nn
 
 from explainers.base import Need
-from explainers.classifier import Classifier
-from explainers.loading import ModelSpec, load
+from explainers.models.classifier import Classifier
+from explainers.models.loading import ModelSpec, load
 from explainers.registry import explainers
 from explainers.requirements import unmet
 from runs import explained, model, prepared, tiny_job
-from storage.datasets import Dataset
+from storage.datasets.opening import Dataset
 from storage.maps import read
-from tasks.workplace import classifier_of
+from tasks.perform import classifier_of
 
 IMAGES, SHARD, STEP, FORWARDS = 10, 4, 3, 5
 

@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from explainers.classifier import Classifier
+from explainers.models.classifier import Classifier
 from runs import explained, prepared, scores_of, tiny_job
 from storage.maps import read
 from storage.query import query
+from tasks.perform import classifier_of
 from tasks.scores import scores
-from tasks.workplace import classifier_of
 
 
 def test_the_forward_passes_of_each_map_can_be_queried(tmp_path: Path) -> None:

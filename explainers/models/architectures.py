@@ -1,0 +1,163 @@
+"""What is known about published architectures: the default target layer and how tokens are laid out.
+
+Keyed by the network's class, so that a network is recognised wherever it comes from.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from explainers.models.clip import Clip
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the class of a network says about it.
+
+    Attributes
+    ----------
+    layer
+        Name of the default target layer: what the classification head pools; for a transformer that reads
+        its class token, the input of the last block, after which patches no longer reach that token.
+    prefix_tokens
+        Number of tokens before the patch tokens, for transformers.
+    embedded
+        Name of the module whose output is all tokens with their positions, where patches can be left out.
+    reads_prefix
+        Whether the head reads a prefix token, so that logits exist without any patch.
+    """
+
+    layer: Callable[[Any], str]
+    prefix_tokens: Callable[[Any], int] | None = None
+    embedded: str | None = None
+    reads_prefix: Callable[[Any], bool] | None = None
+
+
+def _at(layer: str) -> Architecture:
+    return Architecture(layer=lambda network: layer)  # noqa: ARG005
+
+
+def _timm_reads_class_token(network: Any) -> bool:
+    return bool(network.global_pool == "token")
+
+
+def _timm_vit_layer(network: Any) -> str:
+    last = f"blocks.{len(network.blocks) - 1}"
+    return f"{last}:input" if _timm_reads_class_token(network) else last
+
+
+_KNOWN = {
+    "torchvision.models.resnet.ResNet": _at("layer4"),
+    "torchvision.models.vgg.VGG": _at("features"),
+    "torchvision.models.mobilenetv2.MobileNetV2": _at("features"),
+    "torchvision.models.mobilenetv3.MobileNetV3": _at("features"),
+    "torchvision.models.efficientnet.EfficientNet": _at("features"),
+    "torchvision.models.densenet.DenseNet": _at("features"),  # behind its functional ReLU, see cutting
+    "torchvision.models.convnext.ConvNeXt": _at("features"),
+    "torchvision.models.swin_transformer.SwinTransformer": _at("norm"),
+    "torchvision.models.vision_transformer.VisionTransformer": Architecture(
+        layer=lambda network: f"encoder.layers.encoder_layer_{len(network.encoder.layers) - 1}:input",
+        prefix_tokens=lambda network: 1,  # noqa: ARG005
+        embedded="encoder.dropout",
+        reads_prefix=lambda network: True,  # noqa: ARG005
+    ),
+    "timm.models.resnet.ResNet": _at("layer4"),
+    "timm.models.vision_transformer.VisionTransformer": Architecture(
+        layer=_timm_vit_layer,
+        prefix_tokens=lambda network: int(network.num_prefix_tokens),
+        embedded="patch_drop",
+        reads_prefix=_timm_reads_class_token,
+    ),
+}
+
+
+def _open_clip_reads_class_token(network: Any) -> bool:
+    return bool(network.visual.pool_type == "tok" and network.visual.attn_pool is None)
+
+
+def _open_clip_vit_layer(network: Any) -> str:
+    last = f"visual.transformer.resblocks.{len(network.visual.transformer.resblocks) - 1}"
+    return f"{last}:input" if _open_clip_reads_class_token(network) else last
+
+
+# Keyed by the class of the image tower of a Clip.
+_KNOWN_TOWERS = {
+    "open_clip.modified_resnet.ModifiedResNet": _at("visual.layer4"),
+    "open_clip.transformer.VisionTransformer": Architecture(
+        layer=_open_clip_vit_layer,
+        prefix_tokens=lambda network: 1,  # noqa: ARG005
+        embedded="visual.patch_dropout",
+        # An attentional pool attends to the class token too.
+        reads_prefix=lambda network: (
+            network.visual.pool_type == "tok" or network.visual.attn_pool is not None
+        ),
+    ),
+    "explainers.models.clip.HuggingFaceVit": Architecture(
+        layer=lambda network: f"visual.layers.{len(network.visual.layers) - 1}:input",
+        prefix_tokens=lambda network: 1,  # noqa: ARG005
+        embedded="visual.embeddings",
+        reads_prefix=lambda network: True,  # noqa: ARG005
+    ),
+}
+
+
+def architecture_of(network: nn.Module) -> Architecture | None:
+    """What is known of the network's class, or a Clip's tower's, or the nearest one it derives from."""
+    known, described = (_KNOWN_TOWERS, network.visual) if isinstance(network, Clip) else (_KNOWN, network)
+    names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(described).__mro__]
+    return next((known[name] for name in names if name in known), None)
+
+
+def resolve_layer(network: nn.Module, layer: str | None, inputs: Tensor) -> str:
+    """The target layer's name: as given, or the architecture's default.
+
+    Raises
+    ------
+    ValueError
+        If the layer does not exist (with close matches), or none is given for a network of unknown
+        architecture (with the layers that could be named, found by running it on ``inputs``).
+    """
+    if layer is None:
+        known = architecture_of(network)
+        if known is not None:
+            return known.layer(network)
+        raise ValueError(
+            f"model.layer: no default layer is known for {type(network).__qualname__}; name the one whose "
+            f"output the classification head reads, such as {', '.join(_candidates(network, inputs))}"
+        )
+    name, colon, side = layer.partition(":")
+    names = [module_name for module_name, _ in network.named_modules() if module_name]
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or names[-5:]
+        raise ValueError(f"model.layer: the network has no layer {name!r}; close are {', '.join(close)}")
+    if colon and side != "input":
+        raise ValueError(f"model.layer: after {name!r} can only stand ':input', not ':{side}'")
+    return layer
+
+
+def _candidates(network: nn.Module, inputs: Tensor, most: int = 8) -> list[str]:
+    """The last modules to run whose outputs are maps or token sequences, the last one first."""
+    found: dict[str, str] = {}
+
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
+            if isinstance(output, Tensor) and output.ndim in (3, 4) and output[0, 0].numel() > 1:
+                found.pop(name, None)
+                found[name] = f"{name} {tuple(output.shape[1:])}"
+
+        return hook
+
+    handles = [module.register_forward_hook(note(name)) for name, module in network.named_modules() if name]
+    try:
+        with torch.no_grad():
+            network(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(found.values())[::-1][:most]

@@ -1,0 +1,144 @@
+"""P-TAME's auxiliary network: a frozen classifier of images whose inner maps are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from explainers.models.frozen import Frozen
+from explainers.numerics.fingerprint import sha256_of
+
+# The released choices, by the class of the network.
+TAPS = {
+    "torchvision.models.resnet.ResNet": ("layer1", "layer2", "layer3", "layer4"),
+    "timm.models.resnet.ResNet": ("layer1", "layer2", "layer3", "layer4"),
+    "torchvision.models.mobilenetv3.MobileNetV3": tuple(f"features.{i}" for i in range(9, 13)),
+    "torchvision.models.mnasnet.MNASNet": tuple(f"layers.{i}" for i in range(13, 17)),
+}
+
+
+class _Enough(Exception):  # noqa: N818  no error: the last tap has been read
+    pass
+
+
+class Auxiliary(Frozen):
+    """A network g and its taps: modules whose outputs, maps (B, C, h, w), are its features.
+
+    It is in eval mode, and its parameters ask for no gradient, as of every
+    :class:`explainers.models.frozen.Frozen`. In-place activations are switched off as well: one that follows
+    a tap would write into its output, as in MNASNet, where ``layers.16`` would turn ``layers.15`` into
+    itself.
+
+    Parameters
+    ----------
+    network
+        Any module that takes normalised pixels (B, 3, H, W).
+    taps
+        Names of modules, as in ``network.named_modules()``; known for ResNets, MobileNetV3 and MNASNet.
+    device
+        Where the network is moved to.
+
+    Raises
+    ------
+    ValueError
+        In one line: no taps known, or no such module.
+    """
+
+    def __init__(
+        self, network: nn.Module, taps: Sequence[str] | None = None, device: str | torch.device = "cpu"
+    ) -> None:
+        kinds = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(network).__mro__]
+        known = next((TAPS[kind] for kind in kinds if kind in TAPS), None)
+        if not (taps or known):
+            raise ValueError(
+                f"auxiliary.taps: none are known for {type(network).__name__}; name the modules to read"
+            )
+        self.taps = tuple(taps or known or ())
+        modules = dict(network.named_modules())
+        for name in self.taps:
+            if name not in modules:
+                raise ValueError(f"auxiliary.taps: {type(network).__name__} has no module {name!r}")
+        super().__init__(network, device)
+        for module in network.modules():
+            if hasattr(module, "inplace"):
+                self._set(module, "inplace", False)
+        self._modules = [modules[name] for name in self.taps]
+        self.fingerprint = sha256_of(network.state_dict()).hexdigest()
+
+    def features(self, normalised: Tensor) -> list[Tensor]:
+        """Output of each tap, (B, C, h, w), of normalised pixels (B, 3, H, W).
+
+        What the network would do after its last tap is left out.
+
+        Raises
+        ------
+        ValueError
+            In one line, if a tap is not run, or its output is no tensor.
+        """
+        return self._checked(self._outputs(normalised))
+
+    def _checked(self, found: dict[int, Tensor]) -> list[Tensor]:
+        for place, name in enumerate(self.taps):
+            if place not in found:
+                kind = type(self.network).__name__
+                raise ValueError(f"auxiliary.taps: {kind} does not run {name}; name modules that it does")
+            if not isinstance(found[place], Tensor):
+                kind = type(found[place]).__name__
+                raise ValueError(f"auxiliary.taps: {name} gives a {kind}, not maps; name a convolution")
+        return [found[place] for place in range(len(self.taps))]
+
+    def _outputs(self, normalised: Tensor) -> dict[int, Tensor]:
+        """What each tap gave, by its place."""
+        found: dict[int, Tensor] = {}
+
+        def keep(place: int) -> Callable[..., None]:
+            def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+                found[place] = output
+                if len(found) == len(self.taps):
+                    raise _Enough
+
+            return hook
+
+        hooks = [module.register_forward_hook(keep(i)) for i, module in enumerate(self._modules)]
+        try:
+            self.network(normalised)
+        except _Enough:
+            pass
+        finally:
+            for handle in hooks:
+                handle.remove()
+        return found
+
+    @torch.no_grad()
+    def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """(C, h, w) of each tap for inputs of that size, the first tap's maps being the largest.
+
+        Raises
+        ------
+        ValueError
+            In one line, if the network does not take such inputs, an output is no map, or a later one is
+            larger than the first.
+        """
+        inputs = torch.zeros(2, 3, *size, device=self.device)
+        try:
+            found = self._outputs(inputs)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # networks refuse inputs in any way
+            said = str(error).strip().partition("\n")[0] or type(error).__name__
+            kind = type(self.network).__name__
+            raise ValueError(
+                f"auxiliary: {kind} does not take {size[0]}x{size[1]} pixels ({said}); "
+                "choose another network, or a model.crop that it takes"
+            ) from error
+        shapes = [tuple(features.shape[1:]) for features in self._checked(found)]
+        for name, shape in zip(self.taps, shapes, strict=True):
+            if len(shape) != 3:
+                raise ValueError(
+                    f"auxiliary.taps: {name} gives {shape}, not maps (C, h, w); name a convolution"
+                )
+            if shape[1] > shapes[0][1] or shape[2] > shapes[0][2]:
+                raise ValueError(f"auxiliary.taps: the maps of {name} are larger than the first tap's")
+        return [(channels, height, width) for channels, height, width in shapes]

@@ -1,0 +1,296 @@
+"""The model under explanation, as explainers and metrics see it: inputs in [0, 1] to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from explainers.models.architectures import architecture_of, resolve_layer
+from explainers.models.backbone_head import cut
+from explainers.models.black_box import Modality, check_fill
+from explainers.models.clip import Clip
+from explainers.models.frozen import Frozen
+from explainers.models.layout import Layout, Units, layout_of
+from explainers.numerics.fingerprint import sha256_of
+from explainers.numerics.masking import gaussian_blur
+
+__all__ = ["Classifier", "Units"]
+
+
+_BLUR_SIGMA = 10.0  # pixels
+
+
+class Classifier(Frozen):
+    """A network of images with its preprocessing, cut at the target layer.
+
+    While it is wrapped, the network is in eval mode, its parameters ask for no gradient and its in-place
+    activations are switched off; :meth:`close`, or leaving the ``with`` block, restores all of that. The
+    network stays on ``device``.
+
+    Parameters
+    ----------
+    network
+        Any module that takes (B, 3, H, W) and returns logits (B, C).
+    layer
+        Name of the target module, as in ``network.named_modules()``; its output is explained, or with
+        ``:input`` behind the name its input. Of a module called several times the last call counts, and an
+        elementwise activation called as a function right behind it, ``F.relu(self.conv3(x))``, belongs to
+        it. Default: known for published architectures, see :mod:`explainers.models.architectures`.
+    input_size
+        (H, W) in pixels.
+    mean, std
+        Per channel; the network sees (inputs - mean) / std.
+    device
+        Where the network is moved to.
+
+    Raises
+    ------
+    ValueError
+        In one line that names the key: no such layer, none known, not to be cut there, unreadable output.
+    """
+
+    modality: ClassVar[Modality] = "image"
+    fills: ClassVar[tuple[str, ...]] = ("mean", "black", "white", "blur")
+    graded: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        layer: str | None = None,
+        input_size: tuple[int, int],
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        device: str | torch.device = "cpu",
+    ) -> None:
+        super().__init__(network, device)
+        self.input_size = input_size
+        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
+        self._architecture = architecture_of(network)
+        try:
+            self._prepare(layer)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, layer: str | None) -> None:
+        probe = torch.rand(2, 3, *self.input_size, generator=torch.Generator().manual_seed(0))
+        probe = probe.to(self.device)
+        with torch.no_grad():
+            size = f"inputs of {self.input_size[0]}x{self.input_size[1]} pixels"
+            expected = self._probe(probe, "model.crop", size)
+            self.layer = resolve_layer(self.network, layer, self.normalised(probe))
+            for module in self.network.modules():
+                if hasattr(module, "inplace"):
+                    self._set(module, "inplace", False)
+            self._backbone, self._head = cut(self.network, self.layer)
+            activations = self.activations(probe)
+            self._layout = self._read_layout(activations)
+            logits = self.head(activations)
+        self.num_classes = expected.shape[1]
+        tolerance = 1e-3 * float(expected.abs().max())
+        if not torch.allclose(logits, expected, rtol=1e-3, atol=tolerance, equal_nan=True):
+            raise ValueError(
+                f"model.layer: cut at {self.layer!r}, the network does not give its own logits again (it "
+                "draws random numbers, or writes to a tensor in place); name another layer"
+            )
+
+    def _read_layout(self, activations: Tensor) -> Layout:
+        known = self._architecture
+        prefix = known.prefix_tokens(self.network) if known and known.prefix_tokens else None
+        try:
+            if not isinstance(activations, Tensor) or len(activations) != 2:
+                raise ValueError("its output is not a tensor whose first axis is the batch")
+            return layout_of(tuple(activations.shape[1:]), self.input_size, prefix)
+        except ValueError as error:
+            raise ValueError(f"model.layer: cannot explain {self.layer!r}: {error}") from error
+
+    # What the activations look like
+
+    @property
+    def activation_shape(self) -> tuple[int, ...]:
+        """Shape of the activations without the batch axis."""
+        return self._layout.shape
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the maps, or of the patch tokens."""
+        return self._layout.grid
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Number of tokens before the patch tokens; 0 for maps."""
+        return self._layout.prefix_tokens
+
+    @property
+    def units(self) -> Units:
+        """What can be masked at the target layer."""
+        return self._layout.units
+
+    @property
+    def channels(self) -> int:
+        """D of :meth:`spatial`: the number of channel maps, or the length of a token."""
+        return self._layout.channels
+
+    def mask_units(self, activations: Tensor, keep: Tensor) -> Tensor:
+        """(B, \\*activation_shape) with the units outside ``keep`` (B, U) bool set to zero.
+
+        Prefix tokens are always kept.
+        """
+        return self._layout.mask(activations, keep)
+
+    def mask_channels(self, activations: Tensor, keep: Tensor) -> Tensor:
+        """(B, \\*activation_shape) with the channels outside ``keep`` (B, D) bool set to zero.
+
+        Of tokens, a channel is one of their D numbers, on all patches; prefix tokens are always kept.
+        """
+        return self._layout.mask_channels(activations, keep)
+
+    def spatial(self, activations: Tensor) -> Tensor:
+        """(B, D, h, w): channel maps; tokens are laid on the grid, without prefix tokens."""
+        return self._layout.spatial(activations)
+
+    def place(self, weights: Tensor, activations: Tensor) -> Tensor:
+        """(B, h, w) from ``weights`` (B, U): the weighted sum of channel maps, or token weights laid out."""
+        return self._layout.place(weights, activations)
+
+    # The inputs, and what is seen in their place
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(3, H, W)."""
+        return 3, *self.input_size
+
+    def inputs_of(self, stored: Tensor) -> Tensor:
+        """Inputs in [0, 1] from (B, 3, H, W) uint8."""
+        return stored.float() / 255
+
+    def sites(self, inputs: Tensor) -> Tensor:
+        """(B, H, W): every pixel can be hidden."""
+        return torch.ones_like(inputs[:, 0], dtype=torch.bool)
+
+    def fill(self, inputs: Tensor, how: str) -> Tensor:
+        """What stands in for absent pixels of (B, 3, H, W) inputs, or (1, 3, 1, 1) if the same everywhere.
+
+        ``mean`` is the mean that is subtracted (zero after normalisation), ``blur`` the input under a
+        Gaussian of 10 pixels.
+        """
+        check_fill(self, how)
+        if how == "blur":
+            return gaussian_blur(inputs, _BLUR_SIGMA)
+        mean = self.mean[None]
+        return mean if how == "mean" else torch.full_like(mean, float(how == "white"))
+
+    # Passes through the network; callers choose inference_mode
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """(B, C) logits of (B, 3, H, W) inputs in [0, 1]; differentiable."""
+        return self._pass(self.network, self.normalised(inputs))
+
+    def activations(self, inputs: Tensor) -> Tensor:
+        """(B, \\*activation_shape) at the target layer, of (B, 3, H, W) inputs in [0, 1]; differentiable."""
+        return self._pass(self._backbone, self.normalised(inputs))
+
+    def head(self, activations: Tensor) -> Tensor:
+        """(B, C) logits from (B, \\*activation_shape), by the rest of the network; differentiable."""
+        return self._pass(self._head, activations)
+
+    def _parts(self) -> list[nn.Module]:
+        whole = [self.network, self._backbone, self._head]
+        return [*whole, self._at_tokens[1]] if self.supports_patches else whole
+
+    def normalised(self, inputs: Tensor) -> Tensor:
+        """What the network sees of (B, 3, H, W) inputs."""
+        return (inputs - self.mean) / self.std
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosine similarities of a CLIP-like model are multiplied with to become logits; else 1."""
+        return self.network.logit_scale if isinstance(self.network, Clip) else 1.0
+
+    @property
+    def supports_patches(self) -> bool:
+        """Whether the network is a transformer that can be run on a subset of its patch tokens."""
+        return self._architecture is not None and self._architecture.embedded is not None
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """(B, prefix + N, D) tokens of (B, 3, H, W) inputs, with their positions, as the encoder sees them.
+
+        Raises
+        ------
+        ValueError
+            If the network is no transformer that is known to run on a subset of its patches.
+        """
+        return self._pass(self._at_tokens[0], self.normalised(inputs))
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """(B, C) logits from tokens of :meth:`embed`, any of the patches left out; differentiable."""
+        return self._pass(self._at_tokens[1], tokens)
+
+    @cached_property
+    def _at_tokens(self) -> tuple[nn.Module, nn.Module]:
+        known = self._architecture
+        if known is None or known.embedded is None:
+            raise ValueError(f"{type(self.network).__qualname__} cannot be run on a subset of patches")
+        return cut(self.network, known.embedded)
+
+    @cached_property
+    def patch_prefix(self) -> int:
+        """Tokens before the patches in :meth:`embed`, which are never left out."""
+        known = self._architecture
+        return known.prefix_tokens(self.network) if known and known.prefix_tokens else 0
+
+    @cached_property
+    def patch_grid(self) -> tuple[int, int]:
+        """(h, w) of the patches in :meth:`embed`."""
+        probe = torch.zeros(2, 3, *self.input_size, device=self.device)
+        with torch.no_grad():
+            tokens = self.embed(probe)
+        return layout_of(tuple(tokens.shape[1:]), self.input_size, self.patch_prefix).grid
+
+    @property
+    def needs_patches(self) -> bool:
+        """Whether the head reads nothing but patches, so that there are no logits without any."""
+        known = self._architecture
+        return known is None or known.reads_prefix is None or not known.reads_prefix(self.network)
+
+    def logits_of_patches(self, inputs: Tensor, keep: Tensor) -> Tensor:
+        """(B, C) logits when the transformer sees only the patches in ``keep`` (B, N) bool.
+
+        All patches are embedded and given their positions, then the absent ones are left out, so that the
+        encoder works on the prefix tokens and the present patches alone. Rows may keep different numbers.
+
+        Raises
+        ------
+        ValueError
+            If the network is no such transformer, if ``keep`` does not fit its patches, or if a row keeps
+            no patch and the head reads nothing but patches.
+        """
+        tokens = self.embed(inputs)
+        counts = keep.sum(1)
+        if self.needs_patches and bool((counts == 0).any()):
+            raise ValueError("a network that pools its patches has no logits without any patch")
+        logits = inputs.new_empty(len(inputs), self.num_classes)
+        for count in counts.unique().tolist():
+            rows = (counts == count).nonzero().squeeze(1)
+            logits = logits.index_copy(0, rows, self.encode(self.kept_tokens(tokens[rows], keep[rows])))
+        return logits
+
+    def kept_tokens(self, tokens: Tensor, keep: Tensor) -> Tensor:
+        """(B, prefix + k, D): the prefix tokens and those in ``keep`` (B, N) bool, k in each row."""
+        prefix = self.patch_prefix
+        if keep.shape[1] != tokens.shape[1] - prefix:
+            raise ValueError(f"keep has {keep.shape[1]} columns for {tokens.shape[1] - prefix} patches")
+        first = torch.arange(prefix, device=keep.device).expand(len(keep), prefix)
+        patches = keep.nonzero()[:, 1].view(len(keep), int(keep[0].sum())) + prefix
+        return tokens.take_along_dim(torch.cat([first, patches], 1).unsqueeze(-1), 1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the weights: names, types, shapes and values."""
+        return sha256_of(self.network.state_dict()).hexdigest()

@@ -1,0 +1,115 @@
+"""CLIP-like models as classifiers: the image tower, and every class as the embedding of its prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from explainers.numerics.batching import in_chunks
+
+_PROMPTS_PER_STEP = 256
+
+
+class Clip(nn.Module):
+    """Zero-shot classifier of a CLIP-like model (Radford et al., ICML 2021, section 3.1.2).
+
+    The logit of a class is ``logit_scale`` times the cosine similarity of the image's embedding and the
+    class's, plus ``logit_bias``, so that the softmax over classes is the model's own probability. A bias
+    (SigLIP has one) is the same for every class and leaves the softmax as it is.
+
+    The class embeddings are not in the state dict: their last bits depend on the machine that computed
+    them. The fingerprint of what they were computed from stands there in their place.
+
+    Parameters
+    ----------
+    visual
+        The image tower: normalised pixels (B, 3, H, W) to embeddings (B, d), of any length.
+    class_embeddings
+        (C, d), of length 1.
+    logit_scale
+        What cosine similarities are multiplied with: the exponential of the parameter that models learn.
+    logit_bias
+        Added to every logit.
+    text_fingerprint
+        32 bytes that tell text towers, prompts and scales apart.
+    """
+
+    class_embeddings: Tensor
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        class_embeddings: Tensor,
+        *,
+        logit_scale: float,
+        logit_bias: float = 0.0,
+        text_fingerprint: bytes,
+    ) -> None:
+        super().__init__()
+        self.visual = visual
+        self.similarity = _Similarity()
+        self.logit_scale = logit_scale
+        self.logit_bias = logit_bias
+        self.register_buffer("class_embeddings", class_embeddings, persistent=False)
+        self.register_buffer("text_fingerprint", torch.tensor(list(text_fingerprint), dtype=torch.uint8))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, C) logits of normalised pixels (B, 3, H, W)."""
+        return (
+            self.logit_scale * self.similarity(self.visual(inputs), self.class_embeddings) + self.logit_bias
+        )
+
+
+class _Similarity(nn.Module):
+    """Cosines of embeddings (B, d), of any length, and class embeddings (C, d) of length 1: (B, C).
+
+    Lower precision leaves them alone: they are multiplied with a scale of 100 or so. A module of its own,
+    so that this stays true of a network that was cut.
+    """
+
+    def forward(self, embeddings: Tensor, classes: Tensor) -> Tensor:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return F.normalize(embeddings.to(classes.dtype), dim=-1) @ classes.T
+
+
+class HuggingFaceVit(nn.Module):
+    """The image tower of a Hugging Face ``CLIPModel``: (B, 3, H, W) to embeddings (B, d).
+
+    It shares the model's modules and puts them together as the model's own forward does, which is wrapped
+    so that it cannot be traced.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        tower = model.vision_model
+        self.embeddings = tower.embeddings
+        self.pre_layrnorm = tower.pre_layrnorm
+        self.layers = tower.encoder.layers
+        self.post_layernorm = tower.post_layernorm
+        self.projection = model.visual_projection
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens = self.pre_layrnorm(self.embeddings(inputs))
+        for layer in self.layers:
+            tokens = layer(tokens, None)  # no attention mask
+        embeddings: Tensor = self.projection(self.post_layernorm(tokens[:, 0]))
+        return embeddings
+
+
+def embed_classes(
+    encode: Callable[[list[str]], Tensor], classes: Sequence[str], templates: Sequence[str]
+) -> Tensor:
+    """(C, d) class embeddings of length 1: the mean direction of a class's prompts (section 3.1.4).
+
+    ``encode`` gives (n, d) embeddings of n prompts. Every ``{}`` of a template becomes the class's name.
+    """
+    prompts = [template.replace("{}", name) for name in classes for template in templates]
+    with torch.no_grad():
+        directions = in_chunks(
+            lambda rows: F.normalize(encode(prompts[rows]), dim=-1), len(prompts), _PROMPTS_PER_STEP
+        )
+        return F.normalize(directions.unflatten(0, (len(classes), -1)).mean(1), dim=-1)

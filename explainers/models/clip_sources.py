@@ -1,0 +1,232 @@
+"""Where CLIP-like models come from: open_clip and Hugging Face, which load the weights themselves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from explainers.models.clip import Clip, HuggingFaceVit, embed_classes
+from explainers.models.huggingface import check_repository, from_pretrained, pretrained_model, reason_of
+from explainers.models.model_spec import DEFAULT_TEMPLATE, LOCAL_DIR, ModelSpec, Preprocessing, is_file
+from explainers.models.sources import check_known, not_downloaded, published_weights
+from explainers.numerics.fingerprint import sha256_of
+
+_SOURCES = ("open_clip", "huggingface")
+_CONFIG = "open_clip_config.json"
+
+
+def check_prompts(spec: ModelSpec) -> None:
+    """Whether the source takes class names and templates, and these can be told apart and filled in.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key: they are missing, empty, named twice, or given to a source
+        that takes none; or a template has no place for a name.
+    """
+    if spec.source in _SOURCES:
+        _check_classes(spec.classes or ())
+        _check_templates((DEFAULT_TEMPLATE,) if spec.templates is None else spec.templates)
+        return
+    for key in ("classes", "templates"):
+        if getattr(spec, key) is not None:
+            raise ValueError(f"model.{key}: only {' and '.join(_SOURCES)} take it; leave it out")
+
+
+def _check_classes(classes: Sequence[str]) -> None:
+    if not classes:
+        raise ValueError('model.classes: name the classes, such as classes = ["cat", "dog"]')
+    for index, (name, count) in enumerate(Counter(classes).items()):
+        if not name.strip():
+            raise ValueError(f"model.classes: class {index} has an empty name")
+        if count > 1:
+            raise ValueError(f"model.classes: {name!r} is named twice; name it once")
+
+
+def _check_templates(templates: Sequence[str]) -> None:
+    if not templates:
+        raise ValueError("model.templates: give at least one, or leave the key out")
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"model.templates: {template!r} has no {{}} for the name of a class")
+
+
+def _square(spec: ModelSpec, height: int, width: int) -> int:
+    if height != width:
+        raise ValueError(f"model.name: {spec.name} takes {height}x{width} pixels; only squares are supported")
+    return height
+
+
+def _resizes_otherwise(spec: ModelSpec, how: str) -> ValueError:
+    return ValueError(
+        f"model.resize: {spec.name} resizes images by {how}, which is not done here; say the length of the "
+        "short side instead"
+    )
+
+
+def _clip(
+    spec: ModelSpec, model: Any, visual: nn.Module, tower: str, encode: Callable[[list[str]], Tensor]
+) -> Clip:
+    """The classifier, after which ``model``, whose image tower's weights are under ``tower``, can go."""
+    classes, templates = spec.classes or (), spec.templates or (DEFAULT_TEMPLATE,)
+    fingerprint = sha256_of({k: v for k, v in model.state_dict().items() if not k.startswith(f"{tower}.")})
+    fingerprint.update(json.dumps([classes, templates]).encode())
+    bias = getattr(model, "logit_bias", None)
+    return Clip(
+        visual,
+        embed_classes(encode, classes, templates),
+        logit_scale=model.logit_scale.exp().item(),
+        logit_bias=0.0 if bias is None else bias.item(),
+        text_fingerprint=fingerprint.digest(),
+    )
+
+
+# open_clip
+
+
+def _open_clip_settings(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model's configuration, and that of its weights where it differs from the library's default."""
+    import open_clip
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    schema, _, place = (spec.name or "").partition(":")
+    if schema not in {"local-dir", "hf-hub"}:
+        check_known("name", spec.name, open_clip.list_models())
+        tag = published_weights(spec)
+        if tag is None:
+            return open_clip.get_model_config(spec.name), {}
+        check_known("weights", tag, ["none", *open_clip.list_pretrained_tags_by_model(spec.name)])
+        return open_clip.get_model_config(spec.name), open_clip.get_pretrained_cfg(spec.name, tag)
+    check_known("weights", spec.weights, ["pretrained", "none"])
+    file = Path(place) / _CONFIG
+    if schema == "hf-hub":
+        try:
+            file = Path(download_pretrained_from_hf(place, filename=_CONFIG))
+        except OSError as error:
+            raise not_downloaded(spec, error, "folder") from error
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        return dict(settings["model_cfg"]), dict(settings.get("preprocess_cfg", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"model.name: cannot read {file}: {reason_of(error)}") from error
+
+
+def open_clip_preprocessing(spec: ModelSpec) -> Preprocessing:
+    import open_clip
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+    model, weights = _open_clip_settings(spec)
+    try:
+        found = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), weights))
+        size = open_clip.CLIPVisionCfg(**model["vision_cfg"]).image_size
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"model.name: the configuration of {spec.name} is not open_clip's: {reason_of(error)}"
+        ) from error
+    side = size if isinstance(size, int) else _square(spec, *size)
+    if found.resize_mode != "shortest" and spec.resize is None:
+        raise _resizes_otherwise(spec, found.resize_mode)
+    return Preprocessing(side, side, found.interpolation, tuple(found.mean), tuple(found.std))
+
+
+def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
+    import open_clip
+
+    settings = _open_clip_settings(spec)[1]
+    name, weights = spec.name or "", spec.weights or ""
+    if is_file(weights) and not Path(weights).is_file():
+        raise ValueError(f"model.weights: there is no file {weights}")
+    wanted = weights != "none"
+    try:
+        model = open_clip.create_model(
+            name,
+            pretrained=None if ":" in name or not wanted else weights,  # a folder or a repository has its own
+            load_weights=wanted,
+            require_pretrained=wanted,
+            pretrained_text=False,
+            # 27 tags were trained with another activation than their architecture's; the library only warns.
+            force_quick_gelu=settings.get("quick_gelu", False),
+            device=device,
+        ).eval()
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:
+        # What comes without a network depends on the hub client; random weights may need a tokenizer from it.
+        if name.startswith(LOCAL_DIR) or is_file(weights):
+            raise ValueError(f"model.weights: open_clip cannot load {name}: {reason_of(error)}") from error
+        raise not_downloaded(spec, error, "folder" if ":" in name else "file") from error
+    model.visual.output_tokens = False  # of CoCa, whose tower returns the patch tokens as well
+    return _clip(
+        spec, model, model.visual, "visual", lambda prompts: model.encode_text(tokenizer(prompts).to(device))
+    )
+
+
+# Hugging Face
+
+
+def _check_clip(spec: ModelSpec) -> None:
+    from transformers import CLIPConfig
+
+    check_repository(spec, "openai/clip-vit-base-patch32")
+    kind = from_pretrained(spec, CLIPConfig.get_config_dict)[0].get("model_type")
+    if kind != CLIPConfig.model_type:
+        raise ValueError(f"model.name: {spec.name} is no CLIP model; its model type is {kind!r}, not 'clip'")
+
+
+def huggingface_preprocessing(spec: ModelSpec) -> Preprocessing:
+    from transformers import AutoImageProcessor
+
+    _check_clip(spec)
+    found = from_pretrained(spec, AutoImageProcessor.from_pretrained).to_dict()
+    resize = found["size"].get("shortest_edge") if found["do_resize"] else None
+    if found["do_resize"] and resize is None and spec.resize is None:
+        raise _resizes_otherwise(spec, " and ".join(found["size"]))
+    if not found["do_rescale"] or not math.isclose(found["rescale_factor"], 1 / 255):
+        raise ValueError(
+            f"model.name: the image processor of {spec.name} does not scale pixels to [0, 1] before it "
+            "normalises them, which is what is done here; give the network as a callable"
+        )
+    crop = found["crop_size"] if found.get("do_center_crop") else None
+    side = crop and _square(spec, crop["height"], crop["width"])
+    normalises = found["do_normalize"]
+    try:
+        return Preprocessing(
+            resize=resize,
+            crop=side,
+            interpolation=Image.Resampling(found["resample"]).name.lower(),
+            mean=tuple(found["image_mean"]) if normalises else (0.0, 0.0, 0.0),
+            std=tuple(found["image_std"]) if normalises else (1.0, 1.0, 1.0),
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"model.name: cannot read the image processor of {spec.name}: {reason_of(error)}"
+        ) from error
+
+
+def huggingface_network(spec: ModelSpec, device: str | torch.device) -> Clip:
+    from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+    _check_clip(spec)
+    tokenizer = from_pretrained(spec, AutoTokenizer.from_pretrained)
+    if spec.weights == "none":
+        model = CLIPModel(from_pretrained(spec, CLIPConfig.from_pretrained))
+    else:
+        model = pretrained_model(spec, CLIPModel)
+    model = model.to(device).eval()
+    longest = model.config.text_config.max_position_embeddings
+
+    def encode(prompts: list[str]) -> Tensor:
+        tokens = tokenizer(prompts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        tokens = tokens.to(device)
+        found = model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        embeddings: Tensor = model.text_projection(found.pooler_output)
+        return embeddings
+
+    return _clip(spec, model, HuggingFaceVit(model), "vision_model", encode)

@@ -1,0 +1,152 @@
+"""A network that is held still while it is explained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from explainers.models.compute import (
+    Compiled,
+    Compute,
+    Float32Linear,
+    lowered,
+    tf32,
+    wants_eager,
+    wants_full_precision,
+)
+
+
+class Frozen:
+    """A network in eval mode, whose parameters ask for no gradient, until :meth:`close`.
+
+    Leaving the ``with`` block closes it too. The network stays on ``device``.
+
+    Attributes
+    ----------
+    compute
+        How its forward passes are computed; see :meth:`use`.
+    """
+
+    def __init__(self, network: nn.Module, device: str | torch.device) -> None:
+        self.network = network.to(device)
+        self.device = torch.device(device)
+        self.compute = Compute()
+        self._compiled: dict[nn.Module, Compiled] = {}
+        self._restore: list[tuple[Any, str, Any]] = []
+        for module in network.modules():
+            self._set(module, "training", False)
+        for parameter in network.parameters():
+            self._set(parameter, "requires_grad", False)
+
+    def _set(self, owner: Any, attribute: str, value: Any) -> None:
+        self._restore.append((owner, attribute, getattr(owner, attribute)))
+        setattr(owner, attribute, value)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def use(self, compute: Compute) -> None:
+        """Compute forward passes as ``compute`` says from now on, until :meth:`close`.
+
+        A linear layer whose output the logits are stays in float32: rounded logits would be rounded scores.
+
+        Raises
+        ------
+        ValueError
+            In one line: the network does not run like that here, or its logits are too large for float16.
+        """
+        if compute == Compute():
+            return
+        if compute.precision != "float32":
+            self._keep_logits_whole()
+        self._set(self, "compute", compute)
+        if compute.compile:
+            self._set(self, "_compiled", {part: Compiled(part) for part in self._parts()})
+        logits = self._probe(self._probed, "compute", f"{self.device.type} in {compute.precision}")
+        if compute.precision == "float16" and not bool(logits.isfinite().all()):
+            raise ValueError("compute.precision: the network's logits are beyond float16; use bfloat16")
+
+    def _parts(self) -> list[nn.Module]:
+        """What :meth:`_pass` is called with, as far as it is worth compiling."""
+        return [self.network]
+
+    @torch.no_grad()
+    def _keep_logits_whole(self) -> None:
+        outputs: dict[nn.Module, Tensor] = {}
+
+        def note(module: nn.Module, _: Any, output: Tensor) -> None:
+            outputs[module] = output
+
+        linear = [module for module in self.network.modules() if type(module) is nn.Linear]
+        handles = [module.register_forward_hook(note) for module in linear]
+        try:
+            logits = self.logits(self._probed)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for module, output in outputs.items():
+            if output.shape[-1] == logits.shape[-1]:  # the logits may be a part or a mean of it
+                self._set(module, "__class__", Float32Linear)
+
+    def _pass(self, part: nn.Module, *inputs: Tensor) -> Tensor:
+        """A part of the network on ``inputs``, as :attr:`compute` says; what it gives has full precision."""
+        differentiated = torch.is_grad_enabled() and any(each.requires_grad for each in inputs)
+        found: Tensor
+        if self.compute == Compute() or differentiated or wants_full_precision():
+            found = part(*inputs)
+            return found
+        with lowered(self.compute, self.device):
+            found = (part if wants_eager() else self._compiled.get(part, part))(*inputs)
+        return found.float() if found.dtype in {torch.bfloat16, torch.float16} else found
+
+    @contextmanager
+    def differentiating(self) -> Iterator[None]:
+        """Around gradients through the whole network: products in TF32 where :attr:`compute` says so."""
+        with tf32(True) if self.compute.tf32 and not wants_full_precision() else nullcontext():
+            yield
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of copies, whose weights are changed: they are not compiled."""
+        return vars(self) | {"_compiled": {}}
+
+    @torch.no_grad()
+    def _probe(self, inputs: Tensor, key: str, what: str) -> Tensor:
+        """(B, K) logits of ``inputs``.
+
+        Raises
+        ------
+        ValueError
+            In one line that begins with ``key``: the network does not run on ``what``, or does not return
+            logits of two or more classes.
+        """
+        self._probed = inputs
+        try:
+            logits = self.logits(inputs)
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{key}: the network does not run on {what}: {reason}") from error
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(inputs):
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"{key}: the network must return logits (B, K), and returned {found}")
+        if logits.shape[1] < 2:
+            raise ValueError(f"{key}: the network has one output; a classifier has two or more")
+        return logits
+
+    def close(self) -> None:
+        """Restore what was changed; a second call does nothing."""
+        while self._restore:
+            owner, attribute, value = self._restore.pop()
+            setattr(owner, attribute, value)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,191 @@
+"""Where networks come from: torchvision, timm, or a callable."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from explainers.models.model_spec import ModelSpec, Preprocessing, is_file
+
+# torchvision
+
+
+def _torchvision_entry(spec: ModelSpec) -> tuple[Any, bool]:
+    """The entry of published weights that describes the preprocessing, and whether its weights are wanted."""
+    from torchvision import models
+
+    check_known("name", spec.name, models.list_models(module=models))
+    entries = models.get_model_weights(spec.name)
+    published = published_weights(spec)
+    if published is None:
+        return next(iter(entries)), False
+    check_known("weights", published, ["none", *entries.__members__])
+    return entries[published], True
+
+
+def torchvision_preprocessing(spec: ModelSpec) -> Preprocessing:
+    steps = _torchvision_entry(spec)[0].transforms()
+    return Preprocessing(
+        resize=steps.resize_size[0],
+        crop=steps.crop_size[0],
+        interpolation=steps.interpolation.value,
+        mean=tuple(steps.mean),
+        std=tuple(steps.std),
+    )
+
+
+def torchvision_network(spec: ModelSpec) -> nn.Module:
+    from torchvision import models
+
+    entry, wanted = _torchvision_entry(spec)
+    if not wanted:
+        size = {} if spec.num_classes is None else {"num_classes": spec.num_classes}
+        network: nn.Module = models.get_model(spec.name, weights=None, **size)
+        return network
+    _check_published_classes(spec, len(entry.meta["categories"]))
+    try:
+        network = models.get_model(spec.name, weights=entry)
+    except OSError as error:
+        raise not_downloaded(spec, error) from error
+    return network
+
+
+def _check_published_classes(spec: ModelSpec, classes: int) -> None:
+    if spec.num_classes not in (None, classes):
+        raise ValueError(
+            f"model.num_classes: the published weights {spec.weights!r} have {classes} classes, not "
+            f"{spec.num_classes}; give a file with your own, or none"
+        )
+
+
+def not_downloaded(spec: ModelSpec, error: Exception, instead: str = "file") -> ValueError:
+    reason = str(error).partition("\n")[0]
+    return ValueError(
+        f"model.weights: {spec.weights!r} of {spec.name} cannot be downloaded ({reason}); give a {instead} "
+        "instead"
+    )
+
+
+# timm
+
+
+def _timm_name(spec: ModelSpec) -> tuple[str, bool]:
+    """timm's full name (architecture.tag), and whether published weights are wanted."""
+    import timm
+
+    base, _, tag = (spec.name or "").partition(".")
+    check_known("name", base or None, timm.list_models())
+    published_names = timm.list_pretrained(f"{base}.*")
+    if tag:
+        check_known("name", spec.name, published_names)
+    published = published_weights(spec)
+    if published not in (None, "pretrained"):
+        tags = [name.partition(".")[2] for name in published_names]
+        check_known("weights", published, ["pretrained", "none", *tags])
+        tag = published
+    return f"{base}.{tag}" if tag else base, published is not None
+
+
+def timm_preprocessing(spec: ModelSpec) -> Preprocessing:
+    import timm
+
+    settings = timm.get_pretrained_cfg(_timm_name(spec)[0])
+    found = timm.data.resolve_data_config(pretrained_cfg=settings.to_dict() if settings else {})
+    size = found["input_size"][-1]
+    return Preprocessing(
+        resize=math.floor(size / found["crop_pct"]),
+        crop=size,
+        interpolation=found["interpolation"],
+        mean=tuple(found["mean"]),
+        std=tuple(found["std"]),
+    )
+
+
+def timm_network(spec: ModelSpec) -> nn.Module:
+    import timm
+
+    name, pretrained = _timm_name(spec)
+    size = {} if spec.num_classes is None else {"num_classes": spec.num_classes}
+    if pretrained:
+        classes = timm.get_pretrained_cfg(name).num_classes
+        if not classes:
+            raise ValueError(f"model.weights: {name} has no classification head; choose another tag")
+        _check_published_classes(spec, classes)
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=pretrained, **size)
+    except Exception as error:
+        # What timm raises without a network depends on the hub client; without weights nothing is fetched.
+        if pretrained:
+            raise not_downloaded(spec, error) from error
+        raise
+    return network
+
+
+# Callables
+
+
+def called_network(spec: ModelSpec) -> nn.Module:
+    if spec.weights is not None and published_weights(spec) is not None:
+        raise ValueError(f"model.weights: {spec.weights!r} is no file, and a callable knows no other names")
+    build = _callable(spec.source)
+    try:
+        network = build() if spec.name is None else build(spec.name)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"model.source: {spec.source} raised {type(error).__name__}: {reason}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"model.source: {spec.source} returned {type(network).__name__}, not a torch module")
+    return network
+
+
+def _callable(source: str) -> Any:
+    path, _, name = source.rpartition(":")
+    try:
+        module = _file_module(Path(path)) if path.endswith(".py") else importlib.import_module(path)
+        return getattr(module, name)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"model.source: cannot load {source!r}: {reason}") from error
+
+
+def _file_module(path: Path) -> Any:
+    path = path.resolve()
+    name = f"floodlit_model_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # dataclasses and pickle look their module up there
+    try:
+        module_spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def published_weights(spec: ModelSpec) -> str | None:
+    """The name of published weights, None for a file and for "none"."""
+    if spec.weights is None:
+        raise ValueError("model.weights: say a file, a name the source knows, or none for random weights")
+    return None if spec.weights == "none" or is_file(spec.weights) else spec.weights
+
+
+def check_known(key: str, found: str | None, known: Iterable[str]) -> None:
+    known = list(known)
+    if found in known:
+        return
+    if found is None:
+        raise ValueError(f"model.{key}: say which, such as {known[0]}")
+    longer = [name for name in known if name.startswith(found)]
+    close = longer[:5] or difflib.get_close_matches(found, known, n=5, cutoff=0.4) or known[:10]
+    raise ValueError(f"model.{key}: there is no {found!r}; close are {', '.join(close)}")

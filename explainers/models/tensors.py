@@ -1,0 +1,80 @@
+"""A classifier of numbers: time series of several channels, or the rows of a table."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from explainers.models.black_box import Modality, check_fill
+from explainers.models.frozen import Frozen
+from explainers.numerics.fingerprint import sha256_of
+
+
+class TensorClassifier(Frozen):
+    """A network of plain tensors, as explainers and metrics see it: a :class:`BlackBox`.
+
+    Every input is (C, T): a table's row is one channel with a feature a site. While it is wrapped, the
+    network is in eval mode and its parameters ask for no gradient; :meth:`close`, or leaving the ``with``
+    block, restores that.
+
+    Parameters
+    ----------
+    network
+        Any module that takes float32 inputs and returns logits (B, K), with K of two or more. It is called
+        with (B, C, T) where ``shape`` is (C, T), and with (B, T) where it is (T,).
+    shape
+        Of one row of the dataset.
+    device
+        Where the network is moved to.
+
+    Raises
+    ------
+    ValueError
+        In one line that names the key: the network does not run on such rows, or returns something else.
+    """
+
+    modality: ClassVar[Modality] = "tensor"
+    fills: ClassVar[tuple[str, ...]] = ("zero", "mean")
+    graded: ClassVar[bool] = True
+    layer: ClassVar[None] = None
+
+    def __init__(
+        self, network: nn.Module, shape: tuple[int, ...], device: str | torch.device = "cpu"
+    ) -> None:
+        if len(shape) not in {1, 2} or 0 in shape:
+            raise ValueError(f"dataset.path: rows are (T,) or (C, T), and these are {shape}")
+        super().__init__(network, device)
+        self._flat = len(shape) == 1
+        self.input_shape = (1, *shape) if self._flat else shape
+        try:
+            probe = torch.rand(2, *self.input_shape, generator=torch.Generator().manual_seed(0))
+            rows = f"rows of shape {shape}"
+            self.num_classes = self._probe(probe.to(device), "model.source", rows).shape[1]
+        except BaseException:
+            self.close()
+            raise
+
+    def inputs_of(self, stored: Tensor) -> Tensor:
+        """(B, C, T) float32 from the rows of a run."""
+        return stored.float()
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """(B, K) logits of (B, C, T) inputs; differentiable."""
+        return self._pass(self.network, inputs.squeeze(1) if self._flat else inputs)
+
+    def sites(self, inputs: Tensor) -> Tensor:
+        """(B, T): every step, or feature, can be hidden."""
+        return torch.ones_like(inputs[:, 0], dtype=torch.bool)
+
+    def fill(self, inputs: Tensor, how: str) -> Tensor:
+        """What stands in for absent steps: (1, 1, 1) zero, or (B, C, 1) each channel's own mean."""
+        check_fill(self, how)
+        return inputs.new_zeros(1, 1, 1) if how == "zero" else inputs.mean(-1, keepdim=True)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the weights: names, types, shapes and values."""
+        return sha256_of(self.network.state_dict()).hexdigest()

@@ -1,0 +1,222 @@
+"""A classifier of texts: tokens, and the words they belong to, to logits."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from explainers.models.black_box import Modality, check_fill
+from explainers.models.frozen import Frozen
+from explainers.numerics.fingerprint import sha256_of
+
+_NOTHING = -1  # as an id: no token here; as the number of a word: no word's token
+
+
+class TextClassifier(Frozen):
+    """A sequence classifier with its tokenizer, as explainers and metrics see it: a :class:`BlackBox`.
+
+    An input is (2, T): the id of each token, and the number of the word it belongs to; see
+    :mod:`explainers.models.black_box`. The network sees the tokens that are there, side by side, as if the
+    others had never been written: their positions close up. While it is wrapped, the network is in eval mode,
+    its parameters ask for no gradient, and its configuration has a padding token and keeps no keys and
+    values; :meth:`close`, or leaving the ``with`` block, restores all of that.
+
+    Parameters
+    ----------
+    network
+        A Hugging Face model: called with ``input_ids`` and ``attention_mask`` (B, n), it returns an object
+        whose ``logits`` are (B, K), with K of two or more.
+    tokenizer
+        Its tokenizer, one of those that know the word of each token ("fast" ones).
+    max_length
+        T, in tokens, special ones included.
+    device
+        Where the network is moved to.
+
+    Raises
+    ------
+    ValueError
+        In one line that names the key: another kind of tokenizer, a network that does not run on T tokens, or
+        one to which padding makes a difference.
+    """
+
+    modality: ClassVar[Modality] = "text"
+    graded: ClassVar[bool] = False
+    layer: ClassVar[None] = None
+
+    def __init__(
+        self, network: nn.Module, tokenizer: Any, max_length: int, device: str | torch.device = "cpu"
+    ) -> None:
+        _check_tokenizer(tokenizer)
+        super().__init__(network, device)
+        self._logits = _Logits(self.network)
+        self._tokenizer = tokenizer
+        self._special = frozenset(tokenizer.all_special_ids)
+        self.fills: tuple[str, ...] = ("mask", "remove") if tokenizer.mask_token else ("remove",)
+        self.input_shape = (2, max_length)
+        try:
+            self._pad = self._configure()
+            self.num_classes = self._try_out()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, by number; empty where nobody has named them."""
+        config: Any = self.network.config
+        names = [str(config.id2label.get(number, "")) for number in range(self.num_classes)]
+        return [] if names == [f"LABEL_{number}" for number in range(self.num_classes)] else names
+
+    def _configure(self) -> int:
+        """The id that pads, which causal networks look for to find the last token."""
+        config: Any = self.network.config
+        config = config.get_text_config()
+        if hasattr(config, "use_cache"):
+            self._set(config, "use_cache", False)
+        if config.pad_token_id is None:
+            ends = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
+            known = [token for token in ends if token is not None]
+            if not known:
+                raise ValueError("model.name: neither configuration nor tokenizer has a padding or end token")
+            self._set(config, "pad_token_id", known[0])
+        return int(config.pad_token_id)
+
+    def _try_out(self) -> int:
+        """The number of classes, seen on a text of one token, alone and padded to T."""
+        length = self.input_shape[1]
+        special = self._tokenizer("").input_ids
+        if length <= len(special):
+            raise ValueError(
+                f"model.max_length: {length} leaves no room for a token beside {len(special)} special ones"
+            )
+        ordinary = sorted(set(self._tokenizer.get_vocab().values()) - self._special)
+        room = length - len(special)
+        some = [ordinary[i * len(ordinary) // room] for i in range(room)]
+        texts = torch.full((2, 2, length), _NOTHING, device=self.device)
+        for text, tokens in zip(texts, (some, some[:1]), strict=True):
+            ids = special[:1] + tokens + special[1:]
+            text[0, : len(ids)] = torch.tensor(ids)
+        alone = self._probe(texts[1:], "model.name", "a text of one token")[0]
+        together = self._probe(texts, "model.name", f"texts of {length} tokens")[1]
+        if not torch.allclose(together, alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max())):
+            raise ValueError(
+                "model.name: the network gives a text other logits when it is padded to the length of another"
+            )
+        return len(alone)
+
+    def encode(self, text: str) -> tuple[NDArray[np.int32], list[str], int]:
+        """A text as an input, and what stands in it.
+
+        It is cut to T tokens where the tokenizer cuts, at the end or the beginning; special tokens stay.
+
+        Returns
+        -------
+        array
+            (2, T) int32, padded with -1 behind.
+        tokens
+            What stands on each site that holds a token, for people to read.
+        total
+            Number of tokens of the whole text, special ones included.
+
+        Raises
+        ------
+        ValueError
+            If nothing of it can be hidden.
+        """
+        length = self.input_shape[1]
+        found = self._tokenizer(text, verbose=False, split_special_tokens=True)
+        total = len(found.input_ids)
+        if total > length:
+            found = self._tokenizer(text, truncation=True, max_length=length, split_special_tokens=True)
+        words = [_NOTHING if word is None else word for word in found.word_ids()]
+        if not any(word >= 0 for word in words):
+            raise ValueError("has no token to explain")
+        first = min(word for word in words if word >= 0)  # of a text cut at its beginning not 0
+        words = [word if word < 0 else word - first for word in words]
+        array = np.full((2, length), _NOTHING, np.int32)
+        array[:, : len(words)] = found.input_ids, words
+        return array, [self._shown(token) for token in found.input_ids], total
+
+    def _shown(self, token: int) -> str:
+        """A token as it reads in a text; part of a character, or a blank, as the vocabulary writes it."""
+        name: str = self._tokenizer.convert_ids_to_tokens(token)
+        read: str = "" if token in self._special else self._tokenizer.decode([token]).strip()
+        return name if not read or "\N{REPLACEMENT CHARACTER}" in read else read
+
+    def inputs_of(self, stored: Tensor) -> Tensor:
+        """(B, 2, T) int64 from the rows of a run, as :meth:`encode` makes them."""
+        return stored.long()
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """(B, K) logits of (B, 2, T) inputs.
+
+        The tokens of each are packed to the left and padded up to the longest of the batch, on the right
+        whatever the tokenizer does: positions then begin at the first token. Of a text without any token,
+        special ones included, one padding token is shown: no network reads nothing.
+        """
+        ids = inputs[:, 0]
+        there = ids != _NOTHING
+        lengths = there.sum(1, keepdim=True)
+        sites = torch.arange(max(1, int(lengths.max())), device=ids.device)
+        order = there.logical_not().byte().argsort(dim=1, stable=True)[:, : len(sites)]
+        packed = torch.where(sites < lengths, ids.gather(1, order), self._pad)
+        seen = (sites < lengths.clamp(min=1)).long()
+        return self._pass(self._logits, packed, seen)
+
+    def _parts(self) -> list[nn.Module]:
+        return [self._logits]
+
+    def sites(self, inputs: Tensor) -> Tensor:
+        """(B, T): tokens that belong to a word can be hidden."""
+        return inputs[:, 1] != _NOTHING
+
+    def fill(self, inputs: Tensor, how: str) -> Tensor:
+        """(B, 2, T) with the mask token, or no token, on every site that can be hidden."""
+        check_fill(self, how)
+        hidden = self._tokenizer.mask_token_id if how == "mask" else _NOTHING
+        return torch.stack([torch.where(self.sites(inputs), hidden, inputs[:, 0]), inputs[:, 1]], 1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the weights, and of the tokenizer that decides what they see."""
+        tokenizer = self._tokenizer
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        del rules["truncation"], rules["padding"]  # of the last text, not of the tokenizer
+        digest = sha256_of(self.network.state_dict())
+        read = [rules, tokenizer.special_tokens_map, tokenizer.truncation_side]
+        digest.update(json.dumps(read, sort_keys=True).encode())
+        return digest.hexdigest()
+
+
+class _Logits(nn.Module):
+    """A Hugging Face model as a function of tensors alone, in eval mode as the model is."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        logits: Tensor = self.network(input_ids=ids, attention_mask=mask).logits
+        return logits
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"model.name: {type(tokenizer).__name__} does not know the word of each token; give a model "
+            "with a tokenizer.json"
+        )
+    # Without the files of a tokenizer the library makes one that knows special tokens and a blank at most.
+    if len(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)) < 2:
+        raise ValueError("model.name: the tokenizer knows no words; put its files beside the configuration")
+    if any(tokenizer("", return_token_type_ids=True).token_type_ids):
+        raise ValueError(
+            f"model.name: {type(tokenizer).__name__} numbers the parts of a text, which is not done here"
+        )

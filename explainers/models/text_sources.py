@@ -1,0 +1,70 @@
+"""Where classifiers of texts come from: Hugging Face's sequence classifiers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from explainers.models.huggingface import check_repository, from_pretrained, pretrained_model
+from explainers.models.model_spec import DEFAULT_MAX_LENGTH, ModelSpec
+from explainers.models.text import TextClassifier
+from explainers.numerics.randomness import global_generators
+
+
+def load_text(spec: ModelSpec, device: str | torch.device) -> TextClassifier:
+    """The sequence classifier of a repository or a folder, with its tokenizer.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key: another source, no such model or one that does not classify
+        texts, weights that lack tensors, more tokens than it takes.
+    """
+    from transformers import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoConfig,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
+
+    if spec.source != "huggingface":
+        raise ValueError(f"model.source: texts need huggingface, not {spec.source!r}")
+    check_repository(spec, "distilbert/distilbert-base-uncased-finetuned-sst-2-english")
+    # Code that comes with a model is never run: nobody can be asked whether it may.
+    config = from_pretrained(spec, AutoConfig.from_pretrained, trust_remote_code=False)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ValueError(
+            f"model.name: {spec.name} classifies no texts; its model type is {config.model_type!r}"
+        )
+    tokenizer = from_pretrained(spec, AutoTokenizer.from_pretrained, trust_remote_code=False)
+    if spec.weights == "none":
+        with global_generators(0, torch.device("cpu")):  # or every process would draw weights of its own
+            network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    else:
+        network = pretrained_model(spec, AutoModelForSequenceClassification)
+    return TextClassifier(network, tokenizer, _max_length(spec, network, tokenizer), device)
+
+
+def _max_length(spec: ModelSpec, network: Any, tokenizer: Any) -> int:
+    longest = _positions(network)
+    if spec.max_length is None:
+        return min(DEFAULT_MAX_LENGTH, tokenizer.model_max_length, longest or DEFAULT_MAX_LENGTH)
+    if longest is not None and spec.max_length > longest:
+        raise ValueError(
+            f"model.max_length: {spec.max_length} tokens are more than the {longest} that {spec.name} takes"
+        )
+    return spec.max_length
+
+
+def _positions(network: Any) -> int | None:
+    """Number of tokens that have a position of their own; None where positions are relative."""
+    count = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    if count is None or count < 1:
+        return None
+    for name, module in network.named_modules():
+        # RoBERTa and its kin count from behind the padding token's position.
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return int(count) if module.padding_idx is None else int(count) - module.padding_idx - 1
+    return int(count)

@@ -1,0 +1,151 @@
+"""Attention matrices of vision transformers, computed in the open while somebody reads them.
+
+Transformers run fused kernels that never form the matrix softmax(q k^T / sqrt(d)). Here every
+self-attention module of a known kind is made to form it, for as long as a ``with`` block lasts. Kinds are
+told by class, so that a network is recognised wherever it comes from: timm's ``Attention``,
+``torch.nn.MultiheadAttention`` (torchvision, open_clip) and Hugging Face's ``CLIPAttention``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from explainers.models.architectures import architecture_of
+from explainers.models.classifier import Classifier
+from explainers.models.compute import eager
+from explainers.models.layout import Layout, layout_of
+
+Read = Callable[[Tensor], None]
+Kind = Literal["timm", "torch", "hugging_face"]
+
+
+@contextmanager
+def explicit_attention(network: nn.Module, read: Read) -> Iterator[None]:
+    """Call ``read`` with the (B, heads, T, T) matrix of every self-attention module, as ``network`` runs.
+
+    Matrices come in the order of the blocks. Each is the tensor that the values are multiplied with, hence
+    lies between inputs and logits for :func:`torch.autograd.grad`; it asks for a gradient if the inputs do.
+    The network is in eval mode. When the block ends, by an error too, nothing of this is left on it.
+
+    Raises
+    ------
+    ValueError
+        While the network runs, if a module attends to other tokens than its own, or through a mask.
+    """
+    with ExitStack() as undo:
+        undo.enter_context(eager())
+        # The layers of torch.nn would run whole in a kernel of their own, past their attention modules.
+        undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module in network.modules():
+            kind = kind_of(module)
+            if kind is not None:
+                _MAKE_EXPLICIT[kind](module, read, undo)
+        yield
+
+
+def attention_tokens(classifier: Classifier) -> Layout:
+    """Where the tokens lie that the network's attention matrices have as rows and columns.
+
+    Asked of the network itself, which is run once on two grey inputs; the target layer does not matter.
+
+    Raises
+    ------
+    ValueError
+        If no attention can be read, or if it is not global: all blocks have to see the same T tokens, which
+        are prefix tokens before a grid of patches.
+    """
+    shapes: list[torch.Size] = []
+    grey = torch.full((2, 3, *classifier.input_size), 0.5, device=classifier.device)
+    with torch.no_grad(), explicit_attention(classifier.network, lambda matrix: shapes.append(matrix.shape)):
+        classifier.logits(grey)
+    seen = {(batch, *tokens) for batch, _, *tokens in shapes}
+    T = shapes[0][-1] if shapes else 0
+    if seen != {(2, T, T)}:
+        raise ValueError("the network has no attention over all tokens that can be read")
+    known = architecture_of(classifier.network)
+    prefix = known.prefix_tokens(classifier.network) if known and known.prefix_tokens else None
+    return layout_of((T, 1), classifier.input_size, prefix)
+
+
+def reads_attention(classifier: Classifier) -> bool:
+    """Whether :func:`attention_tokens` has an answer."""
+    try:
+        attention_tokens(classifier)
+    except ValueError:
+        return False
+    return True
+
+
+def _timm(module: Any, read: Read, undo: ExitStack) -> None:
+    replace_on(undo, module, "fused_attn", False)
+    undo.callback(module.attn_drop.register_forward_hook(lambda *call: read(call[-1])).remove)
+
+
+def _hugging_face(module: Any, read: Read, undo: ExitStack) -> None:
+    config = module.config  # shared by the blocks of a tower, and put back in the reverse order
+    undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
+    config._attn_implementation = "eager"
+    undo.callback(module.register_forward_hook(lambda *call: read(call[-1][1])).remove)
+
+
+def _torch(module: Any, read: Read, undo: ExitStack) -> None:
+    # The weights that the module itself can return are a view made beside the path to its output.
+    def forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        masked = key_padding_mask is not None or attn_mask is not None or is_causal
+        extended = module.bias_k is not None or module.add_zero_attn
+        if key is not query or value is not query or masked or extended:
+            raise ValueError("only self-attention without a mask can be read")
+        tokens = query if module.batch_first else query.transpose(0, 1)
+        projected = F.linear(tokens, module.in_proj_weight, module.in_proj_bias)
+        q, k, v = projected.unflatten(2, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        matrix = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
+        read(matrix)
+        output = module.out_proj((matrix @ v).transpose(1, 2).flatten(2))
+        weights = matrix.mean(1) if average_attn_weights else matrix
+        return output if module.batch_first else output.transpose(0, 1), weights if need_weights else None
+
+    replace_on(undo, module, "forward", forward)
+
+
+def replace_on(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an attribute of the object itself until ``undo`` closes."""
+    if name in vars(owner):
+        undo.callback(setattr, owner, name, vars(owner)[name])
+    else:
+        undo.callback(delattr, owner, name)
+    setattr(owner, name, value)
+
+
+_MAKE_EXPLICIT: dict[Kind, Callable[[Any, Read, ExitStack], None]] = {
+    "timm": _timm,
+    "torch": _torch,
+    "hugging_face": _hugging_face,
+}
+_KINDS: dict[str, Kind] = {
+    "timm.layers.attention.Attention": "timm",
+    "timm.models.vision_transformer.Attention": "timm",  # its home in older versions of timm
+    "torch.nn.modules.activation.MultiheadAttention": "torch",
+    "transformers.models.clip.modeling_clip.CLIPAttention": "hugging_face",
+}
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """Whose self-attention ``module`` is; None if it is none of a known kind."""
+    cls = type(module)
+    return _KINDS.get(f"{cls.__module__}.{cls.__qualname__}")

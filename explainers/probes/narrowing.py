@@ -1,0 +1,112 @@
+"""The last block of a transformer for its class token alone, which is all that the head reads of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from explainers.models.architectures import architecture_of
+from explainers.models.classifier import Classifier
+from explainers.models.compute import eager, full_precision
+from explainers.probes.attention import Kind, kind_of, replace_on
+
+_SECOND_NORMS = ("norm2", "ln_2", "layer_norm2")  # of timm; torchvision and open_clip; Hugging Face
+_PROBES = 2
+
+
+def class_token_alone(classifier: Classifier) -> Callable[[Tensor], Tensor]:
+    """:meth:`Classifier.encode`, without computing what the last block does to other tokens than the first.
+
+    The block's attention then has one query, and its MLP one row. Where the block is of an unknown kind, or
+    the head reads more than the first token, it is ``encode`` itself.
+    """
+    parts = _last_block(classifier)
+    if parts is None:
+        return classifier.encode
+
+    def narrowed(tokens: Tensor) -> Tensor:
+        with ExitStack() as undo:
+            undo.enter_context(eager())
+            _narrow(*parts, undo)
+            return classifier.encode(tokens)
+
+    return narrowed if _agrees(classifier, narrowed) else classifier.encode
+
+
+def _last_block(classifier: Classifier) -> tuple[nn.Module, nn.Module] | None:
+    """The attention of the last block and the norm behind it."""
+    known = architecture_of(classifier.network)
+    name, _, side = (known.layer(classifier.network) if known else "").partition(":")
+    if side != "input":
+        return None
+    block = classifier.network.get_submodule(name)
+    norms = [getattr(block, norm) for norm in _SECOND_NORMS if hasattr(block, norm)]
+    attentions = [module for module in block.modules() if kind_of(module) is not None]
+    if len(norms) != 1 or len(attentions) != 1 or not getattr(attentions[0], "batch_first", True):
+        return None
+    return attentions[0], norms[0]
+
+
+def _agrees(classifier: Classifier, narrowed: Callable[[Tensor], Tensor]) -> bool:
+    size = classifier.input_size
+    probe = torch.rand(_PROBES, 3, *size, generator=torch.Generator().manual_seed(0)).to(classifier.device)
+    with torch.no_grad(), full_precision():
+        tokens = classifier.embed(probe)
+        return torch.allclose(narrowed(tokens), classifier.encode(tokens), rtol=1e-3, atol=1e-4)
+
+
+def _narrow(attention: nn.Module, norm: nn.Module, undo: ExitStack) -> None:
+    kind = kind_of(attention)
+    assert kind is not None
+    project = _PROJECT[kind]
+
+    # One row is added to all by the skip connections: only the first is right, and only it is read.
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return project(attention, args[0] if args else kwargs["hidden_states"])
+
+    replace_on(undo, attention, "forward", forward)
+    undo.callback(norm.register_forward_pre_hook(lambda _, args: (args[0][:, :1],)).remove)
+
+
+def _attended(heads: int, q: Tensor, k: Tensor, v: Tensor, norms: tuple[Any, Any] = (None, None)) -> Tensor:
+    """(B, 1, D) from a query (B, 1, D), keys and values (B, T, D)."""
+    q, k, v = (each.unflatten(2, (heads, -1)).transpose(1, 2) for each in (q, k, v))
+    q, k = (each if norm is None else norm(each) for each, norm in zip((q, k), norms, strict=True))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _split(weight: Tensor, bias: Tensor | None, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query of the first token, keys and values of all, from one joint projection."""
+    D = len(weight) // 3
+    q = F.linear(tokens[:, :1], weight[:D], None if bias is None else bias[:D])
+    k, v = F.linear(tokens, weight[D:], None if bias is None else bias[D:]).chunk(2, 2)
+    return q, k, v
+
+
+def _timm(module: Any, tokens: Tensor) -> Tensor:
+    q, k, v = _split(module.qkv.weight, module.qkv.bias, tokens)
+    attended = _attended(module.num_heads, q, k, v, (module.q_norm, module.k_norm))
+    output: Tensor = module.proj(module.norm(attended))
+    return output
+
+
+def _torch(module: Any, tokens: Tensor) -> tuple[Tensor, None]:
+    q, k, v = _split(module.in_proj_weight, module.in_proj_bias, tokens)
+    return module.out_proj(_attended(module.num_heads, q, k, v)), None
+
+
+def _hugging_face(module: Any, hidden_states: Tensor) -> tuple[Tensor, None]:
+    q, k, v = module.q_proj(hidden_states[:, :1]), module.k_proj(hidden_states), module.v_proj(hidden_states)
+    return module.out_proj(_attended(module.num_heads, q, k, v)), None
+
+
+_PROJECT: dict[Kind, Callable[[Any, Tensor], Any]] = {
+    "timm": _timm,
+    "torch": _torch,
+    "hugging_face": _hugging_face,
+}

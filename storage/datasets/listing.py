@@ -1,0 +1,186 @@
+"""CSV listings of images: ``file,label`` and, if wanted, ``xmin,ymin,xmax,ymax``, several rows an image.
+
+A column ``mask`` names the file of an image's mask.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storage.datasets.geometry import Box
+
+_LARGEST = 2**31 - 1  # more classes than any model has
+BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
+csv.field_size_limit(1 << 26)  # a text may be longer than the 128 KiB that are usual
+Row = tuple[int, Mapping[str, str]]  # line number, cells by column
+
+
+@dataclass
+class Entry:
+    """One image of a listing: its file as written there, its label, its boxes in the file's pixels.
+
+    ``mask`` is the file of its mask, as written there.
+    """
+
+    file: str
+    label: int
+    boxes: list[Box] = field(default_factory=list)
+    mask: str | None = None
+
+
+@dataclass
+class _Draft:
+    """What the rows of one file have said so far."""
+
+    line: int
+    label: str
+    boxes: list[Box]
+    mask: str | None
+
+
+def read_listing(path: Path) -> tuple[list[Entry], list[str]]:
+    """The images of a listing in the order in which they appear first, and the class names.
+
+    Labels are numbered by :func:`number_labels`. Other columns are ignored.
+
+    Raises
+    ------
+    ValueError
+        In one line with the file and the line number: a missing column or cell, a box that is none, two
+        labels or masks for one file, a file listed twice without another box, numbers and names mixed.
+    """
+    drafts: dict[str, _Draft] = {}
+    for line, row in _rows(path):
+        try:
+            _add(drafts, line, row)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line}: {error}") from error
+    found = list(drafts.values())
+    labels, classes = number_labels(path, [d.label for d in found], lambda index: f"line {found[index].line}")
+    entries = zip(drafts.items(), labels, strict=True)
+    return [Entry(file, n, d.boxes, d.mask) for (file, d), n in entries], classes
+
+
+def number_labels(
+    path: Path, labels: Sequence[str], place: Callable[[int], str]
+) -> tuple[list[int], list[str]]:
+    """Labels as numbers, and the class names.
+
+    Whole numbers are taken as they are (then no class names are known), names numbered in sorted order.
+
+    Parameters
+    ----------
+    path
+        The file they stand in, for messages.
+    place
+        Where in the file a label of a given index stands, for messages.
+
+    Raises
+    ------
+    ValueError
+        In one line with file and place: a label is missing or negative, or numbers and names are mixed.
+    """
+    kinds = sorted(set(labels))
+    for label in kinds:
+        wrong = "the label is missing" if not label else f"label {label} is negative"
+        if not label or (label.startswith("-") and label[1:].isdecimal()):
+            raise ValueError(f"{path}, {place(labels.index(label))}: {wrong}")
+        if re.fullmatch(r"\d+\.0*", label) or (label.isdecimal() and int(label) > _LARGEST):
+            raise ValueError(
+                f"{path}, {place(labels.index(label))}: label {label} is no class index; write whole numbers"
+            )
+    numbers, names = [k for k in kinds if k.isdecimal()], [k for k in kinds if not k.isdecimal()]
+    if numbers and names:
+        name = next(index for index, label in enumerate(labels) if not label.isdecimal())
+        number = next(index for index, label in enumerate(labels) if label.isdecimal())
+        raise ValueError(
+            f"{path}, {place(name)}: label {labels[name]!r} is a name and {labels[number]} in "
+            f"{place(number)} a number; use one or the other"
+        )
+    index = {name: position for position, name in enumerate(names)}
+    return [index[label] if names else int(label) for label in labels], names
+
+
+def records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The lines in which the records of a CSV file begin, and their cells, the header first.
+
+    Empty lines are skipped.
+
+    Raises
+    ------
+    ValueError
+        In one line, if it is not CSV in UTF-8, or where a record has not as many cells as the header.
+    """
+    line, columns = 1, None
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for cells in reader:
+                if cells:
+                    columns = columns or len(cells)
+                    if len(cells) != columns:
+                        raise ValueError(
+                            f"{path}, line {line}: has not as many cells as the header, {columns}; quote "
+                            "cells that contain a comma"
+                        )
+                    yield line, cells
+                line = reader.line_num + 1
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a CSV file in UTF-8: line {line}: {error}") from error
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    """Line numbers and cells, after a look at the header."""
+    found = records(path)
+    columns = [name.strip() for name in next(found, (1, []))[1]]
+    _check_header(path, columns)
+    for line, cells in found:
+        yield line, {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
+
+
+def _check_header(path: Path, columns: list[str]) -> None:
+    missing = [name for name in ("file", "label") if name not in columns]
+    if any(name in columns for name in BOX_COLUMNS):
+        missing += [name for name in BOX_COLUMNS if name not in columns]
+    if missing:
+        raise ValueError(
+            f"{path}, line 1: the header lacks {', '.join(missing)}; it must have file,label and may have "
+            f"{','.join(BOX_COLUMNS)} and mask"
+        )
+
+
+def _add(drafts: dict[str, _Draft], line: int, row: Mapping[str, str]) -> None:
+    file, label, box, mask = row["file"], row["label"], _box(row), row.get("mask") or None
+    if not file:
+        raise ValueError("the file is missing")
+    draft = drafts.setdefault(file, _Draft(line, label, [], mask))
+    if draft.label != label:
+        raise ValueError(f"{file} has label {label} here and {draft.label} in line {draft.line}")
+    if draft.mask != mask:
+        raise ValueError(f"{file} has another mask here than in line {draft.line}")
+    if draft.line != line and (box is None or box in draft.boxes):
+        raise ValueError(f"{file} is listed again, without another box; the first time is line {draft.line}")
+    if box is not None:
+        draft.boxes.append(box)
+
+
+def _box(row: Mapping[str, str]) -> Box | None:
+    """The box of a row; None if there are no box columns or all four are empty.
+
+    Boxes without area pass: listings with inclusive coordinates have some. Geometry drops them later.
+    """
+    cells = [row.get(name, "") for name in BOX_COLUMNS]
+    if not any(cells):
+        return None
+    try:
+        xmin, ymin, xmax, ymax = (float(cell) for cell in cells)
+    except ValueError as error:
+        raise ValueError(f"the box {','.join(cells)} is not four numbers") from error
+    if not all(map(math.isfinite, (xmin, ymin, xmax, ymax))) or xmax < xmin or ymax < ymin:
+        raise ValueError(f"the box {','.join(cells)} is not xmin,ymin,xmax,ymax")
+    return xmin, ymin, xmax, ymax

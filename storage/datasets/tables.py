@@ -1,0 +1,210 @@
+"""Samples that stand in the rows of one file: texts in a column, or plain numbers.
+
+Ids and labels are known as soon as a file is open; a text or an array is made when it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.datasets.columns import ID, LABEL, Columns, one_line
+from storage.files import UnreadableError
+from storage.places import is_remote
+
+_HASHED = 64  # rows hashed at once
+# What pandas calls the numbers of the rows where it writes them, in CSV and in Parquet.
+_INDEX = re.compile(r"|__index_level_\d+__")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Table:
+    """What is known about rows.
+
+    Attributes
+    ----------
+    ids
+        One a row, all different; None where the file has none.
+    labels
+        One a row; None where the file has none.
+    classes
+        Names by label; empty where the labels are numbers.
+    features
+        Names of the columns an array comes from; empty where it comes from no columns.
+    """
+
+    ids: list[str] | None = None
+    labels: list[int] | None = None
+    classes: list[str] = field(default_factory=list)
+    features: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Texts(Table):
+    """One text a row."""
+
+    texts: Any  # pyarrow.LargeStringArray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def load(self, row: int) -> str:
+        """The text of a row, as it stands there.
+
+        Raises
+        ------
+        UnreadableError
+            If it is missing or blank.
+        """
+        text: str | None = self.texts[row].as_py()
+        if text is None or not text.strip():
+            raise UnreadableError("the text is empty")
+        return text
+
+    def digest(self, rows: Sequence[int]) -> str:
+        """Hex SHA-256 of the texts of some rows, each behind its length."""
+        digest = hashlib.sha256()
+        for row in rows:
+            encoded = (self.texts[row].as_py() or "").encode()
+            digest.update(b"%d:" % len(encoded) + encoded)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tensors(Table):
+    """One array a row: ``inputs``, (N, T) or (N, C, T), which may lie on the disk."""
+
+    inputs: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def load(self, row: int) -> NDArray[np.float32]:
+        """A copy of a row, (T,) or (C, T).
+
+        Raises
+        ------
+        UnreadableError
+            If a number is missing or not finite: which one is the first, counted from 0.
+        """
+        numbers = _float32(self.inputs[row])
+        wrong = np.argwhere(~np.isfinite(numbers))
+        if len(wrong):
+            *channels, step = wrong[0]
+            place = f"feature {self.features[step]}" if self.features else f"number {step}"
+            place += "".join(f" of channel {channel}" for channel in channels)
+            kind = "NaN" if np.isnan(numbers[tuple(wrong[0])]) else "not finite as float32"
+            raise UnreadableError(f"{place} is {kind}")
+        return numbers
+
+    def digest(self, rows: Sequence[int]) -> str:
+        """Hex SHA-256 of the shape and the float32 numbers of some rows."""
+        digest = hashlib.sha256(str(self.inputs.shape[1:]).encode())
+        for start in range(0, len(rows), _HASHED):
+            numbers = _float32(self.inputs[list(rows[start : start + _HASHED])])
+            digest.update(numbers.astype("<f4", copy=False).tobytes())
+        return digest.hexdigest()
+
+
+def read_texts(path: Path, column: str) -> Texts:
+    """The texts in a column of a CSV or Parquet file, with its columns ``label`` and ``id`` if it has them.
+
+    Raises
+    ------
+    ValueError
+        In one line, with the file and what is wrong in it.
+    """
+    wanted = (column, LABEL, ID)
+    columns = Columns(path, wanted, strings=wanted)
+    if column not in columns.names:
+        there = ", ".join(columns.present)
+        raise ValueError(f"{path} has no column {column}; set dataset.column to one of: {there}")
+    return Texts(texts=columns.strings(column).combine_chunks(), **columns.known())
+
+
+def read_tensors(path: Path) -> Tensors:
+    """The numbers of an ``.npz``, ``.npy``, CSV or Parquet file.
+
+    An ``.npz`` has them in ``inputs``, (N, T) or (N, C, T), and may have whole ``labels`` (N,); an ``.npy``
+    is ``inputs`` alone. In CSV and Parquet every column is a feature but ``label`` and ``id``; what is
+    missing there is NaN.
+
+    Raises
+    ------
+    ValueError
+        In one line, with the file and what is wrong in it.
+    """
+    suffix = path.suffix.lower()
+    if suffix in {".csv", ".parquet"}:
+        return _of_columns(path)
+    if suffix not in {".npz", ".npy"}:
+        raise ValueError(f"dataset.path: {path.name} is neither .npz, .npy, .csv nor .parquet")
+    inputs, labels = _of_archive(path) if suffix == ".npz" else (_of_array_file(path), None)
+    if inputs.ndim not in {2, 3} or inputs.dtype.kind not in "biuf" or 0 in inputs.shape[1:]:
+        raise ValueError(
+            f"{path}: inputs are {inputs.dtype} {inputs.shape}; they must be numbers (N, T) or (N, C, T)"
+        )
+    if labels is not None:
+        _check_labels(path, labels, len(inputs))
+    return Tensors(inputs=inputs, labels=None if labels is None else labels.tolist())
+
+
+def _of_columns(path: Path) -> Tensors:
+    columns = Columns(path, None, strings=(LABEL, ID))
+    features = [name for name in columns.names if name not in {LABEL, ID}]
+    for name in features:
+        if _INDEX.fullmatch(name):
+            raise ValueError(f"{path}: column {name!r} only numbers the rows; write the file without it")
+    if not features:
+        raise ValueError(f"{path} has no column of numbers besides {LABEL} and {ID}")
+    inputs = np.empty((columns.rows, len(features)), np.float32)
+    for place, name in enumerate(features):
+        inputs[:, place] = columns.numbers(name)
+    return Tensors(inputs=inputs, features=features, **columns.known())
+
+
+def _of_archive(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    data = BytesIO(path.read_bytes())
+    if not zipfile.is_zipfile(data):
+        raise ValueError(f"{path} is not an .npz file; write one with numpy.savez(path, inputs=...)")
+    try:
+        with np.load(data) as file:
+            if "inputs" not in file.files:
+                raise ValueError(f"has no array inputs; it has: {', '.join(file.files)}")
+            return file["inputs"], file["labels"] if "labels" in file.files else None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: {one_line(error)}") from error
+
+
+def _of_array_file(path: Path) -> NDArray[Any]:
+    try:
+        if is_remote(path):
+            return np.lib.format.read_array(BytesIO(path.read_bytes()))
+        return np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is not an .npy file of numbers: {one_line(error)}") from error
+
+
+def _check_labels(path: Path, labels: NDArray[Any], rows: int) -> None:
+    if labels.shape != (rows,) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{path}: labels are {labels.dtype} {labels.shape}; they must be whole numbers ({rows},)"
+        )
+    if (labels < 0).any():
+        row = int(np.argmax(labels < 0))
+        raise ValueError(f"{path}, row {row}: label {labels[row]} is negative")
+
+
+def _float32(numbers: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told
+        return np.array(numbers, np.float32)

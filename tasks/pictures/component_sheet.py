@@ -1,0 +1,129 @@
+"""A picture of one sample's components, e.g. DecomCAM's orthogonal sub-saliency maps, with their weights."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from storage.records import Step, finished
+from storage.run import Run
+from storage.scores import read_sample_inputs, read_samples_of_shard
+from tasks.pictures.drawing import draw_image, draw_map, map_of, pixels_of, save, sheet
+from tasks.pictures.map_components import Component, components_of, decomposing
+
+CLOSE = 3  # samples an error names
+
+
+def draw_components(
+    run: Run, sample_id: str, explainer: str | None = None, output: Path | None = None
+) -> Path:
+    """Write the picture of a sample's components; returns where it lies.
+
+    Parameters
+    ----------
+    run
+        Need not be complete: the sample's shard has to be explained.
+    explainer
+        One that decomposes its maps; by default the only one of the run.
+    output
+        By default ``report/components/<explainer>-<sample id>.png``, with what no file name should hold
+        written as ``%`` and a hexadecimal number.
+
+    Raises
+    ------
+    ValueError
+        In one line: no such explainer or none that decomposes, no such sample, its image could not be read,
+        has no target or is not explained yet, or the picture cannot be written.
+    """
+    name = _chosen(run, explainer)
+    image, sample = _found(run, sample_id, name)
+    path = output or run.report / "components" / f"{_file_name(f'{name}-{sample_id}')}.png"
+    figure = components_figure(run, name, image, sample)
+    try:
+        save(figure, path)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from error
+    return path
+
+
+def components_figure(run: Run, explainer: str, image: int, sample: dict[str, Any]) -> Figure:
+    """The image, the explainer's map and all components by weight, descending; a row per target."""
+    first = image * run.targets_per_image
+    pixels = pixels_of(run, image)
+    found = [components_of(run, explainer, first + place) for place in range(len(sample["targets"]))]
+    figure, axes = sheet(len(found), 2 + len(found[0]), run.input_size, above=2, below=2)
+    for place, (cells, target) in enumerate(zip(axes, sample["targets"], strict=True)):
+        draw_image(cells[0], pixels, sample, target)
+        draw_map(cells[1], pixels, map_of(run, explainer, first + place))
+        for axis, component in zip(cells[2:], found[place], strict=True):
+            draw_map(axis, pixels, component.saliency, _label(component))
+    titles = ["", "map", *(f"rank {rank}" for rank in range(1, len(found[0]) + 1))]
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    figure.suptitle(f"{explainer}, components of {sample['sample_id']}", fontsize=9, parse_math=False)
+    return figure
+
+
+def _label(component: Component) -> str:
+    more = [] if component.gain is None else [f"d {component.gain:.3g}"]
+    more += [] if component.share is None else [rf"$\sigma$ {100 * component.share:.0f} %"]
+    return f"weight {component.weight:.3g}\n{', '.join(more)}".rstrip()
+
+
+def _chosen(run: Run, explainer: str | None) -> str:
+    able = decomposing(run)
+    if explainer in able:
+        return explainer
+    if explainer is not None and explainer not in run.explainers:
+        raise ValueError(f"{run.root} has no explainer {explainer!r}; it has {', '.join(run.explainers)}")
+    if not able:
+        raise ValueError(
+            f"no explainer of {run.root} decomposes its maps; it has {', '.join(run.explainers)}; add one "
+            f"that does, such as decomcam, to the job"
+        )
+    if explainer is not None:
+        raise ValueError(f"{explainer} does not decompose its maps; what does here: {', '.join(able)}")
+    if len(able) > 1:
+        raise ValueError(f"several explainers here decompose their maps, name one: {', '.join(able)}")
+    return able[0]
+
+
+def _found(run: Run, sample_id: str, explainer: str) -> tuple[int, dict[str, Any]]:
+    """Image row of a sample, and what is known about it."""
+    done = finished(run.root)
+    shard, place = _located(run, sample_id, [s for s in range(run.shards) if Step("inputs", s) in done])
+    decoded = read_sample_inputs(run.root, shard)[place]
+    if decoded["status"] != "ok":
+        raise ValueError(f"the image of {sample_id} could not be read: {decoded['error']}")
+    if Step("saliency", shard, explainer) not in done:
+        raise ValueError(
+            f"{sample_id} has no map of {explainer} yet: its shard {shard + 1}/{run.shards} is not done; run "
+            f"the job again to continue"
+        )
+    sample = read_samples_of_shard(run.root, shard)[place]
+    if sample["status"] != "ok":
+        raise ValueError(f"{sample_id} has no target: {sample['error']}")
+    return run.bounds(shard)[0] + place, sample
+
+
+def _located(run: Run, sample_id: str, shards: list[int]) -> tuple[int, int]:
+    """Shard of a sample, and its place in it."""
+    known: list[str] = []
+    for shard in shards:
+        ids = [sample["sample_id"] for sample in read_sample_inputs(run.root, shard)]
+        if sample_id in ids:
+            return shard, ids.index(sample_id)
+        known += ids
+    if not known:
+        raise ValueError(f"{run.root} has no samples yet; run the job again to continue")
+    close = difflib.get_close_matches(sample_id, known, CLOSE) or known[:CLOSE]
+    missing = f" among the {len(known)} of {run.rows} listed so far" if len(known) < run.rows else ""
+    raise ValueError(f"{run.root} has no sample {sample_id!r}{missing}; there are {', '.join(close)}")
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.+-]", lambda found: f"%{ord(found[0]):02x}", text)
