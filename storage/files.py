@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and checksums of what they hold."""
+"""Files that are whole or absent, and checksums of files and values."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+from storage.errors import FloodlitError
 from storage.places import is_remote
 
-PARTIAL = ".partial"  # the suffix Zarr's own local store uses for a file that is being written
+PARTIAL = ".partial"  # Zarr's local store uses the same suffix for a file that is being written
 
 
-class UnreadableError(ValueError):
-    """What is read is damaged, or is not what it should be."""
+class UnreadableError(FloodlitError, ValueError):
+    """An item cannot be read, because it is damaged or of an unexpected kind."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``: renamed over it when the block succeeds, removed when it fails.
+    """Yield a temporary path beside ``path``, to be written in the block.
 
-    On S3, where nothing is renamed and an object appears whole, it is a file of this machine that is sent.
+    The file is renamed to ``path`` if the block succeeds, and removed if it fails. On S3 there is no rename,
+    but an object appears whole. There the temporary file lies on this machine and is sent at the end.
     """
     if is_remote(path):
         with TemporaryDirectory(prefix="floodlit-") as folder:
@@ -32,18 +34,22 @@ def replacing(path: Path) -> Iterator[Path]:
             cast(Any, path).fs.put_file(str(Path(folder, path.name)), cast(Any, path).path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    # A random part in the name, because two processes may write the same file at the same time.
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
         yield partial
         partial.replace(path)
-    except BaseException:
+    except BaseException:  # also at Ctrl-C
         partial.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
 def on_this_machine(path: Path) -> Iterator[Path]:
-    """The same file for a library that reads no S3: a copy of it, where it is not of this machine."""
+    """Yield the path of a file for a library that cannot read from S3; an object is copied to this machine.
+
+    If there is no such object, the path leads to no file either.
+    """
     if not is_remote(path):
         yield path
         return
@@ -61,17 +67,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def shard_name(shard: int, suffix: str) -> str:
-    """``shard-00012.parquet`` for shard 12 and suffix ``parquet``; sorts as the shards do."""
+    """Return a shard's file name, e.g. ``shard-00012.parquet``; names sort in the order of the shards."""
     return f"shard-{shard:05d}.{suffix}"
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_json(value: Any) -> str:
-    """Hex SHA-256 of canonical JSON: sorted keys, no spaces, so that equal values have equal hashes."""
+    """Return the hexadecimal SHA-256 of a value as canonical JSON.
+
+    The JSON has sorted keys and no spaces, so that equal values have equal hashes.
+    """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,7 @@
-"""What ``run.json`` says, and whether a job is the run that lies there, extends it, or is another one."""
+"""The manifest ``run.json``, and the comparison of a job with an existing run.
+
+The job may be the same run, extend it, or be another run.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,44 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from storage.errors import FloodlitError
 
-class RunMismatchError(ValueError):
+
+class RunMismatchError(FloodlitError, ValueError):
     """The folder holds another run."""
+
+    exit_code = 2
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """Base of the manifest's tables: values cannot change, and an unknown key is an error."""
+
+    # JSON has no infinity, and ranges of metrics have: it is written as a constant of Python's JSON.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class DetailEntry(_Entry):
-    """Shape without the row axis, and NumPy type name, of one detail of an explainer."""
+    """One detail of an explainer: its shape without the row axis, and its NumPy type name."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 class ExplainerEntry(_Entry):
-    """One explainer of the run: its parameters, the grid of its maps, its layer, its details.
+    """One explainer of the run.
 
-    ``files`` has the SHA-256 of each parameter that is a file.
+    Attributes
+    ----------
+    parameters
+        Its parameters, with all defaults.
+    grid
+        Shape of its maps.
+    layer
+        The target layer; None if the explainer reads no activations.
+    files
+        SHA-256 of each parameter that is a file.
+    details
+        Its details by name.
     """
 
     parameters: dict[str, Any]
@@ -38,39 +59,68 @@ class ExplainerEntry(_Entry):
     details: dict[str, DetailEntry] = Field(default_factory=dict)
 
 
+class ColumnEntry(_Entry):
+    """One number that a metric gives: its range, its direction and the fill of the metric's perturbation.
+
+    The fields are those of :class:`tasks.metrics.base.Column`.
+    """
+
+    name: str
+    low: float
+    high: float
+    better: str | None
+    fill: str | None = None
+    pooled: str | None = None
+    within: str | None = None
+
+
 class MetricEntry(_Entry):
-    """One metric of the run: its parameters, and its columns with their ranges and directions."""
+    """One metric of the run: its parameters and its columns by name."""
 
     parameters: dict[str, Any]
-    columns: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    columns: dict[str, ColumnEntry] = Field(default_factory=dict)
 
 
 class Manifest(_Entry):
-    """What ``run.json`` says.
+    """The content of ``run.json``.
 
     Attributes
     ----------
     job
-        The resolved job, for people to read.
+        The job with all defaults filled in, for people to read.
     identity
-        The part of it that results depend on, explainers and metrics apart; another one is another run.
+        The part of the job on which the results depend, without explainers and metrics. Changing a value
+        starts a new run.
     versions
-        Of the code and its libraries, when the run was created.
+        Versions of the code and its libraries when the run was created.
+    model_fingerprint, dataset_fingerprint
+        Fingerprints of the model's weights and of the dataset.
     modality
-        What an input is; the type of ``inputs.zarr`` follows from it.
-    rows, targets_per_image
-        Number of images (texts, ...), and maps an image: map row = image row * targets_per_image + target.
+        Kind of the inputs.
+    input_dtype
+        NumPy type of ``inputs.zarr``.
+    rows
+        Number of images, texts or arrays.
+    targets_per_image
+        Number of maps per image and explainer: map row = image row * targets_per_image + target.
     shard_rows
-        Images a shard. Results do not depend on it, so an existing run keeps its own.
-    input_shape, activation_shape
-        Of one row, (C, \\*sites) of the input; no activations are kept where ``activation_shape`` is None.
+        Images per shard. Results do not depend on it, so an existing run keeps its own number.
+    input_shape
+        Shape of one input, (C, \\*sites).
+    activation_shape
+        Shape of one input's activations; None if no activations are kept.
     geometry
-        How images become inputs: resize, crop and interpolation of
-        :func:`storage.datasets.opening.prepare_image`. Of numbers: ``shape``, that of a row of the dataset.
+        For images: resize, crop and interpolation of :func:`storage.datasets.geometry.prepare_image`. For
+        tensors: ``shape``, the shape of a row of the dataset. Empty for texts.
     masks
-        Whether the images' masks are kept beside them.
+        Whether the images' masks are stored beside the images.
+    map_dtype
+        NumPy type of the maps.
+    explainers, metrics
+        Explainers and metrics by name.
     hash, created, updates
-        Filled in by :meth:`Run.create_or_open`: the hash of ``identity``, and what was added when.
+        The hash of ``identity``, the time when the run was created, and what was added when.
+        :meth:`Run.create_or_open` fills them in.
     """
 
     job: dict[str, Any]
@@ -79,6 +129,7 @@ class Manifest(_Entry):
     model_fingerprint: str
     dataset_fingerprint: str
     modality: Literal["image", "text", "tensor"] = "image"
+    input_dtype: Literal["uint8", "int32", "float32"] = "uint8"
     rows: int = Field(ge=1)
     shard_rows: int = Field(ge=1)
     targets_per_image: int = Field(1, ge=1)
@@ -95,30 +146,50 @@ class Manifest(_Entry):
 
 
 def plain(manifest: Manifest, **update: Any) -> Manifest:
-    """The manifest as it comes back from JSON: tuples in parameters are lists, and so on."""
+    """Return the manifest as it is read back from JSON, where e.g. tuples in parameters are lists."""
     return Manifest.model_validate(json.loads(json.dumps(manifest.model_dump(mode="json") | update)))
 
 
 def read_manifest(root: Path) -> Manifest:
-    """The manifest in ``root``; a ValueError in one line if it cannot be read."""
+    """Read the manifest in ``root``.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read, or another version of Floodlit wrote it; the message is one line.
+    """
     path = root / "run.json"
     try:
         return Manifest.model_validate(json.loads(path.read_bytes()))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path} is not a run of this version: {where}: {first['msg']}") from error
+        raise ValueError(
+            f"{path} is not a run of this version of Floodlit: {where}: {first['msg']}"
+        ) from error
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}; restore it or choose another store") from error
 
 
 def continued(root: Path, known: Manifest, wanted: Manifest, now: str) -> Manifest:
-    """The known run with what ``wanted`` adds to it.
+    """Return the existing run, extended by the explainers and metrics that ``wanted`` adds.
+
+    Parameters
+    ----------
+    root
+        The run folder, for the message.
+    known
+        The manifest of the existing run.
+    wanted
+        The manifest of the job.
+    now
+        The time that is recorded for an update.
 
     Raises
     ------
     RunMismatchError
-        If ``wanted`` is neither the same nor an extension; names the fields that differ.
+        If ``wanted`` is neither the same run nor an extension of it. The message names the fields that
+        differ.
     """
     differences = _differences(known, wanted)
     if differences:
@@ -131,6 +202,7 @@ def continued(root: Path, known: Manifest, wanted: Manifest, now: str) -> Manife
         "job": wanted.job,
         "explainers": wanted.explainers,
         "metrics": wanted.metrics,
+        # A job whose explainers read no activations has no shape; the arrays of the run stay.
         "activation_shape": wanted.activation_shape or known.activation_shape,
     }
     added = {
@@ -144,7 +216,7 @@ def continued(root: Path, known: Manifest, wanted: Manifest, now: str) -> Manife
 
 
 def _differences(known: Manifest, wanted: Manifest) -> list[str]:
-    """One phrase for each field in which ``wanted`` is not ``known`` or an extension of it."""
+    """Return one phrase for each field in which ``wanted`` is neither the same nor an extension."""
     old, new = _compared(known), _compared(wanted)
     removed = []
     for kind in ("explainers", "metrics"):
@@ -157,23 +229,23 @@ def _differences(known: Manifest, wanted: Manifest) -> list[str]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One phrase for each field, by its dotted name, that is not the same in two nested mappings."""
+    """Return one phrase for each field that differs in two nested mappings; fields have dotted names."""
     before, after = _flat(old), _flat(new)
     return [
         f"{field} was {_short(before, field)} and is {_short(after, field)}"
         for field in before | after
-        if before.get(field) != after.get(field)  # a key that came later and is not used is none
+        if before.get(field) != after.get(field)
     ]
 
 
 def _compared(manifest: Manifest) -> dict[str, Any]:
-    """The fields that must stay as they are; those of the identity by their own names, as in the job."""
+    """Return the fields that must not change; those of the identity have the names of the job's keys."""
     apart = {"job", "identity", "versions", "shard_rows", "hash", "created", "updates"}
     return manifest.identity | manifest.model_dump(mode="json", exclude=apart)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings with dotted keys; an empty mapping is a value."""
+    """Return nested mappings as one mapping with dotted keys; an empty mapping counts as a value."""
     if not isinstance(value, Mapping) or (prefix and not value):
         return {prefix: value}
     dot = f"{prefix}." if prefix else ""
@@ -181,6 +253,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _short(values: Mapping[str, Any], field: str) -> str:
+    """Return the value of a field for a message, with at most 60 characters."""
     if field not in values:
         return "absent"
     text = "none" if values[field] is None else json.dumps(values[field], ensure_ascii=False)

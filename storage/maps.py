@@ -1,7 +1,7 @@
 """Arrays of the run: Zarr v3, one shard object per pipeline shard, written whole or not at all.
 
-Creating, reading and writing are three functions. Arrays are created once, before any worker starts;
-workers open them and write whole shards, so that no two of them ever touch one object.
+Creating, reading and writing are three functions. Arrays are created once, before any worker starts. Workers
+open them and write whole shards, so that two workers never write the same object.
 """
 
 from __future__ import annotations
@@ -18,36 +18,37 @@ from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
+from storage.errors import FloodlitError, one_line
 from storage.places import OPTIONS, is_away, is_remote
 
 zarr.config.set(
     {
-        # The worker's cores belong to the network: with two threads Zarr is as fast as with ten.
+        # The network needs the worker's cores, and with two threads Zarr is as fast as with ten.
         "async.concurrency": 2,
         "threading.max_workers": 2,
-        # Or a chunk that equals the fill value leaves no trace, and a finished shard looks missing. Set
-        # here because zarr.open_array ignores the option for an array that exists.
+        # Otherwise a chunk that equals the fill value is not stored, and a finished shard looks missing. The
+        # option is set here because zarr.open_array ignores it for an existing array.
         "array.write_empty_chunks": True,
     }
 )
 
-# Measured on two cores, 16-row chunks of float32 activations after a ReLU (50-80 % zeros): zstd at level -1
-# keeps 26-60 % of the bytes, writes 500-700 and reads 1,000-1,300 MB/s; level 1 saves hardly more and is a
-# quarter slower, lz4 is as fast and keeps 40-80 %, no compression is no faster to a disk. Photographs as
-# uint8 keep 94 % with any of them. The checksum makes a flipped bit an error instead of a wrong number.
+# Measured on two cores with 16-row chunks of float32 activations after a ReLU (50-80 % zeros): zstd at level
+# -1 keeps 26-60 % of the bytes, writes 500-700 MB/s and reads 1,000-1,300 MB/s. Level 1 saves hardly more and
+# is a quarter slower. lz4 is as fast and keeps 40-80 %. No compression is not faster to a disk. Photographs
+# as uint8 keep 94 % with any of them. The checksum makes a flipped bit an error instead of a wrong number.
 CODEC = ZstdCodec(level=-1, checksum=True)
-# A chunk costs a third of a millisecond however small it is: of small rows it holds more.
+# A chunk costs a third of a millisecond however small it is, so a chunk of small rows holds more rows.
 CHUNK_ROWS, CHUNK_BYTES = 16, 1024 * 1024
 
 
-class DamagedShardError(ValueError):
-    """A shard that is missing or cannot be decoded."""
+class DamagedShardError(FloodlitError, ValueError):
+    """A shard is missing or cannot be decoded."""
 
 
 class _ChunksUnread(WrapperStore[Store]):
-    """A store whose chunks are written and never read.
+    """A store whose chunks are written but never read.
 
-    Zarr merges every write with the shard on disk, which fails when that shard is damaged: exactly when
+    Zarr merges every write with the shard on disk. This fails if that shard is damaged, which is exactly when
     it has to be replaced.
     """
 
@@ -56,13 +57,14 @@ class _ChunksUnread(WrapperStore[Store]):
 
 
 def _store(path: Path) -> Store:
+    """Return Zarr's store for a folder or an address on S3."""
     if not is_remote(path):
         return LocalStore(path)
     return FsspecStore.from_url(str(path), storage_options=OPTIONS)
 
 
 def create_group(path: Path, attributes: Mapping[str, Any] | None = None) -> None:
-    """Create a group for arrays to lie in, or update the attributes of the one that is there."""
+    """Create a group for arrays, or update the attributes of the existing one."""
     zarr.open_group(_store(path), mode="a", zarr_format=3).update_attributes(dict(attributes or {}))
 
 
@@ -75,10 +77,23 @@ def create_array(
     shard_rows: int,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Create an array of ``rows`` rows of ``shape``, or keep the one that is there if it is the same.
+    """Create an array, or keep the existing one if it is the same.
 
-    Floats are filled with NaN and signed integers with -1, since zero is a result and not a gap; other
-    types with zero.
+    The array is filled with NaN for floats and with -1 for signed integers, because zero may be a result.
+    Other types are filled with zero.
+
+    Parameters
+    ----------
+    rows
+        Number of rows.
+    shape
+        Shape of one row.
+    dtype
+        NumPy type name.
+    shard_rows
+        Rows per shard.
+    attributes
+        Attributes of a new array.
 
     Raises
     ------
@@ -91,7 +106,7 @@ def create_array(
         found = (array.shape, array.shards, array.dtype)
         if found != wanted:
             raise ValueError(
-                f"{path} has (shape, shards, type) {_described(found)}, needed is {_described(wanted)}"
+                f"{path} has (shape, shards, type) {_described(found)}, but {_described(wanted)} is needed"
             )
         return
     zarr.create_array(
@@ -108,36 +123,38 @@ def create_array(
 
 
 def open_array(path: Path) -> Any:
-    """The :class:`zarr.Array` at ``path``, read-only.
+    """Open the :class:`zarr.Array` at ``path``, read-only.
 
     Raises
     ------
     ValueError
-        If there is none.
+        If there is no readable array.
     """
     try:
         return zarr.open_array(_store(path), mode="r", zarr_format=3)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if is_away(error):
+        if is_away(error):  # the array may exist on a server that does not answer now
             raise
-        raise ValueError(f"there is no readable Zarr array at {path}: {_line(error)}") from error
+        raise ValueError(f"there is no readable Zarr array at {path}: {one_line(error)}") from error
 
 
 def write_shard(path: Path, start: int, values: NDArray[Any]) -> list[Path]:
-    """Write whole shards, beginning with row ``start``; returns the files, for the done-record.
+    """Write whole shards from row ``start`` on; return their files, for the done-record.
 
-    What lay there before is neither read nor kept, so that a damaged shard is replaced.
+    The old content is neither read nor kept, so that a damaged shard is replaced.
 
     Parameters
     ----------
+    start
+        First row.
     values
         (rows, \\*shape). Floats of another width are converted.
 
     Raises
     ------
     ValueError
-        If the rows are not whole shards (only the array's last shard may be short), or the values are of
-        another shape or kind or too large for the array's type.
+        If the rows are not whole shards (only the array's last shard may be short), or if the values have
+        another shape or kind or are too large for the array's type.
     """
     array = zarr.open_array(_ChunksUnread(_store(path)), mode="r+", zarr_format=3)
     stop, shard_rows = start + len(values), array.shards[0]
@@ -154,12 +171,12 @@ def write_shard(path: Path, start: int, values: NDArray[Any]) -> list[Path]:
 
 
 def read(path: Path, start: int, stop: int) -> NDArray[Any]:
-    """Rows ``start`` to ``stop`` (exclusive) as an array.
+    """Read the rows from ``start`` to ``stop`` (exclusive).
 
     Raises
     ------
     DamagedShardError
-        If a shard is missing or damaged. Zarr itself would give fill values for a missing or empty file.
+        If a shard is missing or damaged. Zarr itself returns fill values for a missing or empty file.
     ValueError
         If the rows are not in the array.
     """
@@ -171,10 +188,13 @@ def read(path: Path, start: int, stop: int) -> NDArray[Any]:
     try:
         return np.asarray(array[start:stop])
     except (ValueError, RuntimeError) as error:
-        raise DamagedShardError(f"rows {start} to {stop} of {path} cannot be read: {_line(error)}") from error
+        raise DamagedShardError(
+            f"rows {start} to {stop} of {path} cannot be read: {one_line(error)}"
+        ) from error
 
 
 def _check_there(file: Path) -> None:
+    """Raise DamagedShardError if a shard's file is missing or empty."""
     try:
         size = file.stat().st_size
     except FileNotFoundError as error:
@@ -184,16 +204,25 @@ def _check_there(file: Path) -> None:
 
 
 def shard_file(path: Path, shard: int) -> Path:
-    """The one file that holds a shard, e.g. ``inputs.zarr/c/12/0/0/0``."""
+    """Return the one file that holds a shard, e.g. ``inputs.zarr/c/12/0/0/0``."""
     return _object(path, open_array(path), shard)
 
 
 def _object(path: Path, array: Any, shard: int) -> Path:
+    """Return the file of a shard of an open array."""
+    # Arrays are divided along the rows only, so every further index is 0.
     return path.joinpath("c", str(shard), *["0"] * (array.ndim - 1))
 
 
 def chunk_of(path: Path) -> tuple[int, int]:
-    """Rows that are stored, and so read, together, and the bytes that each takes in memory, 1 at least.
+    """Return the size of an array's chunks, which are stored and read as a whole.
+
+    Returns
+    -------
+    rows
+        Rows per chunk.
+    size
+        Bytes of one row in memory, at least 1.
 
     Raises
     ------
@@ -205,13 +234,15 @@ def chunk_of(path: Path) -> tuple[int, int]:
 
 
 def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
+    """Return the bytes of one row in memory, at least 1."""
     return max(1, math.prod(shape) * np.dtype(dtype).itemsize)
 
 
 def _chunk_rows(shard_rows: int, each: int) -> int:
-    """The divisor of ``shard_rows`` nearest, by ratio, to what a chunk is to hold of rows of ``each`` bytes.
+    """Return the rows per chunk, for rows of ``each`` bytes.
 
-    The smaller of two equally near.
+    The number divides ``shard_rows`` and is, by ratio, nearest to the wanted number of rows. Of two equally
+    near numbers it is the smaller one.
     """
     wanted = max(CHUNK_ROWS, CHUNK_BYTES // each)
     divisors = [d for d in range(1, shard_rows + 1) if shard_rows % d == 0]
@@ -219,6 +250,7 @@ def _chunk_rows(shard_rows: int, each: int) -> int:
 
 
 def _converted(values: NDArray[Any], dtype: np.dtype[Any], path: Path) -> NDArray[Any]:
+    """Convert values to the array's type; raise ValueError if a finite value would become infinite."""
     if not np.can_cast(values.dtype, dtype, "same_kind"):
         raise ValueError(f"{path} holds {dtype}; {values.dtype} does not fit")
     try:
@@ -230,8 +262,5 @@ def _converted(values: NDArray[Any], dtype: np.dtype[Any], path: Path) -> NDArra
 
 
 def _described(layout: tuple[Any, ...]) -> str:
+    """Return shape, shards and type as text."""
     return ", ".join(map(str, layout))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

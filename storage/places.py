@@ -1,8 +1,8 @@
-"""Where files lie: in folders of this machine, or under ``s3://bucket/prefix``.
+"""Places of files: folders of this machine, or addresses ``s3://bucket/prefix``.
 
-An address on S3 is a UPath of universal_pathlib, which has the interface of a Path; the rest of the code says
-Path for both. What the two do not have in common is in this file, in :mod:`storage.files` and in
-:mod:`storage.lock`.
+An address on S3 is a UPath of universal_pathlib, which has the interface of a Path. The rest of the code uses
+the type Path for both. The differences between the two are handled in this file, in :mod:`storage.files`, in
+:mod:`storage.lock` and in :mod:`storage.lock_slots`.
 """
 
 from __future__ import annotations
@@ -17,25 +17,30 @@ from typing import Annotated, Any, cast
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
-# A listing that was remembered would hide what other workers have written since; and a server that is started
-# again, which takes a minute, is waited for.
+from storage.errors import one_line
+
+# A cached listing would hide files that other workers have written since. Ten attempts outlast the restart of
+# a server, which takes a minute.
 OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 10}},
 }
-ANSWER_SECONDS = 10.0  # in which a server answers when a job starts
+ANSWER_SECONDS = 10.0  # time limit for a server's answer when a job starts
 
-# What s3fs makes of SlowDown, ServiceUnavailable and InternalError.
+# The error numbers that s3fs uses for SlowDown, ServiceUnavailable and InternalError.
 _BUSY = {errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EBUSY)}
 
 
 def place(where: str | Path) -> Path:
-    """A path of this machine, or an address on S3. Credentials and endpoint come from AWS_* variables.
+    """Return a path of this machine, or an address on S3.
+
+    Credentials and endpoint of S3 come from the AWS_* environment variables.
 
     Raises
     ------
     ValueError
-        In one line, if it is another kind of URL, names no bucket, or S3 is not installed.
+        If ``where`` is another kind of URL or names no bucket, or if the packages for S3 are not installed.
+        The message is one line.
     """
     text = str(where)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+]+):/+", text)
@@ -47,7 +52,7 @@ def place(where: str | Path) -> Path:
     if not key:
         raise ValueError(f"{text!r} names no bucket; give s3://bucket/prefix")
     if re.search(r"[][*?]", key):
-        raise ValueError(f"{text!r} has a bracket, * or ?, which no address of ours may have; rename it")
+        raise ValueError(f"{text!r} has a bracket, * or ?, which an address on S3 must not have; rename it")
     if find_spec("s3fs") is None or find_spec("upath") is None:
         raise ValueError(f"{text!r} is on S3, which needs an extra: pip install 'floodlit[s3]'")
     from upath import UPath
@@ -64,17 +69,18 @@ Place = Annotated[
 
 
 def is_remote(path: Path) -> bool:
-    """Whether it is an address on S3."""
+    """Whether a path is an address on S3."""
+    # UPath's class for S3 is not a subclass of pathlib.Path.
     return not isinstance(path, Path)
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file.
+    """Whether a file exists.
 
     Raises
     ------
     ValueError
-        In one line, if S3 cannot be asked.
+        If S3 cannot be reached; the message is one line.
     """
     if not is_remote(path):
         return path.exists()
@@ -87,17 +93,19 @@ def is_there(path: Path) -> bool:
 
 
 def _unreached(path: Path, error: Exception) -> str:
-    told = " ".join(str(error).split())
-    return f"{path} cannot be reached: {told}; see to AWS_ENDPOINT_URL and the credentials"
+    """Return the message that an address on S3 cannot be reached."""
+    return f"{path} cannot be reached: {one_line(error)}; check AWS_ENDPOINT_URL and the credentials"
 
 
 def check_answers(path: Path) -> None:
-    """Speak to the S3 server of an address, impatiently: it need not be starting again, as in mid-job.
+    """Check that the S3 server of an address answers; nothing is checked for a path of this machine.
+
+    The time limits are shorter than those during a job, when a server that restarts is waited for.
 
     Raises
     ------
     OSError
-        In one line, if none answers.
+        If no server answers; the message is one line.
     """
     if not is_remote(path):
         return
@@ -108,34 +116,39 @@ def check_answers(path: Path) -> None:
         "retries": {"mode": "standard", "total_max_attempts": 2},
     }
     fs = type(remote.fs)(**remote.storage_options | {"config_kwargs": hasty})
-    fs.retries = 1  # its own, around those
+    fs.retries = 1  # s3fs retries on its own, in addition to botocore
     try:
         fs.call_s3("head_bucket", Bucket=remote.path.partition("/")[0])
     except Exception as error:
         if _is_silence(error) or isinstance(error, TimeoutError):
             raise OSError(_unreached(path, error)) from error
-        if not isinstance(error, OSError):  # what it answers is for others to judge
+        if not isinstance(error, OSError):  # an OSError is an answer, e.g. a missing bucket: reported later
             raise
 
 
 def is_away(error: Exception) -> bool:
-    """Whether it says that an S3 server is busy or cannot be spoken to, which is no OSError of botocore's."""
+    """Whether an error says that an S3 server is busy or cannot be reached.
+
+    botocore's errors for an unreachable server are not OSErrors.
+    """
     return (isinstance(error, OSError) and error.errno in _BUSY) or _is_silence(error)
 
 
 def _is_silence(error: Exception) -> bool:
-    botocore = sys.modules.get("botocore.exceptions")  # without it nothing is on S3
+    """Whether an error says that an S3 server cannot be reached."""
+    # Looked up and not imported: if nothing has imported botocore, nothing is on S3.
+    botocore = sys.modules.get("botocore.exceptions")
     return botocore is not None and isinstance(error, botocore.BotoCoreError)
 
 
 def for_arrow(path: Path) -> tuple[str, Any]:
-    """A path and the file system that Arrow has to read it with, None for this machine's."""
+    """Return a path and the file system with which Arrow has to read it; None stands for this machine's."""
     remote = cast(Any, path)
     return (remote.path, remote.fs) if is_remote(path) else (str(path), None)
 
 
 def folders_in(root: Path) -> list[str]:
-    """Names of the folders in a folder, sorted."""
+    """Return the sorted names of the folders in a folder."""
     if not is_remote(root):
         return sorted(path.name for path in root.iterdir() if path.is_dir())
     found = cast(Any, root).fs.ls(cast(Any, root).path, detail=True)
@@ -143,17 +156,21 @@ def folders_in(root: Path) -> list[str]:
 
 
 def files_under(root: Path) -> dict[str, int]:
-    """Bytes of every file below a folder by its path from there, sorted; one listing, however many."""
+    """Return the size in bytes of every file below a folder, by its path from there, sorted.
+
+    On S3 this takes one listing, however many files there are.
+    """
     if is_remote(root):
         remote = cast(Any, root)
         found = remote.fs.find(remote.path, detail=True)
         base = len(remote.path.rstrip("/")) + 1
-        # Some servers keep an object of no size for a folder.
+        # Some servers keep an empty object for a folder.
         sizes = {name[base:]: int(at["size"]) for name, at in found.items() if name[base:].rstrip("/")}
     else:
-        # One level first: rglob lists what is in a folder that is a link, and passes links in it by.
+        # One level first: rglob lists the files of a linked folder if it starts there, and skips links below.
         paths = [p for top in root.iterdir() for p in (top.rglob("*") if top.is_dir() else [top])]
         sizes = {p.relative_to(root).as_posix(): p.stat().st_size for p in paths if p.is_file()}
+    # Sorted by the parts of the path, as pathlib sorts paths.
     return {name: sizes[name] for name in sorted(sizes, key=lambda name: name.split("/"))}
 
 

@@ -1,4 +1,4 @@
-"""SQL over a run folder, read-only: DuckDB in memory, with the run's Parquet files as views."""
+"""Read-only SQL on a run folder: DuckDB in memory, with the run's Parquet files as views."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset
 
+from storage.errors import FloodlitError, one_line
 from storage.places import for_arrow
 from storage.run import Run
 
@@ -19,26 +20,33 @@ _WHEN = {
     "comparisons": "comparisons.parquet is written when all shards are done",
     "costs": "costs.parquet is written when all shards are done",
 }
-# PIVOT comes as several statements in one. Neither kind can reach a file: see _connect.
+# DuckDB parses PIVOT as several statements in one (MULTI). Neither kind can reach a file, see _connect.
 _ALLOWED = {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI}
 
 
-class QueryError(ValueError):
-    """A query that cannot be answered, said in one line."""
+class QueryError(FloodlitError, ValueError):
+    """The query cannot be answered; the message is one line."""
+
+    exit_code = 2
 
 
 def query(store: str | Path, sql: str) -> pa.Table:
-    """The rows one SELECT gives over the views ``samples``, ``scores``, ``summary``, ``comparisons``
-    and ``costs``.
+    """Run one SELECT on a run and return its rows.
 
-    ``scores`` has the column ``explainer`` besides those of the files. The query can neither write nor
-    read any file.
+    The views are ``samples``, ``scores``, ``summary``, ``comparisons`` and ``costs``. ``scores`` has the
+    column ``explainer`` in addition to those of the files. The query can neither write nor read any file.
+
+    Parameters
+    ----------
+    store
+        A run folder, or its address on S3.
+    sql
+        One SELECT, DESCRIBE, SUMMARIZE, PIVOT or similar statement in DuckDB's SQL.
 
     Raises
     ------
     QueryError
-        If it is not one SELECT (or DESCRIBE, SUMMARIZE, PIVOT, ...), asks for something that is not
-        there, or fails.
+        If ``sql`` is not one such statement, asks for something that does not exist, or fails.
     ValueError
         If there is no run in ``store``.
     """
@@ -46,14 +54,14 @@ def query(store: str | Path, sql: str) -> pa.Table:
     try:
         views = _views(root)
     except (pa.ArrowException, OSError) as error:
-        raise QueryError(f"{root}: {' '.join(str(error).split())}") from error
+        raise QueryError(f"{root}: {one_line(error)}") from error
     try:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error as error:
         raise QueryError(_line(error)) from error
     if len(statements) != 1 or statements[0].type not in _ALLOWED:
         kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
-        raise QueryError(f"a query is one SELECT statement; this is: {kinds}")
+        raise QueryError(f"a query must be one SELECT statement; this is: {kinds}")
     with _connect(views) as connection:
         try:
             return connection.sql(sql).to_arrow_table()
@@ -62,7 +70,7 @@ def query(store: str | Path, sql: str) -> pa.Table:
 
 
 def _views(root: Path) -> dict[str, pa.dataset.Dataset]:
-    """A dataset for each view whose files are there."""
+    """Return an Arrow dataset for each view whose files exist."""
     views = {
         name: _dataset([root / f"{name}.parquet"])
         for name in ("samples", "summary", "comparisons", "costs")
@@ -70,6 +78,7 @@ def _views(root: Path) -> dict[str, pa.dataset.Dataset]:
     }
     files = sorted((root / "scores").glob("explainer=*/shard-*.parquet"))
     if files:
+        # The explainer is in the name of the folder, not in the files.
         folders = pa.dataset.partitioning(pa.schema([("explainer", pa.string())]), flavor="hive")
         base = for_arrow(root / "scores")[0]
         views["scores"] = _dataset(files, partitioning=folders, partition_base_dir=base)
@@ -77,6 +86,7 @@ def _views(root: Path) -> dict[str, pa.dataset.Dataset]:
 
 
 def _dataset(files: list[Path], **how: Any) -> pa.dataset.Dataset:
+    """Return an Arrow dataset of some Parquet files, which lie on the same file system."""
     sources = [for_arrow(file) for file in files]
     return pa.dataset.dataset(
         [name for name, _ in sources], format="parquet", filesystem=sources[0][1], **how
@@ -84,27 +94,28 @@ def _dataset(files: list[Path], **how: Any) -> pa.dataset.Dataset:
 
 
 def _connect(views: dict[str, pa.dataset.Dataset]) -> duckdb.DuckDBPyConnection:
-    """A database in memory that sees these datasets and nothing else: no files, no extensions, no variables.
+    """Open a database in memory that can read these datasets, but no files, extensions or Python variables.
 
-    Arrow reads the files, so DuckDB's own access to the file system can be shut off altogether.
+    Arrow reads the files, so DuckDB's own access to the file system is switched off completely.
     """
     fence = {"enable_external_access": "false", "python_enable_replacements": "false"}
     connection = duckdb.connect(":memory:", config=fence)
     for name, dataset in views.items():
         connection.register(name, dataset)
-    connection.execute("SET lock_configuration = true")
+    connection.execute("SET lock_configuration = true")  # so that no query can switch the access on again
     return connection
 
 
 def _explained(error: duckdb.Error, views: dict[str, pa.dataset.Dataset]) -> str:
+    """Return the message of an error; for a view that does not exist yet, say when it will."""
     text = _line(error)
     for name, when in _WHEN.items():
         if name not in views and f"Table with name {name} does not exist" in text:
             there = ", ".join(sorted(views)) or "none"
-            return f"there is no view {name} yet: {when} (views there are: {there})"
+            return f"there is no view {name} yet: {when} (existing views: {there})"
     return text
 
 
 def _line(error: duckdb.Error) -> str:
-    """DuckDB's message without its drawing of the place in the query."""
+    """Return DuckDB's message on one line, without the part that shows the place in the query."""
     return " ".join(str(error).split("\nLINE ")[0].split())

@@ -1,6 +1,7 @@
-"""Done-records: one small JSON file says that one shard of one stage is finished, and what it wrote.
+"""Done-records: small JSON files, each of which says that one shard of one stage is finished.
 
-The record is written last, so a step without one has to be run. Resuming is the plan minus the records.
+The record also names the files that the step wrote. It is written last, so a step without a record has to be
+run. The remaining steps are the plan minus the records.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from storage.errors import FloodlitError
 from storage.files import sha256_of_file, sha256_of_json, shard_name, write_json
 
 STAGES = ("inputs", "activations", "saliency", "scores")
@@ -20,8 +22,8 @@ _FAILED = ".failed.json"
 _RECORD_NAME = re.compile(r"shard-(\d{5,})\.json")
 
 
-class DamagedRecordError(ValueError):
-    """A done-record that is there and cannot be believed."""
+class DamagedRecordError(FloodlitError, ValueError):
+    """A done-record exists, but it is damaged or belongs to another step."""
 
 
 @dataclass(frozen=True, order=True)
@@ -33,18 +35,143 @@ class Step:
     explainer: str = ""
 
     def label(self, shards: int) -> str:
-        """What people read, counted from one: ``saliency ddcam shard 3/12``."""
+        """Return the step's name for messages, with shards counted from 1: ``saliency ddcam shard 3/12``."""
         return " ".join(filter(None, [self.stage, self.explainer, f"shard {self.shard + 1}/{shards}"]))
 
     @property
     def path(self) -> Path:
-        """Where the record lies in the run folder: ``done/saliency/ddcam/shard-00002.json``."""
+        """Path of the record in the run folder: ``done/saliency/ddcam/shard-00002.json``."""
         return Path("done", self.stage, self.explainer, shard_name(self.shard, "json"))
 
     @property
     def failure_path(self) -> Path:
-        """Where its failure is told, beside the record: ``shard-00002.failed.json``."""
+        """Path of the description of a failure, beside the record: ``shard-00002.failed.json``."""
         return self.path.with_suffix(_FAILED)
+
+
+@dataclass(frozen=True)
+class CoveredFile:
+    """A file that a step wrote: its path from the run folder, its size in bytes and its SHA-256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of explaining a shard.
+
+    Attributes
+    ----------
+    explained
+        Number of maps that were made.
+    explain_seconds
+        Seconds that it took.
+    peak_bytes
+        Largest memory in bytes, beyond that at the start.
+    """
+
+    explained: int
+    explain_seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Similarity of maps in lower precision to those in float32; None if no map can be compared.
+
+    Attributes
+    ----------
+    rank_correlation, worst_rank_correlation
+        Mean and lowest value over the maps of Spearman's rank correlation, in [-1, 1].
+    difference, worst_difference
+        Mean and highest value over the maps of the relative difference: the norm of the difference, divided
+        by the norm of the map in float32.
+    """
+
+    rank_correlation: float | None
+    worst_rank_correlation: float | None
+    difference: float | None
+    worst_difference: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFacts:
+    """Facts that only one stage writes into its records; they are None in the records of the other stages.
+
+    Attributes
+    ----------
+    cached
+        Stage activations: whether the shard's activations are in ``activations.zarr``.
+    metrics
+        Stage scores: the metrics that the shard's score file holds.
+    cost, agreement
+        Stage saliency: the cost of explaining, and the effect of lower precision on the maps.
+    """
+
+    cached: bool | None = None
+    metrics: tuple[str, ...] | None = None
+    cost: Cost | None = None
+    agreement: Agreement | None = None
+
+    def flat(self) -> dict[str, Any]:
+        """Return the facts that are not None in the form of the file, without nesting cost and agreement."""
+        found: dict[str, Any] = {}
+        for key in ("cached", "metrics"):
+            if getattr(self, key) is not None:
+                found[key] = getattr(self, key)
+        for part in (self.cost, self.agreement):
+            found |= {} if part is None else asdict(part)
+        return found
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """Read the facts from a record as it is in the file."""
+        metrics = record.get("metrics")
+        return cls(
+            cached=record.get("cached"),
+            metrics=None if metrics is None else tuple(metrics),
+            cost=_part_of(Cost, record),
+            agreement=_part_of(Agreement, record),
+        )
+
+
+def _part_of(kind: Any, record: Mapping[str, Any]) -> Any:
+    """Make an object of a dataclass from a record that holds its fields; None if the record has none."""
+    names = [each.name for each in fields(kind)]
+    return kind(**{name: record[name] for name in names}) if names[0] in record else None
+
+
+@dataclass(frozen=True)
+class DoneRecord:
+    """The record of a finished step.
+
+    Attributes
+    ----------
+    step
+        The step.
+    rows
+        Number of rows that the step wrote.
+    statuses
+        Number of rows with each status.
+    seconds
+        Duration of the step in seconds.
+    worker
+        The process that ran the step.
+    files
+        Every file that the step wrote.
+    facts
+        Facts that only this stage has.
+    """
+
+    step: Step
+    rows: int
+    statuses: dict[str, int]
+    seconds: float
+    worker: str
+    files: list[CoveredFile]
+    facts: StageFacts = field(default_factory=StageFacts)
 
 
 def write_record(
@@ -56,106 +183,150 @@ def write_record(
     files: Iterable[Path],
     seconds: float,
     worker: str,
-    **extra: Any,
-) -> dict[str, Any]:
-    """Write the record of a finished step, after everything else the step writes.
+    facts: StageFacts | None = None,
+) -> DoneRecord:
+    """Write the record of a finished step; call it after everything else that the step writes.
+
+    A description of an earlier failure of the step is removed.
 
     Parameters
     ----------
     root
         The run folder.
-    rows, statuses
-        Rows the step wrote, and how many of them have each status.
+    step
+        The step.
+    rows, statuses, seconds, worker, facts
+        As in :class:`DoneRecord`.
     files
-        Every file the step wrote, in ``root`` or relative to it; their sizes and SHA-256 go in.
-    seconds, worker
-        How long the step took and who did it.
-    **extra
-        Anything else that JSON can hold, e.g. the metrics a score file contains.
+        Every file that the step wrote, as a path in ``root`` or relative to it. The record gets their sizes
+        and SHA-256.
     """
-    record: dict[str, Any] = extra | {
-        "stage": step.stage,
-        "shard": step.shard,
-        "explainer": step.explainer,
+    told: dict[str, Any] = (facts or StageFacts()).flat() | asdict(step)
+    told |= {
         "rows": rows,
         "statuses": dict(statuses),
         "seconds": round(seconds, 3),
         "worker": worker,
-        "files": [_covered(root, path if path.is_absolute() else root / path) for path in files],
+        "files": [asdict(_covered(root, path if path.is_absolute() else root / path)) for path in files],
     }
-    record = json.loads(json.dumps(record))
-    record["checksum"] = sha256_of_json(record)
-    write_json(root / step.path, record)
+    told = json.loads(json.dumps(told))  # so that the returned record equals the one that is read later
+    write_json(root / step.path, told | {"checksum": sha256_of_json(told)})
     drop_failure(root, step)
-    return record
+    return _record_of(told)
 
 
-def read_record(root: Path, step: Step) -> dict[str, Any] | None:
-    """The record of a step, or None if there is none.
+def read_record(root: Path, step: Step) -> DoneRecord | None:
+    """Read the record of a step; return None if there is none.
 
     Raises
     ------
     DamagedRecordError
-        If the file is no JSON, was altered, or belongs to another step.
+        If the file is not JSON, was altered, or belongs to another step.
     """
     try:
         text = (root / step.path).read_bytes()
     except FileNotFoundError:
         return None
     try:
-        record = json.loads(text)
-        checksum = record.pop("checksum")
+        told = json.loads(text)
+        checksum = told.pop("checksum")
+        if sha256_of_json(told) != checksum:
+            raise DamagedRecordError(f"{step.path} was altered: its checksum does not match")
+        record = _record_of(told)
+    except DamagedRecordError:
+        raise
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DamagedRecordError(f"{step.path} is not a done-record: {error!r}") from error
-    if sha256_of_json(record) != checksum:
-        raise DamagedRecordError(f"{step.path} was altered: its checksum does not match")
-    if Step(record["stage"], record["shard"], record["explainer"]) != step:
+    if record.step != step:
         raise DamagedRecordError(f"{step.path} is the record of another step")
-    return dict(record)
+    return record
+
+
+def _record_of(told: dict[str, Any]) -> DoneRecord:
+    """Make a record from the content of its file."""
+    return DoneRecord(
+        step=Step(told["stage"], told["shard"], told["explainer"]),
+        rows=told["rows"],
+        statuses=told["statuses"],
+        seconds=told["seconds"],
+        worker=told["worker"],
+        files=[CoveredFile(**file) for file in told["files"]],
+        facts=StageFacts.of(told),
+    )
 
 
 def drop_record(root: Path, step: Step) -> None:
-    """Forget that a step was done; nothing happens if it was not."""
+    """Delete the record of a step, so that the step runs again; nothing happens if there is none."""
     (root / step.path).unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """The description of a step's failure.
+
+    Attributes
+    ----------
+    error
+        The last error, in one line.
+    attempts
+        Number of attempts.
+    time
+        Time of the failure in UTC, in ISO 8601.
+    traceback
+        Lines of the traceback.
+    """
+
+    error: str
+    attempts: int
+    time: str
+    traceback: list[str]
+
+
 def write_failure(root: Path, step: Step, error: str, traceback: str, attempts: int) -> None:
-    """Say beside where the record would be that a step failed, after how many attempts, and why."""
-    about = {"stage": step.stage, "shard": step.shard, "explainer": step.explainer}
+    """Write the description of a step's failure, beside the place of its record.
+
+    Parameters
+    ----------
+    error
+        The last error, in one line.
+    traceback
+        The traceback as one text.
+    attempts
+        Number of attempts.
+    """
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    told = {"error": error, "attempts": attempts, "time": now, "traceback": traceback.splitlines()}
-    write_json(root / step.failure_path, about | told)
+    failure = Failure(error, attempts, now, traceback.splitlines())
+    write_json(root / step.failure_path, asdict(step) | asdict(failure))
 
 
 def drop_failure(root: Path, step: Step) -> None:
-    """Forget that a step failed; nothing happens if it did not."""
+    """Delete the description of a step's failure; nothing happens if there is none."""
     (root / step.failure_path).unlink(missing_ok=True)
 
 
-def failures(root: Path) -> dict[Step, dict[str, Any]]:
-    """What :func:`write_failure` wrote of each step that failed and was not done since."""
+def failures(root: Path) -> dict[Step, Failure]:
+    """Return the steps that failed and have not been done since, with the descriptions of the failures."""
     found = {}
     for path in sorted((root / "done").rglob(f"shard-*{_FAILED}")):
         told = json.loads(path.read_bytes())
-        found[Step(told["stage"], told["shard"], told["explainer"])] = told
+        step = Step(told["stage"], told["shard"], told["explainer"])
+        found[step] = Failure(told["error"], told["attempts"], told["time"], told["traceback"])
     return found
 
 
 def finished(root: Path) -> set[Step]:
-    """The steps that have a record, by listing folders alone; nothing is opened or checked."""
+    """Return the steps that have a record; folders are listed, and no record is opened or checked."""
     steps = set()
     for stage in STAGES:
         for path in (root / "done" / stage).rglob("shard-*.json"):
             match = _RECORD_NAME.fullmatch(path.name)
             if match:
+                # "." stands for the stage's own folder, which has no folders of explainers.
                 explainer = path.parent.relative_to(root / "done" / stage).as_posix()
                 steps.add(Step(stage, int(match[1]), "" if explainer == "." else explainer))
     return steps
 
 
-def _covered(root: Path, path: Path) -> dict[str, Any]:
-    return {
-        "path": path.relative_to(root).as_posix(),
-        "size": path.stat().st_size,
-        "sha256": sha256_of_file(path),
-    }
+def _covered(root: Path, path: Path) -> CoveredFile:
+    """Return a file's path from the run folder, its size and its SHA-256."""
+    return CoveredFile(path.relative_to(root).as_posix(), path.stat().st_size, sha256_of_file(path))

@@ -1,6 +1,6 @@
-"""The run folder as one object: what the run is (``run.json``), where things lie, which rows a shard has.
+"""The run folder as one object: its manifest (``run.json``), its paths and the rows of its shards.
 
-A folder is one of this machine or a prefix on S3.
+A run folder is a folder of this machine or a prefix on S3.
 """
 
 from __future__ import annotations
@@ -8,42 +8,60 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from storage import maps
 from storage.files import PARTIAL, sha256_of_json, write_json
-from storage.manifest import Manifest, RunMismatchError, continued, plain, read_manifest
+from storage.manifest import (
+    ColumnEntry,
+    ExplainerEntry,
+    Manifest,
+    MetricEntry,
+    RunMismatchError,
+    continued,
+    plain,
+    read_manifest,
+)
 from storage.places import is_there, place, remove_tree
-from storage.records import finished, read_record, write_record
-
-INPUT_TYPES = {"image": "uint8", "text": "int32", "tensor": "float32"}
+from storage.records import StageFacts, finished, read_record, write_record
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder and its manifest. Cheap to open: workers do so once a task."""
+    """A run folder and its manifest.
+
+    Opening a run is cheap; workers open it once per task.
+
+    Attributes
+    ----------
+    root
+        The run folder.
+    manifest
+        The content of ``run.json``.
+    """
 
     root: Path
     manifest: Manifest
 
     @classmethod
     def create_or_open(cls, store: str | Path, manifest: Manifest) -> Run:
-        """Create the run, or continue the one in ``store`` if it is the same or is extended by this one.
+        """Create a run, or resume the run in ``store`` if it is the same or ``manifest`` extends it.
 
-        An extension has all explainers and metrics of the run, with the same parameters, and some more.
-        Called once, before any worker starts: it also creates the arrays.
+        An extension has all explainers and metrics of the run, with the same parameters, and some more. This
+        function also creates the arrays, so it is called once, before any worker starts.
 
         Raises
         ------
         RunMismatchError
-            If the folder holds another run (one line, with the fields that differ), or other files.
+            If the folder holds another run or other files. The message is one line with the fields that
+            differ.
         ValueError
-            If the store is an unknown URL, ``run.json`` cannot be read, or a name cannot be a folder's.
+            If the store is an unknown URL, ``run.json`` cannot be read, or a name cannot be that of a folder.
         """
         root = place(store).absolute()
         for name in [*manifest.explainers, *manifest.metrics]:
+            # Names of explainers become names of folders, which must not lead out of the run folder.
             if not re.fullmatch(r"\w[\w.:+-]*", name):
                 raise ValueError(f"{name!r} cannot name a folder; use letters, digits, '_', '-', '.' and ':'")
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -62,12 +80,12 @@ class Run:
 
     @classmethod
     def open(cls, store: str | Path) -> Run:
-        """The run in ``store``.
+        """Open the run in ``store``, a folder or an address on S3.
 
         Raises
         ------
         ValueError
-            If there is none, or its ``run.json`` cannot be read or reached.
+            If there is no run, or its ``run.json`` cannot be read or reached.
         """
         root = place(store).absolute()
         if not is_there(root / "run.json"):
@@ -76,41 +94,41 @@ class Run:
 
     @property
     def inputs(self) -> Path:
-        """(rows, \\*input_shape): uint8 pixels, int32 tokens, or float32 numbers."""
+        """Array (rows, \\*input_shape) of inputs: uint8 pixels, int32 tokens or float32 numbers."""
         return self.root / "inputs.zarr"
 
     @property
     def masks(self) -> Path:
-        """uint8 (rows, H, W): 1 where the object of an image is, 0 throughout where it has no mask."""
+        """Array (rows, H, W) uint8 of masks: 1 on the object of an image; all 0 if an image has no mask."""
         return self.root / "masks.zarr"
 
     @property
     def activations(self) -> Path:
-        """float32 (rows, \\*activation_shape)."""
+        """Array (rows, \\*activation_shape) float32 of activations at the target layer."""
         return self.root / "activations.zarr"
 
     def saliency(self, explainer: str) -> Path:
-        """The group of an explainer's arrays, a row a map: ``maps``, ``status`` and ``details/<name>``."""
+        """Group of an explainer's arrays, with one row per map: ``maps``, ``status``, ``details/<name>``."""
         return self.root / "saliency.zarr" / explainer
 
     @property
     def samples(self) -> Path:
-        """One row an image."""
+        """Table with one row per image."""
         return self.root / "samples.parquet"
 
     @property
     def summary(self) -> Path:
-        """Mean and interval of each explainer and metric."""
+        """Table with the mean and interval of each explainer and metric."""
         return self.root / "summary.parquet"
 
     @property
     def comparisons(self) -> Path:
-        """Pairs of explainers, metric by metric."""
+        """Table with pairs of explainers, metric by metric."""
         return self.root / "comparisons.parquet"
 
     @property
     def costs(self) -> Path:
-        """What each explainer takes."""
+        """Table with the time, forward passes and memory of each explainer."""
         return self.root / "costs.parquet"
 
     @property
@@ -120,87 +138,102 @@ class Run:
 
     @property
     def job(self) -> dict[str, Any]:
-        """The resolved job."""
+        """The job with all defaults filled in."""
         return self.manifest.job
 
     @property
     def hash(self) -> str:
-        """SHA-256 of what the results depend on, explainers and metrics apart."""
+        """SHA-256 of the settings on which the results depend, without explainers and metrics."""
         return self.manifest.hash
 
-    @cached_property
-    def explainers(self) -> dict[str, dict[str, Any]]:
-        """Name to ``parameters``, ``grid``, ``layer`` and ``details``."""
-        return self.manifest.model_dump(mode="json")["explainers"]
-
-    @cached_property
-    def metrics(self) -> dict[str, dict[str, Any]]:
-        """Name to ``parameters`` and ``columns``."""
-        return self.manifest.model_dump(mode="json")["metrics"]
+    @property
+    def name(self) -> str:
+        """Name of the job."""
+        return str(self.job["name"])
 
     @property
-    def columns(self) -> dict[str, dict[str, Any]]:
-        """What each column of every metric says of itself: range, direction, fill."""
-        return {name: about for metric in self.metrics.values() for name, about in metric["columns"].items()}
+    def target(self) -> Any:
+        """Class that the job explains: "predicted", "label", a class index, or {"top": k}."""
+        return self.job["target"]
+
+    @property
+    def tolerance(self) -> float:
+        """Largest share of the explainers' steps that may fail in a job that succeeds, in [0, 1]."""
+        return float(self.job["tolerance"])
+
+    @property
+    def explainers(self) -> dict[str, ExplainerEntry]:
+        """The explainers by name, in the order of the job."""
+        return self.manifest.explainers
+
+    @property
+    def metrics(self) -> dict[str, MetricEntry]:
+        """The metrics by name, in the order of the job."""
+        return self.manifest.metrics
+
+    @property
+    def columns(self) -> dict[str, ColumnEntry]:
+        """The columns of all metrics by name."""
+        return {name: column for metric in self.metrics.values() for name, column in metric.columns.items()}
 
     @property
     def model_fingerprint(self) -> str:
-        """Of the weights."""
+        """Fingerprint of the model's weights."""
         return self.manifest.model_fingerprint
 
     @property
     def geometry(self) -> dict[str, Any]:
-        """``resize``, ``crop`` and ``interpolation`` of the run's inputs."""
+        """``resize``, ``crop`` and ``interpolation`` with which the run's inputs were made."""
         return self.manifest.geometry
 
     @property
-    def modality(self) -> str:
-        """image, text or tensor."""
+    def modality(self) -> Literal["image", "text", "tensor"]:
+        """Kind of the inputs."""
         return self.manifest.modality
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        """The sites of the run's inputs: (H, W) of images, (T,) of texts and series."""
+        """Shape of the sites of an input: (H, W) for images, (T,) for texts and series."""
         return self.manifest.input_shape[1:]
 
     @property
     def rows(self) -> int:
-        """Number of images."""
+        """Number of images, texts or arrays."""
         return self.manifest.rows
 
     @property
     def targets_per_image(self) -> int:
-        """Maps an image."""
+        """Number of maps per image and explainer."""
         return self.manifest.targets_per_image
 
     @property
     def seed(self) -> int:
-        """The job's seed."""
+        """Seed of the job."""
         return int(self.job["seed"])
 
     @property
     def batch_images(self) -> int:
-        """Images per step."""
+        """Number of images per step."""
         return int(self.job["batch"]["images"])
 
     @property
     def batch_forwards(self) -> int:
-        """Forward passes per perturbation step."""
+        """Number of forward passes per perturbation step."""
         return int(self.job["batch"]["forwards"])
 
     def with_half_batches(self) -> Run:
-        """The same run with half as many images and forward passes a step, for a shard that was too much."""
+        """Return the same run with half the batch sizes, for the second attempt at a shard."""
         halves = {key: max(1, self.job["batch"][key] // 2) for key in ("images", "forwards")}
         job = self.job | {"batch": self.job["batch"] | halves}
         return Run(self.root, self.manifest.model_copy(update={"job": job}))
 
     @property
     def shards(self) -> int:
-        """How many shards each stage has."""
+        """Number of shards of each stage."""
         return -(-self.rows // self.manifest.shard_rows)
 
     def bounds(self, shard: int) -> tuple[int, int]:
-        """First image row of a shard, and the one after its last.
+        """Return the first image row of a shard, and the row after its last one.
 
         Raises
         ------
@@ -213,33 +246,41 @@ class Run:
         return start, min(start + self.manifest.shard_rows, self.rows)
 
     def rows_of(self, shard: int) -> tuple[int, int]:
-        """First map row of a shard, and the one after its last: the image rows, times targets per image."""
+        """Return the first map row of a shard, and the row after its last one.
+
+        These are the image rows, times the targets per image.
+        """
         start, stop = self.bounds(shard)
         return start * self.targets_per_image, stop * self.targets_per_image
 
     def drop_activations(self) -> None:
-        """Delete the activations; whoever needs them again computes them again.
+        """Delete the activations; a later job that needs them computes them again.
 
-        Their records, which also stand for the samples' predictions, stay and say so (``cached``); they
-        are changed first, so that they never promise what is gone.
+        Their done-records stay, because they also stand for the samples' predictions. They are changed to say
+        that the activations are not there (``cached``). This happens before the deletion, so that a record
+        never names files that are gone.
         """
         for step in finished(self.root):
             record = read_record(self.root, step) if step.stage == "activations" else None
-            if record is None or not record["cached"]:
+            if record is None or not record.facts.cached:
                 continue
-            kept = [
-                Path(f["path"]) for f in record["files"] if Path(f["path"]).parts[0] != self.activations.name
-            ]
-            same = {key: record[key] for key in ("rows", "statuses", "seconds", "worker")}
-            write_record(self.root, step, files=kept, cached=False, **same)
+            kept = [Path(f.path) for f in record.files if Path(f.path).parts[0] != self.activations.name]
+            write_record(
+                self.root,
+                step,
+                rows=record.rows,
+                statuses=record.statuses,
+                files=kept,
+                seconds=record.seconds,
+                worker=record.worker,
+                facts=StageFacts(cached=False),
+            )
         remove_tree(self.activations)
 
     def _create_arrays(self) -> None:
-        """Create what is missing; arrays that are there are checked and kept."""
+        """Create missing arrays; existing arrays are checked and kept."""
         m, k = self.manifest, self.manifest.targets_per_image
-        maps.create_array(
-            self.inputs, m.rows, m.input_shape, INPUT_TYPES[m.modality], shard_rows=m.shard_rows
-        )
+        maps.create_array(self.inputs, m.rows, m.input_shape, m.input_dtype, shard_rows=m.shard_rows)
         if m.masks:
             maps.create_array(self.masks, m.rows, m.input_shape[1:], "uint8", shard_rows=m.shard_rows)
         if m.activation_shape is not None:
@@ -261,12 +302,21 @@ class Run:
 
 
 def refuse_other_files(root: Path, name: str) -> None:
-    """What begins in a folder begins in an empty one; what a killed start left of ``name`` does not count.
+    """Check that a new run or training starts in an empty folder.
+
+    Files that a killed process left while it was writing are ignored.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    name
+        The file that is missing in the folder, for the message.
 
     Raises
     ------
     RunMismatchError
-        If there is anything else.
+        If the folder holds any other file.
     """
     if root.exists() and not root.is_dir():
         raise RunMismatchError(f"{root} is a file; choose another store")

@@ -1,6 +1,6 @@
-"""Tables of the run, as Parquet: tidy scores, and what is known about each image.
+"""The scores of a run: one Parquet file per shard and explainer, with one row per map and number.
 
-A stage writes one file a shard; a file is written whole, by rename, and the same rows give the same bytes.
+The same rows give the same bytes.
 """
 
 from __future__ import annotations
@@ -12,77 +12,36 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from storage.files import replacing, shard_name
-from storage.places import for_arrow
+from storage.files import shard_name
+from storage.parquet import opened, read_table, write_table
 from storage.run import Run
+from storage.samples import read_samples_of_shard
 
 SCORES = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
-        ("target", pa.int64()),  # null where the image has none, because it failed
+        ("target", pa.int64()),  # null if the image has no target, because it failed
         pa.field("metric", pa.string(), nullable=False),
-        ("value", pa.float64()),  # null where the metric is undefined
+        ("value", pa.float64()),  # null if the metric is undefined
         ("curve", pa.list_(pa.float32())),
         pa.field("status", pa.string(), nullable=False),
-        ("forward_passes", pa.int64()),  # that the map took; null where the explainer makes none of its own
+        ("forward_passes", pa.int64()),  # number for the map; null if the explainer makes none of its own
     ]
-)
-_FROM_INPUTS = pa.schema(
-    [
-        pa.field("sample_id", pa.string(), nullable=False),
-        ("uri", pa.string()),
-        ("label", pa.int64()),
-        ("width", pa.int32()),  # of the image as it lies on the disk; tokens of a text before it was cut
-        ("height", pa.int32()),
-        ("text", pa.string()),
-        ("tokens", pa.list_(pa.string())),  # of a text, as far as it was read
-        ("boxes", pa.list_(pa.list_(pa.float64()))),  # xmin, ymin, xmax, ymax in input pixels
-        pa.field("status", pa.string(), nullable=False),
-        ("error", pa.string()),
-    ]
-)
-_FROM_ACTIVATIONS = pa.schema(
-    [
-        pa.field("sample_id", pa.string(), nullable=False),
-        ("prediction", pa.int64()),
-        ("confidence", pa.float64()),
-        ("target", pa.int64()),
-        ("targets", pa.list_(pa.int64())),  # the classes explained, the first of them is ``target``
-        ("probabilities", pa.list_(pa.float64())),  # of ``targets``
-        ("error", pa.string()),  # why a readable input has none of these
-    ]
-)
-SAMPLE_COLUMNS = (
-    "sample_id",
-    "uri",
-    "label",
-    "prediction",
-    "confidence",
-    "target",
-    "targets",
-    "probabilities",
-    "boxes",
-    "width",
-    "height",
-    "text",
-    "tokens",
-    "status",
-    "error",
 )
 
 
 def write_scores(root: Path, explainer: str, shard: int, columns: Mapping[str, Sequence[Any]]) -> Path:
-    """Write one shard's scores of an explainer, replacing what was there; returns the file.
+    """Write an explainer's scores of one shard, and replace an existing file; return the file.
 
-    Each metric is a row group of its own, so that one can be read alone.
+    Each metric is a row group of its own, so that a metric can be read alone.
 
     Parameters
     ----------
     columns
-        Equally long columns named as in :data:`SCORES`, metric by metric, as many rows of each.
+        Columns of equal length, named as in :data:`SCORES`. The rows are sorted by metric, and every metric
+        has the same number of rows.
     """
     path = _score_file(root, explainer, shard)
     table = pa.table(dict(columns), schema=SCORES)
@@ -90,22 +49,10 @@ def write_scores(root: Path, explainer: str, shard: int, columns: Mapping[str, S
     return path
 
 
-def read_scores(root: Path) -> pa.Table:
-    """All scores of a run with the column ``explainer``, by explainer, shard and row."""
-    parts = []
-    for path in sorted((root / "scores").glob("explainer=*/shard-*.parquet")):
-        part = read_table(path)
-        explainer = path.parent.name.removeprefix("explainer=")
-        parts.append(part.append_column("explainer", pa.repeat(explainer, len(part))))
-    return (
-        pa.concat_tables(parts) if parts else SCORES.append(pa.field("explainer", pa.string())).empty_table()
-    )
-
-
 def read_values(run: Run, explainer: str) -> pa.Table:
-    """All scores of an explainer without their curves, by shard and row.
+    """Read all scores of an explainer without their curves, by shard and row.
 
-    Every metric has a row for every map; where a shard was not scored, its value is null and its status
+    Every metric has a row for every map. In a shard that was not scored, the value is null and the status is
     "failed".
     """
     names = [name for name in SCORES.names if name != "curve"]
@@ -122,7 +69,7 @@ def read_values(run: Run, explainer: str) -> pa.Table:
 
 
 def _unscored(run: Run, shard: int, metric: str, names: list[str]) -> pa.Table:
-    """Rows that say that a shard has no score of a metric."""
+    """Return rows with the status "failed" for a shard that has no score of a metric."""
     samples = read_samples_of_shard(run.root, shard)
     ids = [sample["sample_id"] for sample in samples for _ in range(run.targets_per_image)]
     told = {"sample_id": ids, "metric": [metric] * len(ids), "status": ["failed"] * len(ids)}
@@ -131,13 +78,17 @@ def _unscored(run: Run, shard: int, metric: str, names: list[str]) -> pa.Table:
 
 
 def _without_curve(names: list[str]) -> pa.Schema:
+    """Return the schema of some columns of the scores."""
     return pa.schema([SCORES.field(name) for name in names])
 
 
 def read_curves(run: Run, explainer: str, metric: str) -> NDArray[np.float32]:
-    """(maps, points) curves of one metric, by shard and row; rows of NaN where there is none.
+    """Read the curves of one metric, by shard and row.
 
-    There are no points if no map has a curve.
+    Returns
+    -------
+    array
+        (maps, points) float32; a map without a curve is a row of NaN. ``points`` is 0 if no map has a curve.
     """
     parts = []
     for shard in range(run.shards):
@@ -150,7 +101,13 @@ def read_curves(run: Run, explainer: str, metric: str) -> NDArray[np.float32]:
 
 
 def with_curve(run: Run, explainer: str, metrics: Set[str]) -> dict[str, NDArray[np.bool_]]:
-    """Of each of ``metrics`` that has curves which maps have one, (maps,), by shard and row."""
+    """Return which maps have a curve, for each of ``metrics`` that has curves.
+
+    Returns
+    -------
+    dict
+        (maps,) bool by metric, by shard and row.
+    """
     found: dict[str, NDArray[np.bool_]] = {}
     for shard in range(run.shards):
         start, stop = run.rows_of(shard)
@@ -161,7 +118,13 @@ def with_curve(run: Run, explainer: str, metrics: Set[str]) -> dict[str, NDArray
 
 
 def sum_curves(run: Run, explainer: str) -> dict[str, tuple[NDArray[np.float64], int]]:
-    """Of every metric that has curves their sum over the maps that have one, (points,), and how many do."""
+    """Return the sum of the curves of each metric that has curves.
+
+    Returns
+    -------
+    dict
+        By metric: the sum over the maps that have a curve, (points,) float64, and the number of these maps.
+    """
     found: dict[str, tuple[NDArray[np.float64], int]] = {}
     for shard in range(run.shards):
         for metric, curves in _curves_in(_score_file(run.root, explainer, shard)).items():
@@ -172,12 +135,16 @@ def sum_curves(run: Run, explainer: str) -> dict[str, tuple[NDArray[np.float64],
 
 
 def _curves_in(path: Path, wanted: Set[str] | None = None) -> dict[str, NDArray[np.float32]]:
-    """The curves in one file, (maps, points) of each wanted metric that has any, with rows of NaN."""
+    """Read the curves in one file.
+
+    The result has (maps, points) float32 for each wanted metric that has a curve; a map without a curve is a
+    row of NaN. None stands for all metrics.
+    """
     found: dict[str, NDArray[np.float32]] = {}
     if not path.exists():
         return found
-    with _opened(path) as file:
-        for group in range(file.num_row_groups):  # one a metric, see write_scores
+    with opened(path) as file:
+        for group in range(file.num_row_groups):  # one per metric, see write_scores
             metric = file.read_row_group(group, ["metric"])["metric"][0].as_py()
             if wanted is not None and metric not in wanted:
                 continue
@@ -190,105 +157,6 @@ def _curves_in(path: Path, wanted: Set[str] | None = None) -> dict[str, NDArray[
     return found
 
 
-def write_sample_inputs(root: Path, shard: int, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write what the inputs stage knows about a shard's images, in row order; returns the file.
-
-    Keys: sample_id, uri, label, width, height, boxes, text, tokens, status, error; those that are left out
-    are null.
-    """
-    return _write_part(root, "inputs", shard, pa.Table.from_pylist(list(rows), _FROM_INPUTS))
-
-
-def write_sample_predictions(root: Path, shard: int, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write what the activations stage knows about a shard's images, in row order; returns the file.
-
-    Keys: sample_id, prediction, confidence, target, targets, probabilities, error; who has an error has none
-    of the others, and fails for it.
-    """
-    return _write_part(root, "activations", shard, pa.Table.from_pylist(list(rows), _FROM_ACTIVATIONS))
-
-
-def read_sample_inputs(root: Path, shard: int) -> list[dict[str, Any]]:
-    """The rows :func:`write_sample_inputs` wrote."""
-    rows: list[dict[str, Any]] = read_table(_part(root, "inputs", shard)).to_pylist()
-    return rows
-
-
-def read_samples_of_shard(root: Path, shard: int) -> list[dict[str, Any]]:
-    """What both stages know about a shard's images, a row an image."""
-    rows: list[dict[str, Any]] = _joined(root, shard).to_pylist()
-    return rows
-
-
-def merge_samples(root: Path) -> Path:
-    """Write ``samples.parquet``, a row an image, from the parts of all shards; returns it.
-
-    Raises
-    ------
-    ValueError
-        If no shard is there, or the two parts of one are about different images.
-    """
-    names = sorted(path.stem for path in (root / "samples" / "inputs").glob("shard-*.parquet"))
-    if not names:
-        raise ValueError(f"{root} has no samples yet: the inputs stage has not run")
-    shards = [int(name.removeprefix("shard-")) for name in names]
-    path = root / "samples.parquet"
-    write_table(pa.concat_tables([_joined(root, shard) for shard in shards]), path)
-    return path
-
-
-def read_samples(root: Path) -> list[dict[str, Any]]:
-    """The rows of ``samples.parquet``, in the order of the arrays."""
-    rows: list[dict[str, Any]] = read_table(root / "samples.parquet").to_pylist()
-    return rows
-
-
 def _score_file(root: Path, explainer: str, shard: int) -> Path:
+    """Return the file of an explainer's scores of one shard."""
     return root / "scores" / f"explainer={explainer}" / shard_name(shard, "parquet")
-
-
-def _part(root: Path, stage: str, shard: int) -> Path:
-    return root / "samples" / stage / shard_name(shard, "parquet")
-
-
-def _write_part(root: Path, stage: str, shard: int, table: pa.Table) -> Path:
-    path = _part(root, stage, shard)
-    write_table(table, path)
-    return path
-
-
-def _joined(root: Path, shard: int) -> pa.Table:
-    """Both parts of a shard side by side; they list the same images in the same order."""
-    table, other = read_table(_part(root, "inputs", shard)), read_table(_part(root, "activations", shard))
-    if not table["sample_id"].equals(other["sample_id"]):
-        raise ValueError(f"shard {shard} of {root}: the inputs and the activations are of different images")
-    if "error" in other.column_names:  # otherwise written before there was such a column
-        status = pc.if_else(pc.is_valid(other["error"]), "failed", table["status"])
-        error = pc.coalesce(other["error"], table["error"])
-        table, other = table.drop_columns(["status", "error"]), other.drop_columns(["error"])
-        for name, column in (("status", status), ("error", error)):
-            table = table.append_column(_FROM_INPUTS.field(name), column)
-    for name in other.column_names[1:]:
-        table = table.append_column(name, other[name])
-    for field in (*_FROM_INPUTS, *_FROM_ACTIVATIONS):
-        if field.name not in table.column_names:  # written before there was such a column
-            table = table.append_column(field, pa.nulls(len(table), field.type))
-    return table.select(SAMPLE_COLUMNS)
-
-
-def write_table(table: pa.Table, path: Path, group: int | None = None) -> None:
-    """Write a table as Parquet, whole or not at all, in row groups of ``group`` rows where given."""
-    with replacing(path) as partial:
-        pq.write_table(table, partial, compression="zstd", row_group_size=group)
-
-
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file of the run, or some columns of it."""
-    # pq.read_table would take explainer=... in the path for a column of the file.
-    with _opened(path) as file:
-        return file.read(columns)
-
-
-def _opened(path: Path) -> pq.ParquetFile:
-    source, filesystem = for_arrow(path)
-    return pq.ParquetFile(source, filesystem=filesystem)

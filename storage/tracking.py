@@ -1,6 +1,7 @@
-"""MLflow, spoken to from one process: one parent run a job, one nested run an explainer; one run a training.
+"""Logging to MLflow from one process: one parent run per job, one nested run per explainer.
 
-Only the flow logs, with explicit run ids: several processes on a fresh SQLite store lose to each other.
+A training has one run. Only the flow process logs, with explicit run ids, because several processes that use
+a new SQLite database at the same time make each other fail.
 """
 
 from __future__ import annotations
@@ -25,24 +26,26 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
+from storage.errors import FloodlitError, one_line
 from storage.files import sha256_of_file, sha256_of_json
 from storage.places import is_remote
 
 EXPERIMENT = "floodlit"
-BATCH = 900  # MLflow takes at most 1,000 metrics a call
+QUOTED = 500  # most characters of MLflow's messages that our messages quote
+BATCH = 900  # MLflow takes at most 1,000 metrics per call
 SQLITE = "sqlite:///"
-# MLflow's client tries for 4 minutes, and waits 2 for every answer. These outlive a server that is started
-# again (28 s of tries); who sets them is obeyed.
+# By default MLflow's client retries for 4 minutes and waits 2 minutes for every answer. These values still
+# outlast the restart of a server (28 s of retries). Values that the user has set are kept.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 
-class TrackingError(RuntimeError):
-    """MLflow does not do what it is asked to, in one line that says what to do."""
+class TrackingError(FloodlitError):
+    """A request to MLflow failed; the message is one line that says what to do."""
 
 
 @dataclass(frozen=True)
 class ExplainerResult:
-    """What is logged of one explainer: parameters, numbers by name, curves by name."""
+    """The results of one explainer that are logged: parameters, numbers by name and curves by name."""
 
     parameters: Mapping[str, Any]
     numbers: Mapping[str, float]
@@ -50,14 +53,15 @@ class ExplainerResult:
 
 
 def default_uri(store: Path) -> str:
-    """SQLite file beside the run folder, shared by the runs of that folder."""
+    """Return the URI of an SQLite file beside the run folder, which neighbouring runs share."""
     return f"{SQLITE}{store.parent / 'mlflow.db'}"
 
 
 def _client(uri: str) -> MlflowClient:
+    """Return a client of the MLflow server or database at ``uri``."""
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
-    # The first client makes the tables of an SQLite file, which no other may do at the same time.
+    # The first client creates the tables of an SQLite file; two clients must not do this at the same time.
     path = Path(uri.removeprefix(SQLITE).partition("?")[0])
     alone = FileLock(path.with_name(f".{path.name}.guard")) if uri.startswith(SQLITE) else nullcontext()
     with alone:
@@ -73,20 +77,36 @@ def track(
     results: Mapping[str, ExplainerResult],
     pictures: Sequence[Path],
 ) -> str:
-    """Log a finished job; returns the parent run's id.
+    """Log a finished job; return the id of its parent run in MLflow.
 
-    A run of the same ``identity`` in the same ``store``, resumed or extended, is logged into again and
-    not doubled.
+    A job that was resumed or extended uses its existing MLflow runs, and no second ones are created.
+
+    Parameters
+    ----------
+    uri
+        Address of the MLflow server or database.
+    store
+        The run folder.
+    name
+        Name of the parent run.
+    identity
+        Hash of the run's settings. Together with ``store`` it identifies the MLflow runs of a job.
+    parameters
+        Parameters of the parent run.
+    results
+        Results by explainer.
+    pictures
+        Files that are logged as artifacts of the parent run.
 
     Raises
     ------
     TrackingError
         If MLflow fails.
     """
-    with _answering(f"run the same job again, which only tracks: the results are in {store}"):
+    with _answering(f"run the same job again, which only logs to MLflow: the results are in {store}"):
         client = _client(uri)
         experiment = _experiment(client, uri, store)
-        # A digest, because the search below has no way to quote a quote in a path.
+        # A digest, because a search in MLflow cannot escape a quote in a path.
         key = sha256_of_json([str(store), identity])
         tags = {"floodlit.run": key, "floodlit.explainer": "none", "floodlit.store": str(store)}
         parent = _find_or_create(client, experiment, name, tags)
@@ -105,31 +125,33 @@ def track(
 
 
 def page_of(uri: str, run_id: str) -> str:
-    """Where MLflow's pages show a run, below the address of the server."""
+    """Return the address of a run's page in MLflow's UI, relative to the address of the server."""
     with _answering():
         experiment = _client(uri).get_run(run_id).info.experiment_id
     return f"#/experiments/{experiment}/runs/{run_id}"
 
 
 def _experiment(client: MlflowClient, uri: str, store: Path) -> str:
+    """Return the id of Floodlit's experiment, which is created if it does not exist."""
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         known: str = found.experiment_id
         return known
-    # A server keeps files itself, where others find them; a database does not.
+    # A server stores files in a place that all clients can reach. A database stores none: they need a folder.
     served = uri.startswith(("http:", "https:"))
     beside = Path(uri.removeprefix(SQLITE)) if is_remote(store) else store
     folder = None if served else (beside.parent / "mlartifacts").absolute().as_uri()
     try:
         created: str = client.create_experiment(EXPERIMENT, artifact_location=folder)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another job, since it was looked for
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another job may have created it meanwhile
             raise
         created = client.get_experiment_by_name(EXPERIMENT).experiment_id
     return created
 
 
 def _find_or_create(client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str]) -> Run:
+    """Return the run that has the same tags; create it if it does not exist."""
     searched = ("floodlit.run", "floodlit.explainer")
     clauses = " and ".join(f"tags.`{key}` = '{tags[key]}'" for key in searched)
     for run in client.search_runs([experiment], clauses):
@@ -138,12 +160,17 @@ def _find_or_create(client: MlflowClient, experiment: str, name: str, tags: Mapp
 
 
 def _log_parameters(client: MlflowClient, run: Run, parameters: Mapping[str, Any]) -> None:
+    """Log the parameters that the run does not have yet; MLflow refuses to change a parameter."""
     new = [Param(key, str(value)) for key, value in parameters.items() if key not in run.data.params]
     client.log_batch(run.info.run_id, params=new)
 
 
 def _log_result(client: MlflowClient, run: Run, result: ExplainerResult) -> None:
-    """Log what the run does not have yet: MLflow keeps every value of a step, and shows the last one."""
+    """Log the values that the run does not have yet.
+
+    MLflow keeps every value that is logged for a step and shows the last one, so a value that has not changed
+    is not logged again.
+    """
     points = [(key, 0, value) for key, value in result.numbers.items()]
     for key, curve in result.curves.items():
         points += [(f"curve/{key}", step, value) for step, value in enumerate(curve)]
@@ -159,7 +186,7 @@ def _log_result(client: MlflowClient, run: Run, result: ExplainerResult) -> None
 
 
 def _logged(client: MlflowClient, run: Run) -> dict[tuple[str, int], float]:
-    """The last value that was logged in a run, by metric and step."""
+    """Return the last value that was logged in a run, by metric and step."""
     points: Iterable[Metric] = (
         point for key in run.data.metrics for point in client.get_metric_history(run.info.run_id, key)
     )
@@ -167,33 +194,41 @@ def _logged(client: MlflowClient, run: Run) -> dict[tuple[str, int], float]:
 
 
 def _same(one: float | None, other: float) -> bool:
+    """Whether two values are equal; NaN equals NaN here."""
     return one is not None and (one == other or (math.isnan(one) and math.isnan(other)))
 
 
 @contextmanager
 def _answering(then: str = "run the same job again to continue") -> Iterator[None]:
-    """Whatever MLflow, its database or its store of artifacts raises is a TrackingError."""
+    """Raise every error of MLflow, its database or its artifact store as a TrackingError.
+
+    ``then`` says in the message what to do after the problem is solved.
+    """
     try:
         yield
     except Exception as error:
-        raise TrackingError(f"tracking: MLflow says {_first_line(error)}; mend that, and {then}") from error
+        raise TrackingError(
+            f"tracking: MLflow says {one_line(error, QUOTED)}; solve this problem, then {then}"
+        ) from error
 
 
 class TrainingLog:
-    """The MLflow run of one training, which goes on where it stopped when the training does.
+    """The MLflow run of one training; it is resumed together with the training.
 
-    Everything it does raises TrackingError where MLflow fails.
+    Every method raises TrackingError if MLflow fails.
 
     Parameters
     ----------
     uri
-        Of the MLflow server or database.
+        Address of the MLflow server or database.
     store
-        The training's folder: with ``identity``, what tells its run from others.
+        The training's folder.
     name
-        Of the run.
+        Name of the run.
+    identity
+        Hash of the training's settings. Together with ``store`` it identifies the MLflow run of a training.
     parameters
-        The resolved job, flat.
+        The job with all defaults filled in, without nesting.
     """
 
     @_answering()
@@ -214,26 +249,30 @@ class TrainingLog:
 
     @_answering()
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Values at a step, by name; those of a step that was logged before the training was stopped stay."""
+        """Log values by name at a step; a value that was logged before the training stopped is kept."""
         now = int(time.time() * 1000)
         new = {key: float(value) for key, value in values.items() if (key, step) not in self._before}
         self._client.log_batch(self._id, metrics=[Metric(k, value, now, step) for k, value in new.items()])
 
     @cached_property
     def _before(self) -> set[tuple[str, int]]:
-        """What the run had when the training began or went on: more than the checkpoint, if it was killed."""
+        """Metrics and steps that the run had when this process started.
+
+        After a kill they may reach beyond the checkpoint, since the steps after it were logged and are
+        trained again.
+        """
         return set(_logged(self._client, self._run))
 
     @_answering()
     def file(self, path: Path, folder: str | None = None) -> None:
-        """A copy of a file among the run's artifacts."""
+        """Copy a file to the run's artifacts, into ``folder`` if it is given."""
         self._client.log_artifact(self._id, str(path), folder)
 
     @_answering()
     def register(self, model: str, path: Path, tags: Mapping[str, str]) -> str:
-        """Make a file the newest version of a registered model; returns its address, models:/NAME/VERSION.
+        """Register a file as the newest version of a model; return its address, models:/NAME/VERSION.
 
-        The same file is not made two versions of this run.
+        A file that this run has registered before does not become a second version.
         """
         digest = sha256_of_file(path)
         tags = {**tags, "floodlit.sha256": digest}
@@ -245,7 +284,7 @@ class TrainingLog:
         for known in self._client.search_model_versions(f"name = '{model}'"):
             if known.run_id == self._id and dict(known.tags) == tags:
                 return f"models:/{model}/{known.version}"
-        folder = f"heads/{digest[:16]}"  # one a version, whose address is a folder with one file
+        folder = f"heads/{digest[:16]}"  # each version needs a folder that holds only its file
         self.file(path, folder)
         source = f"{self._run.info.artifact_uri}/{folder}"
         made = self._client.create_model_version(model, source, self._id, tags=tags)
@@ -258,12 +297,21 @@ class TrainingLog:
 
 
 def registered(uri: str, address: str, folder: Path) -> Path:
-    """The file of a registered model, copied to ``folder``, whole or not at all.
+    """Copy the file of a registered model to ``folder``, whole or not at all; return the copy.
+
+    Parameters
+    ----------
+    uri
+        Address of the MLflow server or database.
+    address
+        Address of the version, models:/NAME/VERSION.
+    folder
+        Folder of the copy, which is created.
 
     Raises
     ------
     ValueError
-        If the address names no version, there is no such model, or it is not one file.
+        If the address names no version, if there is no such model, or if it is not exactly one file.
     """
     _, _, named = address.partition(":/")
     name, _, number = named.rpartition("/")
@@ -273,11 +321,11 @@ def registered(uri: str, address: str, folder: Path) -> Path:
     with TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as partial:
         try:
             source = _client(uri).get_model_version_download_uri(name, number)
-            with redirect_stderr(StringIO()):  # a progress bar
+            with redirect_stderr(StringIO()):  # MLflow draws a progress bar
                 found = Path(download_artifacts(artifact_uri=source, dst_path=partial, tracking_uri=uri))
         except (MlflowException, OSError) as error:
             raise ValueError(
-                f"{address} is not in the model registry of {uri}: {_first_line(error)}"
+                f"{address} is not in the model registry of {uri}: {one_line(error, QUOTED)}"
             ) from error
         files = [found] if found.is_file() else sorted(path for path in found.rglob("*") if path.is_file())
         if len(files) != 1:
@@ -287,27 +335,24 @@ def registered(uri: str, address: str, folder: Path) -> Path:
         return files[0].replace(folder / files[0].name)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
 def without_user(uri: str) -> str:
-    """An address as it may be shown: without user and password."""
+    """Return an address without user and password, so that it may be shown."""
     parts = urlsplit(uri)
     user, _, host = parts.netloc.rpartition("@")
     return parts._replace(netloc=host).geturl() if user else uri
 
 
 def problem_with(uri: str) -> str | None:
-    """Why MLflow cannot be spoken to at an address, in one line; None if it can."""
+    """Return in one line why MLflow cannot be used at an address; None if it can."""
     try:
         if uri.startswith(("http://", "https://")):
-            # At once, where MLflow's client tries for a while before it says that nobody is there. Whether
-            # what answers is MLflow, and lets us in, its client knows, with its credentials.
+            # This request fails at once if no server is there, while MLflow's client retries for some time.
+            # The client below then finds out, with its credentials, whether the server is MLflow and lets us
+            # in. Certificates are left to the client as well.
             httpx.get(f"{without_user(uri).rstrip('/')}/health", timeout=30, verify=False)
         with redirect_stderr(StringIO()):
             _client(uri).search_experiments(max_results=1)
-    except Exception as error:  # of SQLAlchemy, httpx or MLflow
-        told = " ".join(str(error).split()).replace(uri.rstrip("/"), without_user(uri).rstrip("/"))
+    except Exception as error:  # an error of SQLAlchemy, httpx or MLflow
+        told = one_line(error).replace(uri.rstrip("/"), without_user(uri).rstrip("/"))
         return f"{type(error).__name__}: {told[:200]}"
     return None

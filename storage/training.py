@@ -1,4 +1,4 @@
-"""The folder of a training: what it is, its checkpoint, and the head it ends with."""
+"""The folder of a training: its identity, its checkpoint and the trained head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ _NAME = "training.json"
 
 @dataclass(frozen=True)
 class TrainingFolder:
-    """A folder and what its weights depend on."""
+    """The folder of a training.
+
+    Attributes
+    ----------
+    root
+        The folder.
+    identity
+        The settings on which the trained weights depend.
+    """
 
     root: Path
     identity: dict[str, Any]
@@ -26,12 +34,22 @@ class TrainingFolder:
     def create_or_open(
         cls, store: str | Path, identity: dict[str, Any], versions: dict[str, str]
     ) -> TrainingFolder:
-        """Begin a training in ``store``, or go on with the same one.
+        """Start a training in ``store``, or resume the same training.
+
+        Parameters
+        ----------
+        store
+            A folder of this machine.
+        identity
+            The settings on which the trained weights depend.
+        versions
+            Versions of the code and its libraries; they are recorded and not compared.
 
         Raises
         ------
         RunMismatchError
-            If the folder holds another training (one line, with the fields that differ), or other files.
+            If the folder holds another training or other files. The message is one line with the fields that
+            differ.
         ValueError
             If the store is not a folder, or its ``training.json`` cannot be read.
         """
@@ -39,7 +57,7 @@ class TrainingFolder:
         if is_remote(root):
             raise ValueError(f"store: {root} is on S3; a training needs a folder of this machine")
         path = root / _NAME
-        wanted = json.loads(json.dumps(identity))
+        wanted = json.loads(json.dumps(identity))  # as it is read from the file: tuples are lists
         if not path.exists():
             refuse_other_files(root, _NAME)
             write_json(path, {"identity": wanted, "versions": versions})
@@ -57,26 +75,26 @@ class TrainingFolder:
         return cls(root, wanted)
 
     def remove_partial_files(self) -> None:
-        """Remove what writes left that were killed."""
+        """Remove files that a killed process left while it was writing them."""
         for path in self.root.glob(f"*{PARTIAL}"):
             path.unlink(missing_ok=True)
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the identity."""
+        """Hexadecimal SHA-256 of the identity."""
         return sha256_of_json(self.identity)
 
     @property
     def checkpoint(self) -> Path:
-        """The state after the last step that was saved."""
+        """File of the last saved state of the training."""
         return self.root / "checkpoint.pt"
 
     @property
     def head(self) -> Path:
-        """The product; there when the training is complete."""
+        """File of the trained head; it exists when the training is complete."""
         return self.root / "head.safetensors"
 
     @property
     def picture(self) -> Path:
-        """Maps of some held-out images, as of the last validation."""
+        """Picture with the maps of some held-out images, from the last validation."""
         return self.root / "maps.png"

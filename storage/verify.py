@@ -1,19 +1,18 @@
-"""Do the files still hold what the done-records say they do?"""
+"""Checks that the files still have the content that the done-records describe."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from storage.files import PARTIAL, sha256_of_file
-from storage.records import DamagedRecordError, Step, drop_record, finished, read_record
+from storage.files import sha256_of_file
+from storage.records import CoveredFile, DamagedRecordError, Step, drop_record, finished, read_record
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A step whose record or files cannot be trusted: ``path`` is relative to the run folder."""
+    """A step whose record or files are damaged; ``path`` is relative to the run folder."""
 
     step: Step
     path: Path
@@ -24,7 +23,7 @@ class Problem:
 
 
 def verify(root: Path) -> list[Problem]:
-    """Check every done-record, and size and SHA-256 of every file it covers; sorted by step."""
+    """Check every done-record, and the size and SHA-256 of every file in it; return the problems by step."""
     problems: list[Problem] = []
     for step in sorted(finished(root)):
         try:
@@ -32,17 +31,17 @@ def verify(root: Path) -> list[Problem]:
         except DamagedRecordError as error:
             problems.append(Problem(step, step.path, str(error).removeprefix(f"{step.path} ")))
             continue
-        for file in record["files"] if record else []:
+        for file in record.files if record else []:
             reason = _difference(root, file)
             if reason:
-                problems.append(Problem(step, Path(file["path"]), reason))
+                problems.append(Problem(step, Path(file.path), reason))
     return problems
 
 
 def repair(root: Path, problems: Iterable[Problem]) -> set[Step]:
-    """Drop the records of the steps concerned, so that the next run does them again; returns the steps.
+    """Delete the records of the damaged steps, so that the next run does them again; return the steps.
 
-    Nothing else has to go: a step that is done again writes the same bytes, and later stages stay valid.
+    Nothing else has to be deleted: a repeated step writes the same bytes, so later stages stay valid.
     """
     steps = {problem.step for problem in problems}
     for step in steps:
@@ -50,21 +49,14 @@ def repair(root: Path, problems: Iterable[Problem]) -> set[Step]:
     return steps
 
 
-def leftovers(root: Path) -> list[Path]:
-    """Temporary files of writers that were killed, relative to the run folder; harmless, and never read.
-
-    Files that are being written right now look the same.
-    """
-    return sorted(path.relative_to(root) for path in root.rglob(f"*{PARTIAL}"))
-
-
-def _difference(root: Path, file: dict[str, Any]) -> str | None:
-    path = root / file["path"]
+def _difference(root: Path, file: CoveredFile) -> str | None:
+    """Return how a file differs from its record; None if it does not."""
+    path = root / file.path
     if not path.is_file():
         return "is missing"
     size = path.stat().st_size
-    if size != file["size"]:
-        return f"has {size} bytes instead of {file['size']}"
-    if sha256_of_file(path) != file["sha256"]:
-        return "has other contents than were written (SHA-256 differs)"
+    if size != file.size:
+        return f"has {size} bytes instead of {file.size}"
+    if sha256_of_file(path) != file.sha256:
+        return "has other contents than were written (the SHA-256 differs)"
     return None

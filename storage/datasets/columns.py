@@ -1,4 +1,4 @@
-"""Columns of CSV and Parquet files, read by Arrow: strings, numbers, and the ids and labels of the rows."""
+"""Columns of CSV and Parquet files, read by Arrow: texts, numbers, and the ids and labels of the rows."""
 
 from __future__ import annotations
 
@@ -15,31 +15,41 @@ from numpy.typing import NDArray
 from pyarrow import types
 
 from storage.datasets.listing import number_labels, records
+from storage.errors import LONGEST, one_line
 from storage.places import for_arrow
 
 LABEL, ID = "label", "id"
-_STRING = pa.large_string()  # plain strings hold 2 GiB a column
-_BLOCK = 1 << 26  # bytes read at once, which no row of a CSV file can exceed
+_STRING = pa.large_string()  # Arrow's plain strings hold at most 2 GiB per column
+_BLOCK = 1 << 26  # bytes that are read at once; a row of a CSV file must not be longer
 
 
 class Columns:
-    """Some columns of a file, in its order.
+    """Some columns of a file, in the order of the file.
 
     Parameters
     ----------
     path
-        CSV in UTF-8 with a header, or Parquet.
+        A CSV file in UTF-8 with a header, or a Parquet file.
     wanted
-        Names of columns, without the blanks around them; all by default. Those that are not there are left
-        out.
+        Names of columns, without blanks at their ends. None stands for all columns. Columns that do not exist
+        are left out.
     strings
-        Names of columns whose cells are left as they stand in a CSV file; the type of the others is
-        inferred.
+        Names of columns whose cells are read as text in a CSV file. The types of the others are inferred.
+
+    Attributes
+    ----------
+    present
+        Names of all columns of the file.
+    names
+        Names of the columns that were read.
+    rows
+        Number of rows.
 
     Raises
     ------
     ValueError
-        In one line with the file: it is of another kind or damaged, or two columns have one name.
+        If the file is of another kind or damaged, or if two columns have the same name. The message is one
+        line with the file.
     """
 
     def __init__(self, path: Path, wanted: Sequence[str] | None, strings: Sequence[str]) -> None:
@@ -59,7 +69,13 @@ class Columns:
         self.rows: int = table.num_rows
 
     def strings(self, name: str) -> Any:
-        """A column as a pyarrow.ChunkedArray of strings; labels and ids may be whole numbers."""
+        """Return a column as a pyarrow.ChunkedArray of texts; labels and ids may be whole numbers.
+
+        Raises
+        ------
+        ValueError
+            If the column holds other types; the message is one line.
+        """
         column = self._columns[name]
         kind = column.type.value_type if types.is_dictionary(column.type) else column.type
         text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
@@ -70,22 +86,33 @@ class Columns:
         return column.cast(_STRING)
 
     def numbers(self, name: str) -> NDArray[np.float32]:
-        """A column as float32; what is missing is NaN."""
+        """Return a column as float32; a missing number is NaN.
+
+        Raises
+        ------
+        ValueError
+            If the column does not hold numbers; the message is one line.
+        """
         column = self._columns[name]
         kind = column.type
         counts = types.is_integer(kind) or types.is_boolean(kind)
         if not (counts or types.is_floating(kind) or types.is_decimal(kind) or types.is_null(kind)):
             raise ValueError(
-                f"{self.path}: column {name} holds {self._no_number(column)}; write numbers, leave empty "
-                "what is missing, or take the column out"
+                f"{self.path}: column {name} holds {self._no_number(column)}; write numbers, leave missing "
+                "cells empty, or remove the column"
             )
         numbers: NDArray[np.float32] = column.cast(pa.float32(), safe=False).to_numpy()
         return numbers
 
     def known(self) -> dict[str, Any]:
-        """``ids``, and ``labels`` with ``classes``, as far as the file has these columns.
+        """Return ``ids``, and ``labels`` with ``classes``, if the file has these columns.
 
-        Ids must differ; labels are numbered by :func:`storage.datasets.listing.number_labels`.
+        Labels are numbered by :func:`storage.datasets.listing.number_labels`.
+
+        Raises
+        ------
+        ValueError
+            If an id is missing or occurs twice, or if the labels are invalid; the message is one line.
         """
         known: dict[str, Any] = {}
         if ID in self.names:
@@ -97,28 +124,30 @@ class Columns:
         return known
 
     def place(self, row: int) -> str:
-        """Where a row stands, for a message: the line in which it begins, or its number from 0."""
+        """Return the place of a row for a message: the line in which it begins, or its number from 0."""
         if self.path.suffix.lower() != ".csv":
             return f"row {row}"
-        line, _ = next(islice(records(self.path), row + 1, None))
+        line, _ = next(islice(records(self.path), row + 1, None))  # the first record is the header
         return f"line {line}"
 
     def _cells(self, name: str) -> list[str]:
+        """Return the cells of a column as texts without blanks at their ends; a missing cell is empty."""
         return [(cell or "").strip() for cell in self.strings(name).to_pylist()]
 
     def _check_ids(self, ids: list[str]) -> None:
+        """Raise ValueError if an id is missing or occurs twice."""
         first: dict[str, int] = {}
         for row, name in enumerate(ids):
             if not name:
                 raise ValueError(f"{self.path}, {self.place(row)}: the id is missing")
             if first.setdefault(name, row) != row:
                 raise ValueError(
-                    f"{self.path}, {self.place(row)}: id {name} stands in {self.place(first[name])} as well; "
-                    "ids must differ"
+                    f"{self.path}, {self.place(row)}: id {name} is also in {self.place(first[name])}; ids "
+                    "must be unique"
                 )
 
     def _no_number(self, column: Any) -> str:
-        """What stands in a column that is not numeric: the first such cell, or the type."""
+        """Describe a column that is not numeric: its first cell that is no number, or its type."""
         missing = {None, *pacsv.ConvertOptions().null_values}
         if types.is_string(column.type):
             for row, cell in enumerate(column.to_pylist()):
@@ -129,12 +158,8 @@ class Columns:
         return str(column.type)
 
 
-def one_line(error: Exception) -> str:
-    """The beginning of a library's message, which may quote the file."""
-    return str(error).split("\n", maxsplit=1)[0][:200] or type(error).__name__
-
-
 def _names(path: Path) -> list[str]:
+    """Return the names of a file's columns; raise ValueError if the file has none or is of another kind."""
     suffix = path.suffix.lower()
     if suffix not in {".csv", ".parquet"}:
         raise ValueError(f"dataset.path: {path.name} is neither .csv nor .parquet")
@@ -145,45 +170,45 @@ def _names(path: Path) -> list[str]:
 
 
 def _csv(path: Path, names: list[str], strings: list[str]) -> Any:
-    """A pyarrow.Table."""
+    """Read some columns of a CSV file as a pyarrow.Table; ``strings`` are read as texts."""
     data = path.read_bytes()
     if b'"' in data:
-        # Arrow takes everything between a quote that is not closed and the next one for one cell, and does
-        # not tell.
+        # Arrow reads everything from an unclosed quote to the next quote as one cell, without an error.
         _check_records(path)
     try:
         return pacsv.read_csv(
             pa.py_buffer(data),
             pacsv.ReadOptions(block_size=_BLOCK),
-            pacsv.ParseOptions(newlines_in_values=True),
+            pacsv.ParseOptions(newlines_in_values=True),  # a quoted text may contain line breaks
             pacsv.ConvertOptions(
                 include_columns=names,
                 column_types=dict.fromkeys(strings, _STRING),
-                strings_can_be_null=False,  # a text may read "null"
+                strings_can_be_null=False,  # "null" may be a text
             ),
         )
     except pa.ArrowException as error:
         _check_records(path)
-        raise ValueError(f"{path} is not a CSV file in UTF-8: {one_line(error)}") from error
+        raise ValueError(f"{path} is not a CSV file in UTF-8: {one_line(error, LONGEST)}") from error
 
 
 def _check_records(path: Path) -> None:
-    """Read a CSV file strictly, for a message with the line."""
+    """Read a CSV file strictly, which raises an error with the number of the line."""
     for _ in records(path):
         pass
 
 
 def _parquet(path: Path, names: list[str], strings: list[str]) -> Any:  # noqa: ARG001
-    """A pyarrow.Table; the file itself says what is a string."""
+    """Read some columns of a Parquet file as a pyarrow.Table; the file itself says which are texts."""
     try:
         return _open_parquet(path).read(columns=names)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
+        raise ValueError(f"{path} cannot be read: {one_line(error, LONGEST)}") from error
 
 
 def _open_parquet(path: Path) -> Any:
+    """Open a Parquet file; raise ValueError if it is none."""
     try:
         source, filesystem = for_arrow(path)
         return pq.ParquetFile(source, filesystem=filesystem)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a Parquet file: {one_line(error)}") from error
+        raise ValueError(f"{path} is not a Parquet file: {one_line(error, LONGEST)}") from error

@@ -1,12 +1,12 @@
 """The demo's images: real handwriting with known truth, drawn by a pure function of (seed, split, index).
 
-Each image is a 64x64 canvas with one handwritten digit of 0-7, its *target*, on clutter: a texture,
-strokes, a second handwritten digit that is an 8 or a 9 (no class of the task), and noise. The target is
-painted last, so nothing hides it, and its label, box and pixel mask are known exactly. The handwriting is
-scikit-learn's ``load_digits`` (1,797 scans of 8x8 pixels, UCI "Optical Recognition of Handwritten
-Digits"); no scan, target or distractor, serves both splits.
+Each image is a 64x64 canvas with one handwritten digit from 0 to 7, its *target*, on clutter: a texture,
+strokes, noise, and a second handwritten digit that is an 8 or a 9 (not a class of the task). The target is
+painted after the texture, the strokes and the second digit, so nothing hides it, and its label, box and pixel
+mask are known exactly. The handwriting is scikit-learn's ``load_digits`` (1,797 scans of 8x8 pixels, UCI
+"Optical Recognition of Handwritten Digits"). No scan, as a target or as a distractor, is used in both splits.
 
-The images repeat exactly for one version of NumPy and Pillow.
+The same version of NumPy and Pillow draws exactly the same images.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ SIZE = 64
 SPLITS = ("train", "test")
 CLASSES: list[str] = [str(digit) for digit in range(8)]
 
-# One fixed permutation, whatever the seed of the images: two seeds never mix the splits.
+# One fixed permutation for all seeds of the images, so that images of two seeds never mix the splits.
 _SPLIT_SEED = 20
 _TEST_SHARE = 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class DigitSample:
-    """One image and what is known about it.
+    """One image with its label, box and mask.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class DigitSample:
     mask
         (64, 64) bool, the target's pixels: those at least half covered by its ink.
     source, distractor
-        Rows of ``load_digits`` the target and the second digit were taken from.
+        Rows of ``load_digits`` from which the target and the second digit were taken.
     """
 
     image: NDArray[np.uint8]
@@ -58,7 +58,7 @@ class DigitSample:
 
 @dataclass(frozen=True)
 class _Scans:
-    """Scans as ink coverage (1797, 8, 8) in [0, 1], their digits, and the rows each split may use."""
+    """Scans as ink coverage (1797, 8, 8) in [0, 1], their digits, and the rows that each split may use."""
 
     ink: Floats
     digits: NDArray[np.int64]
@@ -67,14 +67,14 @@ class _Scans:
 
 
 def sample(split: str, index: int, seed: int = 0) -> DigitSample:
-    """The image at ``index`` of a split, which has no end.
+    """Draw the image at ``index`` of a split; a split has no last image.
 
     Parameters
     ----------
     split
         ``"train"`` or ``"test"``.
     index, seed
-        Not negative. The result depends on (seed, split, index) alone.
+        Numbers that are not negative. The result depends only on (seed, split, index).
 
     Raises
     ------
@@ -109,6 +109,7 @@ def sample(split: str, index: int, seed: int = 0) -> DigitSample:
 
 @cache
 def _scans() -> _Scans:
+    """Load the scans and divide them into the splits."""
     from sklearn.datasets import load_digits  # takes a second to import, and only the demo needs it
 
     bunch = load_digits()
@@ -126,13 +127,13 @@ def _scans() -> _Scans:
 
 
 def _glyph(ink: Floats, side: int) -> Floats:
-    """A scan of 8x8 enlarged to (side, side) alpha in [0, 1], its edge sharpened to about two pixels."""
+    """Enlarge a scan of 8x8 to (side, side) alpha in [0, 1], with its edge sharpened to about two pixels."""
     smooth = np.asarray(Image.fromarray(ink).resize((side, side), Image.Resampling.BICUBIC))
     return ((smooth - 0.25) / 0.4).clip(0, 1)
 
 
 def _place(glyph: Floats, rng: np.random.Generator) -> Floats:
-    """A (64, 64) layer with the glyph somewhere on it, whole."""
+    """Return a (64, 64) layer with the whole glyph at a random place."""
     side = len(glyph)
     top, left = rng.integers(0, SIZE - side + 1, 2)
     layer = np.zeros((SIZE, SIZE), np.float32)
@@ -141,7 +142,7 @@ def _place(glyph: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _ground(rng: np.random.Generator) -> Floats:
-    """A (64, 64, 3) dark ground with a smooth coloured texture."""
+    """Draw a dark ground (64, 64, 3) with a smooth coloured texture."""
     cells = int(rng.integers(3, 17))
     coarse = rng.normal(0, 1, (cells, cells, 3)).astype(np.float32)
     layers = [
@@ -154,7 +155,7 @@ def _ground(rng: np.random.Generator) -> Floats:
 
 
 def _strokes(ground: Floats, rng: np.random.Generator) -> Floats:
-    """Pen strokes across the ground: straight lines and arcs, drawn at twice the size for smooth edges."""
+    """Draw pen strokes on the ground: straight lines and arcs, drawn at twice the size for smooth edges."""
     big = Image.fromarray((ground.clip(0, 1) * 255).astype(np.uint8)).resize((2 * SIZE, 2 * SIZE))
     pen = ImageDraw.Draw(big)
     for _ in range(int(rng.integers(3, 8))):
@@ -172,11 +173,12 @@ def _strokes(ground: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _paint(canvas: Floats, alpha: Floats, colour: NDArray[np.float64]) -> Floats:
-    """The canvas with a colour laid over it where alpha says."""
+    """Paint a colour on the canvas, with the opacity ``alpha`` (64, 64) in [0, 1]."""
     cover = alpha[..., None]
     return canvas * (1 - cover) + cover * colour.astype(np.float32)
 
 
 def _tight_box(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
+    """Return the smallest box around a mask as (xmin, ymin, xmax, ymax), in pixel edges."""
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

@@ -1,20 +1,15 @@
-"""From an image file to a run's input: decoding, and resize and crop with the boxes carried along."""
+"""Resizing and cropping of an image together with its boxes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from io import BytesIO
-from pathlib import Path
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from storage.files import UnreadableError
+Box = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax in pixel edges: a 5x5 image is (0, 0, 5, 5)
 
-Box = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax: continuous pixel edges
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -25,72 +20,6 @@ _RESAMPLING = {
 }
 
 
-def decode(path: Path) -> Image.Image:
-    """The image in a file as RGB, decoded to its last pixel.
-
-    It is not turned as EXIF says: boxes are in the pixels of the file.
-
-    Raises
-    ------
-    UnreadableError
-        Whatever is wrong with it, in one line.
-    """
-    return _decoded(path, rgb)
-
-
-def decode_mask(path: Path) -> Image.Image:
-    """The mask in a file, white wherever a value is not 0, however many bits values have.
-
-    Raises
-    ------
-    UnreadableError
-        Whatever is wrong with it, in one line.
-    """
-    return _decoded(path, _not_zero)
-
-
-def _not_zero(image: Image.Image) -> Image.Image:
-    """Transparency apart; of a palette the colours count, as they are seen."""
-    plain = image.mode in {"1", "L", "I", "F"} or image.mode.startswith("I;16")
-    values = np.asarray(image if plain else image.convert("RGB"))
-    there = values.any(-1) if values.ndim == 3 else values != 0
-    return Image.fromarray(there)
-
-
-def _decoded(path: Path, read: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    try:
-        data = path.read_bytes()
-        if not data:
-            raise UnreadableError("the file is empty")
-        with Image.open(BytesIO(data)) as image:
-            return read(image)
-    except UnreadableError:
-        raise
-    except FileNotFoundError as error:
-        raise UnreadableError("there is no such file") from error
-    except UnidentifiedImageError as error:
-        raise UnreadableError("not an image of a known format") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise almost anything at damaged data
-        raise UnreadableError(" ".join(str(error).split()) or type(error).__name__) from error
-
-
-def rgb(image: Image.Image) -> Image.Image:
-    """The image in 8-bit RGB; 16-bit grey is scaled, where Pillow would clip everything above 255 to white.
-
-    Raises
-    ------
-    UnreadableError
-        For 32-bit images, whose range nobody states.
-    """
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in {"I", "F"}:
-        raise UnreadableError(f"32-bit images (mode {image.mode}) have no stated range; convert to 8 bit")
-    return image.convert("RGB")
-
-
 def prepare_image(
     image: Image.Image,
     boxes: Iterable[Box],
@@ -98,25 +27,28 @@ def prepare_image(
     crop: int | None,
     interpolation: str = "bilinear",
 ) -> tuple[NDArray[np.uint8], list[Box]]:
-    """Resize and crop as ``torchvision.transforms.v2`` does with PIL images, boxes through the same geometry.
+    """Resize and crop an image as ``torchvision.transforms.v2`` does with PIL images, and move its boxes.
 
     Parameters
     ----------
     image
-        RGB.
+        Image in RGB.
     boxes
-        In pixels of ``image``.
+        Boxes in pixels of ``image``.
     resize
-        New length of the short side, antialiased; the long side is rounded down. None: as it is.
+        New length of the short side in pixels, antialiased; the long side is rounded down. None keeps both.
     crop
-        Side of the square cut from the centre; a smaller image is padded with black. None: no crop.
+        Side in pixels of the square that is cut from the centre; a smaller image is padded with black. None
+        cuts nothing.
+    interpolation
+        Name of Pillow's filter for resizing.
 
     Returns
     -------
     pixels
         (3, H, W) uint8.
     boxes
-        In pixels of the result, clipped to it; a box of which nothing is left is dropped.
+        Boxes in pixels of the result, clipped to it; a box of which nothing is left is dropped.
 
     Raises
     ------
@@ -135,18 +67,22 @@ def prepare_image(
     left = top = 0
     if crop is not None:
         left, top = _offset(image.width, crop), _offset(image.height, crop)
-        image = image.crop((left, top, left + crop, top + crop))  # black where it reaches beyond
+        image = image.crop((left, top, left + crop, top + crop))  # Pillow fills with black outside the image
     moved = (_move(box, scale, (left, top), image.size) for box in boxes)
     pixels = np.ascontiguousarray(np.moveaxis(np.asarray(image), -1, 0))
     return pixels, [box for box in moved if box[2] > box[0] and box[3] > box[1]]
 
 
 def _offset(side: int, crop: int) -> int:
-    """Where the crop begins; torchvision pads the smaller half first and rounds half to even when cutting."""
+    """Return the first pixel of the crop; it is negative if the image is smaller than the crop.
+
+    torchvision pads the smaller half first, and rounds half to even when it cuts.
+    """
     return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)
 
 
 def _move(box: Box, scale: tuple[float, float], offset: tuple[int, int], size: tuple[int, int]) -> Box:
+    """Scale and shift a box, and clip it to the size (width, height) of the result."""
     x0, x1 = (min(max(x * scale[0] - offset[0], 0.0), float(size[0])) for x in (box[0], box[2]))
     y0, y1 = (min(max(y * scale[1] - offset[1], 0.0), float(size[1])) for y in (box[1], box[3]))
     return x0, y0, x1, y1

@@ -1,6 +1,6 @@
-"""CSV listings of images: ``file,label`` and, if wanted, ``xmin,ymin,xmax,ymax``, several rows an image.
+"""CSV listings of images with the columns ``file,label`` and, optionally, ``xmin,ymin,xmax,ymax``.
 
-A column ``mask`` names the file of an image's mask.
+An image with several boxes has several rows. An optional column ``mask`` names the file of an image's mask.
 """
 
 from __future__ import annotations
@@ -16,15 +16,24 @@ from storage.datasets.geometry import Box
 
 _LARGEST = 2**31 - 1  # more classes than any model has
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
-csv.field_size_limit(1 << 26)  # a text may be longer than the 128 KiB that are usual
+csv.field_size_limit(1 << 26)  # a text may be longer than Python's default limit of 128 KiB
 Row = tuple[int, Mapping[str, str]]  # line number, cells by column
 
 
 @dataclass
 class Entry:
-    """One image of a listing: its file as written there, its label, its boxes in the file's pixels.
+    """One image of a listing.
 
-    ``mask`` is the file of its mask, as written there.
+    Attributes
+    ----------
+    file
+        The image's file, as written in the listing.
+    label
+        Class index.
+    boxes
+        Boxes in the pixels of the file.
+    mask
+        The file of the image's mask, as written in the listing.
     """
 
     file: str
@@ -35,7 +44,7 @@ class Entry:
 
 @dataclass
 class _Draft:
-    """What the rows of one file have said so far."""
+    """The facts that the rows read so far give about one file."""
 
     line: int
     label: str
@@ -44,15 +53,16 @@ class _Draft:
 
 
 def read_listing(path: Path) -> tuple[list[Entry], list[str]]:
-    """The images of a listing in the order in which they appear first, and the class names.
+    """Read the images of a listing, in the order of their first rows, and the class names.
 
     Labels are numbered by :func:`number_labels`. Other columns are ignored.
 
     Raises
     ------
     ValueError
-        In one line with the file and the line number: a missing column or cell, a box that is none, two
-        labels or masks for one file, a file listed twice without another box, numbers and names mixed.
+        If a column or a cell is missing, a box is invalid, a file has two labels or masks, a file is listed
+        again without another box, or labels mix numbers and names. The message is one line with the file and
+        the line number.
     """
     drafts: dict[str, _Draft] = {}
     for line, row in _rows(path):
@@ -69,64 +79,69 @@ def read_listing(path: Path) -> tuple[list[Entry], list[str]]:
 def number_labels(
     path: Path, labels: Sequence[str], place: Callable[[int], str]
 ) -> tuple[list[int], list[str]]:
-    """Labels as numbers, and the class names.
+    """Turn labels into numbers; return the numbers and the class names.
 
-    Whole numbers are taken as they are (then no class names are known), names numbered in sorted order.
+    Labels that are whole numbers are kept, and there are no class names then. Names are numbered in sorted
+    order.
 
     Parameters
     ----------
     path
-        The file they stand in, for messages.
+        The file of the labels, for messages.
+    labels
+        The labels as they are written in the file.
     place
-        Where in the file a label of a given index stands, for messages.
+        Function that returns the place of a label in the file by its index, for messages.
 
     Raises
     ------
     ValueError
-        In one line with file and place: a label is missing or negative, or numbers and names are mixed.
+        If a label is missing or negative, or if numbers and names are mixed. The message is one line with the
+        file and the place.
     """
-    kinds = sorted(set(labels))
+    kinds = sorted(set(labels))  # each different label is checked once
     for label in kinds:
         wrong = "the label is missing" if not label else f"label {label} is negative"
         if not label or (label.startswith("-") and label[1:].isdecimal()):
             raise ValueError(f"{path}, {place(labels.index(label))}: {wrong}")
         if re.fullmatch(r"\d+\.0*", label) or (label.isdecimal() and int(label) > _LARGEST):
             raise ValueError(
-                f"{path}, {place(labels.index(label))}: label {label} is no class index; write whole numbers"
+                f"{path}, {place(labels.index(label))}: label {label} is no class index; write a whole number"
             )
     numbers, names = [k for k in kinds if k.isdecimal()], [k for k in kinds if not k.isdecimal()]
     if numbers and names:
         name = next(index for index, label in enumerate(labels) if not label.isdecimal())
         number = next(index for index, label in enumerate(labels) if label.isdecimal())
         raise ValueError(
-            f"{path}, {place(name)}: label {labels[name]!r} is a name and {labels[number]} in "
-            f"{place(number)} a number; use one or the other"
+            f"{path}, {place(name)}: label {labels[name]!r} is a name, but {labels[number]} in "
+            f"{place(number)} is a number; use only names or only numbers"
         )
     index = {name: position for position, name in enumerate(names)}
     return [index[label] if names else int(label) for label in labels], names
 
 
 def records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The lines in which the records of a CSV file begin, and their cells, the header first.
+    """Yield the records of a CSV file, the header first: the line in which a record begins, and its cells.
 
     Empty lines are skipped.
 
     Raises
     ------
     ValueError
-        In one line, if it is not CSV in UTF-8, or where a record has not as many cells as the header.
+        If the file is not CSV in UTF-8, or if a record has another number of cells than the header. The
+        message is one line.
     """
-    line, columns = 1, None
+    line, columns = 1, None  # a quoted cell may contain line breaks, so lines are not records
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # drops a byte order mark
             reader = csv.reader(file, strict=True)
             for cells in reader:
                 if cells:
                     columns = columns or len(cells)
                     if len(cells) != columns:
                         raise ValueError(
-                            f"{path}, line {line}: has not as many cells as the header, {columns}; quote "
-                            "cells that contain a comma"
+                            f"{path}, line {line}: the number of cells is not that of the header, {columns}; "
+                            "quote cells that contain a comma"
                         )
                     yield line, cells
                 line = reader.line_num + 1
@@ -135,7 +150,7 @@ def records(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    """Line numbers and cells, after a look at the header."""
+    """Check the header of a listing; yield the line number of each row, and its cells by column."""
     found = records(path)
     columns = [name.strip() for name in next(found, (1, []))[1]]
     _check_header(path, columns)
@@ -144,6 +159,7 @@ def _rows(path: Path) -> Iterator[Row]:
 
 
 def _check_header(path: Path, columns: list[str]) -> None:
+    """Raise ValueError if a column is missing; a listing has all four columns of boxes or none."""
     missing = [name for name in ("file", "label") if name not in columns]
     if any(name in columns for name in BOX_COLUMNS):
         missing += [name for name in BOX_COLUMNS if name not in columns]
@@ -155,6 +171,7 @@ def _check_header(path: Path, columns: list[str]) -> None:
 
 
 def _add(drafts: dict[str, _Draft], line: int, row: Mapping[str, str]) -> None:
+    """Add a row to the draft of its file; raise ValueError if it contradicts earlier rows."""
     file, label, box, mask = row["file"], row["label"], _box(row), row.get("mask") or None
     if not file:
         raise ValueError("the file is missing")
@@ -164,15 +181,16 @@ def _add(drafts: dict[str, _Draft], line: int, row: Mapping[str, str]) -> None:
     if draft.mask != mask:
         raise ValueError(f"{file} has another mask here than in line {draft.line}")
     if draft.line != line and (box is None or box in draft.boxes):
-        raise ValueError(f"{file} is listed again, without another box; the first time is line {draft.line}")
+        raise ValueError(f"{file} is listed again, without another box; its first row is line {draft.line}")
     if box is not None:
         draft.boxes.append(box)
 
 
 def _box(row: Mapping[str, str]) -> Box | None:
-    """The box of a row; None if there are no box columns or all four are empty.
+    """Return the box of a row; None if there are no box columns or if all four are empty.
 
-    Boxes without area pass: listings with inclusive coordinates have some. Geometry drops them later.
+    Boxes without area are allowed, because listings with inclusive coordinates have some. Geometry drops them
+    later.
     """
     cells = [row.get(name, "") for name in BOX_COLUMNS]
     if not any(cells):
@@ -182,5 +200,8 @@ def _box(row: Mapping[str, str]) -> Box | None:
     except ValueError as error:
         raise ValueError(f"the box {','.join(cells)} is not four numbers") from error
     if not all(map(math.isfinite, (xmin, ymin, xmax, ymax))) or xmax < xmin or ymax < ymin:
-        raise ValueError(f"the box {','.join(cells)} is not xmin,ymin,xmax,ymax")
+        raise ValueError(
+            f"the box {','.join(cells)} is not xmin,ymin,xmax,ymax; the numbers must be finite, with xmin <= "
+            "xmax and ymin <= ymax"
+        )
     return xmin, ymin, xmax, ymax

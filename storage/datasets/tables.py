@@ -1,6 +1,6 @@
-"""Samples that stand in the rows of one file: texts in a column, or plain numbers.
+"""Samples in the rows of one file: texts in a column, or plain numbers.
 
-Ids and labels are known as soon as a file is open; a text or an array is made when it is asked for.
+Ids and labels are known as soon as a file is open. A text or an array is made when it is loaded.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.datasets.columns import ID, LABEL, Columns, one_line
+from storage.datasets.columns import ID, LABEL, Columns
+from storage.errors import LONGEST, one_line
 from storage.files import UnreadableError
 from storage.places import is_remote
 
-_HASHED = 64  # rows hashed at once
-# What pandas calls the numbers of the rows where it writes them, in CSV and in Parquet.
+_HASHED = 64  # rows that are hashed at once, since an array on the disk may not fit into memory
+# The names that pandas gives to the column of row numbers, in CSV and in Parquet.
 _INDEX = re.compile(r"|__index_level_\d+__")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Table:
-    """What is known about rows.
+    """Facts about the rows of a file.
 
     Attributes
     ----------
     ids
-        One a row, all different; None where the file has none.
+        One id per row, all different; None if the file has no ids.
     labels
-        One a row; None where the file has none.
+        One class index per row; None if the file has no labels.
     classes
-        Names by label; empty where the labels are numbers.
+        Class names by label; empty if the labels are numbers.
     features
-        Names of the columns an array comes from; empty where it comes from no columns.
+        Names of the columns from which an array is made; empty if it is not made from columns.
     """
 
     ids: list[str] | None = None
@@ -51,7 +52,7 @@ class Table:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Texts(Table):
-    """One text a row."""
+    """Rows that hold one text each."""
 
     texts: Any  # pyarrow.LargeStringArray
 
@@ -59,12 +60,12 @@ class Texts(Table):
         return len(self.texts)
 
     def load(self, row: int) -> str:
-        """The text of a row, as it stands there.
+        """Return the text of a row as it is in the file.
 
         Raises
         ------
         UnreadableError
-            If it is missing or blank.
+            If the text is missing or blank.
         """
         text: str | None = self.texts[row].as_py()
         if text is None or not text.strip():
@@ -72,7 +73,8 @@ class Texts(Table):
         return text
 
     def digest(self, rows: Sequence[int]) -> str:
-        """Hex SHA-256 of the texts of some rows, each behind its length."""
+        """Return the hexadecimal SHA-256 of the texts of some rows."""
+        # Each text comes after its length, so that moving the border between two texts changes the hash.
         digest = hashlib.sha256()
         for row in rows:
             encoded = (self.texts[row].as_py() or "").encode()
@@ -82,7 +84,13 @@ class Texts(Table):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tensors(Table):
-    """One array a row: ``inputs``, (N, T) or (N, C, T), which may lie on the disk."""
+    """Rows that hold one array each.
+
+    Attributes
+    ----------
+    inputs
+        (N, T) or (N, C, T); the array may be mapped from the disk.
+    """
 
     inputs: NDArray[Any]
 
@@ -90,12 +98,12 @@ class Tensors(Table):
         return len(self.inputs)
 
     def load(self, row: int) -> NDArray[np.float32]:
-        """A copy of a row, (T,) or (C, T).
+        """Return a copy of a row, (T,) or (C, T) float32.
 
         Raises
         ------
         UnreadableError
-            If a number is missing or not finite: which one is the first, counted from 0.
+            If a number is missing or not finite; the message names the first one, counted from 0.
         """
         numbers = _float32(self.inputs[row])
         wrong = np.argwhere(~np.isfinite(numbers))
@@ -108,21 +116,22 @@ class Tensors(Table):
         return numbers
 
     def digest(self, rows: Sequence[int]) -> str:
-        """Hex SHA-256 of the shape and the float32 numbers of some rows."""
+        """Return the hexadecimal SHA-256 of the shape and the float32 numbers of some rows."""
         digest = hashlib.sha256(str(self.inputs.shape[1:]).encode())
         for start in range(0, len(rows), _HASHED):
             numbers = _float32(self.inputs[list(rows[start : start + _HASHED])])
+            # Little-endian on every machine, so that the hash does not depend on the machine.
             digest.update(numbers.astype("<f4", copy=False).tobytes())
         return digest.hexdigest()
 
 
 def read_texts(path: Path, column: str) -> Texts:
-    """The texts in a column of a CSV or Parquet file, with its columns ``label`` and ``id`` if it has them.
+    """Read the texts in a column of a CSV or Parquet file, and its columns ``label`` and ``id`` if any.
 
     Raises
     ------
     ValueError
-        In one line, with the file and what is wrong in it.
+        If the file cannot be read or is invalid. The message is one line with the file and the reason.
     """
     wanted = (column, LABEL, ID)
     columns = Columns(path, wanted, strings=wanted)
@@ -133,16 +142,16 @@ def read_texts(path: Path, column: str) -> Texts:
 
 
 def read_tensors(path: Path) -> Tensors:
-    """The numbers of an ``.npz``, ``.npy``, CSV or Parquet file.
+    """Read the numbers of an ``.npz``, ``.npy``, CSV or Parquet file.
 
-    An ``.npz`` has them in ``inputs``, (N, T) or (N, C, T), and may have whole ``labels`` (N,); an ``.npy``
-    is ``inputs`` alone. In CSV and Parquet every column is a feature but ``label`` and ``id``; what is
-    missing there is NaN.
+    An ``.npz`` file holds them in ``inputs``, (N, T) or (N, C, T), and may have ``labels`` (N,), which are
+    whole numbers. An ``.npy`` file holds ``inputs`` only. In CSV and Parquet every column except ``label``
+    and ``id`` is a feature, and a missing number is NaN.
 
     Raises
     ------
     ValueError
-        In one line, with the file and what is wrong in it.
+        If the file cannot be read or is invalid. The message is one line with the file and the reason.
     """
     suffix = path.suffix.lower()
     if suffix in {".csv", ".parquet"}:
@@ -160,11 +169,12 @@ def read_tensors(path: Path) -> Tensors:
 
 
 def _of_columns(path: Path) -> Tensors:
+    """Read the columns of a CSV or Parquet file as features."""
     columns = Columns(path, None, strings=(LABEL, ID))
     features = [name for name in columns.names if name not in {LABEL, ID}]
     for name in features:
         if _INDEX.fullmatch(name):
-            raise ValueError(f"{path}: column {name!r} only numbers the rows; write the file without it")
+            raise ValueError(f"{path}: column {name!r} holds only row numbers; write the file without it")
     if not features:
         raise ValueError(f"{path} has no column of numbers besides {LABEL} and {ID}")
     inputs = np.empty((columns.rows, len(features)), np.float32)
@@ -174,6 +184,7 @@ def _of_columns(path: Path) -> Tensors:
 
 
 def _of_archive(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Read ``inputs`` and, if there are any, ``labels`` from an ``.npz`` file."""
     data = BytesIO(path.read_bytes())
     if not zipfile.is_zipfile(data):
         raise ValueError(f"{path} is not an .npz file; write one with numpy.savez(path, inputs=...)")
@@ -183,19 +194,21 @@ def _of_archive(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
                 raise ValueError(f"has no array inputs; it has: {', '.join(file.files)}")
             return file["inputs"], file["labels"] if "labels" in file.files else None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: {one_line(error)}") from error
+        raise ValueError(f"{path}: {one_line(error, LONGEST)}") from error
 
 
 def _of_array_file(path: Path) -> NDArray[Any]:
+    """Open the array of an ``.npy`` file; it is mapped and not read if it lies on this machine."""
     try:
         if is_remote(path):
             return np.lib.format.read_array(BytesIO(path.read_bytes()))
         return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is not an .npy file of numbers: {one_line(error)}") from error
+        raise ValueError(f"{path} is not an .npy file of numbers: {one_line(error, LONGEST)}") from error
 
 
 def _check_labels(path: Path, labels: NDArray[Any], rows: int) -> None:
+    """Raise ValueError if the labels are not one class index per row."""
     if labels.shape != (rows,) or labels.dtype.kind not in "iu":
         raise ValueError(
             f"{path}: labels are {labels.dtype} {labels.shape}; they must be whole numbers ({rows},)"
@@ -206,5 +219,6 @@ def _check_labels(path: Path, labels: NDArray[Any], rows: int) -> None:
 
 
 def _float32(numbers: NDArray[Any]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told
+    """Return a copy of numbers as float32."""
+    with np.errstate(over="ignore"):  # a number that is too large becomes infinite, and load reports it
         return np.array(numbers, np.float32)

@@ -1,4 +1,4 @@
-"""The datasets torchvision knows: constructed as their signatures allow, and what their labels are."""
+"""Datasets of torchvision: their construction from their signatures, and their labels."""
 
 from __future__ import annotations
 
@@ -9,22 +9,63 @@ from typing import Any
 
 from PIL import Image
 
+from storage.datasets.dataset import Dataset, Sample, known, spread
+from storage.datasets.decoding import rgb
+from storage.datasets.spec import DatasetSpec
+from storage.errors import one_line
+from storage.files import UnreadableError
+from storage.places import is_remote
+
+
+def open_torchvision(spec: DatasetSpec) -> Dataset:
+    """Open one of ``torchvision.datasets`` whose items are (PIL image, class index)."""
+    assert spec.name is not None
+    assert spec.path is not None
+    if is_remote(spec.path):
+        raise ValueError("dataset.path: torchvision reads its sets from folders, not from S3")
+    data = open_set(spec.name, spec.path, spec.split)
+    chosen = spread(range(len(data)), spec.limit)
+    labels = labels_of(spec.name, data, chosen)
+    split = spec.split or "all"
+    samples = [
+        Sample(f"{split}/{index:06d}", f"torchvision:{spec.name}/{split}/{index:06d}", label)
+        for index, label in zip(chosen, labels, strict=True)
+    ]
+
+    def load(index: int) -> Image.Image:
+        try:
+            return rgb(data[chosen[index]][0])
+        except OSError as error:
+            raise UnreadableError(one_line(error)) from error
+
+    classes = [str(name) for name in getattr(data, "classes", [])]
+    return Dataset(samples, classes, load, lambda: [spec.name, *known(samples)])
+
 
 def open_set(name: str, root: Path | None, split: str | None) -> Any:
-    """The set ``torchvision.datasets.<name>``; it is downloaded only if it is not there.
+    """Open the set ``torchvision.datasets.<name>``; it is downloaded if it is missing.
+
+    Parameters
+    ----------
+    name
+        Name of the class in ``torchvision.datasets``.
+    root
+        Folder of the sets.
+    split
+        Name of the split; None for a set without splits.
 
     Raises
     ------
     ValueError
-        In one line, if there is no such set, it has other splits, or it cannot be opened.
+        If there is no such set, if it has other splits, or if it cannot be opened. The message is one line.
     """
-    import torchvision  # takes seconds, and only this kind needs it
+    import torchvision  # imported late, because it takes seconds and only this kind needs it
 
     cls: Any = getattr(torchvision.datasets, name, None)
     if not inspect.isclass(cls):
         raise ValueError(f"dataset.name: torchvision.datasets has no {name}; names are like CIFAR10")
     own = inspect.signature(cls).parameters
-    # EMNIST and others hand what they do not name on to their base class.
+    # EMNIST and others pass arguments that they do not name on to their base class.
     inits = [vars(base)["__init__"] for base in inspect.getmro(cls) if "__init__" in vars(base)]
     taken = {key for init in inits for key in inspect.signature(init).parameters}
     arguments: dict[str, Any] = {"root": str(root)} if "root" in own else {}
@@ -38,23 +79,23 @@ def open_set(name: str, root: Path | None, split: str | None) -> Any:
         arguments[splitting] = split == "train" if splitting == "train" else split
     try:
         try:
-            return cls(**arguments)
+            return cls(**arguments)  # a download is tried only if this fails
         except (RuntimeError, OSError):
             if "download" not in taken:
                 raise
             arguments["download"] = True
             return cls(**arguments)
     except (RuntimeError, OSError, ValueError, TypeError) as error:
-        raise ValueError(f"dataset: {name} cannot be opened: {' '.join(str(error).split())}") from error
+        raise ValueError(f"dataset: {name} cannot be opened: {one_line(error)}") from error
 
 
 def labels_of(name: str, data: Any, chosen: Sequence[int]) -> list[int]:
-    """Labels of the chosen items: from the set's own list where it has one, else by decoding them.
+    """Return the labels of the chosen items, from the set's own list or else by decoding the items.
 
     Raises
     ------
     ValueError
-        In one line, if its items are not (PIL image, class index).
+        If the items are not (PIL image, class index); the message is one line.
     """
     if chosen:
         _check_item(name, data[chosen[0]])
@@ -63,6 +104,7 @@ def labels_of(name: str, data: Any, chosen: Sequence[int]) -> list[int]:
         if known is None or len(known) != len(data):
             continue
         labels = [known[i][1] if attribute == "_samples" else known[i] for i in chosen]
+        # The list may hold something else than labels, so two items are decoded and compared.
         ends = {0, len(chosen) - 1}
         if all(_is_index(v) for v in labels) and all(int(labels[i]) == int(data[chosen[i]][1]) for i in ends):
             return [int(v) for v in labels]
@@ -70,13 +112,14 @@ def labels_of(name: str, data: Any, chosen: Sequence[int]) -> list[int]:
 
 
 def _check_item(name: str, item: Any) -> None:
+    """Raise ValueError if an item is not (PIL image, class index)."""
     ok = isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Image.Image)
     if not ok or not _is_index(item[1]):
         raise ValueError(f"dataset.name: the items of {name} are not (image, class index)")
 
 
 def _is_index(value: Any) -> bool:
-    """Whether a label is one whole number, in whichever type a set keeps it."""
+    """Whether a label is one whole number, of any type."""
     return (
         getattr(value, "ndim", 0) == 0
         and not isinstance(value, (str, bytes, float))

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from places import ROOT
-from storage import lock
+from storage import lock, lock_slots
 from storage.lock import LockedError, LostLockError, held
 
 
@@ -113,7 +113,7 @@ def test_a_holder_that_could_give_no_sign_of_life_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with held(tmp_path / "run", "first") as first:
-        monkeypatch.setattr(lock._File, "read", lambda self: (_ for _ in ()).throw(OSError("away")))
+        monkeypatch.setattr(lock_slots.FileSlot, "read", lambda self: (_ for _ in ()).throw(OSError("away")))
         first.check()
         first._beaten -= lock.STALE_SECONDS
         with pytest.raises(OSError, match="away"):
@@ -125,11 +125,11 @@ def test_a_holder_that_waits_for_an_answer_for_too_long_stops(
 ) -> None:
     with held(tmp_path / "run", "first") as first:
 
-        def read(self: lock._File) -> None:
+        def read(self: lock_slots.FileSlot) -> None:
             first._beaten -= lock.STALE_SECONDS
             raise OSError("away")
 
-        monkeypatch.setattr(lock._File, "read", read)
+        monkeypatch.setattr(lock_slots.FileSlot, "read", read)
         with pytest.raises(OSError, match="away"):
             first.check()
 
@@ -139,11 +139,11 @@ def test_a_holder_that_is_overtaken_while_it_gives_a_sign_of_life_stops(
 ) -> None:
     with held(tmp_path / "run", "first") as first:
 
-        def swap(self: lock._File, version: bytes, new: dict[str, Any]) -> bool:
+        def swap(self: lock_slots.FileSlot, version: bytes, new: dict[str, Any]) -> bool:
             rewrite(tmp_path / "run.lock", job="second", token="another")
             return False
 
-        monkeypatch.setattr(lock._File, "swap", swap)
+        monkeypatch.setattr(lock_slots.FileSlot, "swap", swap)
         first._beaten -= lock.STALE_SECONDS
         with pytest.raises(LostLockError, match="job second"):
             first.check()

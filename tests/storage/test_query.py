@@ -97,7 +97,7 @@ def test_everything_that_only_reads_is_allowed(root: Path, sql: str, rows: int) 
 )
 def test_anything_but_one_select_is_refused_and_writes_nothing(root: Path, tmp_path: Path, sql: str) -> None:
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    with pytest.raises(QueryError, match="a query is one SELECT statement; this is"):
+    with pytest.raises(QueryError, match="a query must be one SELECT statement; this is"):
         query(root, sql.format(out=tmp_path / "out"))
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
@@ -136,7 +136,7 @@ def test_a_view_that_is_not_there_yet_says_when_it_will_be(root: Path, empty: Pa
 
 
 def test_before_anything_is_computed_there_is_no_view(empty: Path) -> None:
-    with pytest.raises(QueryError, match=r"no shard has been scored \(views there are: none\)"):
+    with pytest.raises(QueryError, match=r"no shard has been scored \(existing views: none\)"):
         query(empty, "SELECT * FROM scores")
 
 

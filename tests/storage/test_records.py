@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 from storage.records import (
     STAGES,
+    Agreement,
+    Cost,
+    CoveredFile,
     DamagedRecordError,
+    DoneRecord,
+    StageFacts,
     Step,
     drop_record,
     finished,
@@ -21,7 +26,7 @@ from storage.records import (
 STEP = Step("saliency", 2, "ddcam")
 
 
-def record(root: Path, step: Step = STEP, **extra: object) -> dict[str, object]:
+def record(root: Path, step: Step = STEP, facts: StageFacts | None = None) -> DoneRecord:
     (root / "data").mkdir(exist_ok=True)
     (root / "data" / "a").write_bytes(b"abc")
     return write_record(
@@ -32,25 +37,58 @@ def record(root: Path, step: Step = STEP, **extra: object) -> dict[str, object]:
         files=[Path("data/a")],
         seconds=1.23456,
         worker="w",
-        **extra,
+        facts=facts,
     )
 
 
 def test_a_record_tells_rows_statuses_and_checksums_of_its_files(tmp_path: Path) -> None:
-    record(tmp_path, metrics=["insertion", "gini"])
+    written = record(tmp_path, facts=StageFacts(metrics=("insertion", "gini")))
     found = read_record(tmp_path, STEP)
     assert found is not None
-    assert found["rows"] == 3
-    assert found["statuses"] == {"ok": 2, "failed": 1}
-    assert found["metrics"] == ["insertion", "gini"]
-    assert found["files"] == [{"path": "data/a", "size": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}]
+    assert found == written
+    assert found.rows == 3
+    assert found.statuses == {"ok": 2, "failed": 1}
+    assert found.facts == StageFacts(metrics=("insertion", "gini"))
+    assert found.files == [CoveredFile("data/a", 3, hashlib.sha256(b"abc").hexdigest())]
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        (StageFacts(), {}),
+        (StageFacts(cached=False), {"cached": False}),
+        (StageFacts(metrics=()), {"metrics": []}),
+        (
+            StageFacts(cost=Cost(3, 0.5, 7), agreement=Agreement(0.9, None, 0.1, 0.2)),
+            {
+                "explained": 3,
+                "explain_seconds": 0.5,
+                "peak_bytes": 7,
+                "rank_correlation": 0.9,
+                "worst_rank_correlation": None,
+                "difference": 0.1,
+                "worst_difference": 0.2,
+            },
+        ),
+    ],
+)
+def test_what_a_stage_notes_stands_beside_the_rest_and_comes_back(
+    tmp_path: Path, facts: StageFacts, told: dict[str, object]
+) -> None:
+    record(tmp_path, facts=facts)
+    found = read_record(tmp_path, STEP)
+    assert found is not None
+    assert found.facts == facts
+    text = json.loads((tmp_path / STEP.path).read_text())
+    common = {"stage", "shard", "explainer", "rows", "statuses", "seconds", "worker", "files", "checksum"}
+    assert {key: value for key, value in text.items() if key not in common} == told
 
 
 def test_files_may_be_given_inside_the_run_folder_and_nowhere_else(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"")
     kept = {"rows": 0, "statuses": {}, "seconds": 0.0, "worker": ""}
     written = write_record(tmp_path, STEP, files=[tmp_path / "a"], **kept)
-    assert written["files"][0]["path"] == "a"
+    assert written.files[0].path == "a"
     with pytest.raises(ValueError, match="not in the subpath"):
         write_record(tmp_path / "run", STEP, files=[tmp_path / "a"], **kept)
 
@@ -130,8 +168,9 @@ def test_the_record_of_another_step_is_noticed(tmp_path: Path) -> None:
 
 def test_a_record_is_whole_or_absent(tmp_path: Path) -> None:
     before = record(tmp_path)
+    text = (tmp_path / STEP.path).read_bytes()
     with pytest.raises(TypeError):
-        record(tmp_path, unwritable=object())
-    assert read_record(tmp_path, STEP) == {key: value for key, value in before.items() if key != "checksum"}
+        record(tmp_path, facts=StageFacts(cached=object()))  # type: ignore[arg-type]
+    assert read_record(tmp_path, STEP) == before
     assert [path.name for path in (tmp_path / STEP.path).parent.iterdir()] == ["shard-00002.json"]
-    assert json.loads((tmp_path / STEP.path).read_text())["checksum"] == before["checksum"]
+    assert (tmp_path / STEP.path).read_bytes() == text

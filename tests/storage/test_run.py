@@ -22,7 +22,7 @@ DDCAM = {
     "details": {"mask": {"shape": (8,), "dtype": "bool"}},
 }
 SOBEL = {"parameters": {}, "grid": (6, 6)}
-GINI = {"parameters": {}, "columns": {"gini": {"low": 0, "high": 1, "better": "higher"}}}
+GINI = {"parameters": {}, "columns": {"gini": {"name": "gini", "low": 0, "high": 1, "better": "higher"}}}
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -73,9 +73,9 @@ def test_opening_gives_what_was_created(tmp_path: Path) -> None:
     created = Run.create_or_open(tmp_path / "run", manifest())
     run = Run.open(str(tmp_path / "run"))
     assert run == created
-    assert run.explainers["ddcam"]["parameters"] == {"threshold": 0.5}
-    assert run.metrics["gini"]["parameters"] == {}
-    assert run.columns["gini"]["better"] == "higher"
+    assert run.explainers["ddcam"].parameters == {"threshold": 0.5}
+    assert run.metrics["gini"].parameters == {}
+    assert run.columns["gini"].better == "higher"
     assert (run.input_size, run.geometry["crop"], run.seed) == ((6, 6), 6, 0)
     assert (run.rows, run.shards, run.targets_per_image) == (10, 3, 2)
     assert (run.batch_images, run.batch_forwards) == (16, 64)
@@ -129,7 +129,7 @@ def test_more_explainers_and_metrics_extend_the_run(tmp_path: Path) -> None:
     )
     run = Run.create_or_open(tmp_path, bigger)
     assert list(run.explainers) == ["sobel", "ddcam"]
-    assert run.metrics["drop"]["parameters"] == {"fractions": [1.0, 0.5]}
+    assert run.metrics["drop"].parameters == {"fractions": [1.0, 0.5]}
     assert maps.open_array(run.saliency("sobel") / "maps").shape == (20, 6, 6)
     assert maps.read(run.saliency("ddcam") / "maps", 0, 8).min() == 1
     assert run.hash == old.hash

@@ -19,9 +19,10 @@ from upath import UPath
 
 from flows.server import free_port
 from object_store import ObjectStore
-from storage import lock, maps
-from storage.datasets.opening import DatasetSpec, UnreadableError, open_dataset
-from storage.files import on_this_machine, replacing, sha256_of_file, write_json
+from storage import lock, lock_slots, maps
+from storage.datasets.opening import open_dataset
+from storage.datasets.spec import DatasetSpec
+from storage.files import UnreadableError, on_this_machine, replacing, sha256_of_file, write_json
 from storage.lock import LockedError, LostLockError, held, holder
 from storage.places import OPTIONS, files_under, folders_in, is_remote, place, remove_tree
 from storage.records import (
@@ -109,7 +110,7 @@ def test_records_are_written_listed_checked_and_dropped(root: Path) -> None:
         record = write_record(
             root, step, rows=1, statuses={}, files=[Path("data"), root / "data"], seconds=1, worker="w"
         )
-        assert [file["path"] for file in record["files"]] == ["data", "data"]
+        assert [file.path for file in record.files] == ["data", "data"]
     assert finished(root) == set(steps)
     write_failure(root, Step("saliency", 3, "ddcam"), "RuntimeError: x", "traceback", 2)
     assert list(failures(root)) == [Step("saliency", 3, "ddcam")]
@@ -143,7 +144,7 @@ def test_arrays_keep_whole_shards_and_tell_gaps_from_data(root: Path) -> None:
     path = root / "maps"
     maps.create_array(path, 40, (3,), "float32", shard_rows=16)
     maps.create_array(path, 40, (3,), "float32", shard_rows=16)
-    with pytest.raises(ValueError, match="needed is"):
+    with pytest.raises(ValueError, match="is needed"):
         maps.create_array(path, 40, (3,), "float32", shard_rows=8)
     values = np.arange(120, dtype=np.float32).reshape(40, 3)
     maps.write_shard(path, 0, values[:16])
@@ -255,7 +256,7 @@ def test_the_beat_outlives_whatever_a_connection_raises(root: Path, monkeypatch:
     path = root.with_name("one.lock")
     with held(root, "first") as first:
         with monkeypatch.context() as broken:
-            broken.setattr(lock, "sync", lambda *_: 1 / 0)
+            broken.setattr(lock_slots, "sync", lambda *_: 1 / 0)
             first._left.wait(0.3)
             first.check()
         since = beat_of(path)

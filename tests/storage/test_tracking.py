@@ -198,7 +198,7 @@ def test_a_server_away_when_a_job_ends_is_told_with_where_the_results_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(TrackingError, match=r"^tracking: MLflow says .*refused.*which only tracks") as told:
+    with pytest.raises(TrackingError, match=r"^tracking: MLflow says .*refused.*which only logs") as told:
         track("http://127.0.0.1:9", tmp_path / "run", "photos", "job", {}, {}, [])
     assert str(told.value).endswith(f"the results are in {tmp_path / 'run'}")
     assert "\n" not in str(told.value)
@@ -209,7 +209,7 @@ def test_a_server_that_is_not_there_is_told_in_one_line(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(
-        TrackingError, match=r"^tracking: MLflow says .*refused.*; mend that, and run"
+        TrackingError, match=r"^tracking: MLflow says .*refused.*; solve this problem, then run"
     ) as told:
         TrainingLog("http://127.0.0.1:9", tmp_path / "run", "photos", "job", {})
     assert "\n" not in str(told.value)

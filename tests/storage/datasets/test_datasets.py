@@ -8,7 +8,10 @@ from PIL import Image
 
 from places import REAL
 from storage.datasets import digits
-from storage.datasets.opening import Dataset, DatasetSpec, UnreadableError, open_dataset
+from storage.datasets.dataset import Dataset
+from storage.datasets.opening import open_dataset
+from storage.datasets.spec import DatasetSpec
+from storage.files import UnreadableError
 
 
 def image(path: Path, level: int = 0) -> None:
@@ -126,15 +129,15 @@ def test_images_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None:
         ("", "line 1: the header lacks file, label"),
         ("label,path\n1,a\n", "line 1: the header lacks file"),
         ("file,label,xmin,ymin\n", "line 1: the header lacks xmax, ymax"),
-        ("file,label\na.png,1\nb.png\n", "line 3: has not as many cells as the header, 2"),
-        ("file,label\na.png,1\nred, b.png,2\n", "line 3: has not as many cells"),
-        ('file,label\n\n"a\n.png",1\n\nb.png\n', "line 6: has not as many cells"),
+        ("file,label\na.png,1\nb.png\n", "line 3: the number of cells is not that of the header, 2"),
+        ("file,label\na.png,1\nred, b.png,2\n", "line 3: the number of cells is not that of the header"),
+        ('file,label\n\n"a\n.png",1\n\nb.png\n', "line 6: the number of cells is not that of the header"),
         ("file,label\na.png,\n", "line 2: the label is missing"),
         ("file,label\n,3\n", "line 2: the file is missing"),
         ("file,label\na.png,-1\n", "line 2: label -1 is negative"),
         ("file,label\na.png,1\na.png,2\n", "line 3: a.png has label 2 here and 1 in line 2"),
         ("file,label\na.png,1\nb.png,2\na.png,1\n", "line 4: a.png is listed again"),
-        ("file,label\na.png,1\nb.png,cat\n", "line 3: label 'cat' is a name and 1 in line 2 a number"),
+        ("file,label\na.png,1\nb.png,cat\n", "line 3: label 'cat' is a name, but 1 in line 2 is a number"),
         ("file,label,xmin,ymin,xmax,ymax\na.png,1,1,1,x,2\n", "line 2: the box 1,1,x,2 is not four numbers"),
         ("file,label,xmin,ymin,xmax,ymax\na.png,1,1,1,,2\n", "line 2: the box 1,1,,2 is not four numbers"),
         (

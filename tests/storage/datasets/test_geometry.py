@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from places import REAL
-from storage.datasets.geometry import decode, decode_mask, prepare_image, rgb
+from storage.datasets.decoding import decode, decode_mask, rgb
+from storage.datasets.geometry import prepare_image
 from storage.files import UnreadableError
 
 

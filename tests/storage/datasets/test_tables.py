@@ -13,7 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.datasets.opening import Dataset, DatasetSpec, UnreadableError, open_dataset
+from storage.datasets.dataset import Dataset
+from storage.datasets.opening import open_dataset
+from storage.datasets.spec import DatasetSpec
+from storage.files import UnreadableError
 
 
 def table(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]], **dialect: Any) -> Path:
@@ -157,12 +160,12 @@ def test_labels_of_parquet_may_be_of_any_whole_type(tmp_path: Path) -> None:
     [
         ("1,a,x\n2,b,\n", "line 3: the label is missing"),
         ("1,a,0\n2,b,-1\n", "line 3: label -1 is negative"),
-        ("1,a,0\n\n2,b,cat\n", "line 4: label 'cat' is a name and 0 in line 2 a number"),
-        ("1,a,0\n2,b,0\n3,a,0\n", "line 4: id a stands in line 2 as well; ids must differ"),
-        ('1,"a\nb",0\n2,c,0\n3,c ,0\n', "line 5: id c stands in line 4 as well"),
+        ("1,a,0\n\n2,b,cat\n", "line 4: label 'cat' is a name, but 0 in line 2 is a number"),
+        ("1,a,0\n2,b,0\n3,a,0\n", "line 4: id a is also in line 2; ids must be unique"),
+        ('1,"a\nb",0\n2,c,0\n3,c ,0\n', "line 5: id c is also in line 4"),
         ("1,a,0\n2, ,0\n", "line 3: the id is missing"),
-        ("1,a,0\n2,b\n", "line 3: has not as many cells as the header, 3"),
-        ("1,a,0\n2,b,0,5\n", "line 3: has not as many cells as the header, 3"),
+        ("1,a,0\n2,b\n", "line 3: the number of cells is not that of the header, 3"),
+        ("1,a,0\n2,b,0,5\n", "line 3: the number of cells is not that of the header, 3"),
         ('1,a,0\n2,b,"0\n3,c,0\n', "is not a CSV file in UTF-8: line 3"),
     ],
 )
@@ -174,7 +177,7 @@ def test_a_wrong_row_is_told_with_its_line(tmp_path: Path, opened: Any, rows: st
 
 def test_a_wrong_row_of_parquet_is_told_with_its_number(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", text=["a"] * 3, id=[4, 5, 4])
-    assert "a.parquet, row 2: id 4 stands in row 0 as well" in refusal(texts, path)
+    assert "a.parquet, row 2: id 4 is also in row 0" in refusal(texts, path)
     path = parquet(tmp_path / "b.parquet", text=["a"] * 2, label=[0, None])
     assert "b.parquet, row 1: the label is missing" in refusal(texts, path)
 
@@ -188,7 +191,7 @@ def test_a_quote_that_is_not_closed_does_not_swallow_the_rest_of_the_texts(tmp_p
 
 def test_long_texts_do_not_hide_what_is_wrong_behind_them(tmp_path: Path) -> None:
     path = table(tmp_path / "a.csv", ["text", "id"], [("x" * 300_000, 1), ("y", 1)])
-    assert "line 3: id 1 stands in line 2 as well" in refusal(texts, path)
+    assert "line 3: id 1 is also in line 2" in refusal(texts, path)
     (tmp_path / "b.csv").write_text(f'text,n\na 5" disk,1\n{"x" * 300_000},2\n')
     assert len(texts(tmp_path / "b.csv").samples) == 2
 
@@ -314,8 +317,8 @@ def test_the_row_numbers_pandas_writes_are_no_feature(tmp_path: Path) -> None:
     frame = pandas.DataFrame({"age": [1, 2, 3]}).iloc[[2, 0, 1]]
     frame.to_csv(tmp_path / "a.csv")
     frame.to_parquet(tmp_path / "a.parquet")
-    assert "column '' only numbers the rows" in refusal(tensors, tmp_path / "a.csv")
-    assert "column '__index_level_0__' only numbers the rows" in refusal(tensors, tmp_path / "a.parquet")
+    assert "column '' holds only row numbers" in refusal(tensors, tmp_path / "a.csv")
+    assert "column '__index_level_0__' holds only row numbers" in refusal(tensors, tmp_path / "a.parquet")
 
 
 def test_arrays_are_series_of_one_or_several_channels(tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""The interface of every kind of dataset: samples in a fixed order, and a function that loads their items.
+
+Opening a dataset decodes items only if this cannot be avoided. An item that cannot be read raises an error
+only when it is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from storage.datasets.geometry import Box
+from storage.files import sha256_of_json
+
+Item = Image.Image | str | NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Facts about an image, a text or an array that are known before it is loaded.
+
+    Attributes
+    ----------
+    sample_id
+        Name that is unique in the dataset and the same on every machine.
+    uri
+        Place of the item, for people to read.
+    label
+        Class index; None if the item has no label.
+    boxes
+        Boxes of the objects in the pixels of the image on the disk.
+    """
+
+    sample_id: str
+    uri: str
+    label: int | None = None
+    boxes: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images, texts or arrays in a fixed order.
+
+    Attributes
+    ----------
+    samples
+        One sample per item.
+    classes
+        Class names by label; empty if the labels are plain numbers or if there are no labels.
+    modality
+        Kind of the items.
+    features
+        Names of the columns from which arrays were made; empty if they were not made from columns.
+    masks
+        Function that returns the mask of an image by its index: as large as the image, and not black on the
+        object. It returns None for an image without a mask. None if no image has a mask.
+    """
+
+    samples: Sequence[Sample]
+    classes: list[str]
+    _load: Callable[[int], Item]
+    _contents: Callable[[], list[Any]]
+    modality: Literal["image", "text", "tensor"] = "image"
+    features: list[str] = field(default_factory=list)
+    masks: Callable[[int], Image.Image | None] | None = None
+
+    def load(self, index: int) -> Item:
+        """Load an item: an image in 8-bit RGB, a text, or an array float32 (T,) or (C, T).
+
+        Raises
+        ------
+        UnreadableError
+            If the item cannot be read; the message is the reason in one line.
+        """
+        return self._load(index)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the ids, labels, boxes and classes, and of the items.
+
+        Images count by the sizes of their files, texts and arrays by their contents. The place of the files
+        does not matter.
+        """
+        return sha256_of_json([self.classes, self._contents()])
+
+
+class Drawn(Sequence[Sample]):
+    """A sequence of samples that are made on access, since making all of them takes each worker seconds."""
+
+    def __init__(self, count: int, draw: Callable[[int], Sample]) -> None:
+        self._count, self._draw = count, draw
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return self._draw(index)
+
+
+def known(samples: Sequence[Sample]) -> list[Any]:
+    """Return the facts about samples that belong to a dataset's fingerprint."""
+    return [(s.sample_id, s.label, s.boxes) for s in samples]
+
+
+def existing(path: Path | None, what: Literal["file", "folder"]) -> Path:
+    """Return ``path`` if there is such a file or folder.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message is one line.
+    """
+    assert path is not None  # DatasetSpec has checked that the kind has its path
+    if not (path.is_dir() if what == "folder" else path.is_file()):
+        raise ValueError(f"dataset: there is no {what} {path}")
+    return path
+
+
+def spread(items: Sequence[Any], limit: int | None) -> list[Any]:
+    """Return at most ``limit`` items in order, spread evenly, because sets are often sorted by class."""
+    count = min(limit or len(items), len(items))
+    return [items[i * len(items) // count] for i in range(count)]

@@ -1,0 +1,41 @@
+"""The demo's digits as a dataset; an image is drawn when it is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from typing import Any
+
+from PIL import Image
+
+from storage.datasets import digits
+from storage.datasets.dataset import Dataset, Drawn, Sample
+from storage.datasets.spec import DatasetSpec
+
+COUNT = 1000  # number of images, unless the job has a limit
+
+
+def open_digits(spec: DatasetSpec) -> Dataset:
+    """Open the images of a split and a seed, with the label, box and mask of each digit."""
+    split, seed, count = spec.split or "test", spec.seed or 0, spec.limit or COUNT
+    if split not in digits.SPLITS:
+        raise ValueError(f"dataset.split: digits have the splits {' and '.join(digits.SPLITS)}, not {split}")
+    # Label, box, mask and pixels of an image are asked for one after another, and come from one drawing.
+    draw = lru_cache(maxsize=64)(lambda index: digits.sample(split, index, seed))
+
+    def sample(index: int) -> Sample:
+        uri = f"digits:{split}/{seed}/{index:06d}"
+        return Sample(f"{split}/{index:06d}", uri, draw(index).label, (draw(index).box,))
+
+    def print_of() -> list[Any]:
+        # The images depend on these numbers and on the versions of libraries, which a few images reveal.
+        pixels = [hashlib.sha256(draw(index).image.tobytes()).hexdigest() for index in range(min(8, count))]
+        return [split, seed, count, pixels]
+
+    return Dataset(
+        Drawn(count, sample),
+        list(digits.CLASSES),
+        lambda index: Image.fromarray(draw(index).image),
+        print_of,
+        masks=lambda index: Image.fromarray(draw(index).mask),
+    )

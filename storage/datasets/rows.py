@@ -1,0 +1,58 @@
+"""Datasets whose samples are the rows of one file: texts or plain numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from storage.datasets.dataset import Dataset, Drawn, Sample, existing, known, spread
+from storage.datasets.spec import DatasetSpec
+from storage.datasets.tables import Tensors, Texts, read_tensors, read_texts
+
+
+def open_texts(spec: DatasetSpec) -> Dataset:
+    """Open the texts in a column of a CSV or Parquet file."""
+    path = existing(spec.path, "file")
+    return of_rows(path, read_texts(path, spec.column or "text"), "text", spec.limit)
+
+
+def open_tensors(spec: DatasetSpec) -> Dataset:
+    """Open the numbers of an ``.npz``, ``.npy``, CSV or Parquet file."""
+    path = existing(spec.path, "file")
+    return of_rows(path, read_tensors(path), "tensor", spec.limit)
+
+
+def of_rows(
+    path: Path, table: Texts | Tensors, modality: Literal["text", "tensor"], limit: int | None
+) -> Dataset:
+    """Make a dataset whose samples are rows of one file.
+
+    Parameters
+    ----------
+    path
+        The file, for the samples' uri.
+    table
+        The rows of the file.
+    modality
+        Kind of the items.
+    limit
+        Largest number of rows that are used; None uses all.
+    """
+    chosen = spread(range(len(table)), limit)
+
+    def sample(index: int) -> Sample:
+        row = chosen[index]
+        sample_id = f"{row:06d}" if table.ids is None else table.ids[row]
+        return Sample(
+            sample_id, f"{path.name}#{row:06d}", None if table.labels is None else table.labels[row]
+        )
+
+    samples = Drawn(len(chosen), sample)
+    return Dataset(
+        samples,
+        table.classes,
+        lambda index: table.load(chosen[index]),
+        lambda: [*known(samples), table.features, table.digest(chosen)],
+        modality,
+        table.features,
+    )

@@ -1,0 +1,144 @@
+"""Facts about each image of a run: one Parquet file per shard and stage, merged at the end.
+
+The same rows give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage.files import shard_name
+from storage.parquet import read_table, write_table
+
+_FROM_INPUTS = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        ("uri", pa.string()),
+        ("label", pa.int64()),
+        ("width", pa.int32()),  # pixels of the image on the disk; for a text, its tokens before it was cut
+        ("height", pa.int32()),
+        ("text", pa.string()),
+        ("tokens", pa.list_(pa.string())),  # the tokens of a text that were read
+        ("boxes", pa.list_(pa.list_(pa.float64()))),  # each (xmin, ymin, xmax, ymax) in input pixels
+        pa.field("status", pa.string(), nullable=False),
+        ("error", pa.string()),
+    ]
+)
+_FROM_ACTIVATIONS = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        ("prediction", pa.int64()),
+        ("confidence", pa.float64()),
+        ("target", pa.int64()),
+        ("targets", pa.list_(pa.int64())),  # the explained classes; the first one is ``target``
+        ("probabilities", pa.list_(pa.float64())),  # the probabilities of ``targets``
+        ("error", pa.string()),  # the reason why a readable input has none of these
+    ]
+)
+SAMPLE_COLUMNS = (
+    "sample_id",
+    "uri",
+    "label",
+    "prediction",
+    "confidence",
+    "target",
+    "targets",
+    "probabilities",
+    "boxes",
+    "width",
+    "height",
+    "text",
+    "tokens",
+    "status",
+    "error",
+)
+
+
+def write_sample_inputs(root: Path, shard: int, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write the facts that the stage inputs knows about a shard's images; return the file.
+
+    Parameters
+    ----------
+    rows
+        One mapping per image, in row order, with the keys sample_id, uri, label, width, height, boxes, text,
+        tokens, status and error. A key that is left out becomes null.
+    """
+    return _write_part(root, "inputs", shard, pa.Table.from_pylist(list(rows), _FROM_INPUTS))
+
+
+def write_sample_predictions(root: Path, shard: int, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write the facts that the stage activations knows about a shard's images; return the file.
+
+    Parameters
+    ----------
+    rows
+        One mapping per image, in row order, with the keys sample_id, prediction, confidence, target, targets,
+        probabilities and error. An image with an error has none of the other facts and counts as failed.
+    """
+    return _write_part(root, "activations", shard, pa.Table.from_pylist(list(rows), _FROM_ACTIVATIONS))
+
+
+def read_sample_inputs(root: Path, shard: int) -> list[dict[str, Any]]:
+    """Read the rows that :func:`write_sample_inputs` wrote."""
+    rows: list[dict[str, Any]] = read_table(_part(root, "inputs", shard)).to_pylist()
+    return rows
+
+
+def read_samples_of_shard(root: Path, shard: int) -> list[dict[str, Any]]:
+    """Read the facts of both stages about a shard's images, one row per image."""
+    rows: list[dict[str, Any]] = _joined(root, shard).to_pylist()
+    return rows
+
+
+def merge_samples(root: Path) -> Path:
+    """Write ``samples.parquet``, one row per image, from the files of all shards; return its path.
+
+    Raises
+    ------
+    ValueError
+        If there is no shard, or if the two files of a shard list different images.
+    """
+    names = sorted(path.stem for path in (root / "samples" / "inputs").glob("shard-*.parquet"))
+    if not names:
+        raise ValueError(f"{root} has no samples yet: the inputs stage has not run")
+    shards = [int(name.removeprefix("shard-")) for name in names]
+    path = root / "samples.parquet"
+    write_table(pa.concat_tables([_joined(root, shard) for shard in shards]), path)
+    return path
+
+
+def read_samples(root: Path) -> list[dict[str, Any]]:
+    """Read the rows of ``samples.parquet``; they are in the order of the arrays' rows."""
+    rows: list[dict[str, Any]] = read_table(root / "samples.parquet").to_pylist()
+    return rows
+
+
+def _part(root: Path, stage: str, shard: int) -> Path:
+    return root / "samples" / stage / shard_name(shard, "parquet")
+
+
+def _write_part(root: Path, stage: str, shard: int, table: pa.Table) -> Path:
+    path = _part(root, stage, shard)
+    write_table(table, path)
+    return path
+
+
+def _joined(root: Path, shard: int) -> pa.Table:
+    """Join the two files of a shard, which must list the same images in the same order."""
+    table, other = read_table(_part(root, "inputs", shard)), read_table(_part(root, "activations", shard))
+    if not table["sample_id"].equals(other["sample_id"]):
+        raise ValueError(f"shard {shard} of {root}: the inputs and the activations are of different images")
+    # An input that was read may still fail in the model, so the error of the later stage counts first.
+    status = pc.if_else(pc.is_valid(other["error"]), "failed", table["status"])
+    error = pc.coalesce(other["error"], table["error"])
+    table, other = table.drop_columns(["status", "error"]), other.drop_columns(["error"])
+    for name, column in (("status", status), ("error", error)):
+        table = table.append_column(_FROM_INPUTS.field(name), column)
+    for name in other.column_names[1:]:
+        table = table.append_column(name, other[name])
+    return table.select(SAMPLE_COLUMNS)
