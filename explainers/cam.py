@@ -1,4 +1,4 @@
-"""CAM and Ablation-CAM: what each channel adds to the target's logit, read off the head."""
+"""CAM and Ablation-CAM: channel maps weighted by what each channel adds to the target's logit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from explainers.registry import register
 
 
 class _WeightedChannels:
-    """Channel maps weighed by numbers that are read off the head without gradients."""
+    """A sum of channel maps, weighted by numbers that the head gives without gradients."""
 
     Parameters: ClassVar[type[base.Parameters]] = base.Parameters
 
@@ -39,16 +39,24 @@ class _WeightedChannels:
         return Explanation(maps, statuses_of(maps))
 
     def weights(self, batch: Batch, activations: Tensor, features: Tensor) -> Tensor:
-        """(B, D) from activations (B, \\*activation_shape) and their channel maps (B, D, h, w)."""
+        """Return the (B, D) weights of the channels.
+
+        Parameters
+        ----------
+        activations
+            (B, \\*activation_shape), as the head takes them.
+        features
+            (B, D, h, w), the channel maps of the same activations.
+        """
         raise NotImplementedError
 
 
 @register
 class Cam(_WeightedChannels):
-    """CAM (Zhou et al., CVPR 2016, eq. 2): channel maps weighed by the linear layer behind the pooling."""
+    """CAM (Zhou et al., CVPR 2016, eq. 2): channel maps weighted by the linear layer after the pooling."""
 
     name: ClassVar[str] = "cam"
-    title: ClassVar[str] = "CAM: channel maps weighed by the linear layer behind the pooling (CVPR 2016)"
+    title: ClassVar[str] = "CAM: channel maps weighted by the linear layer after the pooling (CVPR 2016)"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.ACTIVATIONS, Need.POOLED})
 
     def weights(self, batch: Batch, activations: Tensor, features: Tensor) -> Tensor:  # noqa: ARG002
@@ -58,16 +66,17 @@ class Cam(_WeightedChannels):
 
 @register
 class AblationCam(_WeightedChannels):
-    """Ablation-CAM (Desai and Ramaswamy, WACV 2020, eq. 3): a channel weighs (y - y_k) / |y|.
+    """Ablation-CAM (Desai and Ramaswamy, WACV 2020, eq. 3): the weight of channel k is (y - y_k) / |y|.
 
-    y is the target's logit and y_k the logit with channel k set to zero. The paper divides by y, which it
-    takes to be positive; where it is not, channels that support the class would change their sign (CHOICE).
-    Of a transformer, a channel is zero on all patch tokens. Behind global average pooling and a linear layer,
-    what leaves with a channel is its own term of the sum, and no pass is needed.
+    y is the target's logit, and y_k is the logit with channel k set to zero. CHOICE: the paper divides by y,
+    which it assumes to be positive; this divides by |y|, since with a negative y the channels that support
+    the class would change their sign. For a transformer, a channel is set to zero on all patch tokens. Where
+    the head is global average pooling and one linear layer, y - y_k is the channel's own term of the sum, and
+    no forward pass is needed.
     """
 
     name: ClassVar[str] = "ablationcam"
-    title: ClassVar[str] = "Ablation-CAM: channel maps weighed by the score's fall without them (WACV 2020)"
+    title: ClassVar[str] = "Ablation-CAM: channel maps weighted by the score lost without them (WACV 2020)"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.ACTIVATIONS})
 
     def weights(self, batch: Batch, activations: Tensor, features: Tensor) -> Tensor:
@@ -76,6 +85,7 @@ class AblationCam(_WeightedChannels):
         if self.per_mean is not None:
             drops = features.mean((2, 3)) * self.per_mean.T[batch.targets]
         else:
+            # One row per pair of an image and a channel, so that chunks are full whatever B and D are.
             every = torch.arange(B * D, device=features.device)
 
             def without(rows: slice) -> Tensor:

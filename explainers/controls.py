@@ -1,4 +1,4 @@
-"""Maps that know nothing about the classifier, to be beaten by every explainer."""
+"""Controls: maps that do not depend on the classifier, which every explainer should beat."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from explainers.registry import register
 
 CONTROLS = ("random", "center_gaussian", "sobel", "all_ones")
 
-_LUMINANCE = (0.299, 0.587, 0.114)  # of R, G, B: ITU-R BT.601
+_LUMINANCE = (0.299, 0.587, 0.114)  # weights of R, G and B by ITU-R BT.601
 
 
 class _Control:
-    """A control at the size of the input."""
+    """A control whose maps have the size of the input."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     Parameters: ClassVar[type[base.Parameters]] = base.Parameters
@@ -38,7 +38,7 @@ class _Control:
         return Explanation(maps, statuses_of(maps))
 
     def maps(self, batch: Batch) -> Tensor:
-        """(B, \\*grid) float32."""
+        """Return the (B, \\*grid) float32 maps."""
         raise NotImplementedError
 
 
@@ -61,9 +61,10 @@ class CenterGaussianParameters(base.Parameters):
 
 @register
 class CenterGaussian(_Control):
-    """A Gaussian around the centre, where it is 1: photographers centre their objects.
+    """A Gaussian around the centre of the image, with the value 1 at the centre.
 
-    A baseline of weakly supervised localisation (Choe et al., CVPR 2020).
+    It is a baseline of weakly supervised localisation (Choe et al., CVPR 2020), and a strong one, because
+    photographers put their objects in the centre.
     """
 
     name: ClassVar[str] = "center_gaussian"
@@ -80,7 +81,7 @@ class CenterGaussian(_Control):
 
 
 def center_gaussian(grid: tuple[int, ...], sigma: float) -> Tensor:
-    """(H, W) float32, ``sigma`` being a fraction of the short side."""
+    """Return an (H, W) float32 Gaussian; ``sigma`` is a fraction of the short side."""
     y, x = (_gaussian(size, sigma * min(grid)) for size in grid)
     return torch.outer(y, x)
 
@@ -92,10 +93,10 @@ def _gaussian(size: int, sigma: float) -> Tensor:
 
 @register
 class Sobel(_Control):
-    """Gradient magnitude of the luminance by Sobel's operator (1968), in luminance per pixel.
+    """The gradient magnitude of the luminance by Sobel's operator (1968), in luminance per pixel.
 
-    Edge detectors look like good explanations and explain nothing (Adebayo et al., NeurIPS 2018). The border
-    is replicated.
+    Edge detectors look like good explanations but explain nothing (Adebayo et al., NeurIPS 2018). Beyond the
+    border, the border pixels are repeated.
     """
 
     name: ClassVar[str] = "sobel"
@@ -109,20 +110,20 @@ class Sobel(_Control):
 
 
 def _slope(padded: Tensor) -> Tensor:
-    """(B, h, w) Sobel's change per pixel from left to right, of (B, h + 2, w + 2)."""
+    """Return Sobel's (B, h, w) change per pixel from left to right in padded images (B, h + 2, w + 2)."""
     across = padded[:, :, 2:] - padded[:, :, :-2]
     return (across[:, :-2] + 2 * across[:, 1:-1] + across[:, 2:]) / 8
 
 
 @register
 class AllOnes(_Control):
-    """One everywhere: what a metric gives to a map that prefers nothing.
+    """A map of ones: it shows what a metric gives to a map that prefers nothing.
 
-    One value is enough, so the grid has one cell; every map has the status ``constant``.
+    The grid has one cell, since one value is enough. Every map has the status ``constant``.
     """
 
     name: ClassVar[str] = "all_ones"
-    title: ClassVar[str] = "Control: one everywhere"
+    title: ClassVar[str] = "Control: a map of ones"
 
     def __init__(self, classifier: BlackBox, parameters: base.Parameters) -> None:
         super().__init__(classifier, parameters)

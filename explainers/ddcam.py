@@ -1,21 +1,23 @@
-"""After DD-CAM: the joint activation of a 1-minimal set of units that preserves the prediction.
+"""DD-CAM: a map of a 1-minimal set of units that together preserve the prediction.
 
 Khadka, Lei, Kacker and Kuhn, "DD-CAM", arXiv 2602.19274, 2026. The authors state the units (feature maps of
 a convolutional network, patch tokens of a transformer), 1-minimality, the two searches (units one by one
-where the head lets them not interact, delta debugging where they do) and that only the units found make the
-map. The rest is our CHOICE:
+where units do not interact in the head, delta debugging where they do) and that the map is made of the units
+found alone. The rest is our CHOICE:
 
-- A unit is masked by setting it to zero; the prediction is preserved while the target stays the top class.
-- With a class token, the tokens are those before the last block; after it they no longer reach the token.
-- The head is asked whether units interact, see :mod:`explainers.probes.additivity`.
-- Without interactions, units are tried in rising order of what they add to the target's logit over the
-  strongest rival's, in passes until one removes nothing: a single pass is not 1-minimal.
-- With interactions, the empty set is tried first, for ddmin presupposes that something is needed. Then ddmin
-  runs over the units in descending order of the target's logit with that unit alone; it keeps the first
-  chunk that suffices or else removes the last that can go.
-- At the end the real head certifies every set. A set from sums that fails, two logits being equal up to
-  rounding, is searched again with ddmin.
-- A unit weighs the drop of the target's logit when it leaves the set; the map is left raw.
+- A unit is masked by setting it to zero. The prediction is preserved while the target stays the top class.
+- If the network has a class token, the tokens are those before the last block: after the last block they no
+  longer reach the class token.
+- A test of the head decides whether units interact, see :mod:`explainers.probes.additivity`.
+- Without interactions, units are tried in ascending order of what they add to the margin of the target's
+  logit over the strongest rival's. Passes are repeated until a pass removes nothing, since the set after a
+  single pass need not be 1-minimal.
+- With interactions, the empty set is tried first, since ddmin presupposes that some unit is needed. Then
+  ddmin runs over the units in descending order of the target's logit with that unit alone. It keeps the first
+  chunk that suffices; if none does, it removes the last chunk that can be removed.
+- At the end the real head certifies every set. A set that was found from sums can fail where two logits are
+  equal up to rounding; it is then searched again with ddmin.
+- The weight of a unit is the drop of the target's logit when the unit leaves the set. The map is left raw.
 """
 
 from __future__ import annotations
@@ -31,22 +33,22 @@ from explainers.models.classifier import Classifier
 from explainers.numerics.batching import in_chunks
 from explainers.numerics.delta_debugging import ddmin, greedy_passes, search_together
 from explainers.probes.additivity import additive_head
-from explainers.probes.masked_forward import target_logit
+from explainers.probes.masked_forward import target_logit, with_prediction
 from explainers.registry import register
 
 _MOST_CONTRIBUTIONS = 2**26  # numbers held at once where each image has its own (U, C) contributions
-# Operations on fewer numbers stay in one thread on the CPU. A pass is thousands of small operations, which in
-# several threads would spend their time on waiting for each other.
+# On the CPU, operations on fewer numbers stay in one thread. A pass is thousands of small operations; several
+# threads would spend their time waiting for each other.
 _SERIAL = 2**15 - 1
 
 
 class MaskedHead:
-    """The head on sets of units of a batch, in chunks, counting evaluations per image.
+    """The head, evaluated on sets of units of a batch, in chunks.
 
     Attributes
     ----------
     evaluations
-        (B,) int32.
+        (B,) int32, number of evaluations of the head per image so far.
     """
 
     def __init__(self, classifier: Classifier, batch: Batch) -> None:
@@ -57,21 +59,46 @@ class MaskedHead:
         self.evaluations = torch.zeros_like(batch.targets, dtype=torch.int32)
 
     def test(self, images: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """For (M,) images with the units in ``keep`` (M, U): is the target predicted, and its logit."""
+        """Evaluate the head with all units masked but those in ``keep``.
+
+        Parameters
+        ----------
+        images
+            (M,) int64, indices into the batch; an index may occur several times.
+        keep
+            (M, U) bool, the units that keep their activation.
+
+        Returns
+        -------
+        preserved, logit
+            (M,) bool, whether the target is predicted and its logit is finite; (M,) the target's logit.
+        """
 
         def run(rows: slice) -> Tensor:
             image = images[rows]
             logits = self.classifier.head(self.classifier.mask_units(self.activations[image], keep[rows]))
-            target = self.targets[image]
-            preserved = (logits.argmax(1) == target).to(logits.dtype)
-            return torch.stack([preserved, target_logit(logits, target)], 1)
+            return with_prediction(target_logit)(logits, self.targets[image])
 
         self.evaluations += images.bincount(minlength=len(self.targets)).int()
-        preserved, logit = in_chunks(run, len(images), self.forwards).unbind(1)
+        logit, preserved = in_chunks(run, len(images), self.forwards).unbind(1)
         return preserved.bool() & logit.isfinite(), logit
 
     def certify(self, images: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether each set in ``kept`` (b, U) is 1-minimal (b,), and its units' logit drops (b, U)."""
+        """Check sets of units with the head, and weigh their units.
+
+        Parameters
+        ----------
+        images
+            (b,) int64, indices into the batch.
+        kept
+            (b, U) bool, one set per image.
+
+        Returns
+        -------
+        minimal, drops
+            (b,) bool, whether the set preserves the prediction and no set with one unit less does; (b, U) the
+            drop of the target's logit without each unit of the set, 0 for units outside it.
+        """
         row, unit = kept.nonzero().T
         without = kept[row].scatter(1, unit[:, None], False)
         preserved, logit = self.test(torch.cat([images, images[row]]), torch.cat([kept, without]))
@@ -84,11 +111,13 @@ class MaskedHead:
 
 @register
 class DDCam:
-    """DD-CAM (arXiv 2602.19274, 2026) from cached activations through the head alone.
+    """DD-CAM (arXiv 2602.19274, 2026), computed from cached activations and the head alone.
 
-    Details: ``unit_mask``, the set; ``kept``, its size; ``head_evaluations``, what it cost; ``certificate``,
-    whether the head confirms that the set preserves the prediction and no set with one unit less does. An
-    image whose activations do not give the target as the prediction fails.
+    An image has the status ``failed`` if the head does not predict the target from its activations.
+
+    Details: ``unit_mask``, the set; ``kept``, its size; ``head_evaluations``, how often the head was
+    evaluated; ``certificate``, whether the head confirms that the set preserves the prediction and that no
+    set with one unit less does.
     """
 
     name: ClassVar[str] = "ddcam"
@@ -135,7 +164,7 @@ class DDCam:
         )
 
     def _search(self, head: MaskedHead, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For b images: their sets (b, U), whether each is certified (b,), and the units' drops (b, U)."""
+        """Search a set per image: the sets (b, U), whether each is certified (b,), the units' drops (b, U)."""
         kept = self._passes(head, images) if self.additive else self._delta_debugging(head, images)
         certified, drops = head.certify(images, kept)
         again = ~certified
@@ -145,7 +174,7 @@ class DDCam:
         return kept, certified, drops
 
     def _passes(self, head: MaskedHead, images: Tensor) -> Tensor:
-        """(b, U) sets found from sums of contributions."""
+        """Find the (b, U) sets from sums of contributions; needs units that do not interact."""
         assert self.additive is not None
         kept = []
         for part in images.split(self._images_at_once(images.device)):
@@ -162,12 +191,13 @@ class DDCam:
         return max(1, numbers // self.classifier.num_classes)
 
     def _delta_debugging(self, head: MaskedHead, images: Tensor) -> Tensor:
-        """(b, U) sets found by ddmin on the head, or empty where nothing is needed."""
+        """Find the (b, U) sets by ddmin on the head; a set is empty where no unit is needed."""
         units = torch.eye(self.classifier.units.count, dtype=torch.bool, device=images.device)
         kept = torch.zeros(len(images), len(units), dtype=torch.bool, device=images.device)
         needed = ~head.test(images, kept)[0]
         images = images[needed]
         alone = [head.test(image.expand(len(units)), units)[1] for image in images]
+        # The searches advance together, so that their sets share batches of the head.
         searches = [ddmin(effect.argsort(descending=True, stable=True).cpu()) for effect in alone]
 
         def preserved(rows: Tensor, keep: Tensor) -> Tensor:

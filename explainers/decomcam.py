@@ -1,15 +1,17 @@
 """DecomCAM: class-discriminative maps decomposed into orthogonal sub-saliency maps.
 
-Yang et al., "DecomCAM", arXiv 2405.18882; Neurocomputing 610, 2024. The paper's abstract and figure, and what
-the authors' releases do, state the channels kept, the decomposition, the revealed images and the weighted
-sum. Where the releases disagree or are silent, this is our CHOICE:
+Yang et al., "DecomCAM", arXiv 2405.18882; Neurocomputing 610, 2024. The paper's abstract and figure, and the
+authors' releases, determine the channels kept, the decomposition, the revealed images and the weighted sum.
+Where the releases disagree or are silent, this is our CHOICE:
 
-- Of channels with equal gradient weights the lowest index comes first.
-- A component's sign is the one that makes its entry of largest magnitude positive.
-- Components beyond the numerical rank are zero and weigh nothing: rounding, min-maxed, would be a mask.
-- The weights are min-maxed gains, as in the figure; the notebook's rule can be had instead.
-- The sum of the sub-saliency maps is taken on the layer's own grid. They are its bicubic upsampling, which is
-  linear, so that only the upsampling on reading is another one: the same for every explainer.
+- Channels with equal gradient weights are ordered by their index.
+- The sign of a component makes its entry of largest magnitude positive.
+- Components beyond the numerical rank are zero and have the weight 0. They hold rounding errors only, which
+  min-max scaling would turn into a mask.
+- The weights are min-maxed gains, as in the figure. The parameter ``weights`` offers the notebook's rule too.
+- The sub-saliency maps are summed on the layer's own grid. The authors sum their bicubic upsamplings; since
+  that is linear, the two differ only in the upsampling when a map is read, which is the same for every
+  explainer.
 - The blur mirrors the input at its borders.
 """
 
@@ -36,33 +38,39 @@ NOTEBOOK_THRESHOLD = 0.01
 
 
 class DecomCamParameters(base.Parameters):
-    """Parameters of DecomCAM; the defaults are the authors' (their packaged class keeps 500 channels)."""
+    """Parameters of DecomCAM. The defaults are the authors'; their packaged class keeps 500 channels."""
 
-    channels: int = Field(100, ge=1, description="P, channels kept, those of the largest gradient weights")
-    components: int = Field(10, ge=1, description="q, orthogonal sub-saliency maps")
+    channels: int = Field(
+        100, ge=1, description="P, number of channels kept: those with the largest gradient weights"
+    )
+    components: int = Field(10, ge=1, description="q, number of orthogonal sub-saliency maps")
     weights: Literal["minmax", "notebook"] = Field(
-        "minmax", description="of the gains d: min-max (the paper's figure), or d / max d, 0 below 0.01"
+        "minmax",
+        description="how the gains d become weights: minmax scales them to [0, 1], as in the paper's figure; "
+        "notebook divides by the largest and sets gains below 0.01 to 0, as in the authors' notebook",
     )
 
 
 @register
 class DecomCam:
-    """DecomCAM (arXiv 2405.18882, 2024): orthogonal sub-saliency maps, weighed by what each reveals.
+    """DecomCAM (arXiv 2405.18882, 2024): orthogonal sub-saliency maps, weighted by what each one reveals.
 
-    The class-discriminative maps of the P channels with the largest mean gradient, centred, go through an
-    SVD; the positive part of each of the q first components is a sub-saliency map. Its gain d is the score of
-    the input revealed through it over the blurred input's; the score is the target's logit, for CLIP-like
-    models the cosine similarity. The map is the weighted sum of the sub-saliency maps. One pass through the
-    head and back, and q + 1 forward passes.
+    The class-discriminative maps of the P channels with the largest mean gradient are centred and decomposed
+    by an SVD. The positive part of each of the first q components is a sub-saliency map. Its gain d is the
+    score of the input revealed through it minus the score of the blurred input; the score is the target's
+    logit, and for CLIP-like models the cosine similarity. The map is the weighted sum of the sub-saliency
+    maps. It costs one forward and backward pass through the head, and q + 1 forward passes of the network.
 
-    Details: ``components`` (q, h, w), signed; their ``singular_values`` (q,); ``d`` (q,); ``weights`` (q,);
-    ``channels`` (P,), the channels kept in the order of their weights; ``forward_passes``, q + 1 where
-    no component is zero. Gains that are all equal weigh 1 each; with the notebook's rule and no gain of
-    0.01 the map is zero.
+    If all gains are equal, each weight is 1. With the notebook's rule, the map is zero if no gain reaches
+    0.01.
+
+    Details: ``components`` (q, h, w), signed; their ``singular_values`` (q,); the gains ``d`` (q,);
+    ``weights`` (q,); ``channels`` (P,), the channels kept in the order of their weights; ``forward_passes``,
+    q + 1 if no component is zero.
     """
 
     name: ClassVar[str] = "decomcam"
-    title: ClassVar[str] = "DecomCAM: orthogonal sub-saliency maps and what they reveal (arXiv 2405.18882)"
+    title: ClassVar[str] = "DecomCAM: orthogonal sub-saliency maps, weighted by gains (arXiv 2405.18882)"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.ACTIVATIONS, Need.GRADIENTS})
     Parameters: ClassVar[type[base.Parameters]] = DecomCamParameters
 
@@ -70,7 +78,7 @@ class DecomCam:
         self.classifier, self.rule = classifier, parameters.weights
         h, w = classifier.grid
         self.channels = min(parameters.channels, classifier.channels)
-        # Centred columns have a rank below the number of positions.
+        # The rank of centred columns is less than the number of positions.
         self.components = min(parameters.components, self.channels, max(1, h * w - 1))
 
     def describe(self) -> Description:
@@ -104,13 +112,14 @@ class DecomCam:
         return Explanation(saliency, statuses_of(saliency), details)
 
     def _class_discriminative(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The channels kept (B, P), and alpha_k * A_k of them (B, P, h, w)."""
+        """Return the channels kept (B, P), and their maps alpha_k * A_k (B, P, h, w)."""
         assert batch.activations is not None
 
         def mean_gradient(rows: slice) -> Tensor:
             return self.classifier.spatial(head_gradient(self.classifier, batch, rows)).mean((2, 3))
 
         alpha = in_chunks(mean_gradient, len(batch), batch.forwards) / self.classifier.logit_scale
+        # The sort is stable, so that equal weights leave the lowest index first on every device.
         alpha, order = alpha.sort(dim=1, descending=True, stable=True)
         alpha, channels = alpha[:, : self.channels], order[:, : self.channels]
         features = self.classifier.spatial(batch.activations)
@@ -118,12 +127,22 @@ class DecomCam:
         return channels, alpha[..., None, None] * kept
 
     def _gains(self, batch: Batch, components: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, q) scores of inputs revealed through components, less the blurred inputs'; and (B,) passes.
+        """Score the inputs revealed through each component against the blurred inputs.
 
-        Components that are not ``there`` (B, q) reveal nothing and are not passed.
+        Parameters
+        ----------
+        components
+            (B, q, h, w), signed.
+        there
+            (B, q) bool, False for components that are zero. They reveal nothing and take no forward pass.
+
+        Returns
+        -------
+        gains, passes
+            (B, q) differences of the scores; (B,) int32 forward passes per image.
         """
         blurred = self.classifier.fill(batch.inputs, "blur")
-        # One more component, of zero, reveals nothing: the blurred input itself.
+        # One more component, of zeros, reveals nothing: it stands for the blurred input itself.
         positive = F.pad(components.relu(), (0, 0, 0, 0, 0, 1)).float()
 
         def revealed(image: Tensor, component: Tensor) -> Tensor:
@@ -139,10 +158,14 @@ class DecomCam:
 
 
 def decompose(maps: Tensor, components: int) -> tuple[Tensor, Tensor]:
-    """The first components (B, q, h, w) and singular values (B, q) of centred maps (B, P, h, w).
+    """Decompose maps (B, P, h, w), once centred, into their first components.
 
-    Components are orthogonal, of the length of their singular values, and signed so that the entry of the
-    largest magnitude is positive. What centring leaves of maps that are constant is rounding, and zero.
+    Returns
+    -------
+    components, singular_values
+        (B, q, h, w) and (B, q). Components are orthogonal, as long as their singular values, and signed so
+        that the entry of the largest magnitude is positive. Constant maps leave rounding errors only once
+        they are centred; these count as zero.
     """
     columns = maps.flatten(2).mT
     size = torch.linalg.matrix_norm(columns)
@@ -153,9 +176,9 @@ def decompose(maps: Tensor, components: int) -> tuple[Tensor, Tensor]:
 
 
 def minmax_weights(d: Tensor, there: Tensor) -> Tensor:
-    """(B, q) gains shifted and scaled to [0, 1] (the paper's figure); 1 each where all are equal.
+    """Scale gains (B, q) to [0, 1] per image, as in the paper's figure; 1 each if all are equal.
 
-    Components that are not ``there`` (B, q) have no part in it and weigh 0.
+    Components that are not ``there`` (B, q) are left out and have the weight 0.
     """
     low = d.masked_fill(~there, torch.inf).amin(1, keepdim=True)
     high = d.masked_fill(~there, -torch.inf).amax(1, keepdim=True)
@@ -164,13 +187,13 @@ def minmax_weights(d: Tensor, there: Tensor) -> Tensor:
 
 
 def notebook_weights(d: Tensor, there: Tensor) -> Tensor:
-    """(B, q) gains over the largest, 0 for gains below 0.01 (the authors' notebook)."""
+    """Divide gains (B, q) by the largest one per image; 0 for gains below 0.01 (the authors' notebook)."""
     weights = torch.where(d < NOTEBOOK_THRESHOLD, 0, d / d.amax(1, keepdim=True))
     return _unless_broken(weights, d, there)
 
 
 def _unless_broken(weights: Tensor, d: Tensor, there: Tensor) -> Tensor:
-    """Zero for components that are not there, NaN for all of an image if one of its gains is not finite."""
+    """Set weights to 0 for components that are not there, and to NaN for images with a gain not finite."""
     finite = d.isfinite().all(1, keepdim=True)
     return weights.masked_fill(~there, 0).masked_fill(~finite, torch.nan)
 

@@ -1,4 +1,4 @@
-"""Eigen-CAM, from cached activations alone."""
+"""Eigen-CAM: a map from the cached activations alone."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from explainers.registry import register
 class EigenCam:
     """Eigen-CAM (Muhammad and Yeasin, IJCNN 2020): activations on their first right singular vector.
 
-    The same map for every class. As in the paper, the activations are not centred; its sign, which a
-    decomposition leaves open, is the one with a sum that is not negative (CHOICE): behind a ReLU, no position
-    is negative then.
+    The map is the same for every class. As in the paper, the activations are not centred. CHOICE: an SVD
+    leaves the sign open; the map has the sign whose sum is not negative, so that after a ReLU no position is
+    negative.
     """
 
     name: ClassVar[str] = "eigencam"

@@ -1,4 +1,4 @@
-"""Erasure: what the classifier loses without one token, or one number."""
+"""Erasure: the probability that the classifier loses without one token, or without one number."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from explainers.registry import register
 
 
 class ErasureParameters(base.Parameters):
-    """What takes the place of the token that is left out."""
+    """Parameters of erasure."""
 
     fill: str | None = Field(
-        None, description="mask or remove for texts, zero or mean for numbers; the first of them by default"
+        None,
+        description="what replaces the token that is left out: mask or remove for texts, zero or mean for "
+        "numbers; by default the first of these",
     )
 
 
@@ -26,11 +28,11 @@ class ErasureParameters(base.Parameters):
 class Erasure:
     """Leave one out (Li, Monroe and Jurafsky, arXiv 1612.08220), for texts and numbers.
 
-    The map is the target's probability on the whole input less that without the token; the paper has the
-    relative loss of log-likelihood, averaged over a corpus. 0 at special tokens and padding. For images there
-    is occlusion.
+    The value at a token is the target's probability on the whole input minus the probability without the
+    token. The paper uses the relative loss of the log-likelihood, averaged over a corpus. Special tokens and
+    padding have the value 0. For images, use occlusion.
 
-    Details: ``forward_passes``, one a token and one for the whole input.
+    Details: ``forward_passes``, one per token and one for the whole input.
     """
 
     name: ClassVar[str] = "erasure"
@@ -49,7 +51,7 @@ class Erasure:
     def explain(self, batch: Batch) -> Explanation:
         sites = self.classifier.sites(batch.inputs)
         hidden = self.classifier.fill(batch.inputs, self.fill).expand_as(batch.inputs)
-        # One more row an input, in which nothing is left out.
+        # One more row per input, in which nothing is left out.
         index, left_out = torch.cat([sites, torch.ones_like(sites[:, :1])], 1).nonzero().T
         place = torch.arange(sites.shape[1], device=sites.device)
 

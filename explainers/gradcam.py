@@ -1,8 +1,8 @@
-"""CAMs from the gradient of the target's logit on the activations, through the head alone.
+"""CAMs from the gradient of the target's logit with respect to the activations, through the head alone.
 
-Each is a formula over channel maps A (D, h, w) and their gradients g (D, h, w). The ReLU that the papers put
-at the end comes when a map is read. Of a transformer, the channels are those of the patch tokens laid on
-their grid; prefix tokens are left out.
+Each method is a formula over channel maps A (D, h, w) and their gradients g (D, h, w). The papers end with a
+ReLU; here it is applied when a map is read. For a transformer, the channel maps are those of the patch
+tokens, laid out on their grid; prefix tokens are left out.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from explainers.numerics.batching import in_chunks
 from explainers.probes.head_gradient import head_gradient, head_gradient_and_curvature
 from explainers.registry import register
 
-CANCELLED = 1e-5
+CANCELLED = 1e-5  # a sum below this share of its terms' magnitudes is float32 rounding
 
 
 class _GradientCam:
-    """A map from the cached activations and one backward pass through the head."""
+    """A method that needs the cached activations and one backward pass through the head."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.ACTIVATIONS, Need.GRADIENTS})
     Parameters: ClassVar[type[base.Parameters]] = base.Parameters
@@ -47,16 +47,16 @@ class _GradientCam:
         return self.classifier.spatial(batch.activations[rows])
 
     def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
-        """(b, h, w) from channel maps and their gradients, (b, D, h, w) each."""
+        """Return (b, h, w) maps from the channel maps and their gradients, both (b, D, h, w)."""
         raise NotImplementedError
 
 
 @register
 class GradCam(_GradientCam):
-    """Grad-CAM (Selvaraju et al., ICCV 2017, eq. 1 and 2): channels weigh their mean gradient."""
+    """Grad-CAM (Selvaraju et al., ICCV 2017, eq. 1 and 2): the weight of a channel is its mean gradient."""
 
     name: ClassVar[str] = "gradcam"
-    title: ClassVar[str] = "Grad-CAM: channel maps weighed by the target's mean gradient (ICCV 2017)"
+    title: ClassVar[str] = "Grad-CAM: channel maps weighted by the target's mean gradient (ICCV 2017)"
 
     def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
         return _weighed(gradient.mean((2, 3)), features)
@@ -66,13 +66,13 @@ class GradCam(_GradientCam):
 class GradCamPlusPlus(_GradientCam):
     """Grad-CAM++ (Chattopadhay et al., WACV 2018, eq. 5, 10 and 19).
 
-    A channel weighs the sum over positions of alpha * ReLU(g), with alpha = g^2 / (2 g^2 + g^3 sum(A)), here
-    reduced to 1 / (2 + g sum(A)). The paper's score is the exponential of the logit, which scales each map
-    by a positive number only and is left out.
+    The weight of a channel is the sum over positions of alpha * ReLU(g), with
+    alpha = g^2 / (2 g^2 + g^3 sum(A)), here reduced to 1 / (2 + g sum(A)). The paper's score is the
+    exponential of the logit. The exponential is left out, since it only scales each map by a positive number.
     """
 
     name: ClassVar[str] = "gradcampp"
-    title: ClassVar[str] = "Grad-CAM++: positive gradients weighed by second-order coefficients (WACV 2018)"
+    title: ClassVar[str] = "Grad-CAM++: positive gradients with second-order coefficients (WACV 2018)"
 
     def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
         positive = gradient.relu()
@@ -84,9 +84,10 @@ class GradCamPlusPlus(_GradientCam):
 class HiResCam(_GradientCam):
     """HiResCAM (Draelos and Carin, arXiv 2011.08891): gradient times activation, summed over channels.
 
-    A position where the sum is below 1e-5 of the sum of magnitudes is rounding and counts as zero. In front
-    of a layer norm every position is: scaling what gets normalised changes nothing, so that of a transformer
-    that reads its class token the map at the last block's input is zero.
+    A sum whose magnitude is below 1e-5 of the sum of its terms' magnitudes is a rounding error and counts as
+    zero. At the input of a layer norm this holds for every position, since scaling the input of a
+    normalisation changes nothing. For this reason the map of a transformer that reads its class token is zero
+    at the input of the last block.
     """
 
     name: ClassVar[str] = "hirescam"
@@ -100,13 +101,13 @@ class HiResCam(_GradientCam):
 
 @register
 class XGradCam(_GradientCam):
-    """XGrad-CAM (Fu et al., BMVC 2020, eq. 8): a channel weighs its activation-weighted mean gradient.
+    """XGrad-CAM (Fu et al., BMVC 2020, eq. 8): channels weighted by their activation-weighted mean gradient.
 
-    A channel whose activations sum to exactly zero weighs nothing.
+    A channel whose activations sum to exactly zero has the weight 0.
     """
 
     name: ClassVar[str] = "xgradcam"
-    title: ClassVar[str] = "XGrad-CAM: channel maps weighed by the activation-weighted gradient (BMVC 2020)"
+    title: ClassVar[str] = "XGrad-CAM: channel maps weighted by the activation-weighted gradient (BMVC 2020)"
 
     def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
         weighted = torch.einsum("bdhw,bdhw->bd", gradient, features)
@@ -126,11 +127,11 @@ class LayerCam(_GradientCam):
 
 @register
 class ShapleyCam(_GradientCam):
-    """ShapleyCAM (Cai, arXiv 2501.06261, 2025): a channel weighs the mean of g - H A / 2.
+    """ShapleyCAM (Cai, arXiv 2501.06261, 2025): the weight of a channel is the mean of g - H A / 2.
 
-    H is the Hessian of the target's logit on all activations, prefix tokens included; the weights are a
-    second-order estimate of the channels' Shapley values. The class score is the logit (CHOICE: the paper
-    names others as well). Where the head is piecewise linear this is Grad-CAM.
+    H is the Hessian of the target's logit with respect to all activations, prefix tokens included. The
+    weights are a second-order estimate of the channels' Shapley values. CHOICE: the class score is the logit;
+    the paper names others as well. If the head is piecewise linear, the method equals Grad-CAM.
     """
 
     name: ClassVar[str] = "shapleycam"
@@ -144,11 +145,11 @@ class ShapleyCam(_GradientCam):
 
 
 def _weighed(weights: Tensor, features: Tensor) -> Tensor:
-    """(b, h, w): channel maps (b, D, h, w) summed with weights (b, D)."""
+    """Sum channel maps (b, D, h, w) with weights (b, D) to (b, h, w)."""
     return torch.einsum("bd,bdhw->bhw", weights, features)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Their quotient, zero where the denominator is."""
+    """Return numerator / denominator, and 0 where the denominator is 0."""
     zero = denominator == 0
     return (numerator / denominator.masked_fill(zero, 1)).masked_fill(zero, 0)

@@ -1,13 +1,13 @@
-"""Gradients of the target's logit on the input's pixels, through Captum.
+"""Methods that use gradients of the target's logit with respect to the input's pixels, through Captum.
 
-Attributions are taken on pixels in [0, 1], before the classifier normalises them. They are summed over the
+Attributions refer to pixels in [0, 1], before the classifier normalises them. They are summed over the
 colour channels, with their sign unless the method's paper says otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from captum.attr import GradientShap, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
@@ -26,19 +26,21 @@ Gradient = Callable[..., tuple[Tensor, ...]]
 
 
 class _PixelGradient:
-    """A Captum method that takes ``passes`` forward and backward passes an image."""
+    """A method of Captum's that takes ``passes`` forward and backward passes per image."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS})
     Parameters: ClassVar[type[base.Parameters]] = base.Parameters
-    passes = 1
+    captum: ClassVar[Any]  # the class of Captum's method
+    passes_key: ClassVar[str | None] = None  # the parameter that says how many passes; None: one
 
-    def __init__(self, classifier: Classifier, parameters: base.Parameters) -> None:  # noqa: ARG002
-        self.classifier = classifier
+    def __init__(self, classifier: Classifier, parameters: base.Parameters) -> None:
+        self.classifier, self.parameters = classifier, parameters
+        self.passes: int = 1 if self.passes_key is None else getattr(parameters, self.passes_key)
 
     def describe(self) -> Description:
         return Description(self.classifier.input_size, {"forward_passes": Detail((), "int32")})
 
-    # Autograd refuses tensors made in inference mode, so copies are taken outside of it.
+    # Autograd refuses tensors that were made in inference mode, so copies are made outside it.
     @torch.inference_mode(False)
     def explain(self, batch: Batch) -> Explanation:
         with self.classifier.differentiating():
@@ -47,20 +49,24 @@ class _PixelGradient:
         return Explanation(maps, statuses_of(maps), {"forward_passes": passes})
 
     def _images(self, forwards: int) -> int:
-        """How many images Captum is given at once."""
+        """Return the number of images that are passed to Captum at once."""
         return max(1, forwards // self.passes)
 
     def _chunk(self, batch: Batch, rows: slice) -> Tensor:
-        inputs, targets = batch.inputs[rows].clone(), batch.targets[rows].clone()
-        return self.maps(inputs, targets, gradient_in_chunks(batch.forwards))
+        method = self.captum(self.classifier.logits)
+        method.gradient_func = gradient_in_chunks(batch.forwards)
+        return self.maps(method, batch.inputs[rows].clone(), batch.targets[rows].clone())
 
-    def maps(self, inputs: Tensor, targets: Tensor, gradient: Gradient) -> Tensor:
-        """(b, H, W) of inputs (b, 3, H, W), with ``gradient`` in place of Captum's own."""
+    def maps(self, method: Any, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the (b, H, W) maps of inputs (b, 3, H, W) and targets (b,) by Captum's method."""
         raise NotImplementedError
 
 
 class _SampledGradient(_PixelGradient):
-    """One that draws: for one image at a time and all samples at once, so that batches change no draw."""
+    """A method that draws random numbers.
+
+    It draws for one image at a time, all samples at once, so that the batch size changes no draw.
+    """
 
     def _images(self, forwards: int) -> int:  # noqa: ARG002
         return 1
@@ -71,7 +77,10 @@ class _SampledGradient(_PixelGradient):
 
 
 def gradient_in_chunks(forwards: int) -> Gradient:
-    """What Captum calls for gradients: at most ``forwards`` inputs at once, fewer when memory runs out."""
+    """Return the function that Captum calls for gradients.
+
+    It passes at most ``forwards`` inputs at once, and fewer if the device runs out of memory.
+    """
 
     def gradient(
         forward_fn: Callable[[Tensor], Tensor],
@@ -94,43 +103,49 @@ def gradient_in_chunks(forwards: int) -> Gradient:
 
 
 class IntegratedGradientsParameters(base.Parameters):
-    """Parameters of integrated gradients; the paper has 20 to 300 steps."""
+    """Parameters of integrated gradients."""
 
-    steps: int = Field(50, ge=1, description="points on the way from black to the input")
+    steps: int = Field(
+        50, ge=1, description="number of points between black and the input; the paper takes 20 to 300"
+    )
 
 
 @register
 class IntegratedGradientsOnPixels(_PixelGradient):
     """Integrated gradients (Sundararajan, Taly and Yan, ICML 2017, eq. 1), from a black image.
 
-    Black, the paper's baseline for images, is pixels of 0. The integral is taken by Gauss-Legendre
-    quadrature, Captum's default, where the paper has a Riemann sum. With steps enough the map adds up to the
-    target's logit on the input less that on black.
+    In the black image, which is the paper's baseline for images, all pixels are 0. The integral is computed
+    by Gauss-Legendre quadrature, Captum's default; the paper uses a Riemann sum. With enough steps, the
+    values of the map add up to the target's logit on the input minus the logit on the black image.
 
-    Details: ``forward_passes``, forward and backward, one a step.
+    Details: ``forward_passes``, forward and backward, one per step.
     """
 
     name: ClassVar[str] = "integrated_gradients"
     title: ClassVar[str] = "Integrated gradients: pixels times their mean gradient from black (ICML 2017)"
     Parameters: ClassVar[type[base.Parameters]] = IntegratedGradientsParameters
+    captum: ClassVar[Any] = IntegratedGradients
+    passes_key: ClassVar[str | None] = "steps"
 
-    def __init__(self, classifier: Classifier, parameters: IntegratedGradientsParameters) -> None:
-        super().__init__(classifier, parameters)
-        self.passes = parameters.steps
-
-    def maps(self, inputs: Tensor, targets: Tensor, gradient: Gradient) -> Tensor:
-        method = IntegratedGradients(self.classifier.logits)
-        method.gradient_func = gradient
+    def maps(self, method: Any, inputs: Tensor, targets: Tensor) -> Tensor:
         found: Tensor = method.attribute(inputs, baselines=0, target=targets, n_steps=self.passes)
         return found.sum(1)
 
 
 class SmoothGradParameters(base.Parameters):
-    """Parameters of SmoothGrad; the paper finds 10 to 20 % noise best, and little gain beyond 50 samples."""
+    """Parameters of SmoothGrad."""
 
-    samples: int = Field(50, ge=1, description="noisy inputs, each passed forward and backward")
+    samples: int = Field(
+        50,
+        ge=1,
+        description="number of noisy inputs, each passed forward and backward; the paper finds little gain "
+        "beyond 50",
+    )
     noise: float = Field(
-        0.15, ge=0, description="standard deviation, as a share of the input's largest less smallest pixel"
+        0.15,
+        ge=0,
+        description="standard deviation of the noise, as a share of the range of the input's pixels (largest "
+        "minus smallest); the paper finds 0.1 to 0.2 best",
     )
 
 
@@ -138,29 +153,26 @@ class SmoothGradParameters(base.Parameters):
 class SmoothGrad(_SampledGradient):
     """SmoothGrad (Smilkov et al., 2017, arXiv 1706.03825): the mean gradient under Gaussian noise.
 
-    The mean is that of signed gradients. The map is the sum of its magnitudes over the colour channels: the
-    paper takes absolute values for natural images, and so does the authors' release.
+    The gradients are averaged with their signs. The map is the magnitude of this mean, summed over the colour
+    channels: the paper takes absolute values for natural images, and so does the authors' release.
 
-    Noise comes from the device's own generator: on another kind of device it is another sample.
+    The noise comes from the device's own generator, so another kind of device draws other noise.
 
-    Details: ``forward_passes``, forward and backward, one a sample.
+    Details: ``forward_passes``, forward and backward, one per sample.
     """
 
     name: ClassVar[str] = "smoothgrad"
     title: ClassVar[str] = "SmoothGrad: magnitude of the mean gradient under noise (arXiv 1706.03825)"
     Parameters: ClassVar[type[base.Parameters]] = SmoothGradParameters
+    captum: ClassVar[Any] = Saliency
+    passes_key: ClassVar[str | None] = "samples"
+    parameters: SmoothGradParameters
 
-    def __init__(self, classifier: Classifier, parameters: SmoothGradParameters) -> None:
-        super().__init__(classifier, parameters)
-        self.passes, self.noise = parameters.samples, parameters.noise
-
-    def maps(self, inputs: Tensor, targets: Tensor, gradient: Gradient) -> Tensor:
-        method = Saliency(self.classifier.logits)
-        method.gradient_func = gradient
+    def maps(self, method: Any, inputs: Tensor, targets: Tensor) -> Tensor:
         found: Tensor = NoiseTunnel(method).attribute(
             inputs,
             nt_samples=self.passes,
-            stdevs=self.noise * float(inputs.max() - inputs.min()),
+            stdevs=self.parameters.noise * float(inputs.max() - inputs.min()),
             target=targets,
             abs=False,
         )
@@ -169,17 +181,16 @@ class SmoothGrad(_SampledGradient):
 
 @register
 class InputXGradientOnPixels(_PixelGradient):
-    """Input times gradient (Shrikumar et al., 2016, arXiv 1605.01713), the input being pixels in [0, 1].
+    """Input times gradient (Shrikumar et al., 2016, arXiv 1605.01713), for pixels in [0, 1].
 
-    Details: ``forward_passes``, forward and backward: 1.
+    Details: ``forward_passes``, forward and backward, which is 1.
     """
 
     name: ClassVar[str] = "input_x_gradient"
-    title: ClassVar[str] = "Input x gradient: pixels times the gradient on them (arXiv 1605.01713)"
+    title: ClassVar[str] = "Input x gradient: pixels times their gradient (arXiv 1605.01713)"
+    captum: ClassVar[Any] = InputXGradient
 
-    def maps(self, inputs: Tensor, targets: Tensor, gradient: Gradient) -> Tensor:
-        method = InputXGradient(self.classifier.logits)
-        method.gradient_func = gradient
+    def maps(self, method: Any, inputs: Tensor, targets: Tensor) -> Tensor:
         found: Tensor = method.attribute(inputs.requires_grad_(), target=targets)
         return found.detach().sum(1)
 
@@ -187,32 +198,28 @@ class InputXGradientOnPixels(_PixelGradient):
 class GradientShapParameters(base.Parameters):
     """Parameters of gradient SHAP."""
 
-    samples: int = Field(50, ge=1, description="points between a baseline and the input")
+    samples: int = Field(50, ge=1, description="number of random points between a baseline and the input")
 
 
 @register
 class GradientShapOnPixels(_SampledGradient):
-    """Gradient SHAP, SHAP values (Lundberg and Lee, NIPS 2017) by expected gradients.
+    """Gradient SHAP: SHAP values (Lundberg and Lee, NIPS 2017), estimated by expected gradients.
 
-    The mean, over random points on the way from a random baseline to the input, of the gradient there times
-    the input's distance from that baseline. CHOICE: the baseline is black or white, so that neither dark nor
-    bright pixels count for nothing; an explainer sees no other images, which could serve instead. No noise is
-    added, as in the authors' package.
+    Random points are drawn between a random baseline and the input. The map is the mean, over these points,
+    of the gradient at the point times the difference between the input and the baseline. CHOICE: the baseline
+    is a black or a white image, so that neither dark nor bright pixels are ignored. Other images could serve
+    as baselines, but an explainer sees none. As in the authors' package, no noise is added.
 
-    Details: ``forward_passes``, forward and backward, one a sample.
+    Details: ``forward_passes``, forward and backward, one per sample.
     """
 
     name: ClassVar[str] = "gradient_shap"
     title: ClassVar[str] = "Gradient SHAP: expected gradients from black and white (NIPS 2017)"
     Parameters: ClassVar[type[base.Parameters]] = GradientShapParameters
+    captum: ClassVar[Any] = GradientShap
+    passes_key: ClassVar[str | None] = "samples"
 
-    def __init__(self, classifier: Classifier, parameters: GradientShapParameters) -> None:
-        super().__init__(classifier, parameters)
-        self.passes = parameters.samples
-
-    def maps(self, inputs: Tensor, targets: Tensor, gradient: Gradient) -> Tensor:
-        method = GradientShap(self.classifier.logits)
-        method.gradient_func = gradient
+    def maps(self, method: Any, inputs: Tensor, targets: Tensor) -> Tensor:
         black = torch.zeros_like(inputs)
         found: Tensor = method.attribute(
             inputs, torch.cat([black, 1 - black]), n_samples=self.passes, target=targets

@@ -1,7 +1,8 @@
-"""MoXI: the cells that together make the prediction, found one by one with their interactions.
+"""MoXI: the cells that together make the prediction, found one by one, interactions included.
 
 Sumiyasu, Kawamoto and Kera, "Identifying Important Group of Pixels using Interactions", CVPR 2024,
-arXiv 2401.03785. The class-discriminative mode is in an appendix that we have not seen, and left out.
+arXiv 2401.03785. The class-discriminative mode is described in an appendix that we have not seen; it is left
+out.
 """
 
 from __future__ import annotations
@@ -22,23 +23,32 @@ Mode = Literal["insertion", "deletion"]
 
 
 class MoxiParameters(CellParameters):
-    """Parameters of MoXI; the fast preset has 7x7 cells."""
+    """Parameters of MoXI. ``preset = "fast"`` has 7x7 cells."""
 
     FAST: ClassVar = {"grid": 7}
 
     mode: Literal["insertion", "deletion", "both"] = Field(
-        "insertion", description="the map is that of the insertion where both are wanted"
+        "insertion",
+        description="whether cells are inserted or deleted; both runs both, and the map is that of insertion",
     )
-    full_order: bool = Field(False, description="go on after the prediction flips, to order all cells")
-    interactions: bool = Field(True, description="false: MoXI(-), cells ordered once by their Shapley values")
+    full_order: bool = Field(False, description="continue after the prediction flips, to order all cells")
+    interactions: bool = Field(
+        True, description="false: MoXI(-), which orders the cells once, by their Shapley values"
+    )
 
 
 @dataclass(frozen=True)
 class Order:
-    """In which cells were chosen, for B images of n cells; -1 and NaN where it stopped before.
+    """The order in which cells were chosen, for B images of n cells.
 
-    ``order`` (B, n) int64; ``reward`` (B, n), after each step; ``steps`` (B,) int64, until the prediction
-    flipped, 0 if it did not.
+    Attributes
+    ----------
+    order
+        (B, n) int64, the cell chosen at each step; -1 after the last step.
+    reward
+        (B, n), the reward after each step; NaN after the last step.
+    steps
+        (B,) int64, the number of steps until the prediction flipped; 0 if it never flipped.
     """
 
     order: Tensor
@@ -46,7 +56,11 @@ class Order:
     steps: Tensor
 
     def saliency(self) -> Tensor:
-        """(B, n) float32: the cell at rank j has m - j, those behind rank m have 0; NaN if a reward is."""
+        """Return (B, n) float32 values of the cells, NaN for images with a reward that is not finite.
+
+        The cell at rank j = 0, 1, ... has the value m - j, and cells from rank m on have 0; m is ``steps``,
+        or n if the prediction never flipped.
+        """
         n = self.order.shape[1]
         m = torch.where(self.steps > 0, self.steps, n)
         height = (m[:, None] - torch.arange(n, device=m.device)).clamp(min=0).float()
@@ -60,19 +74,21 @@ class Order:
 class Moxi:
     """MoXI (CVPR 2024, arXiv 2401.03785, algorithms 1 and 2): cells by what they add to those already chosen.
 
-    Insertion starts with no cell and adds the one that leaves the highest reward, deletion starts with all
-    and removes the one that leaves the lowest; the first cell in row-major order wins a tie. With m steps
-    until the target is predicted (insertion) or no longer is (deletion), the cell at rank j = 0, 1, ... has
-    the saliency m - j, and cells not needed have 0; if the prediction never flips, m is the number of cells.
-    A step tries all remaining cells: n (n + 1) / 2 forward passes for a full order.
+    Insertion starts with no cell and adds the cell that gives the highest reward. Deletion starts with all
+    cells and removes the cell whose absence gives the lowest reward. The first cell in row-major order wins a
+    tie. Let m be the number of steps until the target is predicted (insertion) or no longer predicted
+    (deletion), or the number of cells if the prediction never flips. The cell at rank j = 0, 1, ... has the
+    saliency m - j, and cells that are not needed have 0. A step tries all remaining cells, so a full order
+    takes n (n + 1) / 2 forward passes.
 
-    Absent cells of a vision transformer are dropped tokens, embedded once an image; the last block computes
-    the class token alone. Where the head reads nothing but patches, and for other networks, absent cells
-    show a fill.
+    In a vision transformer, the tokens of absent cells are dropped. Tokens are embedded once per image, and
+    the last block computes the class token alone. If the head reads nothing but patches, and in other
+    networks, absent cells show a fill.
 
-    Details, for each mode: ``<mode>_order`` (n,), cells in row-major numbering, and ``<mode>_reward`` (n,),
-    -1 and NaN after an early stop; ``<mode>_steps``, m, 0 if the prediction never flips. ``forward_passes``;
-    ``tokens``, how many the encoder saw in them (0 without).
+    Details, for each mode: ``<mode>_order`` (n,), cells numbered in row-major order, -1 after an early stop;
+    ``<mode>_reward`` (n,), NaN after an early stop; ``<mode>_steps``, m, but 0 if the prediction never flips.
+    For all modes together: ``forward_passes``; ``tokens``, the number of tokens that the encoder processed in
+    them, 0 if the network has none.
     """
 
     name: ClassVar[str] = "moxi"
@@ -111,9 +127,20 @@ class Moxi:
 
 
 def greedy(game: Game, images: int, n: int, inserting: bool, full: bool) -> Order:
-    """Algorithms 1 and 2: at every step the cell whose coming or going changes the reward most.
+    """Run algorithms 1 and 2: choose at every step the cell that changes the reward most.
 
-    All images take a step together, so that forward batches are full even where few cells are left.
+    All images take a step together, so that forward batches are full even when few cells are left.
+
+    Parameters
+    ----------
+    images
+        B, the number of images in the game.
+    n
+        Number of cells per image.
+    inserting
+        Whether cells are inserted, and not deleted.
+    full
+        Whether to continue after the prediction flips.
     """
     B, device = images, game.passes.device
     chosen = torch.zeros(B, n, dtype=torch.bool, device=device)
@@ -140,9 +167,11 @@ def greedy(game: Game, images: int, n: int, inserting: bool, full: bool) -> Orde
 
 
 def sorted_once(game: Game, images: int, n: int, inserting: bool, full: bool) -> Order:
-    """MoXI(-): cells in the order of their own effect; n forward passes, and those along it.
+    """Run MoXI(-): order the cells once by their own effects, and follow this order.
 
-    Until the prediction flips, twice as many cells as before are added at a time, to fill forward batches.
+    It takes n forward passes for the effects, and one for every step along the order. Each round doubles the
+    number of cells that have been tried, to fill forward batches, until the prediction flips. The parameters
+    are those of :func:`greedy`.
     """
     B, device = images, game.passes.device
     image = torch.arange(B, device=device).repeat_interleave(n)

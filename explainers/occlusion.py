@@ -1,4 +1,4 @@
-"""Occlusion: what the classifier loses when a window slides over the input."""
+"""Occlusion: the probability that the classifier loses when a window slides over the input."""
 
 from __future__ import annotations
 
@@ -17,26 +17,32 @@ from explainers.models.classifier import Classifier
 from explainers.probes.masked_forward import MaskedForward, target_probability
 from explainers.registry import register
 
-REFERENCE = 224  # pixels a side, for which lengths are given
+REFERENCE = 224  # pixels per side of the input for which lengths are given
 
 
 class OcclusionParameters(base.PresetParameters):
-    """The window and its steps. The paper names no size; the defaults are those of Captum's tutorials.
+    """Parameters of occlusion. The paper names no sizes; the defaults are those of Captum's tutorials.
 
-    Lengths are pixels of an input of 224x224 and scale with its height and width. ``preset = "fast"`` has a
-    window of 32 in steps of 16, for 170 passes in place of 785: with MobileNetV2 on two photographs, its maps
-    correlated 0.65 and 0.57 with the default's.
+    Lengths are given in pixels of a 224x224 input; they are scaled with the height and the width of the
+    actual input. ``preset = "fast"`` has a window of 32 in steps of 16, which takes 170 forward passes
+    instead of 785. With MobileNetV2 on two photographs, its maps correlated 0.65 and 0.57 with those of the
+    defaults.
     """
 
     FAST: ClassVar[Mapping[str, Any]] = {"window": 32, "stride": 16}
 
     window: int = Field(15, ge=1, le=REFERENCE, description="side of the window, in pixels at 224x224")
-    stride: int = Field(8, ge=1, description="step from window to window, in pixels at 224x224")
+    stride: int = Field(
+        8, ge=1, description="step from window to window, in pixels at 224x224; at most the window's side"
+    )
 
     @model_validator(mode="after")
     def _covers(self) -> Self:
         if self.stride > self.window:
-            raise ValueError(f"stride: steps of {self.stride} leave gaps between windows of {self.window}")
+            raise ValueError(
+                f"stride: steps of {self.stride} leave gaps between windows of {self.window}; "
+                f"take a stride of at most {self.window}"
+            )
         return self
 
 
@@ -44,12 +50,13 @@ class OcclusionParameters(base.PresetParameters):
 class Occlusion:
     """Occlusion (Zeiler and Fergus, ECCV 2014, section 4.2), on the input's own pixels.
 
-    A window of the mean colour that the classifier subtracts slides over the input. The map is, for each
-    pixel, the target's probability on the whole input less that on the occluded one, averaged over the
-    windows that cover the pixel (as in Captum; the paper shows the probability at the window's place). The
-    first window lies in the corner; windows follow until all is covered, and the border cuts off the last.
+    A window slides over the input; it shows the mean colour that the classifier subtracts. The value at a
+    pixel is the target's probability on the whole input minus the probability on the occluded input, averaged
+    over the windows that cover the pixel. This is Captum's map; the paper shows the probability at the
+    position of the window. The first window lies in the top left corner. Windows follow until they cover the
+    whole input, and the border cuts off the last ones.
 
-    Details: ``forward_passes``, one a window and one for the whole input.
+    Details: ``forward_passes``, one per window and one for the whole input.
     """
 
     name: ClassVar[str] = "occlusion"
@@ -71,7 +78,7 @@ class Occlusion:
     def explain(self, batch: Batch) -> Explanation:
         down, across = (cover.to(batch.inputs.device) for cover in self.covers)
         windows = (len(down), len(across))
-        # One more row of windows: its first occludes nothing.
+        # One more row of windows, which occlude nothing: its first stands for the whole input.
         padded = F.pad(down, (0, 0, 0, 1))
         fill = self.classifier.fill(batch.inputs, "mean")
 
@@ -89,12 +96,15 @@ class Occlusion:
 
 
 def scaled(length: int, size: int) -> int:
-    """``length`` pixels of 224, in pixels of ``size``; at least one."""
+    """Convert a length from pixels of a 224-pixel side to pixels of a side of ``size``; at least 1."""
     return max(1, round(length * size / REFERENCE))
 
 
 def coverage(size: int, window: int, stride: int) -> Tensor:
-    """(n, size) bool: the pixels each window covers along one axis; the border may cut off the last."""
+    """Return (n, size) bool: which pixels each of n windows covers along one axis.
+
+    ``size``, ``window`` and ``stride`` are in pixels. The border may cut off the last window.
+    """
     starts = stride * torch.arange(math.ceil((size - window) / stride) + 1)[:, None]
     pixels = torch.arange(size)
     return (pixels >= starts) & (pixels < starts + window)

@@ -4,16 +4,17 @@ Shi, Zhang, Zheng and Wang, "PAMI: partition input and aggregate outputs for mod
 2302.03318; Pattern Recognition 2024, 109898. What the abstract and the authors' release leave open is our
 CHOICE:
 
-- Of an input whose short side is not 224 pixels all sizes are in proportion, see
-  :mod:`explainers.numerics.segmentation`; shifts are rounded to whole pixels and the blur's kernel to an odd
-  number.
-- A shifted image is scored as it is segmented, shifted; only its map is shifted back.
-- Shifts belong to segmentations. Discs slide over the input as it stands.
-- Texts and numbers, of which the paper's settings are not known to us, are shown in windows of 1, 2, 4 and 8
-  neighbouring tokens (words, numbers) at every place; the rest of a text are mask tokens.
-- The second stage's map replaces the first one's. It is always one of segmentations, of the first stage's
-  map, whichever strategy that comes from. That map is segmented in 8 bits a colour, so that scores whose last
-  digits depend on the batch size can, rarely, change a segment.
+- If the short side of an input is not 224 pixels, all sizes are scaled in proportion, see
+  :mod:`explainers.numerics.segmentation`. Shifts are rounded to whole pixels, and the blur's kernel to an odd
+  number of pixels.
+- An image that is shifted for its segmentation is also shifted when it is scored; only its map is shifted
+  back.
+- Shifts apply to segmentations alone. The disc slides over the unshifted input.
+- Texts and numbers are shown in windows of 1, 2, 4 and 8 neighbouring tokens (words, numbers) at every
+  position, with mask tokens in the rest of a text; we do not know the paper's settings for them.
+- The map of the second stage replaces that of the first. The second stage always uses segmentations: those of
+  the first stage's map, whichever strategy made it. This map is segmented with 8 bits per colour. The last
+  digits of its scores depend on the batch size, which can, rarely, change a segment.
 """
 
 from __future__ import annotations
@@ -38,47 +39,59 @@ from explainers.probes.masked_forward import MaskedForward, scalar
 from explainers.registry import register
 
 Shift = tuple[int, int]  # pixels down and across
-View = tuple[int, Shift]  # an image of the batch, and how it is shifted
+View = tuple[int, Shift]  # index of an image in the batch, and its shift
 
-_SIDE = 224  # pixels, the short side of the inputs that all sizes are given for
-_SHIFTS = (36, 30, 24)  # pixels, to either side on either axis
+_SIDE = 224  # pixels, the short side of the inputs for which all sizes are given
+_SHIFTS = (36, 30, 24)  # pixels, in both directions along each axis
 _UNSHIFTED = [(0, 0)]
 _BLUR_RADIUS, _BLUR_SIGMA = 24, 100  # pixels
-_STEPS = 16  # regions are gathered for so many full steps, so that a last one that is not costs little
+_STEPS = 16  # full steps' worth of regions gathered at once, so that an incomplete last step costs little
 
 
 class PamiParameters(base.PresetParameters):
-    """Parameters of PAMI; the defaults are the authors'.
+    """Parameters of PAMI. The defaults are the authors'.
 
-    ``preset = "fast"`` leaves out the shifts and half of SLIC's segmentations: about 200 forward passes
-    instead of 5600. With MobileNetV2 on three photographs, without SEEDS, its maps correlated 0.95, 0.89 and
-    0.96 with those of the defaults, with all of SLIC (430 passes) by at most 0.002 more; the sliding disc's
-    with a stride of 12 (361 passes) 0.66, -0.21 and 0.50.
+    ``preset = "fast"`` leaves out the shifts and half of SLIC's segmentations. It takes about 200 forward
+    passes instead of 5600. With MobileNetV2 on three photographs, without SEEDS, its maps correlated 0.95,
+    0.89 and 0.96 with those of the defaults. With all of SLIC's segmentations (430 passes), the correlations
+    were higher by at most 0.002. The maps of the sliding disc with a stride of 12 (361 passes) correlated
+    0.66, -0.21 and 0.50 with those of the defaults.
     """
 
     FAST: ClassVar[Mapping[str, Any]] = {"shifts": False, "superpixels": 40}
 
     strategy: Literal["presegmentation", "sliding"] = Field(
-        "presegmentation", description="images: segments of many segmentations, or a sliding disc"
+        "presegmentation",
+        description="images: regions are the segments of many segmentations (presegmentation), or a disc at "
+        "many positions (sliding)",
     )
-    stages: Literal[1, 2] = Field(1, description="images, 2: then segments of the first stage's map")
-    shifts: bool = Field(True, description="images: segment 12 shifted versions as well")
-    superpixels: int = Field(80, ge=10, le=80, description="images: SLIC's largest number; 10, 20, ... to it")
-    radius: float = Field(40, gt=0, description="images: of the disc, in pixels of a 224-pixel input")
-    stride: float = Field(6, gt=0, description="images: of the disc, in pixels of a 224-pixel input")
+    stages: Literal[1, 2] = Field(
+        1, description="images: 2 adds a second stage, whose regions are segments of the first stage's map"
+    )
+    shifts: bool = Field(True, description="images: segment 12 shifted versions of the image as well")
+    superpixels: int = Field(
+        80, ge=10, le=80, description="images: largest number of SLIC's superpixels; SLIC runs with 10, 20, "
+        "... up to it"
+    )
+    radius: float = Field(
+        40, gt=0, description="images: radius of the disc, in pixels of an input with a short side of 224"
+    )
+    stride: float = Field(
+        6, gt=0, description="images: step of the disc, in pixels of an input with a short side of 224"
+    )
     windows: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (1, 2, 4, 8), min_length=1, description="texts and numbers: lengths of the windows"
+        (1, 2, 4, 8), min_length=1, description="texts and numbers: lengths of the windows, in units"
     )
-    unit: Literal["token", "word"] = Field("token", description="texts: what is counted in a window")
+    unit: Literal["token", "word"] = Field("token", description="texts: unit of the windows' lengths")
     fill: str | None = Field(
         None,
-        description="what is seen outside the region: blur, black, white or mean for images, mask or remove "
-        "for texts, zero or mean for numbers; the first of them by default",
+        description="what is shown outside the region: blur, black, white or mean for images, mask or remove "
+        "for texts, zero or mean for numbers; by default the first of these",
     )
     scalar: str = Field(
         "probability",
-        description="what a region alone is worth: probability (softmax), sigmoid or logit of the target, or "
-        "package.module:function of (logits, targets)",
+        description="score of a region shown alone: probability (softmax), sigmoid or logit of the target, or "
+        "package.module:function, a function of (logits, targets)",
     )
 
     @model_validator(mode="after")
@@ -95,13 +108,14 @@ class PamiParameters(base.PresetParameters):
 class Pami:
     """PAMI (arXiv 2302.03318; Pattern Recognition 2024): each pixel's mean score over regions that show it.
 
-    A region alone is shown on the fill, for images a blurred version of the input (49 pixels, sigma 100,
-    zeros outside); its score is the softmax probability of the target, or another scalar. The map at p is the
-    mean score of the regions that contain p; 0 at a text's special tokens and padding, which none contains.
+    Each region is shown alone on the fill, which for images is a blurred version of the input (kernel of 49
+    pixels, sigma 100, zeros beyond the border). Its score is the softmax probability of the target, or
+    another scalar. The value at a site p is the mean score of the regions that contain p. It is 0 at a text's
+    special tokens and padding, which no region contains.
 
-    Details: ``forward_passes``, of the distinct regions of each stage and shift; ``segmentations`` of each
-    image: 20, 17 without SEEDS, fewer by a lower ``superpixels``, 0 for the sliding disc alone, and for other
-    inputs.
+    Details: ``forward_passes``, one per distinct region of each stage and shift; ``segmentations``, their
+    number per image: 20, or 17 without SEEDS, fewer with a lower ``superpixels``, and 0 for the sliding disc
+    alone and for texts and numbers.
     """
 
     name: ClassVar[str] = "pami"
@@ -158,7 +172,17 @@ class Pami:
         shifts: list[Shift],
         partitioned: Tensor,
     ) -> Tensor:
-        """(B, \\*sites) mean scores over the regions of ``partitioned`` (B, ...) and its shifted versions."""
+        """Average the scores of regions to (B, \\*sites) maps.
+
+        Parameters
+        ----------
+        partition
+            Divides what it is given into regions.
+        shifts
+            The shifted versions of every image.
+        partitioned
+            (B, ...), what is divided: the inputs themselves, or a map of them.
+        """
         views = [(image, shift) for image in range(len(batch)) for shift in shifts]
         split = partition.label_maps(rolled(partitioned[image], shift) for image, shift in views)
         total = torch.zeros(len(batch), *self.classifier.input_shape[1:], device=batch.inputs.device)
@@ -174,9 +198,17 @@ class Pami:
     def _votes(
         self, batch: Batch, masked: MaskedForward, views: list[View], labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Sum of the scores of the regions that contain a site, and their number, by view: (V, \\*sites).
+        """Score the regions of V views.
 
-        ``labels`` (V, L, \\*sites) of the shifted inputs, at least 0.
+        Parameters
+        ----------
+        labels
+            (V, L, \\*sites) label maps of the shifted inputs; sites of no region have the label 0.
+
+        Returns
+        -------
+        sums, counts
+            (V, \\*sites): the sum of the scores of the regions that contain a site, and their number.
         """
         image = torch.tensor([image for image, _ in views], device=labels.device)
         inputs = torch.stack([rolled(batch.inputs[i], shift) for i, shift in views])
@@ -198,7 +230,7 @@ class Pami:
         return sums, counts
 
     def _fill(self, inputs: Tensor) -> Tensor:
-        """What is seen outside a region of (V, C, \\*sites) inputs; of the same shape."""
+        """Return what (V, C, \\*sites) inputs show outside a region, in the same shape."""
         if self.fill == "blur":
             radius = round(_BLUR_RADIUS * self.scale)
             return gaussian_blur(inputs, _BLUR_SIGMA * self.scale, radius, "constant")
@@ -206,7 +238,7 @@ class Pami:
 
 
 def check_keys(classifier: BlackBox, parameters: PamiParameters) -> None:
-    """Refuse what has another value than its default and no meaning for the classifier's inputs."""
+    """Refuse parameters that have no meaning for the classifier's inputs, unless they have their default."""
     of_images = ("strategy", "stages", "shifts", "superpixels", "radius", "stride")
     others = {"image": ("windows", "unit"), "text": ("preset", *of_images)}
     others["tensor"] = (*others["text"], "unit")
@@ -216,19 +248,22 @@ def check_keys(classifier: BlackBox, parameters: PamiParameters) -> None:
 
 
 def rolled(values: Tensor, shift: Shift) -> Tensor:
-    """Images (..., H, W) shifted in a circle; anything is left as it is by no shift."""
+    """Shift images (..., H, W) cyclically; a shift of (0, 0) returns values of any shape unchanged."""
     return values if shift == (0, 0) else torch.roll(values, shift, (-2, -1))
 
 
 def shifts(scale: float) -> list[Shift]:
-    """None at all, and 12 on one axis each; fewer where they coincide because the input is tiny."""
+    """Return 13 shifts: no shift, and 12 along one axis each. There are fewer if tiny inputs make some equal.
+
+    ``scale`` is the short side of the input divided by 224.
+    """
     lengths = [sign * round(length * scale) for length in _SHIFTS for sign in (1, -1)]
     along = [(length, 0) for length in lengths] + [(0, length) for length in lengths]
     return list(dict.fromkeys(_UNSHIFTED + along))
 
 
 def grouped(views: Iterable[tuple[View, Tensor]], regions: int) -> Iterator[tuple[list[View], Tensor]]:
-    """Consecutive views and their stacked label maps, as soon as they have so many regions together."""
+    """Gather consecutive views into groups of at least ``regions`` regions, with their stacked label maps."""
     group: list[tuple[View, Tensor]] = []
     gathered = 0
     for view, labels in views:
@@ -242,11 +277,21 @@ def grouped(views: Iterable[tuple[View, Tensor]], regions: int) -> Iterator[tupl
 
 
 def regions_of(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Which labels of (V, L, \\*sites) are regions, (V, L, K + 1) bool, and a key to each, likewise, int64.
+    """Find the regions of label maps, and a key for each, by which equal regions are scored once.
 
-    Regions of one view have the same key if and only if they have the same sites: it is the sum of 64 random
-    bits per site, by which two of 10,000 regions are mistaken for one less than once in 10^11 views. Regions
-    of two views have different keys, since what they show is different.
+    A key is the sum of 64 random bits per site, so regions of one view have the same key if they have the
+    same sites. Two of 10,000 different regions get the same key less than once in 10^11 views. Regions of two
+    views have different keys, since what they show is different.
+
+    Parameters
+    ----------
+    labels
+        (V, L, \\*sites) labels from 0 to K; 0 marks sites of no region.
+
+    Returns
+    -------
+    present, keys
+        (V, L, K + 1) bool, which labels are regions; (V, L, K + 1) int64.
     """
     V, K = len(labels), int(labels.max())
     bits = random_bits(torch.arange(V, device=labels.device), labels[0, 0].numel())
@@ -261,6 +306,6 @@ def regions_of(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def coloured(maps: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1]: maps (B, H, W) stretched to [0, 1] each, in the colours of viridis."""
+    """Colour maps (B, H, W), each stretched to [0, 1], with viridis: (B, 3, H, W) in [0, 1]."""
     colours = torch.from_numpy(colormaps["viridis"](rescaled(maps).cpu().numpy())[..., :3])
     return colours.movedim(-1, 1).to(maps)

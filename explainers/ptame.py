@@ -14,6 +14,7 @@ Ntrougkas, Mezaris and Patras, "P-TAME: explain any image classifier with traine
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -112,28 +113,70 @@ def save_head(path: Path, head: Head, config: HeadConfig, auxiliary: Auxiliary) 
     save_file(copies, path, {_CONFIG: json.dumps(config.model_dump(mode="json"), sort_keys=True)})
 
 
-def load_head(path: Path, device: str | torch.device = "cpu") -> tuple[Head, HeadConfig, Auxiliary]:
+def load_head(
+    path: Path, device: str | torch.device = "cpu", auxiliary: Path | None = None
+) -> tuple[Head, HeadConfig, Auxiliary]:
     """A head in eval mode with its configuration and auxiliary network.
+
+    Parameters
+    ----------
+    path
+        File of the head.
+    device
+        Where both compute.
+    auxiliary
+        The Python file that builds the auxiliary network, in place of the one that the head names.
 
     Raises
     ------
     ValueError
-        In one line: there is no such file, it holds no head, or its auxiliary network is another one now.
+        In one line: there is no such file, it holds no head, or its auxiliary network is not to be found, or
+        another one now.
     """
     config, tensors = _read(path)
-    network = network_of(config.auxiliary.relative_to(path.absolute().parent), device)
+    spec = _located(config.auxiliary, path, auxiliary)
+    network = network_of(spec, device)
     own = _named(tensors, _AUXILIARY)
     if own:
         _load(network, own, path)
-    auxiliary = Auxiliary(network, config.taps, device)
-    if auxiliary.fingerprint != config.auxiliary_fingerprint:
+    read = Auxiliary(network, config.taps, device)
+    if read.fingerprint != config.auxiliary_fingerprint:
         raise ValueError(
             f"head: {path} was trained on an auxiliary network with other weights than "
-            f"{config.auxiliary.name or config.auxiliary.source} has now; train it again"
+            f"{spec.name or spec.source} has now; train it again"
         )
-    head = Head([shape[0] for shape in auxiliary.shapes(config.input_size)], config.num_classes)
+    head = Head([shape[0] for shape in read.shapes(config.input_size)], config.num_classes)
     _load(head, _named(tensors, _HEAD), path)
-    return head.to(device).eval().requires_grad_(False), config, auxiliary
+    return head.to(device).eval().requires_grad_(False), config, read
+
+
+def _located(spec: ModelSpec, head: Path, file: Path | None) -> ModelSpec:
+    """The table of a head's auxiliary network with its files as they lie from here.
+
+    ``file`` is where the Python file lies that builds the network; the head's note of it leads from the
+    head's own folder, and nowhere once the head was copied.
+    """
+    found = spec.relative_to(head.absolute().parent)
+    noted, _, name = found.source.rpartition(":")
+    if not noted.endswith(".py"):
+        if file is not None:
+            raise ValueError(
+                f"auxiliary: no file builds the auxiliary network of {head}, which is "
+                f"{' '.join(filter(None, (spec.source, spec.name)))}; leave the key out"
+            )
+        return found
+    if file is not None:
+        if file.suffix != ".py" or not file.is_file():
+            raise ValueError(f"auxiliary: there is no Python file {file}")
+        return found.model_copy(update={"source": f"{file}:{name}"})
+    wanted = Path(noted)
+    if not wanted.is_file():
+        raise ValueError(
+            f"head: {head} reads an auxiliary network built by {wanted.name}:{name}, and "
+            f"{os.path.normpath(wanted)} is not there; say where it lies: "
+            f'auxiliary = "PATH/{wanted.name}"'
+        )
+    return found
 
 
 def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -181,6 +224,11 @@ class PTameParameters(base.Parameters):
     head: Path | None = Field(
         None, description="file of a trained head, or models:/NAME/VERSION in MLflow's registry"
     )
+    auxiliary: Path | None = Field(
+        None,
+        description="Python file that builds the auxiliary network, where it does not lie where the head "
+        "has it",
+    )
     output: Output = Field(
         "minmax", description="minmax: of each map's logits, as released; sigmoid: the mask of the training"
     )
@@ -206,7 +254,7 @@ class PTame:
         config = _read(parameters.head)[0]
         _check(parameters.head, config, classifier)
         self.classifier, self.output = classifier, parameters.output
-        self.head, _, self.auxiliary = load_head(parameters.head, classifier.device)
+        self.head, _, self.auxiliary = load_head(parameters.head, classifier.device, parameters.auxiliary)
         self.grid = self.auxiliary.shapes(config.input_size)[0][1:]
 
     def describe(self) -> Description:

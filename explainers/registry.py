@@ -4,31 +4,48 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from importlib.metadata import entry_points
-from typing import Any, Generic, Protocol, TypeVar
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from explainers.models.reasons import one_line
 
-class Named(Protocol):
-    """Anything with a name to be found under."""
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
-    name: Any
-
+    Model = TypeVar("Model", bound=BaseModel)
 
 T = TypeVar("T", bound=type)
+
+_ATTRIBUTES = ("name", "title", "needs", "Parameters")  # of every explainer and every metric
 
 
 class Registry(Generic[T]):
     """Classes by name.
 
-    The modules of ``package`` register themselves when first asked for; third parties are found through
-    the entry point group ``group`` or named in the job as ``package.module:Name``.
+    The modules of ``package`` register their classes when they are imported, which :meth:`get` does with the
+    one module that it needs. Classes of other distributions are found through the entry point group
+    ``group``, or by an address ``package.module:Name``.
+
+    Parameters
+    ----------
+    kind
+        What messages call one of the classes.
+    package
+        Name of the package whose modules register classes.
+    group
+        Name of the entry point group.
+    methods
+        Names of the methods that every class has.
     """
 
-    def __init__(self, kind: str, package: str, group: str) -> None:
-        self.kind, self.package, self.group = kind, package, group
+    def __init__(self, kind: str, package: str, group: str, methods: Sequence[str] = ()) -> None:
+        self.kind, self.package, self.group, self.methods = kind, package, group, tuple(methods)
         self._classes: dict[str, T] = {}
-        self._loaded = False
+        self._complete = False
 
     def register(self, cls: T) -> T:
         """Class decorator; a second class of the same name is refused."""
@@ -42,8 +59,14 @@ class Registry(Generic[T]):
         return cls
 
     def names(self) -> list[str]:
-        """All registered names, sorted."""
-        self._load()
+        """All registered names, sorted.
+
+        Raises
+        ------
+        ValueError
+            In one line that names the plug-in, each time, if one cannot be used; or two classes of one name.
+        """
+        self._load_all()
         return sorted(self._classes)
 
     def get(self, name: str) -> T:
@@ -52,34 +75,132 @@ class Registry(Generic[T]):
         Raises
         ------
         ValueError
-            With the known names, if there is none.
+            In one line: there is no such name, with those that are close; or what is there cannot be used.
         """
-        self._load()
-        if name in self._classes:
-            return self._classes[name]
-        if ":" in name:
-            found: T = import_address(name, self.kind)
-            return found
-        raise ValueError(f"unknown {self.kind} {name!r}; choose from {', '.join(self.names())}")
+        if name not in self._classes and ":" in name:
+            return self._checked(import_address(name, self.kind), f"{self.kind} {name!r}")
+        for load in (self._load_module_of, self._load_plug_ins, self._load_all):
+            if name in self._classes:
+                break
+            load(name)
+        if name not in self._classes:
+            raise ValueError(f"unknown {self.kind} {name!r}; {choices(name, self.names())}")
+        return self._classes[name]
 
-    def _load(self) -> None:
-        if self._loaded:
-            return
-        self._loaded = True
-        for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
+    def parameters(self, name: str, given: Mapping[str, Any]) -> Any:
+        """The parameters of the class called ``name``, from values by key.
+
+        Raises
+        ------
+        ValueError
+            In one line: the class has no such parameter, or does not take the value.
+        """
+        cls: Any = self.get(name)
+        return validated(cls.Parameters, given, f"{self.kind} {name}")
+
+    def _modules(self) -> list[str]:
+        path = importlib.import_module(self.package).__path__
+        return [f"{self.package}.{module.name}" for module in pkgutil.iter_modules(path)]
+
+    def _load_module_of(self, name: str) -> None:
+        """Import the modules in whose text a class is called ``name``; none is imported to find them."""
+        written = re.compile(rf"""\bname\b[^=\n]*=\s*["']{re.escape(name)}["']""")
+        for module in self._modules():
+            loader: Any = getattr(find_spec(module), "loader", None)
+            source = loader.get_source(module) if hasattr(loader, "get_source") else None
+            if written.search(source or ""):
+                importlib.import_module(module)
+
+    def _load_plug_ins(self, name: str | None = None) -> None:
+        """Register the classes of entry points, of those called ``name`` where it is given."""
         for point in entry_points(group=self.group):
-            self.register(point.load())
+            if name is None or point.name == name:
+                self.register(self._loaded(point))
+
+    def _load_all(self, name: str | None = None) -> None:  # noqa: ARG002
+        if self._complete:
+            return
+        for module in self._modules():
+            importlib.import_module(module)
+        self._load_plug_ins()
+        self._complete = True  # only now, so that a broken plug-in is named the next time too
+
+    def _loaded(self, point: EntryPoint) -> T:
+        owner = "" if point.dist is None else f", of {point.dist.name} {point.dist.version}"
+        what = f"{self.kind} plug-in {point.name!r} ({point.value}{owner})"
+        try:
+            found = point.load()
+        except Exception as error:  # importing a foreign module may raise anything
+            raise ValueError(
+                f"cannot load the {what}: {type(error).__name__}: {one_line(error)}; repair or uninstall it"
+            ) from error
+        return self._checked(found, what)
+
+    def _checked(self, found: Any, what: str) -> T:
+        """``found``, if it is a class with all that explainers, or metrics, have."""
+        if not isinstance(found, type):
+            raise ValueError(f"cannot use the {what}: it is not a class but of type {type(found).__name__}")
+        lacking = [key for key in _ATTRIBUTES if not hasattr(found, key)]
+        lacking += [method for method in self.methods if not callable(getattr(found, method, None))]
+        if lacking:
+            raise ValueError(
+                f"cannot use the {what}: the class {found.__qualname__} has no {', '.join(lacking)}, which "
+                f"every {self.kind} has"
+            )
+        if not hasattr(found.Parameters, "model_fields"):  # type: ignore[attr-defined]
+            raise ValueError(
+                f"cannot use the {what}: {found.__qualname__}.Parameters is not a subclass of "
+                "explainers.base.Parameters"
+            )
+        return found  # type: ignore[return-value]
+
+
+def choices(wrong: str, known: Iterable[str], otherwise: str = "choose from ") -> str:
+    """The end of a message about an unknown name: the known names that are close to it, else all of them."""
+    known = list(known)
+    plain = wrong.lower().replace("-", "_")
+    close = get_close_matches(plain, known, n=5, cutoff=0.7)
+    close += [name for name in known if plain and plain in name and name not in close]
+    return f"close are {', '.join(close)}" if close else f"{otherwise}{', '.join(known)}"
+
+
+def validated(model: type[Model], given: Mapping[str, Any], what: str) -> Model:
+    """``model`` with the values ``given`` by key.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with ``what``: a key is unknown, or a value is out of range.
+    """
+    from pydantic import ValidationError  # here, so that the registry alone imports in no time
+
+    known = list(model.model_fields)
+    for key in given:
+        if key not in known:
+            takes = choices(key, known, otherwise="it takes: ") if known else "it takes none"
+            raise ValueError(f"{what} has no parameter {key!r}; {takes}")
+    try:
+        return model(**given)
+    except ValidationError as error:
+        told = []
+        for problem in error.errors():
+            key, words = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+            told.append(f"{key}: {words}" if key else words)
+        raise ValueError(f"{what}: {'; '.join(told)}") from error
 
 
 def import_address(address: str, kind: str) -> Any:
     """The object at ``package.module:Name``; a wrong address is a ValueError that says what is wrong."""
     module, _, name = address.partition(":")
     try:
+        if module.startswith("."):
+            raise ImportError("a relative module has no place to start from; write package.module:Name")
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"cannot load {kind} {address!r}: {error}") from error
+    except Exception as error:  # importing a foreign module may raise anything
+        raise ValueError(f"cannot load {kind} {address!r}: {one_line(error)}") from error
 
 
-explainers: Registry[Any] = Registry("explainer", "explainers", "floodlit.explainers")
+explainers: Registry[Any] = Registry(
+    "explainer", "explainers", "floodlit.explainers", methods=("describe", "explain")
+)
 register: Callable[[Any], Any] = explainers.register

@@ -29,6 +29,7 @@ RIDGE = 1.0  # penalty in LIME's authors' release
 
 class _SurrogateParameters(base.PresetParameters):
     cells: int = Field(7, ge=2, description="cells a side")
+    samples: int = Field(description="sets of cells passed")
 
 
 class _Surrogate:
@@ -36,12 +37,12 @@ class _Surrogate:
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS})
 
-    def __init__(self, classifier: Classifier, cells: int, samples: int) -> None:
-        if cells > min(classifier.input_size):
+    def __init__(self, classifier: Classifier, parameters: _SurrogateParameters) -> None:
+        self.classifier, self.cells, self.samples = classifier, parameters.cells, parameters.samples
+        if self.cells > min(classifier.input_size):
             raise ValueError(
-                f"cells: {cells} a side do not fit into {classifier.input_size} pixels; choose fewer"
+                f"cells: {self.cells} a side do not fit into {classifier.input_size} pixels; choose fewer"
             )
-        self.classifier, self.cells, self.samples = classifier, cells, samples
 
     def describe(self) -> Description:
         return Description((self.cells, self.cells), {"forward_passes": Detail((), "int32")})
@@ -111,9 +112,6 @@ class KernelShapOnCells(_Surrogate):
     title: ClassVar[str] = "Kernel SHAP: Shapley values of cells by weighted regression (NIPS 2017)"
     Parameters: ClassVar[type[base.Parameters]] = KernelShapParameters
 
-    def __init__(self, classifier: Classifier, parameters: KernelShapParameters) -> None:
-        super().__init__(classifier, parameters.cells, parameters.samples)
-
     def method(self, score: Callable[[Tensor], Tensor]) -> Lime:
         return KernelShap(score)
 
@@ -147,7 +145,7 @@ class LimeOnCells(_Surrogate):
     Parameters: ClassVar[type[base.Parameters]] = LimeParameters
 
     def __init__(self, classifier: Classifier, parameters: LimeParameters) -> None:
-        super().__init__(classifier, parameters.cells, parameters.samples)
+        super().__init__(classifier, parameters)
         self.kernel_width = parameters.kernel_width
 
     def method(self, score: Callable[[Tensor], Tensor]) -> Lime:

@@ -6,14 +6,16 @@ Keyed by the network's class, so that a network is recognised wherever it comes 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from explainers.models.clip import Clip
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ _KNOWN = {
     "torchvision.models.mobilenetv2.MobileNetV2": _at("features"),
     "torchvision.models.mobilenetv3.MobileNetV3": _at("features"),
     "torchvision.models.efficientnet.EfficientNet": _at("features"),
-    "torchvision.models.densenet.DenseNet": _at("features"),  # behind its functional ReLU, see cutting
+    "torchvision.models.densenet.DenseNet": _at("features"),  # behind its functional ReLU
     "torchvision.models.convnext.ConvNeXt": _at("features"),
     "torchvision.models.swin_transformer.SwinTransformer": _at("norm"),
     "torchvision.models.vision_transformer.VisionTransformer": Architecture(
@@ -109,8 +111,20 @@ _KNOWN_TOWERS = {
 
 def architecture_of(network: nn.Module) -> Architecture | None:
     """What is known of the network's class, or a Clip's tower's, or the nearest one it derives from."""
-    known, described = (_KNOWN_TOWERS, network.visual) if isinstance(network, Clip) else (_KNOWN, network)
-    names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(described).__mro__]
+    if isinstance(network, Clip):
+        return by_class(_KNOWN_TOWERS, network.visual)
+    return by_class(_KNOWN, network)
+
+
+def prefix_tokens_of(network: nn.Module) -> int | None:
+    """Number of tokens before the patch tokens of a known transformer; None of any other network."""
+    known = architecture_of(network)
+    return known.prefix_tokens(network) if known and known.prefix_tokens else None
+
+
+def by_class(known: Mapping[str, T], network: nn.Module) -> T | None:
+    """What a table, keyed by ``module.name`` of classes, has of the network's or the nearest base class."""
+    names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(network).__mro__]
     return next((known[name] for name in names if name in known), None)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from explainers.models.architectures import by_class
 from explainers.models.frozen import Frozen
-from explainers.numerics.fingerprint import sha256_of
+from explainers.models.reasons import one_line
 
 # The released choices, by the class of the network.
 TAPS = {
@@ -49,8 +50,7 @@ class Auxiliary(Frozen):
     def __init__(
         self, network: nn.Module, taps: Sequence[str] | None = None, device: str | torch.device = "cpu"
     ) -> None:
-        kinds = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(network).__mro__]
-        known = next((TAPS[kind] for kind in kinds if kind in TAPS), None)
+        known = by_class(TAPS, network)
         if not (taps or known):
             raise ValueError(
                 f"auxiliary.taps: none are known for {type(network).__name__}; name the modules to read"
@@ -61,11 +61,8 @@ class Auxiliary(Frozen):
             if name not in modules:
                 raise ValueError(f"auxiliary.taps: {type(network).__name__} has no module {name!r}")
         super().__init__(network, device)
-        for module in network.modules():
-            if hasattr(module, "inplace"):
-                self._set(module, "inplace", False)
+        self._switch_off_in_place()
         self._modules = [modules[name] for name in self.taps]
-        self.fingerprint = sha256_of(network.state_dict()).hexdigest()
 
     def features(self, normalised: Tensor) -> list[Tensor]:
         """Output of each tap, (B, C, h, w), of normalised pixels (B, 3, H, W).
@@ -127,10 +124,9 @@ class Auxiliary(Frozen):
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # networks refuse inputs in any way
-            said = str(error).strip().partition("\n")[0] or type(error).__name__
             kind = type(self.network).__name__
             raise ValueError(
-                f"auxiliary: {kind} does not take {size[0]}x{size[1]} pixels ({said}); "
+                f"auxiliary: {kind} does not take {size[0]}x{size[1]} pixels ({one_line(error)}); "
                 "choose another network, or a model.crop that it takes"
             ) from error
         shapes = [tuple(features.shape[1:]) for features in self._checked(found)]

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from explainers.models.reasons import one_line
+
 # Elementwise activations that a forward may call as functions, where no module bears their output's name.
 _ACTIVATIONS = frozenset(
     [
@@ -69,7 +71,7 @@ class _Tracer(fx.Tracer):
         return output
 
 
-def cut(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
+def split_at_layer(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
     """Backbone and head of ``network`` around the output of the module ``layer``.
 
     ``layer`` may end in ``:input`` for the module's (first) input instead. Of a module that is called
@@ -90,10 +92,10 @@ def cut(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
     try:
         graph = tracer.trace(entry)
     except Exception as error:
-        reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"model.layer: the modules around {name!r} branch in ways that cannot be traced ({reason}); "
-            "name a layer nested less deeply, or give the network as a callable without such branches"
+            f"model.layer: the modules around {name!r} branch in ways that cannot be traced "
+            f"({one_line(error)}); name a layer nested less deeply, or give the network as a callable "
+            "without such branches"
         ) from error
     if not tracer.calls:
         raise ValueError(f"model.layer: {name!r} is never called by itself; name a module inside or after it")

@@ -14,12 +14,12 @@ Masking is one expression for all of them: keep the input where a mask over the 
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Modality = Literal["image", "text", "tensor"]
+from explainers.models.modality import ModalityName
 
 
 class BlackBox(Protocol):
@@ -28,7 +28,7 @@ class BlackBox(Protocol):
     Attributes
     ----------
     modality
-        What its inputs are.
+        What its inputs are: a key of :data:`explainers.models.modality.MODALITIES`.
     fills
         What can be seen in place of absent sites, the default one first.
     graded
@@ -45,7 +45,7 @@ class BlackBox(Protocol):
     """
 
     @property
-    def modality(self) -> Modality: ...
+    def modality(self) -> ModalityName: ...
 
     @property
     def fills(self) -> tuple[str, ...]: ...

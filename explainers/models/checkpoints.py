@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from explainers.models.reasons import one_line
+
 
 def load_weights(network: nn.Module, path: Path) -> None:
     """Load the state dict in ``path`` (safetensors, or a torch file read with ``weights_only``).
@@ -45,8 +47,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"model.weights: cannot read {path}: {reason}") from error
+        raise ValueError(f"model.weights: cannot read {path}: {one_line(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

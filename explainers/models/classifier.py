@@ -9,18 +9,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from explainers.models.architectures import architecture_of, resolve_layer
-from explainers.models.backbone_head import cut
-from explainers.models.black_box import Modality, check_fill
+from explainers.models.architectures import architecture_of, prefix_tokens_of, resolve_layer
+from explainers.models.backbone_head import split_at_layer
+from explainers.models.black_box import check_fill
 from explainers.models.clip import Clip
 from explainers.models.frozen import Frozen
 from explainers.models.layout import Layout, Units, layout_of
-from explainers.numerics.fingerprint import sha256_of
+from explainers.models.modality import MODALITIES, ModalityName
 from explainers.numerics.masking import gaussian_blur
 
 __all__ = ["Classifier", "Units"]
 
-
+_IMAGES = MODALITIES["image"]
 _BLUR_SIGMA = 10.0  # pixels
 
 
@@ -53,9 +53,9 @@ class Classifier(Frozen):
         In one line that names the key: no such layer, none known, not to be cut there, unreadable output.
     """
 
-    modality: ClassVar[Modality] = "image"
-    fills: ClassVar[tuple[str, ...]] = ("mean", "black", "white", "blur")
-    graded: ClassVar[bool] = True
+    modality: ClassVar[ModalityName] = "image"
+    fills: ClassVar[tuple[str, ...]] = tuple(_IMAGES.fills)
+    graded: ClassVar[bool] = _IMAGES.graded
 
     def __init__(
         self,
@@ -85,10 +85,8 @@ class Classifier(Frozen):
             size = f"inputs of {self.input_size[0]}x{self.input_size[1]} pixels"
             expected = self._probe(probe, "model.crop", size)
             self.layer = resolve_layer(self.network, layer, self.normalised(probe))
-            for module in self.network.modules():
-                if hasattr(module, "inplace"):
-                    self._set(module, "inplace", False)
-            self._backbone, self._head = cut(self.network, self.layer)
+            self._switch_off_in_place()
+            self._backbone, self._head = split_at_layer(self.network, self.layer)
             activations = self.activations(probe)
             self._layout = self._read_layout(activations)
             logits = self.head(activations)
@@ -101,12 +99,10 @@ class Classifier(Frozen):
             )
 
     def _read_layout(self, activations: Tensor) -> Layout:
-        known = self._architecture
-        prefix = known.prefix_tokens(self.network) if known and known.prefix_tokens else None
         try:
             if not isinstance(activations, Tensor) or len(activations) != 2:
                 raise ValueError("its output is not a tensor whose first axis is the batch")
-            return layout_of(tuple(activations.shape[1:]), self.input_size, prefix)
+            return layout_of(tuple(activations.shape[1:]), self.input_size, prefix_tokens_of(self.network))
         except ValueError as error:
             raise ValueError(f"model.layer: cannot explain {self.layer!r}: {error}") from error
 
@@ -172,7 +168,7 @@ class Classifier(Frozen):
 
     def sites(self, inputs: Tensor) -> Tensor:
         """(B, H, W): every pixel can be hidden."""
-        return torch.ones_like(inputs[:, 0], dtype=torch.bool)
+        return _IMAGES.sites(inputs)
 
     def fill(self, inputs: Tensor, how: str) -> Tensor:
         """What stands in for absent pixels of (B, 3, H, W) inputs, or (1, 3, 1, 1) if the same everywhere.
@@ -237,13 +233,12 @@ class Classifier(Frozen):
         known = self._architecture
         if known is None or known.embedded is None:
             raise ValueError(f"{type(self.network).__qualname__} cannot be run on a subset of patches")
-        return cut(self.network, known.embedded)
+        return split_at_layer(self.network, known.embedded)
 
     @cached_property
     def patch_prefix(self) -> int:
         """Tokens before the patches in :meth:`embed`, which are never left out."""
-        known = self._architecture
-        return known.prefix_tokens(self.network) if known and known.prefix_tokens else 0
+        return prefix_tokens_of(self.network) or 0
 
     @cached_property
     def patch_grid(self) -> tuple[int, int]:
@@ -289,8 +284,3 @@ class Classifier(Frozen):
         first = torch.arange(prefix, device=keep.device).expand(len(keep), prefix)
         patches = keep.nonzero()[:, 1].view(len(keep), int(keep[0].sum())) + prefix
         return tokens.take_along_dim(torch.cat([first, patches], 1).unsqueeze(-1), 1)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of the weights: names, types, shapes and values."""
-        return sha256_of(self.network.state_dict()).hexdigest()

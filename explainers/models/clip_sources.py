@@ -14,31 +14,26 @@ from PIL import Image
 from torch import Tensor, nn
 
 from explainers.models.clip import Clip, HuggingFaceVit, embed_classes
-from explainers.models.huggingface import check_repository, from_pretrained, pretrained_model, reason_of
+from explainers.models.huggingface import check_repository, from_pretrained, pretrained_model
 from explainers.models.model_spec import DEFAULT_TEMPLATE, LOCAL_DIR, ModelSpec, Preprocessing, is_file
+from explainers.models.reasons import one_line
 from explainers.models.sources import check_known, not_downloaded, published_weights
 from explainers.numerics.fingerprint import sha256_of
 
-_SOURCES = ("open_clip", "huggingface")
 _CONFIG = "open_clip_config.json"
 
 
 def check_prompts(spec: ModelSpec) -> None:
-    """Whether the source takes class names and templates, and these can be told apart and filled in.
+    """Whether class names can be told apart, and templates filled in.
 
     Raises
     ------
     ValueError
-        In one line that begins with the key: they are missing, empty, named twice, or given to a source
-        that takes none; or a template has no place for a name.
+        In one line that begins with the key: they are missing, empty or named twice, or a template has no
+        place for a name.
     """
-    if spec.source in _SOURCES:
-        _check_classes(spec.classes or ())
-        _check_templates((DEFAULT_TEMPLATE,) if spec.templates is None else spec.templates)
-        return
-    for key in ("classes", "templates"):
-        if getattr(spec, key) is not None:
-            raise ValueError(f"model.{key}: only {' and '.join(_SOURCES)} take it; leave it out")
+    _check_classes(spec.classes or ())
+    _check_templates((DEFAULT_TEMPLATE,) if spec.templates is None else spec.templates)
 
 
 def _check_classes(classes: Sequence[str]) -> None:
@@ -116,7 +111,7 @@ def _open_clip_settings(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]
         settings = json.loads(file.read_text(encoding="utf-8"))
         return dict(settings["model_cfg"]), dict(settings.get("preprocess_cfg", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"model.name: cannot read {file}: {reason_of(error)}") from error
+        raise ValueError(f"model.name: cannot read {file}: {one_line(error)}") from error
 
 
 def open_clip_preprocessing(spec: ModelSpec) -> Preprocessing:
@@ -129,7 +124,7 @@ def open_clip_preprocessing(spec: ModelSpec) -> Preprocessing:
         size = open_clip.CLIPVisionCfg(**model["vision_cfg"]).image_size
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"model.name: the configuration of {spec.name} is not open_clip's: {reason_of(error)}"
+            f"model.name: the configuration of {spec.name} is not open_clip's: {one_line(error)}"
         ) from error
     side = size if isinstance(size, int) else _square(spec, *size)
     if found.resize_mode != "shortest" and spec.resize is None:
@@ -160,7 +155,7 @@ def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
     except Exception as error:
         # What comes without a network depends on the hub client; random weights may need a tokenizer from it.
         if name.startswith(LOCAL_DIR) or is_file(weights):
-            raise ValueError(f"model.weights: open_clip cannot load {name}: {reason_of(error)}") from error
+            raise ValueError(f"model.weights: open_clip cannot load {name}: {one_line(error)}") from error
         raise not_downloaded(spec, error, "folder" if ":" in name else "file") from error
     model.visual.output_tokens = False  # of CoCa, whose tower returns the patch tokens as well
     return _clip(
@@ -206,7 +201,7 @@ def huggingface_preprocessing(spec: ModelSpec) -> Preprocessing:
         )
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"model.name: cannot read the image processor of {spec.name}: {reason_of(error)}"
+            f"model.name: cannot read the image processor of {spec.name}: {one_line(error)}"
         ) from error
 
 

@@ -12,6 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from explainers.models.reasons import one_line
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -122,7 +124,7 @@ class Compiled:
         try:
             found: Tensor = self._run(*inputs)
         except TorchDynamoException as error:
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
             _LOG.warning("compute.compile: %s is not compiled: %s", type(self._module).__name__, reason)
             self._run = self._module
             found = self._module(*inputs)

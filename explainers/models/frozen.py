@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,8 @@ from explainers.models.compute import (
     wants_eager,
     wants_full_precision,
 )
+from explainers.models.reasons import one_line
+from explainers.numerics.fingerprint import sha256_of
 
 
 class Frozen:
@@ -46,6 +49,17 @@ class Frozen:
     def _set(self, owner: Any, attribute: str, value: Any) -> None:
         self._restore.append((owner, attribute, getattr(owner, attribute)))
         setattr(owner, attribute, value)
+
+    def _switch_off_in_place(self) -> None:
+        """Let no activation write into what it is given, which may be read as well."""
+        for module in self.network.modules():
+            if hasattr(module, "inplace"):
+                self._set(module, "inplace", False)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the weights: names, types, shapes and values."""
+        return sha256_of(self.network.state_dict()).hexdigest()
 
     def logits(self, inputs: Tensor) -> Tensor:
         raise NotImplementedError
@@ -128,8 +142,7 @@ class Frozen:
         try:
             logits = self.logits(inputs)
         except Exception as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{key}: the network does not run on {what}: {reason}") from error
+            raise ValueError(f"{key}: the network does not run on {what}: {one_line(error)}") from error
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(inputs):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"{key}: the network must return logits (B, K), and returned {found}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,11 +10,8 @@ from typing import Any
 import torch
 
 from explainers.models.model_spec import ModelSpec
+from explainers.models.reasons import one_line
 from explainers.models.sources import check_known, not_downloaded
-
-
-def reason_of(error: Exception) -> str:
-    return textwrap.shorten(str(error), 200)
 
 
 def check_repository(spec: ModelSpec, example: str) -> None:
@@ -32,7 +28,7 @@ def from_pretrained(spec: ModelSpec, read: Callable[..., Any], **options: Any) -
             return read(spec.name, **options)
     except Exception as error:  # what comes without a network depends on the hub client
         if Path(str(spec.name)).is_dir():
-            raise ValueError(f"model.name: cannot read {spec.name}: {reason_of(error)}") from error
+            raise ValueError(f"model.name: cannot read {spec.name}: {one_line(error)}") from error
         raise not_downloaded(spec, error, "folder") from error
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, overload
 
 import torch
 from torch import nn
 
-from explainers.models.black_box import Modality
 from explainers.models.checkpoints import load_weights
 from explainers.models.classifier import Classifier
 from explainers.models.clip_sources import (
@@ -19,6 +19,7 @@ from explainers.models.clip_sources import (
     open_clip_network,
     open_clip_preprocessing,
 )
+from explainers.models.modality import MODALITIES, ModalityName
 from explainers.models.model_spec import ModelSpec, Preprocessing, is_file
 from explainers.models.sources import (
     called_network,
@@ -34,20 +35,51 @@ from explainers.numerics.randomness import global_generators
 
 __all__ = ["ModelSpec", "Preprocessing", "load", "preprocessing"]
 
-_PREPROCESSING = {
-    "torchvision": torchvision_preprocessing,
-    "timm": timm_preprocessing,
-    "open_clip": open_clip_preprocessing,
-    "huggingface": huggingface_preprocessing,
-}
 
+@dataclass(frozen=True)
+class _Source:
+    """Where networks of images, or of numbers, come from.
+
+    Attributes
+    ----------
+    network
+        Builds the network on a device, with published weights where the job names them.
+    preprocessing
+        The source's own, before the job's values take its place.
+    reads_weights
+        Whether ``network`` reads a file of weights too.
+    takes_classes
+        Whether the job names the classes and their prompts.
+    """
+
+    network: Callable[[ModelSpec, str | torch.device], nn.Module]
+    preprocessing: Callable[[ModelSpec], Preprocessing]
+    reads_weights: bool = False
+    takes_classes: bool = False
+
+
+def _moved_later(
+    build: Callable[[ModelSpec], nn.Module],
+) -> Callable[[ModelSpec, str | torch.device], nn.Module]:
+    """The classifier moves what was built to its device."""
+    return lambda spec, device: build(spec)  # noqa: ARG005
+
+
+_SOURCES = {
+    "torchvision": _Source(_moved_later(torchvision_network), torchvision_preprocessing),
+    "timm": _Source(_moved_later(timm_network), timm_preprocessing),
+    "open_clip": _Source(open_clip_network, open_clip_preprocessing, reads_weights=True, takes_classes=True),
+    "huggingface": _Source(
+        huggingface_network, huggingface_preprocessing, reads_weights=True, takes_classes=True
+    ),
+}
+_CALLABLE = _Source(_moved_later(called_network), lambda spec: Preprocessing())  # noqa: ARG005
 
 # Keys that only one modality has.
-_ONLY: dict[str, Modality] = {
+_ONLY: dict[str, ModalityName] = {
     **dict.fromkeys(("classes", "templates", "layer", "resize", "crop", "mean", "std"), "image"),
     "max_length": "text",
 }
-_PLURAL: dict[Modality, str] = {"image": "images", "text": "texts", "tensor": "plain tensors"}
 
 
 @overload
@@ -84,7 +116,7 @@ def load(
     spec: ModelSpec,
     device: str | torch.device = "cpu",
     input_size: tuple[int, ...] | None = None,
-    modality: Modality = "image",
+    modality: ModalityName = "image",
 ) -> Classifier | TextClassifier | TensorClassifier: ...
 
 
@@ -92,7 +124,7 @@ def load(
     spec: ModelSpec,
     device: str | torch.device = "cpu",
     input_size: tuple[int, ...] | None = None,
-    modality: Modality = "image",
+    modality: ModalityName = "image",
 ) -> Classifier | TextClassifier | TensorClassifier:
     """The classifier a job asks for.
 
@@ -115,9 +147,8 @@ def load(
     """
     for key, owner in _ONLY.items():
         if owner != modality and getattr(spec, key) is not None:
-            raise ValueError(
-                f"model.{key}: is for {_PLURAL[owner]}, not for {_PLURAL[modality]}; leave it out"
-            )
+            wanted, found = MODALITIES[owner].plural, MODALITIES[modality].plural
+            raise ValueError(f"model.{key}: is for {wanted}, not for {found}; leave it out")
     classifier: Classifier | TextClassifier | TensorClassifier
     if modality == "text":
         classifier = load_text(spec, device)
@@ -176,14 +207,12 @@ def preprocessing(spec: ModelSpec) -> Preprocessing:
         For an unknown source, name or weights, for class names that are missing or have no place, and for a
         crop larger than what it is cut from.
     """
-    own = _PREPROCESSING.get(spec.source)
-    if own is None and ":" not in spec.source:
-        raise ValueError(
-            f"model.source: unknown source {spec.source!r}; choose {', '.join(_PREPROCESSING)}, "
-            "package.module:callable or path/to/file.py:callable"
-        )
-    check_prompts(spec)
-    steps = Preprocessing() if own is None else own(spec)
+    source = _source_of(spec)
+    if source.takes_classes:
+        check_prompts(spec)
+    else:
+        _refuse_prompts(spec)
+    steps = source.preprocessing(spec)
     given = {key: getattr(spec, key) for key in ("resize", "crop", "mean", "std")}
     steps = replace(steps, **{key: value for key, value in given.items() if value is not None})
     if steps.resize is not None and steps.crop is not None and steps.crop > steps.resize:
@@ -191,25 +220,29 @@ def preprocessing(spec: ModelSpec) -> Preprocessing:
     return steps
 
 
+def _refuse_prompts(spec: ModelSpec) -> None:
+    for key in ("classes", "templates"):
+        if getattr(spec, key) is not None:
+            takers = [name for name, source in _SOURCES.items() if source.takes_classes]
+            raise ValueError(f"model.{key}: only {' and '.join(takers)} take it; leave it out")
+
+
 def network_of(spec: ModelSpec, device: str | torch.device) -> nn.Module:
     """The network of images or numbers a model table asks for, with its weights; drawn ones are seeded."""
+    source = _source_of(spec)
     with global_generators(0, torch.device(device)):
-        network = _network(spec, device)
-    if spec.source not in _WITH_WEIGHTS and spec.weights is not None and is_file(spec.weights):
+        network = source.network(spec, device)
+    if not source.reads_weights and spec.weights is not None and is_file(spec.weights):
         load_weights(network, Path(spec.weights))
     return network
 
 
-_WITH_WEIGHTS = ("open_clip", "huggingface")  # sources that read files of weights themselves
-
-
-def _network(spec: ModelSpec, device: str | torch.device) -> nn.Module:
-    if spec.source == "open_clip":
-        return open_clip_network(spec, device)
-    if spec.source == "huggingface":
-        return huggingface_network(spec, device)
-    if spec.source == "torchvision":
-        return torchvision_network(spec)
-    if spec.source == "timm":
-        return timm_network(spec)
-    return called_network(spec)
+def _source_of(spec: ModelSpec) -> _Source:
+    if ":" in spec.source:
+        return _CALLABLE
+    if spec.source not in _SOURCES:
+        raise ValueError(
+            f"model.source: unknown source {spec.source!r}; choose {', '.join(_SOURCES)}, "
+            "package.module:callable or path/to/file.py:callable"
+        )
+    return _SOURCES[spec.source]

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from explainers.models.model_spec import ModelSpec, Preprocessing, is_file
+from explainers.models.reasons import one_line
 
 # torchvision
 
@@ -68,10 +69,9 @@ def _check_published_classes(spec: ModelSpec, classes: int) -> None:
 
 
 def not_downloaded(spec: ModelSpec, error: Exception, instead: str = "file") -> ValueError:
-    reason = str(error).partition("\n")[0]
     return ValueError(
-        f"model.weights: {spec.weights!r} of {spec.name} cannot be downloaded ({reason}); give a {instead} "
-        "instead"
+        f"model.weights: {spec.weights!r} of {spec.name} cannot be downloaded ({one_line(error)}); give a "
+        f"{instead} instead"
     )
 
 
@@ -140,8 +140,8 @@ def called_network(spec: ModelSpec) -> nn.Module:
     try:
         network = build() if spec.name is None else build(spec.name)
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"model.source: {spec.source} raised {type(error).__name__}: {reason}") from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(f"model.source: {spec.source} raised {reason}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"model.source: {spec.source} returned {type(network).__name__}, not a torch module")
     return network
@@ -153,8 +153,7 @@ def _callable(source: str) -> Any:
         module = _file_module(Path(path)) if path.endswith(".py") else importlib.import_module(path)
         return getattr(module, name)
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"model.source: cannot load {source!r}: {reason}") from error
+        raise ValueError(f"model.source: cannot load {source!r}: {one_line(error)}") from error
 
 
 def _file_module(path: Path) -> Any:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from explainers.models.black_box import Modality, check_fill
+from explainers.models.black_box import check_fill
 from explainers.models.frozen import Frozen
-from explainers.numerics.fingerprint import sha256_of
+from explainers.models.modality import MODALITIES, ModalityName
+
+_TENSORS = MODALITIES["tensor"]
 
 
 class TensorClassifier(Frozen):
@@ -36,9 +37,9 @@ class TensorClassifier(Frozen):
         In one line that names the key: the network does not run on such rows, or returns something else.
     """
 
-    modality: ClassVar[Modality] = "tensor"
-    fills: ClassVar[tuple[str, ...]] = ("zero", "mean")
-    graded: ClassVar[bool] = True
+    modality: ClassVar[ModalityName] = "tensor"
+    fills: ClassVar[tuple[str, ...]] = tuple(_TENSORS.fills)
+    graded: ClassVar[bool] = _TENSORS.graded
     layer: ClassVar[None] = None
 
     def __init__(
@@ -67,14 +68,9 @@ class TensorClassifier(Frozen):
 
     def sites(self, inputs: Tensor) -> Tensor:
         """(B, T): every step, or feature, can be hidden."""
-        return torch.ones_like(inputs[:, 0], dtype=torch.bool)
+        return _TENSORS.sites(inputs)
 
     def fill(self, inputs: Tensor, how: str) -> Tensor:
         """What stands in for absent steps: (1, 1, 1) zero, or (B, C, 1) each channel's own mean."""
         check_fill(self, how)
         return inputs.new_zeros(1, 1, 1) if how == "zero" else inputs.mean(-1, keepdim=True)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of the weights: names, types, shapes and values."""
-        return sha256_of(self.network.state_dict()).hexdigest()

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from explainers.models.black_box import Modality, check_fill
+from explainers.models.black_box import check_fill
 from explainers.models.frozen import Frozen
+from explainers.models.modality import MODALITIES, NO_TOKEN, ModalityName
 from explainers.numerics.fingerprint import sha256_of
 
-_NOTHING = -1  # as an id: no token here; as the number of a word: no word's token
+_TEXTS = MODALITIES["text"]
 
 
 class TextClassifier(Frozen):
@@ -46,8 +47,8 @@ class TextClassifier(Frozen):
         one to which padding makes a difference.
     """
 
-    modality: ClassVar[Modality] = "text"
-    graded: ClassVar[bool] = False
+    modality: ClassVar[ModalityName] = "text"
+    graded: ClassVar[bool] = _TEXTS.graded
     layer: ClassVar[None] = None
 
     def __init__(
@@ -58,7 +59,8 @@ class TextClassifier(Frozen):
         self._logits = _Logits(self.network)
         self._tokenizer = tokenizer
         self._special = frozenset(tokenizer.all_special_ids)
-        self.fills: tuple[str, ...] = ("mask", "remove") if tokenizer.mask_token else ("remove",)
+        can_mask = bool(tokenizer.mask_token)
+        self.fills = tuple(fill for fill in _TEXTS.fills if can_mask or fill != "mask")
         self.input_shape = (2, max_length)
         try:
             self._pad = self._configure()
@@ -99,7 +101,7 @@ class TextClassifier(Frozen):
         ordinary = sorted(set(self._tokenizer.get_vocab().values()) - self._special)
         room = length - len(special)
         some = [ordinary[i * len(ordinary) // room] for i in range(room)]
-        texts = torch.full((2, 2, length), _NOTHING, device=self.device)
+        texts = torch.full((2, 2, length), NO_TOKEN, device=self.device)
         for text, tokens in zip(texts, (some, some[:1]), strict=True):
             ids = special[:1] + tokens + special[1:]
             text[0, : len(ids)] = torch.tensor(ids)
@@ -135,12 +137,12 @@ class TextClassifier(Frozen):
         total = len(found.input_ids)
         if total > length:
             found = self._tokenizer(text, truncation=True, max_length=length, split_special_tokens=True)
-        words = [_NOTHING if word is None else word for word in found.word_ids()]
+        words = [NO_TOKEN if word is None else word for word in found.word_ids()]
         if not any(word >= 0 for word in words):
             raise ValueError("has no token to explain")
         first = min(word for word in words if word >= 0)  # of a text cut at its beginning not 0
         words = [word if word < 0 else word - first for word in words]
-        array = np.full((2, length), _NOTHING, np.int32)
+        array = np.full((2, length), NO_TOKEN, np.int32)
         array[:, : len(words)] = found.input_ids, words
         return array, [self._shown(token) for token in found.input_ids], total
 
@@ -162,7 +164,7 @@ class TextClassifier(Frozen):
         special ones included, one padding token is shown: no network reads nothing.
         """
         ids = inputs[:, 0]
-        there = ids != _NOTHING
+        there = ids != NO_TOKEN
         lengths = there.sum(1, keepdim=True)
         sites = torch.arange(max(1, int(lengths.max())), device=ids.device)
         order = there.logical_not().byte().argsort(dim=1, stable=True)[:, : len(sites)]
@@ -175,12 +177,12 @@ class TextClassifier(Frozen):
 
     def sites(self, inputs: Tensor) -> Tensor:
         """(B, T): tokens that belong to a word can be hidden."""
-        return inputs[:, 1] != _NOTHING
+        return _TEXTS.sites(inputs)
 
     def fill(self, inputs: Tensor, how: str) -> Tensor:
         """(B, 2, T) with the mask token, or no token, on every site that can be hidden."""
         check_fill(self, how)
-        hidden = self._tokenizer.mask_token_id if how == "mask" else _NOTHING
+        hidden = self._tokenizer.mask_token_id if how == "mask" else NO_TOKEN
         return torch.stack([torch.where(self.sites(inputs), hidden, inputs[:, 0]), inputs[:, 1]], 1)
 
     @cached_property

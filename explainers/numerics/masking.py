@@ -15,6 +15,11 @@ def rescaled(masks: Tensor) -> Tensor:
     return (masks - low) / torch.where(high > low, high - low, 1)
 
 
+def rows_of(images: Tensor, rows: Tensor) -> Tensor:
+    """The given rows of (B, C, \\*sites), or the only one, which broadcasts."""
+    return images if len(images) == 1 else images.index_select(0, rows)
+
+
 def gaussian_blur(
     inputs: Tensor,
     sigma: float,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from explainers.models.architectures import architecture_of
+from explainers.models.architectures import prefix_tokens_of
 from explainers.models.classifier import Classifier
 from explainers.models.compute import eager
 from explainers.models.layout import Layout, layout_of
@@ -69,9 +69,7 @@ def attention_tokens(classifier: Classifier) -> Layout:
     T = shapes[0][-1] if shapes else 0
     if seen != {(2, T, T)}:
         raise ValueError("the network has no attention over all tokens that can be read")
-    known = architecture_of(classifier.network)
-    prefix = known.prefix_tokens(classifier.network) if known and known.prefix_tokens else None
-    return layout_of((T, 1), classifier.input_size, prefix)
+    return layout_of((T, 1), classifier.input_size, prefix_tokens_of(classifier.network))
 
 
 def reads_attention(classifier: Classifier) -> bool:

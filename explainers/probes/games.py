@@ -16,13 +16,19 @@ from torch.nn import functional as F
 
 from explainers.base import Batch, PresetParameters
 from explainers.models.classifier import Classifier
+from explainers.models.modality import ImageFill
 from explainers.numerics.batching import in_chunks
-from explainers.probes.masked_forward import MaskedForward, Score, target_log_odds, target_probability
+from explainers.numerics.masking import rows_of
+from explainers.probes.masked_forward import (
+    MaskedForward,
+    Score,
+    target_log_odds,
+    target_probability,
+    with_prediction,
+)
 from explainers.probes.narrowing import class_token_alone
 
 CELLS = 14  # a side
-
-Fill = Literal["mean", "black", "white", "blur"]
 
 REWARDS: dict[str, Score] = {"log_odds": target_log_odds, "confidence": target_probability}
 
@@ -35,7 +41,7 @@ class CellParameters(PresetParameters):
         ge=1,
         description="cells a side; by default a transformer's own patches, else 14, or as many as pixels",
     )
-    fill: Fill | None = Field(
+    fill: ImageFill | None = Field(
         None, description="what absent cells show; by default a transformer drops their tokens, else mean"
     )
     reward: Literal["log_odds", "confidence"] = Field(
@@ -87,11 +93,7 @@ class Cells:
 
     def game(self, batch: Batch) -> Game:
         """The game of a batch."""
-        reward = REWARDS[self.parameters.reward]
-
-        def score(logits: Tensor, targets: Tensor) -> Tensor:
-            return torch.stack([reward(logits, targets), (logits.argmax(1) == targets).to(logits.dtype)], 1)
-
+        score = with_prediction(REWARDS[self.parameters.reward])
         if self.encode is not None:
             return DroppedTokens(self.classifier, batch, self.grid, score, self.encode)
         return FilledCells(self.classifier, batch, self.grid, self.parameters.fill or "mean", score)
@@ -114,7 +116,7 @@ class FilledCells:
     """Absent cells show a fill."""
 
     def __init__(
-        self, classifier: Classifier, batch: Batch, grid: tuple[int, int], fill: Fill, score: Score
+        self, classifier: Classifier, batch: Batch, grid: tuple[int, int], fill: ImageFill, score: Score
     ) -> None:
         self.inputs, self.grid, self.size = batch.inputs, grid, classifier.input_size
         self.fill = classifier.fill(batch.inputs, fill)
@@ -129,7 +131,7 @@ class FilledCells:
         def compose(rows: Tensor) -> Tensor:
             cells = present[rows].to(self.inputs.dtype).unflatten(1, (1, *self.grid))
             shown = F.interpolate(cells, self.size)  # nearest: hard edges
-            behind = self.fill if len(self.fill) == 1 else self.fill[images[rows]]
+            behind = rows_of(self.fill, images[rows])
             return torch.lerp(behind.expand(len(rows), -1, *self.size), self.inputs[images[rows]], shown)
 
         return self.masked.scores(images, compose)

@@ -40,6 +40,16 @@ def target_sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
     return target_logit(logits, targets).sigmoid()
 
 
+def with_prediction(score: Score) -> Score:
+    """(n, 2): ``score``, and 1 where the target is the prediction, else 0."""
+
+    def both(logits: Tensor, targets: Tensor) -> Tensor:
+        scores = score(logits, targets)
+        return torch.stack([scores, (logits.argmax(1) == targets).to(scores.dtype)], 1)
+
+    return both
+
+
 SCALARS: dict[str, Score] = {
     "probability": target_probability,
     "sigmoid": target_sigmoid,

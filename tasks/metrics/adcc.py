@@ -13,17 +13,13 @@ from torch import Tensor
 
 from explainers.base import Parameters
 from tasks.metrics.average_drop import AverageDrop, AverageDropParameters
-from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.base import Column, MetricBatch, Need, NoParameters, Scores
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.registry import register
 from tasks.metrics.similarity import flat
 
 if TYPE_CHECKING:
     from explainers.models.black_box import BlackBox
-
-
-class AdccParameters(Parameters):
-    """None."""
 
 
 @register
@@ -49,9 +45,9 @@ class Adcc:
     name: ClassVar[str] = "adcc"
     title: ClassVar[str] = "Average drop, coherency and complexity in one number (Poppi et al. 2021)"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.EXPLAINER})
-    Parameters: ClassVar[type[Parameters]] = AdccParameters
+    Parameters: ClassVar[type[Parameters]] = NoParameters
 
-    def __init__(self, classifier: BlackBox, parameters: AdccParameters) -> None:  # noqa: ARG002
+    def __init__(self, classifier: BlackBox, parameters: NoParameters) -> None:  # noqa: ARG002
         self.drop = AverageDrop(classifier, AverageDropParameters(levels=(100,)))
 
     def columns(self) -> list[Column]:
@@ -79,12 +75,11 @@ class Adcc:
 
     def _correlation(self, batch: MetricBatch, maps: Tensor) -> Tensor:
         """(B,) of each map with that of the input times the map; NaN where there is none."""
-        assert batch.explain is not None  # as Need.EXPLAINER says
         found = torch.full_like(batch.confidence, torch.nan)
         rows = (~unreadable(maps)).nonzero()[:, 0]
         if len(rows):
             masked = batch.inputs[rows] * maps[rows, None]
-            found[rows] = pearson(maps[rows], batch.explain(masked, rows))
+            found[rows] = pearson(maps[rows], batch.explainer(masked, rows))
         return found
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
+from explainers.models.modality import MODALITIES
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.composites import target_probabilities
+from tasks.metrics.levels import DISTINCT
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.ranking import ranks, sites_of
 from tasks.metrics.registry import register
@@ -24,24 +26,12 @@ if TYPE_CHECKING:
     from explainers.models.black_box import BlackBox
 
 
-_FILLS = {
-    "image": "black: pixels times {mask}, before normalisation",
-    "text": "tokens that are not kept are hidden: mask tokens, or none where there is no mask token",
-    "tensor": "zero: numbers times {mask}",
-}
-
-
 class AverageDropParameters(Parameters):
     """``levels``: percentages of sites, the most salient ones, that keep their value in the mask."""
 
-    levels: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(default=(100, 50, 15), min_length=1)
-
-    @field_validator("levels")
-    @classmethod
-    def _distinct(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(levels)) < len(levels):
-            raise ValueError("levels must differ from each other")
-        return levels
+    levels: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Field(min_length=1), DISTINCT] = Field(
+        default=(100, 50, 15)
+    )
 
 
 class _Masked:
@@ -60,7 +50,7 @@ class _Masked:
     @property
     def _filled_with(self) -> str:
         mask = "1 - map" if self.inverse else "the map"
-        return _FILLS[self.classifier.modality].format(mask=mask)
+        return MODALITIES[self.classifier.modality].masked.format(mask=mask)
 
     def _named(self, columns: list[Column], numbers: list[Tensor], maps: Tensor) -> Scores:
         """The (B, levels) numbers under their names, level by level; NaN for maps of NaN."""

@@ -25,6 +25,10 @@ class Need(StrEnum):
     EXPLAINER = "explainer"  # the explainer once more, on altered inputs or networks
 
 
+class NoParameters(AnyParameters):
+    """There are none."""
+
+
 class Explain(Protocol):
     """The explainer whose maps are scored, run again.
 
@@ -85,6 +89,12 @@ class MetricBatch:
     forwards: int = 64
     masks: Tensor | None = None
     explain: Explain | None = None
+
+    @property
+    def explainer(self) -> Explain:
+        """:attr:`explain` of a metric that needs it."""
+        assert self.explain is not None
+        return self.explain
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from explainers.base import Parameters
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
-from tasks.metrics.connected import components
+from tasks.metrics.connected import connected_components
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.references import center_map
 from tasks.metrics.registry import register
@@ -113,7 +113,7 @@ class MaxBoxAccuracy:
         # How many thresholds each pixel is above.
         levels = torch.bucketize(maps, _cuts(self.thresholds, maps.device), out_int32=True).cpu().numpy()
         for k in range(self.thresholds):
-            found = components(levels > k)
+            found = connected_components(levels > k)
             overlap = _overlap(found.boxes, truth[found.image])
             np.maximum.at(best[:, k], found.image, overlap)
             most = np.zeros(len(maps), np.int64)
@@ -139,7 +139,7 @@ def _center_boxes(size: tuple[int, int], thresholds: int) -> Floats:
     """(thresholds, 4): of the centred Gaussian, whose pixels above any threshold are one component."""
     cpu = torch.device("cpu")
     above = center_map(size, cpu) > _cuts(thresholds, cpu)[:, None, None]
-    return components(above.numpy()).boxes
+    return connected_components(above.numpy()).boxes
 
 
 def _truth(boxes: list[Tensor], size: tuple[int, int]) -> Floats:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from explainers.base import Batch, Parameters
-from explainers.probes.games import CellParameters, Cells, Fill
+from explainers.models.modality import ImageFill
+from explainers.probes.games import CellParameters, Cells
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.ranking import ranks
@@ -34,7 +35,7 @@ class CellCurvesParameters(Parameters):
 
     grid: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=2)
-    fill: Fill | None = None
+    fill: ImageFill | None = None
 
 
 @register

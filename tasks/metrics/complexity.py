@@ -15,16 +15,12 @@ from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
-from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.base import Column, MetricBatch, Need, NoParameters, Scores
 from tasks.metrics.ranking import sites_of
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
     from explainers.models.black_box import BlackBox
-
-
-class ComplexityParameters(Parameters):
-    """There are none."""
 
 
 @register
@@ -34,9 +30,9 @@ class Entropy:
     name: ClassVar[str] = "entropy"
     title: ClassVar[str] = "Entropy of the map in nats (Bhatt et al. 2020)"
     needs: ClassVar[frozenset[Need]] = frozenset()
-    Parameters: ClassVar[type[Parameters]] = ComplexityParameters
+    Parameters: ClassVar[type[Parameters]] = NoParameters
 
-    def __init__(self, classifier: BlackBox, parameters: ComplexityParameters) -> None:
+    def __init__(self, classifier: BlackBox, parameters: NoParameters) -> None:
         pass
 
     def columns(self) -> list[Column]:
@@ -90,9 +86,9 @@ class MaskArea:
     name: ClassVar[str] = "mask_area"
     title: ClassVar[str] = "Mean of the map (Poppi et al. 2021)"
     needs: ClassVar[frozenset[Need]] = frozenset()
-    Parameters: ClassVar[type[Parameters]] = ComplexityParameters
+    Parameters: ClassVar[type[Parameters]] = NoParameters
 
-    def __init__(self, classifier: BlackBox, parameters: ComplexityParameters) -> None:
+    def __init__(self, classifier: BlackBox, parameters: NoParameters) -> None:
         pass
 
     def columns(self) -> list[Column]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from explainers.probes.masked_forward import MaskedForward, target_probability
+from explainers.probes.masked_forward import MaskedForward, target_probability, with_prediction
 from tasks.metrics.base import MetricBatch
 
 if TYPE_CHECKING:
@@ -32,7 +31,5 @@ def target_probabilities(
     return masked.variants(variants, compose, same)
 
 
-def probability_and_prediction(logits: Tensor, targets: Tensor) -> Tensor:
-    """(n, 2): the target's probability, and 1 where it is the prediction, else 0."""
-    probability = target_probability(logits, targets)
-    return torch.stack([probability, (logits.argmax(1) == targets).to(probability.dtype)], 1)
+# (n, 2): the target's probability, and 1 where it is the prediction, else 0.
+probability_and_prediction = with_prediction(target_probability)

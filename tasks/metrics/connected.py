@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Components:
+class ConnectedComponents:
     """K components of B binary maps.
 
     Attributes
@@ -28,10 +28,10 @@ class Components:
     areas: NDArray[np.int64]
 
 
-def components(binary: NDArray[np.bool_]) -> Components:
+def connected_components(binary: NDArray[np.bool_]) -> ConnectedComponents:
     """Components of (B, H, W) bool maps; pixels that share an edge or a corner are connected."""
     if not binary.size:  # OpenCV crashes on an empty image
-        return Components(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64))
+        return ConnectedComponents(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64))
     height = binary.shape[1] + 1
     # One tall image, an empty row below each map: nothing connects across it.
     tall = np.pad(binary, ((0, 0), (0, 1), (0, 0))).reshape(-1, binary.shape[2])
@@ -40,4 +40,4 @@ def components(binary: NDArray[np.bool_]) -> Components:
     left, top, across, down, areas = statistics.T
     image, top = np.divmod(top, height)
     boxes = np.stack([left, top, left + across, top + down], 1).astype(np.float64)
-    return Components(image, boxes, areas)
+    return ConnectedComponents(image, boxes, areas)

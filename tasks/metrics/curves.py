@@ -14,6 +14,8 @@ from torch import Tensor
 
 from explainers.base import Parameters
 from explainers.models.black_box import check_fill
+from explainers.models.modality import MODALITIES, Fill, ImageFill
+from explainers.numerics.masking import rows_of
 from explainers.probes.masked_forward import MaskedForward, Score, target_probability
 from tasks.metrics.base import MetricBatch
 from tasks.metrics.preparation import unreadable
@@ -22,17 +24,8 @@ from tasks.metrics.ranking import ranks, sites_of
 if TYPE_CHECKING:
     from explainers.models.black_box import BlackBox
 
-Fill = Literal["blur", "mean", "black", "white", "mask", "remove", "zero"]
-FILLS: dict[tuple[str, str], str] = {
-    ("image", "blur"): "the input blurred (11x11 kernel, sigma 5, zero padding after normalisation)",
-    ("image", "mean"): "the mean the classifier subtracts (zero after normalisation)",
-    ("image", "black"): "black",
-    ("image", "white"): "white",
-    ("text", "mask"): "mask tokens",
-    ("text", "remove"): "nothing: hidden tokens are taken out",
-    ("tensor", "zero"): "zero",
-    ("tensor", "mean"): "the mean of each channel over the input's own sites",
-}
+# Here a blur is RISE's, not the classifier's.
+_RISE_BLUR = "the input blurred (11x11 kernel, sigma 5, zero padding after normalisation)"
 _INFINITE = float("inf")
 # Logits of one classifier say nothing beside another's.
 WITHIN: dict[str, Literal["classifier"] | None] = {"probability": None, "logit": "classifier"}
@@ -69,7 +62,7 @@ class Curve:
     """
 
     def __init__(
-        self, classifier: BlackBox, steps: int, fill: Fill | None, image_fill: Fill, score: Score
+        self, classifier: BlackBox, steps: int, fill: Fill | None, image_fill: ImageFill, score: Score
     ) -> None:
         self.classifier, self.steps, self.score = classifier, steps, score
         own = image_fill if classifier.modality == "image" else classifier.fills[0]
@@ -79,7 +72,7 @@ class Curve:
     @property
     def filled_with(self) -> str:
         """The fill in words."""
-        return FILLS[self.classifier.modality, self.fill]
+        return _RISE_BLUR if self.fill == "blur" else MODALITIES[self.classifier.modality].fills[self.fill]
 
     def counts(self, maps: Tensor) -> Tensor:
         """(B, steps + 1) int64: how many sites of each of (B, \\*sites) maps have changed, none to all."""
@@ -119,9 +112,9 @@ class Curve:
             count = counts[image, variant].view(-1, *[1] * (order.ndim - 1))
             changed = (order.index_select(0, image) < count)[:, None]
             if not self.classifier.graded:
-                return torch.where(changed, _rows(end, image), _rows(start, image))
+                return torch.where(changed, rows_of(end, image), rows_of(start, image))
             # With weights of exactly 0 and 1 this copies, and is faster on the CPU than torch.where.
-            return torch.lerp(_rows(start, image), _rows(end, image), changed.to(start.dtype))
+            return torch.lerp(rows_of(start, image), rows_of(end, image), changed.to(start.dtype))
 
         # A text of few tokens changes at some of the steps only.
         return masked.variants(self.steps - 1, compose, same=counts)
@@ -147,11 +140,6 @@ class Curve:
             # per channel, and blurring with zero padding is linear.
             return _blur(inputs - mean) + mean
         return self.classifier.fill(inputs, self.fill)
-
-
-def _rows(images: Tensor, rows: Tensor) -> Tensor:
-    """The given rows, or the only one, which broadcasts."""
-    return images if len(images) == 1 else images.index_select(0, rows)
 
 
 def _blur(inputs: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:

@@ -5,7 +5,7 @@ Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from explainers.base import Parameters
 from explainers.models.black_box import check_fill
+from explainers.models.modality import ImageFill
+from explainers.numerics.masking import rows_of
 from explainers.numerics.randomness import seed_of, uniform
 from explainers.probes.masked_forward import MaskedForward, target_logit
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
@@ -34,7 +36,7 @@ class InfidelityParameters(Parameters):
 
     samples: int = Field(default=100, ge=2)
     largest: float = Field(default=0.36, gt=0, le=1)
-    fill: Literal["mean", "black", "white", "blur"] = "mean"
+    fill: ImageFill = "mean"
 
 
 @register
@@ -100,7 +102,7 @@ class Infidelity:
                 for axis in (0, 1)
             )
             lost = rows[:, None, :, None] & columns[:, None, None]
-            return torch.where(lost, fill if len(fill) == 1 else fill[image], batch.inputs[image])
+            return torch.where(lost, rows_of(fill, image), batch.inputs[image])
 
         masked = MaskedForward(self.classifier, batch.targets, batch.forwards, target_logit)
         logits = masked.variants(every.shape[1], compose).double()

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from explainers.base import Parameters
+from explainers.models.modality import ImageFill
 from explainers.probes.masked_forward import SCALARS
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
-from tasks.metrics.curves import RANGES, WITHIN, Curve, CurveParameters, Fill
+from tasks.metrics.curves import RANGES, WITHIN, Curve, CurveParameters
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
@@ -33,14 +34,14 @@ class DeletionParameters(InsertionParameters):
     """As for insertion, with the mean as the fill of images."""
 
 
-class _Causal:
+class _CurveArea:
     """The area under the target's probability while pixels change sides in order of saliency."""
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset()
     better: ClassVar[str]
     inserts: ClassVar[bool]
-    image_fill: ClassVar[Fill]  # RISE's
+    image_fill: ClassVar[ImageFill]  # RISE's
 
     def __init__(self, classifier: BlackBox, parameters: InsertionParameters) -> None:
         self.range, self.within = RANGES[parameters.output], WITHIN[parameters.output]
@@ -63,19 +64,19 @@ class _Causal:
 
 
 @register
-class Insertion(_Causal):
+class Insertion(_CurveArea):
     """Sites are shown on the fill, the most salient first."""
 
     name: ClassVar[str] = "insertion"
     title: ClassVar[str] = "Area under the probability as salient sites are shown (Petsiuk et al. 2018)"
     better: ClassVar[str] = "higher"
     inserts: ClassVar[bool] = True
-    image_fill: ClassVar[Fill] = "blur"
+    image_fill: ClassVar[ImageFill] = "blur"
     Parameters: ClassVar[type[Parameters]] = InsertionParameters
 
 
 @register
-class Deletion(_Causal):
+class Deletion(_CurveArea):
     """Sites are hidden by the fill, the most salient first.
 
     A hole in the shape of the object still shows the object: on the demo's digits a map of the digit's true
@@ -86,5 +87,5 @@ class Deletion(_Causal):
     title: ClassVar[str] = "Area under the probability as salient sites are hidden (Petsiuk et al. 2018)"
     better: ClassVar[str] = "lower"
     inserts: ClassVar[bool] = False
-    image_fill: ClassVar[Fill] = "mean"
+    image_fill: ClassVar[ImageFill] = "mean"
     Parameters: ClassVar[type[Parameters]] = DeletionParameters

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
-from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.base import Column, MetricBatch, Need, NoParameters, Scores
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.ranking import ranks
 from tasks.metrics.registry import register
@@ -72,10 +72,6 @@ class PointingGame:
         return (((squared == 0) | (squared < self.tolerance**2)) & _occupied(extents)).any(1)
 
 
-class EnergyPointingGameParameters(Parameters):
-    """There are none."""
-
-
 @register
 class EnergyPointingGame:
     """The share of the map that lies in the union of the image's boxes."""
@@ -83,9 +79,9 @@ class EnergyPointingGame:
     name: ClassVar[str] = "energy_pointing_game"
     title: ClassVar[str] = "Share of the map inside the boxes (Wang et al. 2020, Score-CAM)"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.BOXES})
-    Parameters: ClassVar[type[Parameters]] = EnergyPointingGameParameters
+    Parameters: ClassVar[type[Parameters]] = NoParameters
 
-    def __init__(self, classifier: BlackBox, parameters: EnergyPointingGameParameters) -> None:
+    def __init__(self, classifier: BlackBox, parameters: NoParameters) -> None:
         pass
 
     def columns(self) -> list[Column]:

@@ -13,9 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
+from explainers.models.modality import Fill
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.composites import probability_and_prediction
-from tasks.metrics.curves import Curve, Fill
+from tasks.metrics.curves import Curve
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from torch import Tensor
 from explainers.base import Need as ExplainerNeed
 from explainers.base import Parameters
 from explainers.numerics.randomness import seed_of, uniform
-from tasks.metrics.base import Column, Explain, MetricBatch, Need, Scores
+from tasks.metrics.base import Column, MetricBatch, Need, NoParameters, Scores
 from tasks.metrics.preparation import unreadable
-from tasks.metrics.random_weights import layers_of, network_of, redrawn, release
+from tasks.metrics.random_weights import free_weights, layers_with_weights, network_of, with_random_weights
 from tasks.metrics.registry import register
 from tasks.metrics.similarity import flat, spearman, ssim
 
@@ -97,7 +97,7 @@ class Randomisation(_Similarity):
     def __init__(self, classifier: BlackBox, parameters: RandomisationParameters) -> None:
         super().__init__(classifier)
         self.cascading, self.fill = parameters.order == "cascading", _FILLS[parameters.order]
-        last = len(layers_of(network_of(classifier))) - 1
+        last = len(layers_with_weights(network_of(classifier))) - 1
         count = min(parameters.stages, last + 1)
         self.deepest: list[int] = np.linspace(last, 0, count).round().astype(int)[::-1].tolist()
 
@@ -111,21 +111,17 @@ class Randomisation(_Similarity):
         stage whose map is flat has a rank correlation of 0. A map of zeros that stays one has a structural
         similarity of 1.
         """
-        explain = _explain_of(batch)
+        explain = batch.explainer
         if explain.needs & {ExplainerNeed.TRAINED, ExplainerNeed.PREDICTION}:
             return Scores(self._undefined(maps), self._undefined(maps, len(self.deepest)))
         rows = torch.arange(len(maps), device=maps.device)
         found = []
         for layer in self.deepest:  # one copy at a time
-            network = redrawn(self.classifier, range(layer + 1) if self.cascading else [layer])
+            network = with_random_weights(self.classifier, range(layer + 1) if self.cascading else [layer])
             found.append(self._similarities(maps, explain(batch.inputs, rows, classifier=network)))
-            release(network)
+            free_weights(network)
         curves = {name: torch.stack([stage[name] for stage in found], 1) for name in found[0]}
         return Scores({name: curve.mean(1) for name, curve in curves.items()}, curves)
-
-
-class RandomLogitParameters(Parameters):
-    """There are none."""
 
 
 @register
@@ -139,9 +135,9 @@ class RandomLogit(_Similarity):
     name: ClassVar[str] = "random_logit"
     title: ClassVar[str] = "Similarity of the map with that of a random other class (Sixt et al. 2020)"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.EXPLAINER})
-    Parameters: ClassVar[type[Parameters]] = RandomLogitParameters
+    Parameters: ClassVar[type[Parameters]] = NoParameters
 
-    def __init__(self, classifier: BlackBox, parameters: RandomLogitParameters) -> None:  # noqa: ARG002
+    def __init__(self, classifier: BlackBox, parameters: NoParameters) -> None:  # noqa: ARG002
         super().__init__(classifier)
 
     @torch.inference_mode()
@@ -152,7 +148,7 @@ class RandomLogit(_Similarity):
         that of the other class is; the rank correlation also for flat maps, which have no order. Where that
         of the other class is flat it is 0.
         """
-        explain = _explain_of(batch)
+        explain = batch.explainer
         if ExplainerNeed.PREDICTION in explain.needs:
             return Scores(self._undefined(maps))
         classes = self.classifier.num_classes
@@ -160,8 +156,3 @@ class RandomLogit(_Similarity):
         rows = torch.arange(len(maps), device=maps.device)
         others = explain(batch.inputs, rows, targets=(batch.targets + step) % classes)
         return Scores(self._similarities(maps, others))
-
-
-def _explain_of(batch: MetricBatch) -> Explain:
-    assert batch.explain is not None  # as Need.EXPLAINER says
-    return batch.explain

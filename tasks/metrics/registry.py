@@ -4,5 +4,5 @@ from typing import Any
 
 from explainers.registry import Registry
 
-metrics: Registry[Any] = Registry("metric", "tasks.metrics", "floodlit.metrics")
+metrics: Registry[Any] = Registry("metric", "tasks.metrics", "floodlit.metrics", methods=("columns", "score"))
 register = metrics.register

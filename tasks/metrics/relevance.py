@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from explainers.base import Parameters
-from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.base import Column, MetricBatch, Need, NoParameters, Scores
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.ranking import ranks
 from tasks.metrics.registry import register
@@ -21,18 +21,14 @@ if TYPE_CHECKING:
     from explainers.models.black_box import BlackBox
 
 
-class RelevanceParameters(Parameters):
-    """There are none."""
-
-
 class _Relevance:
     """A score in [0, 1] of a map against a mask, beside the mask's share of the input."""
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.MASKS})
-    Parameters: ClassVar[type[Parameters]] = RelevanceParameters
+    Parameters: ClassVar[type[Parameters]] = NoParameters
 
-    def __init__(self, classifier: BlackBox, parameters: RelevanceParameters) -> None:
+    def __init__(self, classifier: BlackBox, parameters: NoParameters) -> None:
         pass
 
     def columns(self) -> list[Column]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
@@ -16,6 +16,7 @@ from explainers.probes.masked_forward import MaskedForward
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.composites import probability_and_prediction
 from tasks.metrics.imputation import RADIUS, Imputation, imputed, normal
+from tasks.metrics.levels import DISTINCT
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.ranking import ranks
 from tasks.metrics.registry import register
@@ -34,18 +35,11 @@ class RoadParameters(Parameters):
     to linear ones and none to inpainted ones, as there.
     """
 
-    levels: tuple[Annotated[int, Field(ge=1, le=99)], ...] = Field(
-        default=(10, 20, 30, 40, 50, 70, 90), min_length=1
+    levels: Annotated[tuple[Annotated[int, Field(ge=1, le=99)], ...], Field(min_length=1), DISTINCT] = Field(
+        default=(10, 20, 30, 40, 50, 70, 90)
     )
     imputation: Imputation = "linear"
     noise: float | None = Field(default=None, ge=0, le=1)
-
-    @field_validator("levels")
-    @classmethod
-    def _distinct(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(levels)) < len(levels):
-            raise ValueError("levels must differ from each other")
-        return levels
 
 
 @register

@@ -68,11 +68,10 @@ class Sensitivity:
         NaN, as explainers of the predicted class give it once noise changes the prediction. A copy whose map
         is zero counts as 1.
         """
-        assert batch.explain is not None  # as Need.EXPLAINER says
         rows = torch.arange(len(maps), device=maps.device)
         norms = maps.flatten(1).norm(dim=1)
         changes = [
-            (batch.explain(self._noisy(batch, sample), rows) - maps).flatten(1).norm(dim=1) / norms
+            (batch.explainer(self._noisy(batch, sample), rows) - maps).flatten(1).norm(dim=1) / norms
             for sample in range(self.samples)
         ]
         found = torch.stack(changes).masked_fill(norms == 0, torch.nan)

@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
-from tasks.metrics.base import Column, MetricBatch, Need, Scores
-from tasks.metrics.complexity import ComplexityParameters, shows_nothing
-from tasks.metrics.connected import components
+from tasks.metrics.base import Column, MetricBatch, Need, NoParameters, Scores
+from tasks.metrics.complexity import shows_nothing
+from tasks.metrics.connected import connected_components
 from tasks.metrics.ranking import sites_of
 from tasks.metrics.registry import register
 
@@ -45,7 +45,7 @@ class ConnectedRegions:
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:  # noqa: ARG002
         """Score (B, H, W) prepared maps, on the CPU: 1 for a flat one; NaN for maps of zeros or NaN."""
-        found = components((maps > self.threshold * maps.amax((1, 2), keepdim=True)).cpu().numpy())
+        found = connected_components((maps > self.threshold * maps.amax((1, 2), keepdim=True)).cpu().numpy())
         counts = torch.from_numpy(np.bincount(found.image, minlength=len(maps)))
         regions = counts.to(maps).masked_fill(shows_nothing(maps), torch.nan)
         return Scores({"connected_regions": regions})
@@ -62,9 +62,9 @@ class TotalVariation:
     name: ClassVar[str] = "total_variation"
     title: ClassVar[str] = "Anisotropic total variation of the map, per site (after Rudin et al. 1992)"
     needs: ClassVar[frozenset[Need]] = frozenset()
-    Parameters: ClassVar[type[Parameters]] = ComplexityParameters
+    Parameters: ClassVar[type[Parameters]] = NoParameters
 
-    def __init__(self, classifier: BlackBox, parameters: ComplexityParameters) -> None:
+    def __init__(self, classifier: BlackBox, parameters: NoParameters) -> None:
         pass
 
     def columns(self) -> list[Column]:

@@ -8,15 +8,11 @@ import torch
 from torch import Tensor
 
 from explainers.base import Parameters
-from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.base import Column, MetricBatch, Need, NoParameters, Scores
 from tasks.metrics.registry import register
 
 if TYPE_CHECKING:
     from explainers.models.black_box import BlackBox
-
-
-class SparsenessParameters(Parameters):
-    """There are none."""
 
 
 @register
@@ -26,9 +22,9 @@ class Sparseness:
     name: ClassVar[str] = "sparseness"
     title: ClassVar[str] = "Gini index of the map (Chalasani et al. 2020)"
     needs: ClassVar[frozenset[Need]] = frozenset()
-    Parameters: ClassVar[type[Parameters]] = SparsenessParameters
+    Parameters: ClassVar[type[Parameters]] = NoParameters
 
-    def __init__(self, classifier: BlackBox, parameters: SparsenessParameters) -> None:
+    def __init__(self, classifier: BlackBox, parameters: NoParameters) -> None:
         pass
 
     def columns(self) -> list[Column]:

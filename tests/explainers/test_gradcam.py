@@ -12,6 +12,7 @@ import toys
 from explainers.base import Batch, Explanation
 from explainers.gradcam import GradCam
 from explainers.models.classifier import Classifier
+from rounding import TOYS, rounding
 
 
 def explain(classifier: Classifier, batch: Batch) -> Explanation:
@@ -29,7 +30,9 @@ def test_maps_equal_captums_on_small_networks(name: str) -> None:
         maps = explain(classifier, batch).maps
         captum = LayerGradCam(classifier.network, classifier.network.features)
         expected = captum.attribute(batch.inputs, batch.targets, relu_attributions=False)
-    torch.testing.assert_close(maps, expected[:, 0], rtol=1e-4, atol=1e-6)
+    # Back through 20 and 192 products, mean gradients of 16 positions, and sums of 12 channels.
+    close = rounding(20 + 192 + 16 + 12, magnitude=float(expected.detach().abs().max()))
+    torch.testing.assert_close(maps, expected[:, 0], rtol=1e-4, atol=close)
     assert (maps < 0).any()
 
 
@@ -42,7 +45,9 @@ def test_maps_equal_captums_on_a_resnet_with_preprocessing() -> None:
         maps = explain(classifier, batch).maps
         captum = LayerGradCam(network, network.layer4)
         expected = captum.attribute((batch.inputs - 0.4) / 0.2, batch.targets, relu_attributions=False)
-    torch.testing.assert_close(maps, expected[:, 0], rtol=1e-4, atol=1e-6)
+    # Mean gradients of 4 positions, and sums of 512 channels.
+    close = rounding(4 + 512, magnitude=float(expected.detach().abs().max()))
+    torch.testing.assert_close(maps, expected[:, 0], rtol=1e-4, atol=close)
 
 
 def test_a_pooled_linear_head_gives_its_weights_over_the_number_of_positions() -> None:
@@ -71,7 +76,8 @@ def test_tokens_are_laid_on_their_grid_and_the_class_token_is_left_out() -> None
         handle.remove()
     tokens, gradient = seen[0].detach()[:, 1:], seen[0].grad[:, 1:]
     expected = (tokens * gradient.mean(1, keepdim=True)).sum(2)
-    torch.testing.assert_close(maps, expected.view(2, 4, 4), rtol=1e-4, atol=1e-6)
+    close = TOYS * float(expected.abs().max())
+    torch.testing.assert_close(maps, expected.view(2, 4, 4), rtol=1e-4, atol=close)
 
 
 def test_tensors_made_in_inference_mode_are_explained_inside_and_outside_of_it() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from torchvision import models
 
 import toys
 from explainers.models.auxiliary import Auxiliary
+from explainers.models.classifier import Classifier
 from explainers.models.tensors import TensorClassifier
 from explainers.ptame import Head, PTame, load_head
 from explainers.registry import explainers
@@ -255,6 +259,78 @@ def test_a_head_of_another_classifier_is_refused_in_one_line(
         with pytest.raises(ValueError, match=told) as refusal:
             explainer_of(tmp_path / "head.safetensors", classifier)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Iterator[tuple[Classifier, Path]]:
+    """A classifier and a head, whose auxiliary network a Python file builds that lies beside its folder."""
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "digits.py").write_text("import toys\n\n\ndef small():\n    return toys.tapped()\n")
+    (tmp_path / "run").mkdir()
+    with toys.conv_mlp() as classifier:
+        path = tmp_path / "run" / "head.safetensors"
+        auxiliary = {"source": "../nets/digits.py:small", "weights": "none"}
+        toys.untrained_head(classifier, path, auxiliary=auxiliary)
+        yield classifier, path
+
+
+def copied(head: Path, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return Path(shutil.copy(head, folder))
+
+
+@pytest.mark.parametrize("folder", ["", "a/b", "a/b/c/d"])
+def test_a_copied_head_says_which_file_it_lacks_and_is_told_where_it_lies(
+    trained: tuple[Classifier, Path], folder: str, tmp_path: Path
+) -> None:
+    classifier, head = trained
+    copy = copied(head, tmp_path / "copies" / "of" / folder)
+    noted = os.path.normpath(copy.parent / "../nets/digits.py")
+    with pytest.raises(ValueError, match=r"^head: ") as refusal:
+        explainer_of(copy, classifier)
+    assert str(refusal.value) == (
+        f"head: {copy} reads an auxiliary network built by digits.py:small, and {noted} is not there; "
+        'say where it lies: auxiliary = "PATH/digits.py"'
+    )
+    batch = toys.batch(classifier, 2)
+    parameters = PTame.Parameters(head=copy, auxiliary=tmp_path / "nets" / "digits.py")
+    found = PTame(classifier, parameters).explain(batch)
+    assert torch.equal(found.maps, explainer_of(head, classifier).explain(batch).maps)
+
+
+def test_a_copied_head_beside_the_file_needs_no_telling(
+    trained: tuple[Classifier, Path], tmp_path: Path
+) -> None:
+    classifier, head = trained
+    assert explainer_of(copied(head, tmp_path / "beside"), classifier).auxiliary.taps == toys.TAPS
+
+
+def test_a_file_that_builds_another_auxiliary_network_is_refused(
+    trained: tuple[Classifier, Path], tmp_path: Path
+) -> None:
+    classifier, head = trained
+    other = tmp_path / "nets" / "other.py"
+    other.write_text("from torch import nn\n\n\ndef small():\n    return nn.Conv2d(3, 4, 1)\n")
+    missing = tmp_path / "none.py"
+    for file, told in (
+        (other, "do not fit Conv2d"),
+        (missing, f"^auxiliary: there is no Python file {missing}$"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            PTame(classifier, PTame.Parameters(head=head, auxiliary=file))
+
+
+def test_a_head_whose_auxiliary_network_comes_from_no_file_takes_none(tmp_path: Path) -> None:
+    (tmp_path / "digits.py").touch()
+    with toys.conv_mlp() as classifier:
+        head = tmp_path / "head.safetensors"
+        toys.untrained_head(classifier, head)
+        parameters = PTame.Parameters(head=head, auxiliary=tmp_path / "digits.py")
+        with pytest.raises(ValueError, match=r"^auxiliary: ") as refusal:
+            PTame(classifier, parameters)
+    assert str(refusal.value) == (
+        f"auxiliary: no file builds the auxiliary network of {head}, which is toys:tapped; leave the key out"
+    )
 
 
 def test_a_head_without_one_of_its_tensors_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from explainers.base import Batch, Explanation
 from explainers.models.classifier import Classifier
 from explainers.numerics.randomness import random_bits, uniform
 from explainers.rise import Rise, factors
+from rounding import TOYS, rounding
 
 Array = NDArray[np.float64]
 
@@ -55,7 +56,7 @@ def test_maps_equal_a_direct_version_with_the_same_masks(kind: str, cells: int, 
                 logits = classifier.logits(mean + shown * (batch.inputs[image] - mean))
             scores = logits.softmax(1)[:, batch.targets[image]].double().numpy()
             expected = (scores[:, None, None] * masks).sum(0) / 40 / probability
-            np.testing.assert_allclose(found.maps[image], expected, atol=1e-6, rtol=1e-5)
+            np.testing.assert_allclose(found.maps[image], expected, atol=TOYS, rtol=0)
         assert found.details["forward_passes"].tolist() == [40] * 3
 
 
@@ -73,7 +74,7 @@ def test_masks_lie_in_0_to_1_and_show_every_pixel_with_the_same_probability(prob
     rows, columns = factors(random_bits(torch.tensor([3]), 20_000)[0], (16, 16), 4, probability)
     masks = rows @ columns
     assert masks.amin() >= 0
-    assert masks.amax() <= 1 + 1e-6
+    assert masks.amax() <= 1 + rounding(4 + 4)  # sums of cells times weights, of which few are not 0
     torch.testing.assert_close(masks.mean(0), torch.full((16, 16), probability), atol=0.02, rtol=0)
     assert masks.std(0).amin() > 0.1
 
@@ -109,8 +110,9 @@ def test_a_mask_depends_on_the_images_seed_and_its_own_number_alone() -> None:
         batch = toys.batch(classifier, 3, forwards=7)
         alone = Batch(batch.inputs[1:2], batch.targets[1:2], batch.seeds[1:2], None, 64)
         expected = seen(classifier, alone, masks=20)
-        torch.testing.assert_close(seen(classifier, batch, masks=20)[20:40], expected, rtol=0, atol=1e-6)
-        torch.testing.assert_close(seen(classifier, alone, masks=12), expected[:12], rtol=0, atol=1e-6)
+        close = rounding(8 + 8 + 3)  # products with 8 cells along each axis, and what is shown or hidden
+        torch.testing.assert_close(seen(classifier, batch, masks=20)[20:40], expected, rtol=0, atol=close)
+        torch.testing.assert_close(seen(classifier, alone, masks=12), expected[:12], rtol=0, atol=close)
         other = Batch(alone.inputs, alone.targets, alone.seeds + 1)
         assert not torch.allclose(seen(classifier, other, masks=12), expected[:12])
 

@@ -17,6 +17,7 @@ from explainers.base import Batch, Explanation, Status
 from explainers.models.classifier import Classifier
 from explainers.models.clip import Clip, HuggingFaceVit
 from explainers.rollout import GenericAttention, Rollout
+from rounding import rounding
 
 
 def wide() -> nn.Module:
@@ -155,13 +156,18 @@ def test_generic_attention_follows_the_equations_image_by_image(case) -> None:
         assert found.max() > 1.2 * found.min()
 
 
+def close(expected: Explanation) -> float:
+    """What rounding may do on the way through three blocks and back, of some 300 products each."""
+    return rounding(2 * 3 * 300, magnitude=float(expected.maps.max()))
+
+
 @pytest.mark.parametrize("cls", [Rollout, GenericAttention])
 def test_neither_chunks_nor_inference_mode_matter(case, cls: type) -> None:
     classifier, _, _ = case
     expected = explain(cls, classifier, batch_of(classifier))
     with torch.inference_mode():
         found = explain(cls, classifier, batch_of(classifier, forwards=2))
-    torch.testing.assert_close(found.maps, expected.maps, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.maps, expected.maps, rtol=1e-4, atol=close(expected))
     assert found.maps.shape == (3, *classifier.grid)
     assert found.maps.dtype == torch.float32
 
@@ -173,7 +179,8 @@ def test_an_image_that_is_not_finite_is_reported_alone(case, cls: type) -> None:
     broken.inputs[1, 0, 30, 30] = float("inf")
     expected, found = explain(cls, classifier, clean), explain(cls, classifier, broken)
     assert found.statuses == [Status.OK, Status.NOT_FINITE, Status.OK]
-    torch.testing.assert_close(found.maps[[0, 2]], expected.maps[[0, 2]], rtol=1e-4, atol=1e-6)
+    whole, part = expected.maps[[0, 2]], found.maps[[0, 2]]
+    torch.testing.assert_close(part, whole, rtol=1e-4, atol=close(expected))
 
 
 def test_only_generic_attention_depends_on_the_target(case) -> None:

@@ -14,9 +14,10 @@ from explainers.controls import CenterGaussian, CenterGaussianParameters, center
 from metric_toys import MetricBatch, random_maps
 from places import REAL
 from storage.datasets.geometry import prepare_image
-from storage.datasets.opening import DatasetSpec, open_dataset
+from storage.datasets.opening import open_dataset
+from storage.datasets.spec import DatasetSpec
 from tasks.metrics.box_accuracy import MaxBoxAccuracy, MaxBoxAccuracyParameters
-from tasks.metrics.connected import components
+from tasks.metrics.connected import connected_components
 from tasks.metrics.preparation import prepare
 
 SIZE = (20, 30)
@@ -226,7 +227,7 @@ def test_hits_equal_a_loop_over_images_and_thresholds_with_scikit_image(kind):
 @settings(max_examples=40, deadline=None)
 def test_components_are_those_of_scikit_image_map_by_map(seeds, share):
     binary = np.stack([np.random.default_rng(seed).random((9, 7)) > share / 6 for seed in seeds])
-    found = components(binary)
+    found = connected_components(binary)
     rows = zip(found.image, found.boxes.tolist(), found.areas, strict=True)
     expected = [
         (image, [x0, y0, x1, y1], region.area)

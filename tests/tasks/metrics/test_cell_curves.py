@@ -15,6 +15,7 @@ from explainers.moxi import Moxi, MoxiParameters
 from explainers.probes.games import FilledCells
 from explainers.probes.masked_forward import target_probability
 from metric_toys import ToyClassifier, batch_of, random_inputs, rows_of, small_network
+from rounding import SMALL_NETWORK
 from tasks.metrics.base import MetricBatch
 from tasks.metrics.cell_curves import CellCurves, CellCurvesParameters, means
 
@@ -178,7 +179,7 @@ def test_deletion_is_the_insertion_of_the_least_salient_first_read_backwards():
     curves, others = (scored.score(batch, one).curves for one in (maps, 1 - maps))
     for what in ("accuracy", "probability"):
         backwards = others[f"cell_insertion_{what}"].flip(1)
-        torch.testing.assert_close(curves[f"cell_deletion_{what}"], backwards, atol=1e-6, rtol=0)
+        torch.testing.assert_close(curves[f"cell_deletion_{what}"], backwards, atol=SMALL_NETWORK, rtol=0)
 
 
 def test_every_set_of_cells_is_passed_once():
@@ -208,7 +209,8 @@ def test_neither_batches_nor_chunks_change_a_score_and_flat_maps_have_the_seeds_
         assert together.curves[name].isnan().all(1).tolist() == [False, False, True, False, False]
         for rows in ([0], [3], [4, 2, 0]):
             apart = scored.score(rows_of(batch, rows, forwards=4), maps[rows]).values[name]
-            torch.testing.assert_close(apart, together.values[name][rows], atol=1e-6, rtol=0, equal_nan=True)
+            expected = together.values[name][rows]
+            torch.testing.assert_close(apart, expected, atol=SMALL_NETWORK, rtol=0, equal_nan=True)
     ones = scored.score(batch, torch.ones(5, *SIZE)).values[NAMES[2]]
     assert torch.equal(ones, scored.score(batch, torch.zeros(5, *SIZE)).values[NAMES[2]])
     alike = rows_of(batch, [0, 0, 0])

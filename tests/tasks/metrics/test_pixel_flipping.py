@@ -19,6 +19,7 @@ from metric_toys import (
     rows_of,
     small_network,
 )
+from rounding import SMALL_NETWORK
 from tasks.metrics.insertion_deletion import Deletion, DeletionParameters
 from tasks.metrics.pixel_flipping import PixelFlipping, PixelFlippingParameters
 
@@ -145,7 +146,7 @@ def test_neither_batches_nor_chunks_change_a_score_and_flat_maps_have_the_seeds_
     together = scored.score(batch, maps).values["aopc"]
     for rows in ([0], [3], [4, 1, 0]):
         apart = scored.score(rows_of(batch, rows, forwards=4), maps[rows]).values["aopc"]
-        torch.testing.assert_close(apart, together[rows], atol=1e-6, rtol=0)
+        torch.testing.assert_close(apart, together[rows], atol=SMALL_NETWORK, rtol=0)
     flat = scored.score(batch, torch.ones_like(maps)).values["aopc"]
     assert torch.equal(flat, scored.score(batch, torch.zeros_like(maps)).values["aopc"])
 

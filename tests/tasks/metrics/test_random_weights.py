@@ -11,7 +11,7 @@ from explainers.models.classifier import Classifier
 from explainers.models.tensors import TensorClassifier
 from families import FAMILIES, MEAN, STD, pixels, small_vit
 from metric_toys import LinearPixels, ToyClassifier
-from tasks.metrics.random_weights import layers_of, redrawn
+from tasks.metrics.random_weights import layers_with_weights, with_random_weights
 from text_toys import text_classifier
 
 TEXTS = ("bert", "distilbert", "roberta", "bart", "t5", "gpt2", "llama")
@@ -40,14 +40,14 @@ def shares_kept(one: BlackBox, other: BlackBox) -> dict[str, float]:
 
 
 def everything(classifier: BlackBox) -> range:
-    return range(len(layers_of(classifier.network)))
+    return range(len(layers_with_weights(classifier.network)))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_parameter_of_an_image_network_survives_and_the_cut_copy_is_one_network(name: str) -> None:
     with images_of(name) as classifier, torch.no_grad():
         fingerprint, inputs = classifier.fingerprint, pixels(2)
-        clone = redrawn(classifier, everything(classifier))
+        clone = with_random_weights(classifier, everything(classifier))
         kept = shares_kept(classifier, clone)
         assert max(kept.values()) < 0.01, {n: share for n, share in kept.items() if share >= 0.01}
         for before, after in zip(classifier.network.modules(), clone.network.modules(), strict=True):
@@ -67,7 +67,7 @@ def test_no_parameter_of_an_image_network_survives_and_the_cut_copy_is_one_netwo
 def test_no_parameter_of_a_text_network_survives(kind: str) -> None:
     with text_classifier(kind) as classifier, torch.no_grad():
         perturbed(classifier.network)
-        clone = redrawn(classifier, everything(classifier))
+        clone = with_random_weights(classifier, everything(classifier))
         kept = shares_kept(classifier, clone)
         assert max(kept.values()) < 0.05, {n: share for n, share in kept.items() if share >= 0.05}
         text = torch.from_numpy(classifier.encode("the film was not very good")[0])[None]
@@ -78,8 +78,8 @@ def test_no_parameter_of_a_text_network_survives(kind: str) -> None:
 def test_one_layer_is_drawn_and_no_other_is_touched(name: str) -> None:
     with images_of(name) as classifier:
         names = {id(parameter): n for n, parameter in classifier.network.named_parameters()}
-        for number, layer in enumerate(layers_of(classifier.network)):
-            kept = shares_kept(classifier, redrawn(classifier, [number]))
+        for number, layer in enumerate(layers_with_weights(classifier.network)):
+            kept = shares_kept(classifier, with_random_weights(classifier, [number]))
             own = {names[id(parameter)] for parameter in layer.parameters(recurse=False)}
             assert {n for n, share in kept.items() if share < 1} == own
 
@@ -87,7 +87,7 @@ def test_one_layer_is_drawn_and_no_other_is_touched(name: str) -> None:
 def test_layers_go_from_the_logits_to_the_input_with_the_embeddings_of_tokens_last() -> None:
     network = small_vit()
     names = {id(module): name for name, module in network.named_modules()}
-    found = [names[id(layer)] for layer in layers_of(network)]
+    found = [names[id(layer)] for layer in layers_with_weights(network)]
     assert found[:2] == ["heads.head", "encoder.ln"]
     assert found[-3:] == ["encoder", "conv_proj", ""]  # position embedding, patches, class token
 
@@ -96,11 +96,11 @@ def test_a_layer_is_drawn_alike_whatever_else_is_and_the_global_generator_is_lef
     with images_of("vit") as classifier:
         torch.manual_seed(1)
         state = torch.random.get_rng_state()
-        alone = redrawn(classifier, [3])
+        alone = with_random_weights(classifier, [3])
         assert torch.equal(torch.random.get_rng_state(), state)
         torch.manual_seed(2)
-        together = redrawn(classifier, range(8))
-    one, other = (layers_of(clone.network)[3] for clone in (alone, together))
+        together = with_random_weights(classifier, range(8))
+    one, other = (layers_with_weights(clone.network)[3] for clone in (alone, together))
     assert isinstance(one, nn.Linear)
     assert torch.equal(one.weight, other.weight)
     assert torch.equal(one.bias, other.bias)
@@ -108,7 +108,7 @@ def test_a_layer_is_drawn_alike_whatever_else_is_and_the_global_generator_is_lef
 
 def test_layers_of_the_same_shape_are_drawn_differently() -> None:
     network = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
-    clone = redrawn(TensorClassifier(network, (6,)), range(3))
+    clone = with_random_weights(TensorClassifier(network, (6,)), range(3))
     assert not torch.equal(clone.network[0].weight, clone.network[2].weight)
 
 
@@ -128,7 +128,7 @@ def test_what_no_reset_reaches_keeps_its_size_and_not_its_values() -> None:
             return self.inner(inputs * self.scale)
 
     classifier = TensorClassifier(Scaled(), (2000,))
-    clone = redrawn(classifier, [1]).network
+    clone = with_random_weights(classifier, [1]).network
     assert torch.equal(clone.inner.weight, classifier.network.inner.weight)
     assert float(clone.scale.square().mean().sqrt()) == pytest.approx(3, rel=0.1)
     assert abs(float(clone.scale.mean())) < 0.3
@@ -139,7 +139,7 @@ def test_what_no_reset_reaches_keeps_its_size_and_not_its_values() -> None:
 def test_gradients_pass_through_a_copy_made_in_inference_mode() -> None:
     with images_of("vit") as classifier:
         with torch.inference_mode():
-            clone = redrawn(classifier, everything(classifier))
+            clone = with_random_weights(classifier, everything(classifier))
         leaf = pixels(2).requires_grad_()
         clone.logits(leaf)[:, 0].sum().backward()
         assert leaf.grad.abs().sum() > 0
@@ -151,7 +151,7 @@ def test_gradients_pass_through_a_copy_made_in_inference_mode() -> None:
 @pytest.mark.parametrize("network", [LinearPixels(torch.ones(3, 4, 4)), nn.Identity()])
 def test_a_classifier_without_parameters_is_refused(network: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"^model\.source: the classifier has no parameters"):
-        redrawn(ToyClassifier(network), [])
+        with_random_weights(ToyClassifier(network), [])
 
 
 def test_quantus_leaves_the_embeddings_and_the_attention_of_a_vision_transformer_as_they_were() -> None:

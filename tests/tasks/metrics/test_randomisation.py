@@ -24,9 +24,9 @@ from metric_toys import (
     small_network,
 )
 from sequences import LENGTH, Words, metric_batch_of, texts
-from tasks.metrics import random_weights as redrawing
+from tasks.metrics import random_weights
 from tasks.metrics.preparation import prepare
-from tasks.metrics.random_weights import layers_of, redrawn
+from tasks.metrics.random_weights import layers_with_weights, with_random_weights
 from tasks.metrics.randomisation import Randomisation, RandomisationParameters, RandomLogit
 from tasks.metrics.similarity import ssim
 
@@ -69,7 +69,7 @@ def test_scores_are_similarities_with_the_maps_of_randomised_networks_one_by_one
     weights = metric.classifier.network[0].weight.clone()
     scores = metric.score(batch, maps)
     for stage, layers in enumerate([[0], [0, 1], [0, 1, 2]] if order == "cascading" else [[0], [1], [2]]):
-        network = redrawn(metric.classifier, layers)
+        network = with_random_weights(metric.classifier, layers)
         others = batch.explain(batch.inputs, torch.arange(4), classifier=network)
         for row in range(4):
             expected = spearmanr(maps[row].flatten(), others[row].flatten()).statistic
@@ -87,7 +87,7 @@ def test_the_original_class_is_explained_in_every_network_and_copies_are_freed()
     metric, batch, maps = toy()
     explain = Gives(maps)
     metric.score(replace(batch, explain=explain), maps)
-    assert len(explain.asked) == len(layers_of(metric.classifier.network)) == 3
+    assert len(explain.asked) == len(layers_with_weights(metric.classifier.network)) == 3
     assert all(targets is None for _, targets, _ in explain.asked)
     copies = [classifier for _, _, classifier in explain.asked]
     assert len({id(classifier) for classifier in [*copies, metric.classifier]}) == 4
@@ -157,7 +157,7 @@ def test_texts_have_a_rank_correlation_only() -> None:
     metric = Randomisation(classifier, RandomisationParameters())
     scores = metric.score(batch, maps)
     assert list(scores.values) == ["randomisation"] == [column.name for column in metric.columns()]
-    others = batch.explain(batch.inputs, torch.arange(2), classifier=redrawn(classifier, [0]))
+    others = batch.explain(batch.inputs, torch.arange(2), classifier=with_random_weights(classifier, [0]))
     for row, n in enumerate((8, 6)):
         expected = spearmanr(maps[row, 1 : n - 1], others[row, 1 : n - 1]).statistic
         assert float(scores.values["randomisation"][row]) == pytest.approx(expected, abs=1e-6)
@@ -277,7 +277,7 @@ def test_gradients_of_a_real_network_change_with_its_weights_and_edges_do_not() 
 
 def test_the_seeds_of_layers_come_from_their_numbers(monkeypatch) -> None:
     seen = []
-    monkeypatch.setattr(redrawing, "seed_of", lambda *parts: seen.append(parts) or len(seen))
+    monkeypatch.setattr(random_weights, "seed_of", lambda *parts: seen.append(parts) or len(seen))
     metric, batch, maps = toy(parameters={"stages": 2})
     metric.score(batch, maps)
     assert seen == [("randomisation", layer) for layer in (0, 0, 1, 2)]

@@ -1,0 +1,16 @@
+"""What any exception says, as part of a message of one line."""
+
+from __future__ import annotations
+
+_LONGEST = 200  # characters
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's message, cut where it is long; its class where it says nothing.
+
+    A first line that ends in a colon announces the next one, which is added: PyTorch's "Error(s) in loading
+    state_dict for Net:" says nothing alone.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]) or type(error).__name__
+    return said if len(said) <= _LONGEST else f"{said[: _LONGEST - 3].rstrip()}..."
