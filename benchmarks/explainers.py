@@ -1,19 +1,21 @@
-"""What each explainer costs, in bare forward passes of the same network, and over its own floor.
+"""Measures what each explainer costs, in bare forward passes of the same network and over its own floor.
 
     python benchmarks/explainers.py [--networks torchvision/mobilenet_v2 torchvision/resnet50
         timm/vit_tiny_patch16_224] [--batches 8 16] [--rounds 3] [--threads 1] [--images 2] [--skip scorecam]
 
-The bare forward pass is tuned first: inference mode, the fastest batch size, channels_last where it is
-faster. An explainer's time is all of what it needs: where it works on activations, the backbone, at that
-same batch size, and the head's prediction as well. "together" is all explainers that work on cached
-activations alone, after one pass through the backbone.
+The bare forward pass is tuned first: inference mode, the fastest batch size, and channels_last if it is
+faster. The time of an explainer includes all that it needs. If it works on activations, that is also the
+backbone, at the same batch size, and the prediction of the head. "together" is all explainers that work on
+cached activations alone, after one pass through the backbone.
 
-Explainers that count forward passes of their own run with their fast preset, if they have one, on a few
-images, and beside their floor: as many passes through the bare network in full batches, forward and back for
-those that take gradients of the pixels; for MoXI and Shapley values of a transformer as many tokens through
-its encoder; and the backbone once where they work on activations. pytorch-grad-cam's Grad-CAM runs beside
-ours. Everything is measured anew in every round, one after the other; what is printed is the median over
-rounds of the ratio within a round. P-TAME, which needs a trained head, has benchmarks/ptame.py.
+Explainers that count their own forward passes run on a few images, with their fast preset if they have one.
+They are compared with their floor, which is as many passes through the bare network in full batches: forward
+and backward for explainers that take gradients of the pixels; for MoXI and Shapley values of a transformer as
+many tokens through its encoder; and the backbone once in addition if they work on activations.
+pytorch-grad-cam's Grad-CAM is measured for comparison.
+
+Every round measures everything again, one after the other. The printed numbers are medians over the rounds of
+the ratio within a round. P-TAME needs a trained head and has its own program, benchmarks/ptame.py.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import os
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path:
-    # Once more, without this folder on the path, where this file would hide the package of the same name,
+    # Start again without this folder on the path, because this file would hide the package of the same name,
     # and with an allocator that keeps large tensors instead of returning them to the system.
     keep = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "68719476736"}
     os.execve(sys.executable, [sys.executable, "-P", *sys.argv], keep | os.environ)
@@ -47,7 +49,7 @@ from explainers.requirements import unmet
 
 TOGETHER = "together"
 CACHED = {Need.ACTIVATIONS, Need.GRADIENTS, Need.CURVATURE, Need.PREDICTION, Need.POOLED}
-AIMS = {"gradcam": 1.2, "ddcam": 1.35, TOGETHER: 1.6}  # in bare forward passes, of convolutional networks
+AIMS = {"gradcam": 1.2, "ddcam": 1.35, TOGETHER: 1.6}  # bare forward passes, for convolutional networks
 NETWORKS = ["torchvision/mobilenet_v2", "torchvision/resnet50", "timm/vit_tiny_patch16_224"]
 FLOOR, FLOOR_AIM = "floor of ", 1.15
 GRADIENTS_OF_PIXELS = (
@@ -61,6 +63,7 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 
 def seconds(run: Callable[[], object]) -> float:
+    """The duration of one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
@@ -74,24 +77,26 @@ def images(count: int, size: int) -> Tensor:
 
 @torch.inference_mode()
 def chunked(run: Callable[[Tensor], Tensor], inputs: Tensor, size: int) -> Tensor:
+    """The results of ``run`` for all inputs, in batches of ``size``."""
     return torch.cat([run(chunk) for chunk in inputs.split(size)])
 
 
 def tuned(classifier: Classifier, batches: list[int], size: int) -> tuple[int, str]:
-    """The batch size and memory format with the fastest bare forward pass per image."""
+    """Find the batch size and memory format with the fastest bare pass per image, and set the format."""
     found = {}
     for name, memory_format in FORMATS.items():
         classifier.network.to(memory_format=memory_format)
         for count in batches:
             inputs = images(count, size).contiguous(memory_format=memory_format)
             times = [seconds(lambda x=inputs: chunked(classifier.logits, x, len(x))) for _ in range(3)]
-            found[count, name] = min(times[1:]) / count
+            found[count, name] = min(times[1:]) / count  # the first call warms up
     best = min(found, key=found.__getitem__)
     classifier.network.to(memory_format=FORMATS[best[1]])
     return best
 
 
 def made(classifier: Classifier, name: str) -> Explainer:
+    """The explainer with its fast preset if it has one; MoXI with its full order."""
     cls = explainers.get(name)
     options: dict[str, object] = {"preset": "fast"} if "preset" in cls.Parameters.model_fields else {}
     if name == "moxi":
@@ -103,7 +108,7 @@ def made(classifier: Classifier, name: str) -> Explainer:
 def explained(
     classifier: Classifier, chosen: list[Explainer], inputs: Tensor, size: int
 ) -> Callable[[], list[Explanation]]:
-    """All that it takes from inputs to these explainers' maps."""
+    """A function that computes everything from the inputs to the maps of these explainers."""
     count = len(inputs)
 
     def run() -> list[Explanation]:
@@ -118,7 +123,7 @@ def explained(
 
 
 def floor_of(classifier: Classifier, explainer: Explainer, inputs: Tensor, size: int) -> Callable[[], object]:
-    """What the explainer asked of the network for these inputs, and no more."""
+    """A function that runs only the passes that the explainer needs for these inputs."""
     (explanation,) = explained(classifier, [explainer], inputs, size)()
     passes = int(explanation.details["forward_passes"].sum())
     tokens = int(explanation.details.get("tokens", torch.zeros(1)).sum())
@@ -142,7 +147,7 @@ def floor_of(classifier: Classifier, explainer: Explainer, inputs: Tensor, size:
 
 
 def theirs(network: nn.Module, layer: str, inputs: Tensor, size: int) -> Callable[[], object]:
-    """pytorch-grad-cam's Grad-CAM of the predicted class, on a network as torchvision gives it."""
+    """A function that runs pytorch-grad-cam's Grad-CAM of the predicted class on a torchvision network."""
     cam = GradCAM(network.eval(), [network.get_submodule(layer)])
     return lambda: [cam(chunk, None) for chunk in inputs.split(size)]
 
@@ -150,7 +155,7 @@ def theirs(network: nn.Module, layer: str, inputs: Tensor, size: int) -> Callabl
 def runs_of(
     classifier: Classifier, inputs: Tensor, few: int, size: int, skip: list[str]
 ) -> tuple[dict[str, Callable[[], object]], list[str]]:
-    """Everything to measure, by name, and the names that run on ``few`` images, beside their floor."""
+    """All functions to measure, by name, and the names that run on ``few`` images and have a floor."""
     able = [name for name in explainers.names() if unmet(explainers.get(name).needs, classifier) is None]
     made_ones = {name: made(classifier, name) for name in able if name not in {*skip, "ptame"}}
     cached = [explainer for explainer in made_ones.values() if CACHED > explainer.needs > set()]
@@ -169,6 +174,7 @@ def runs_of(
 
 
 def table(name: str, rounds: int, batches: list[int], size: int, few: int, skip: list[str]) -> Table:
+    """Measure one network and return the table of its results."""
     source, _, architecture = name.partition("/")
     with load(ModelSpec(source=source, name=architecture, weights="none", crop=size)) as classifier:
         count, layout = tuned(classifier, batches, size)
@@ -182,7 +188,7 @@ def table(name: str, rounds: int, batches: list[int], size: int, few: int, skip:
                 run()
         times = [{key: seconds(run) for key, run in runs.items()} for _ in range(rounds)]
     result = Table("explainer", title=f"{name}, {size}x{size}, batch {count}, {layout}")
-    for column in ("ms an image", "bare forwards", "aim", "over its floor", "aim"):
+    for column in ("ms per image", "bare forwards", "aim", "over its floor", "aim"):
         result.add_column(column, justify="right")
     aims = AIMS if source == "torchvision" else {}
     for key in runs:
@@ -199,6 +205,7 @@ def table(name: str, rounds: int, batches: list[int], size: int, few: int, skip:
 
 
 def main() -> None:
+    """Measure the networks named on the command line and print one table for each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -206,9 +213,9 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 16])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--threads", type=int, default=1, help="as in one of several worker processes")
+    parser.add_argument("--threads", type=int, default=1, help="1 is as in a worker process")
     parser.add_argument(
-        "--images", type=int, default=2, help="of explainers with forward passes of their own"
+        "--images", type=int, default=2, help="images for explainers that count their own forward passes"
     )
     parser.add_argument("--skip", nargs="*", default=[], help="explainers to leave out")
     arguments = parser.parse_args()

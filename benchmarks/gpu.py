@@ -1,17 +1,22 @@
-"""What each explainer gains from lower precision, TF32 and the compiler, and how busy the device is.
+"""Measures what each explainer gains from lower precision, TF32 and compilation, and how busy the device is.
 
     python benchmarks/gpu.py [--networks torchvision/resnet50 torchvision/vit_b_16] [--weights FILE]
         [--images FOLDER] [--count 32] [--size 224] [--batch 16] [--forwards 64] [--rounds 3]
         [--explainers gradcam rise] [--ways float32 tf32 bfloat16 float16 compile bfloat16+compile]
 
-For every explainer that the network can serve, in its fast preset if it has one, and every way of computing:
-images a second, from pixels to maps, the backbone included; the same over that of float32; the share of the
-time in which the device runs kernels; and the mean rank correlation of the maps with those of float32, for
-the same classes. Everything runs once before it is measured, which is when the compiler works, and anew in
-every round, one after the other; what is printed is the median over rounds, of the ratio the median of the
-ratios within a round. The kernels' time is taken by PyTorch's profiler in one run more, without copies, and
-set beside the median time without the profiler; on the CPU it is "n/a". Weights and images are random if
-none are given. P-TAME, which needs a trained head, is left out.
+The program prints one row for every way of computing and every explainer that the network can serve, with the
+fast preset if the explainer has one:
+
+- images per second, from pixels to maps, with the backbone;
+- the same divided by that of float32;
+- the share of the time in which the device runs kernels;
+- the mean rank correlation of the maps with those in float32, for the same classes.
+
+Everything runs once before it is measured, because that is when compilation happens. Then every round
+measures everything again, one after the other. The printed numbers are medians over the rounds; for the
+ratio, the median of the ratios within a round. PyTorch's profiler measures the time of the kernels in one
+more run, without copies; it is divided by the median time without the profiler. On the CPU it is "n/a".
+Weights and images are random if none are given. P-TAME is left out, since it needs a trained head.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import os
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path:
-    # Once more, without this folder on the path, where a file would hide the package of the same name,
+    # Start again without this folder on the path, because a file in it would hide a package of the same name,
     # and with an allocator that keeps large tensors instead of returning them to the system.
     keep = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "68719476736"}
     os.execve(sys.executable, [sys.executable, "-P", *sys.argv], keep | os.environ)
@@ -45,9 +50,11 @@ from explainers.models.compute import Compute, tf32
 from explainers.models.loading import ModelSpec, load, preprocessing
 from explainers.registry import explainers
 from explainers.requirements import unmet
-from storage.datasets.geometry import SUFFIXES, decode, prepare_image
-from tasks.perform import chunks, device
-from tasks.results.agreement import drift
+from storage.datasets.decoding import SUFFIXES, decode
+from storage.datasets.geometry import prepare_image
+from tasks.results.agreement import agreement_of
+from tasks.run_parts import device
+from tasks.shard_rows import chunks
 
 WAYS = {
     "float32": Compute(),
@@ -57,11 +64,11 @@ WAYS = {
     "compile": Compute(compile=True),
     "bfloat16+compile": Compute(precision="bfloat16", compile=True),
 }
-COPIES = ("Memcpy", "Memset")
+COPIES = ("Memcpy", "Memset")  # events of the profiler that are not kernels
 
 
 def pixels(spec: ModelSpec, folder: Path | None, count: int, size: int) -> Tensor:
-    """(count, 3, size, size) in [0, 1]: the first images of a folder, or random blobs."""
+    """The first images of a folder, or random blobs without one: (count, 3, size, size) in [0, 1]."""
     if folder is None:
         coarse = torch.rand(count, 3, 7, 7, generator=torch.Generator().manual_seed(0))
         return torch.nn.functional.interpolate(coarse, size, mode="bilinear")
@@ -74,6 +81,7 @@ def pixels(spec: ModelSpec, folder: Path | None, count: int, size: int) -> Tenso
 
 
 def made(classifier: Classifier, name: str) -> Explainer:
+    """The explainer with its fast preset if it has one."""
     cls = explainers.get(name)
     fast: dict[str, object] = {"preset": "fast"} if "preset" in cls.Parameters.model_fields else {}
     explainer: Explainer = cls(classifier, cls.Parameters(**fast))
@@ -83,7 +91,7 @@ def made(classifier: Classifier, name: str) -> Explainer:
 def from_pixels(
     classifier: Classifier, name: str, inputs: Tensor, targets: Tensor, batch: int, forwards: int
 ) -> Callable[[], Tensor]:
-    """All that it takes from pixels on the host to maps there."""
+    """A function that computes everything from pixels on the host to maps on the host."""
     explainer = made(classifier, name)
     seeds = torch.arange(len(inputs), device=classifier.device)
 
@@ -102,14 +110,14 @@ def from_pixels(
 
 
 def seconds(run: Callable[[], Tensor]) -> float:
-    """Of a run, which ends with a copy to the host and so with all that it waits for."""
+    """The duration of a run. It ends with a copy to the host, so all kernels have finished by then."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def kernel_seconds(run: Callable[[], Tensor]) -> float:
-    """In which at least one kernel ran on the GPU."""
+    """The seconds of a run in which at least one kernel ran on the GPU."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         run()
     spans = sorted(
@@ -117,7 +125,7 @@ def kernel_seconds(run: Callable[[], Tensor]) -> float:
         for event in seen.events()
         if event.device_type == DeviceType.CUDA and not event.name.startswith(COPIES)
     )
-    busy, until = 0.0, 0.0
+    busy, until = 0.0, 0.0  # kernels may overlap, so their spans are merged
     for start, end in spans:
         busy += max(0.0, end - max(start, until))
         until = max(until, end)
@@ -126,7 +134,7 @@ def kernel_seconds(run: Callable[[], Tensor]) -> float:
 
 @torch.no_grad()
 def drawn(classifier: Classifier) -> None:
-    """Give weights to layers of zeros, such as the last one of an untrained transformer."""
+    """Give random weights to layers of zeros, such as the last layer of an untrained transformer."""
     torch.manual_seed(0)
     for parameter in classifier.network.parameters():
         if parameter.ndim > 1 and not parameter.any():
@@ -134,7 +142,7 @@ def drawn(classifier: Classifier) -> None:
 
 
 def classifiers(spec: ModelSpec, ways: list[str]) -> dict[str, Classifier]:
-    """One for each way that the network can be computed in."""
+    """One classifier for each of the ``ways`` in which the network can be computed."""
     found = {}
     for way in ways:
         classifier = load(spec, device())
@@ -149,6 +157,7 @@ def classifiers(spec: ModelSpec, ways: list[str]) -> dict[str, Classifier]:
 
 
 def table(spec: ModelSpec, asked: argparse.Namespace) -> Table:
+    """Measure one network and return the table of its results."""
     ways = classifiers(spec, ["float32", *(way for way in asked.ways if way != "float32")])
     whole = ways["float32"]
     inputs = pixels(spec, asked.images, asked.count, asked.size)
@@ -158,7 +167,7 @@ def table(spec: ModelSpec, asked: argparse.Namespace) -> Table:
     sites = whole.sites(inputs)
     title = f"{spec.name}, {asked.size}x{asked.size}, {whole.device}"
     result = Table("explainer", "computed in", title=title)
-    for column in ("images a second", "over float32", "kernels' share", "rank correlation"):
+    for column in ("images per second", "over float32", "kernels' share", "rank correlation"):
         result.add_column(column, justify="right")
     served = [name for name in explainers.names() if unmet(explainers.get(name).needs, whole) is None]
     for name in [name for name in asked.explainers or served if name != "ptame"]:
@@ -172,25 +181,26 @@ def table(spec: ModelSpec, asked: argparse.Namespace) -> Table:
             took = median(each[way] for each in times)
             share = f"{kernel_seconds(run) / took:.2f}" if whole.device.type == "cuda" else "n/a"
             gain = median(each["float32"] / each[way] for each in times)
-            rank = drift(maps[way], maps["float32"], sites)["rank_correlation"]
+            rank = agreement_of(maps[way], maps["float32"], sites).rank_correlation
             told = "-" if rank is None else f"{rank:.4f}"
             result.add_row(name, way, f"{len(inputs) / took:,.1f}", f"{gain:.2f}", share, told)
     return result
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Measure the networks named on the command line and print one table for each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--networks", nargs="+", default=["torchvision/resnet50", "torchvision/vit_b_16"])
-    parser.add_argument("--weights", default="none", help="a file, or a name the source knows")
+    parser.add_argument("--weights", default="none", help="a file, or a name that the source knows")
     parser.add_argument("--images", type=Path, help="a folder of images")
     parser.add_argument("--count", type=int, default=32, help="images")
-    parser.add_argument("--size", type=int, default=224, help="pixels a side")
-    parser.add_argument("--batch", type=int, default=16, help="images a step")
-    parser.add_argument("--forwards", type=int, default=64, help="forward passes a perturbation step")
+    parser.add_argument("--size", type=int, default=224, help="height and width in pixels")
+    parser.add_argument("--batch", type=int, default=16, help="images per step")
+    parser.add_argument("--forwards", type=int, default=64, help="forward passes per perturbation step")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--explainers", nargs="+", help="by default all that the network can serve")
+    parser.add_argument("--explainers", nargs="+", help="default: all that the network can serve")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     asked = parser.parse_args(arguments)
     console = Console() if Console().is_terminal else Console(width=120)

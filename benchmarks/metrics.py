@@ -1,19 +1,21 @@
-"""What metrics cost: insertion and deletion over their forward passes, ROAD and pixel flipping beside others.
+"""Measures what metrics cost: insertion and deletion over their passes, ROAD and flipping beside others.
 
     python benchmarks/metrics.py [--network mobilenet_v2] [--images 2] [--forwards 8] [--rounds 3]
         [--threads 1]
 
-The network is torchvision's with random weights at 224x224 pixels.
+The network is one of torchvision's with random weights at 224x224 pixels.
 
-- Insertion and deletion of the same images, over as many passes of the bare network in batches of the same
-  size.
-- ROAD's linear imputation of images without 10, 20, ..., 90 % of their pixels, all in one call, beside
-  pytorch-grad-cam's sparse solve of the same images one by one, both without noise. What is removed are the
-  most salient pixels of blobs, a 7x7 grid interpolated, and of noise. Below each are single levels.
-- Pixel flipping of 16 images in 24 steps, beside Quantus's with as many passes.
+- Insertion and deletion of the same images are divided by as many passes of the bare network, in batches of
+  the same size. Times are milliseconds per forward pass.
+- ROAD's linear imputation of images without 10, 20, ..., 90 % of their pixels, all in one call, is compared
+  with pytorch-grad-cam's sparse solver, which takes the same images one by one; both are without noise. The
+  most salient pixels are removed, by saliency maps of blobs (an interpolated 7x7 grid) and of noise. Single
+  levels follow below each. Times are milliseconds per image and level.
+- Pixel flipping of 16 images in 24 steps is compared with that of Quantus with as many passes. Times are
+  milliseconds per image.
 
-Times are milliseconds a forward pass, an image at a level, and an image. Both of a pair are measured anew in
-every round, one after the other; the ratio is the median over rounds of that within a round.
+Every round measures both of a pair again, one after the other. The ratio is the median over the rounds of the
+ratio within a round.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ import os
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path:
-    # Once more, without this folder on the path, where a file hides the package of the same name, and with
-    # an allocator that keeps large tensors instead of returning them to the system.
+    # Start again without this folder on the path, because a file in it hides a package of the same name, and
+    # with an allocator that keeps large tensors instead of returning them to the system.
     keep = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "68719476736"}
     os.execve(sys.executable, [sys.executable, "-P", *sys.argv], keep | os.environ)
 
@@ -52,21 +54,36 @@ from tasks.metrics.ranking import ranks
 SIZE = 224
 LEVELS = range(10, 100, 10)
 SHOWN = (10, 50, 90)
-FLIPPED, FLIPPING_STEPS = 16, 24  # of the step sizes that Quantus allows the nearest to our 28
+FLIPPED, FLIPPING_STEPS = 16, 24  # Quantus does not allow our 28 steps; 24 is the nearest number it allows
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two ways to the same end; ``count`` is how many things they both make, ``aim`` the ratio to reach."""
+    """Two ways to compute the same.
+
+    Attributes
+    ----------
+    name
+        What they compute.
+    ours, others
+        The two ways.
+    count
+        How many results both compute; times are per result.
+    faster
+        Whether the ratio is the time of the others over ours, or ours over theirs.
+    aim
+        The ratio to reach.
+    """
 
     name: str
     ours: Callable[[], object]
     others: Callable[[], object]
     count: int
-    faster: bool  # whether the ratio is the others' time over ours, or ours over theirs
+    faster: bool
     aim: str = ""
 
     def row(self, rounds: int) -> list[str]:
+        """Measure both ways and return a row of the table."""
         self.ours()
         times = [(seconds(self.ours), seconds(self.others)) for _ in range(rounds)]
         ratio = median(theirs / ours if self.faster else ours / theirs for ours, theirs in times)
@@ -75,28 +92,31 @@ class Pair:
 
 
 def seconds(run: Callable[[], object]) -> float:
+    """The duration of one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def blobs(count: int, channels: int, seed: int) -> Tensor:
-    """(count, channels, SIZE, SIZE) in [0, 1], smooth."""
+    """Smooth random values (count, channels, SIZE, SIZE) in [0, 1]."""
     coarse = torch.rand(count, channels, 7, 7, generator=torch.Generator().manual_seed(seed))
     return interpolate(coarse, SIZE, mode="bilinear")
 
 
 def noise(count: int, channels: int, seed: int) -> Tensor:
+    """Independent random values (count, channels, SIZE, SIZE) in [0, 1]."""
     return torch.rand(count, channels, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
 
 def pictures(count: int) -> Tensor:
-    """(count, 3, SIZE, SIZE) in [0, 1], smooth but for a little noise."""
+    """Images (count, 3, SIZE, SIZE) in [0, 1]: blobs with a little noise."""
     return 0.9 * blobs(count, 3, 0) + 0.1 * noise(count, 3, 1)
 
 
 @torch.inference_mode()
 def batch_of(classifier: Classifier, count: int, forwards: int) -> MetricBatch:
+    """A batch of ``count`` images with their predicted classes."""
     inputs = pictures(count)
     confidence, targets = classifier.logits(inputs).softmax(1).max(1)
     return MetricBatch(
@@ -105,12 +125,13 @@ def batch_of(classifier: Classifier, count: int, forwards: int) -> MetricBatch:
 
 
 def causal(classifier: Classifier, count: int, forwards: int) -> Pair:
-    """Insertion and deletion, and the passes they make through the network alone."""
+    """Insertion and deletion, and as many passes through the network alone."""
     batch, maps = batch_of(classifier, count, forwards), blobs(count, 1, 2)[:, 0]
     insertion, deletion = InsertionParameters(), DeletionParameters()
     metrics: list[Metric] = [Insertion(classifier, insertion), Deletion(classifier, deletion)]
-    # Each step but the last, and each image blurred; all of them end at the same grey; the whole image's
-    # probability is given.
+    # Both metrics pass each step but the last. The last step of insertion is the whole image, whose
+    # probability is given, and that of deletion the same grey for all images, which is passed once. The
+    # blurred image that insertion starts from is passed for each image.
     passes = count * (insertion.steps - 1 + deletion.steps - 1 + 1) + 1
     inputs = classifier.normalised(pictures(forwards))
 
@@ -130,14 +151,14 @@ def causal(classifier: Classifier, count: int, forwards: int) -> Pair:
 
 
 def removed_at(maps: Tensor, levels: list[int]) -> Tensor:
-    """(N * levels, SIZE, SIZE) bool: the most salient pixels of (N, SIZE, SIZE) maps, image by image."""
+    """The most salient pixels of maps (N, SIZE, SIZE): (N * levels, SIZE, SIZE) bool, image by image."""
     order = ranks(maps, torch.arange(len(maps)))[:, None]
     counts = torch.tensor(levels)[:, None] * order.shape[-1] // 100
     return (order < counts).view(-1, SIZE, SIZE)
 
 
 def imputing(kind: str, maps: Tensor, levels: list[int], aim: str = "") -> Pair:
-    """Ours of all images and levels, and theirs."""
+    """Linear imputation of all images and levels: ours, and that of pytorch-grad-cam."""
     removed = removed_at(maps, levels)
     images = pictures(len(maps)).repeat_interleave(len(levels), 0)
     solve = NoisyLinearImputer(noise=0)
@@ -159,7 +180,7 @@ def imputing(kind: str, maps: Tensor, levels: list[int], aim: str = "") -> Pair:
 
 
 def flipping(classifier: Classifier, forwards: int) -> Pair:
-    """Pixel flipping of the same images in as many steps, ours and Quantus's."""
+    """Pixel flipping of the same images in as many steps: ours, and that of Quantus."""
     batch, maps = batch_of(classifier, FLIPPED, forwards), blobs(FLIPPED, 1, 2)
     metric = PixelFlipping(classifier, PixelFlippingParameters(steps=FLIPPING_STEPS))
     theirs = quantus.PixelFlipping(
@@ -176,14 +197,15 @@ def flipping(classifier: Classifier, forwards: int) -> Pair:
 
 
 def main() -> None:
+    """Measure all pairs and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--network", default="mobilenet_v2")
-    parser.add_argument("--images", type=int, default=2, help="of all but pixel flipping")
+    parser.add_argument("--images", type=int, default=2, help="images, except for pixel flipping")
     parser.add_argument("--forwards", type=int, default=8, help="images in one forward pass")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="as in one of several worker processes")
+    parser.add_argument("--threads", type=int, default=1, help="1 is as in a worker process")
     chosen = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(chosen.threads)

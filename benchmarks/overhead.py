@@ -1,11 +1,11 @@
-"""What orchestration costs: a job through Floodlit against a bare loop in one process.
+"""Measures what orchestration costs: a job through Floodlit against a bare loop in one process.
 
     python benchmarks/overhead.py [JOB.toml]
 
-Both do the same explainers and metrics on the same images with all cores: the job on Dask workers with
-Prefect, Zarr, Parquet and checksums; the loop in this process, keeping nothing. Prints the ratio of the
-two, from the start of the job's first task to the end of its last, and apart from it the job's start-up
-and its finish (summary, contact sheet, MLflow).
+Both compute the same explainers and metrics on the same images with all cores: the job on Dask workers with
+Prefect, Zarr, Parquet and checksums; the loop in this process, without storing anything. The program prints
+the ratio of the two, from the start of the job's first task to the end of its last one. The job's start-up
+and its finish (summary, contact sheet, MLflow) are printed separately.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-# As the workers have it; must stand before the process starts. Without -P the benchmark explainers.py beside
-# this file would hide the package.
+# The allocator settings of the workers, which must be set before the process starts. Without -P, the
+# benchmark explainers.py beside this file would hide the package.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "68719476736"}
 if not (ALLOCATOR.items() <= os.environ.items() and sys.flags.safe_path):
     os.execve(sys.executable, [sys.executable, "-P", *sys.argv], os.environ | ALLOCATOR)
@@ -31,7 +31,8 @@ from explainers.models.loading import load, preprocessing
 from explainers.numerics.randomness import seed_of
 from explainers.registry import explainers
 from flows.job import Job, read_job
-from storage.datasets.opening import open_dataset, prepare_image
+from storage.datasets.geometry import prepare_image
+from storage.datasets.opening import open_dataset
 from tasks.metrics.base import MetricBatch
 from tasks.metrics.preparation import prepare
 from tasks.metrics.registry import metrics
@@ -40,6 +41,7 @@ JOB = Path(__file__).with_name("overhead.toml")
 
 
 def main() -> None:
+    """Run the job and the loop, and print their times."""
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else JOB
     with tempfile.TemporaryDirectory() as folder:
         start_up, work, finish = orchestrated(path, Path(folder) / "run")
@@ -51,7 +53,7 @@ def main() -> None:
 
 
 def orchestrated(path: Path, store: Path) -> tuple[float, float, float]:
-    """Seconds of start-up, work and finish of ``floodlit run``."""
+    """Run the job with ``floodlit run``; returns the seconds of start-up, work and finish."""
     began = time.time()
     command = [sys.executable, "-m", "flows.cli", "run", str(path), "--store", str(store)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -59,15 +61,24 @@ def orchestrated(path: Path, store: Path) -> tuple[float, float, float]:
 
 
 def phases(store: Path, began: float, ended: float) -> tuple[float, float, float]:
-    """Seconds of start-up, work and finish of a job that ran between two moments."""
+    """The seconds of start-up, work and finish of a job.
+
+    Parameters
+    ----------
+    store
+        Its run folder.
+    began, ended
+        When the job's process started and ended, in seconds since the epoch.
+    """
     records = list(store.glob("done/**/*.json"))
     first = min(file.stat().st_mtime - json.loads(file.read_text())["seconds"] for file in records)
+    # Activations are deleted when a job is complete, which rewrites their records after the last task.
     last = max(file.stat().st_mtime for file in records if "activations" not in file.parts)
     return first - began, last - first, ended - last
 
 
 def bare_loop(job: Job) -> float:
-    """Seconds the same work takes in one process that stores nothing; loading the model is left out."""
+    """The seconds that the same work takes in one process that stores nothing, without loading the model."""
     dataset = open_dataset(job.dataset)
     how = preprocessing(job.model)
     pixels, _ = prepare_image(dataset.load(0), [], how.resize, how.crop, how.interpolation)

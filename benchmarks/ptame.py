@@ -1,13 +1,14 @@
-"""What P-TAME costs: explaining over the two networks' forward passes, and a training step over its floor.
+"""Measures what P-TAME costs: explaining over the passes of both networks, a training step over its floor.
 
     python -P benchmarks/ptame.py [--classifier mobilenet_v2] [--auxiliary resnet18] [--batch 8] [--rounds 5]
         [--threads 1]
 
-Networks are torchvision's with random weights at 224x224 pixels. Explaining is the classifier's prediction
-and the head's map of the predicted class; beside it one forward pass of each network. A training step is
-beside what it cannot do without: two forward passes of the classifier, for its class and under the mask, one
-backward to the mask, one pass of the auxiliary network, and the head forward and back on its features. Both
-are measured anew in every round; what is printed is the median over rounds of the ratio within a round.
+The networks are torchvision's with random weights at 224x224 pixels. Explaining is the prediction of the
+classifier and the head's map of the predicted class; it is divided by one forward pass of each network. A
+training step is divided by its floor: two forward passes of the classifier, one for its class and one under
+the mask; one backward pass to the mask; one pass of the auxiliary network; and the head forward and backward
+on its features. Every round measures both again. The printed numbers are medians over the rounds of the ratio
+within a round.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ SIZE = 224
 
 
 def seconds(run: Callable[[], object]) -> float:
+    """The duration of one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def explaining(training: Training, pixels: Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Explaining, and the passes it consists of."""
+    """Two functions: explaining, and one pass of each network."""
     classifier, auxiliary = training.classifier, training.auxiliary
 
     @torch.inference_mode()
@@ -55,7 +57,7 @@ def explaining(training: Training, pixels: Tensor) -> tuple[Callable[[], object]
 
 
 def training_step(training: Training, pixels: Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A step, and what it cannot do without."""
+    """Two functions: a training step, and its floor."""
     classifier, auxiliary = training.classifier, training.auxiliary
 
     def floor() -> None:
@@ -70,6 +72,7 @@ def training_step(training: Training, pixels: Tensor) -> tuple[Callable[[], obje
 
 
 def main() -> None:
+    """Measure both and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -82,6 +85,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     classifier = Classifier(models.get_model(chosen.classifier), input_size=(SIZE, SIZE))
     auxiliary = Auxiliary(models.get_model(chosen.auxiliary))
+    # The schedule raises at its end, so it gets more steps than are trained.
     settings = TrainingSettings(10 * chosen.rounds + 10, PRESETS["resnet50"])
     training = Training(classifier, auxiliary, new_head(classifier, auxiliary, 0), settings)
     pixels = torch.rand(chosen.batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))

@@ -1,14 +1,16 @@
-"""What many workers cost the flow: plan, queue, Prefect and Dask as in a job, with sleeps for tasks.
+"""Measures what many workers cost the flow: plan, queue, Prefect and Dask as in a job, with sleeping tasks.
 
     python benchmarks/scaling.py [--workers 1 4 16 64] [--images 1000000] [--rate 3] [--records 20000]
 
-Workers are Dask workers of one thread, several to a process; the server, the scheduler and they share this
-machine, so all of them slow each other down. Shards are those of a job of so many images of 224x224 and two
-explainers, one of them dear. What is scaled: the length of the sleeps, so that ``--rate`` task runs end every
-second (at least three seconds each), and for few workers the number of shards, at most six a worker.
+Workers are Dask workers with one thread, several of them in a process. The server, the scheduler and the
+workers share this machine, so they slow each other down. Shards are those of a job of ``--images`` images of
+224x224 and two explainers, one of them expensive. Two things are scaled: the length of the sleeps, so that
+``--rate`` task runs end per second (a sleep takes at least three seconds on average), and for few workers the
+number of shards, at most six per worker.
 
-Before that, how long a start of a job with so many done-records takes to read them, and to plan and queue as
-many steps; after it, how many task runs end in a second where nothing sleeps.
+Before that, the program measures how long the start of a job with ``--records`` done-records takes to read
+them, and to plan and queue as many steps. At the end it measures how many task runs end per second if no task
+sleeps.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")  # read when Prefect is imported
-# First, so that explainers.py beside this file hides no package.
+# The project comes first on the path, so that explainers.py beside this file does not hide the package.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import dask
@@ -42,47 +44,47 @@ from explainers.registry import explainers
 from flows.cluster import attach, settings
 from flows.drain import Queue, drain
 from flows.job import Cluster
-from flows.plan import Done, plan, shard_images
+from flows.plan import Done, pending_steps, shard_images
 from flows.resume import remaining
 from flows.server import prefect_server
 from storage.manifest import ExplainerEntry, Manifest
-from storage.records import Step, finished, write_record
+from storage.records import StageFacts, Step, finished, write_record
 from storage.run import Run
 from storage.verify import verify
 
-# Of a shard, in any unit; scores take as long for every explainer.
+# How long the steps of a shard take, in any unit. Scores take equally long for both explainers.
 LENGTHS = {"inputs": 1.0, "activations": 2.0, "scores": 10.0, "cheap": 1.0, "dear": 20.0}
-EXPLAINERS = {"cheap": True, "dear": False}
-MEAN = (3.0 + 21.0 + 2 * 10.0) / 6
-HOSTS = 4  # processes that workers share
-AIM = 0.9
+EXPLAINERS = {"cheap": True, "dear": False}  # whether they read activations
+MEAN = (3.0 + 21.0 + 2 * 10.0) / 6  # mean length of the six steps of a shard
+HOSTS = 4  # processes that the workers share
+AIM = 0.9  # efficiency to reach
 
 
 @task(name="sleep", cache_policy=NO_CACHE)
 def sleep(root: str, shard: int, seconds: float) -> dict[str, Any]:
-    """What a step of a job does as far as Prefect and Dask can tell."""
+    """A task that looks like a step of a job to Prefect and Dask."""
     time.sleep(seconds)
     return {"step": f"{root}/{shard}", "rows": 2608, "seconds": seconds}
 
 
 def ignore(*_: object) -> None:
-    """What a job tells its progress bar and its failures."""
+    """Takes the place of the job's progress bar and its handling of failures."""
 
 
 def length(step: Step, mean: float) -> float:
-    """Seconds of a step, within a tenth of those of its kind."""
+    """The seconds of a step: within 10 % of the length of its kind, always the same for the same step."""
     kind = step.explainer if step.stage == "saliency" else step.stage
     return mean * LENGTHS[kind] / MEAN * random.Random(str(step)).uniform(0.9, 1.1)
 
 
 @flow(name="scaling", task_runner=DaskTaskRunner())
 def job(address: str, shards: int, mean: float) -> dict[str, float]:
-    """Drain the plan of so many shards; returns what it took."""
+    """Run the plan of this many shards to its end; returns times in seconds and memory in bytes."""
     context = FlowRunContext.get()
     assert context is not None
     assert isinstance(context.task_runner, DaskTaskRunner)
     client, workers = attach(context.task_runner, Cluster(kind="address", address=address))
-    pending = plan(shards, EXPLAINERS, {"insertion"}, Done())
+    pending = pending_steps(shards, EXPLAINERS, {"insertion"}, Done())
     seconds = {step: length(step, mean) for step in pending}
     spent = {"submitting": 0.0, "submitting, CPU": 0.0}
 
@@ -121,7 +123,7 @@ def job(address: str, shards: int, mean: float) -> dict[str, float]:
 
 
 def cpu_of(process: psutil.Process) -> float:
-    """Seconds of a process and its children, the finished ones apart."""
+    """CPU seconds of a process; for another process than this one, with its living children."""
     each = [process] if process.pid == os.getpid() else [process, *process.children(recursive=True)]
     return sum(sum(one.cpu_times()[:2]) for one in each)
 
@@ -133,7 +135,7 @@ def server_of(process: psutil.Process) -> psutil.Process:
 
 @contextmanager
 def cluster(workers: int) -> Iterator[str]:
-    """A scheduler in this process, as a local job has it, and its workers; yields its address."""
+    """Start a scheduler in this process, as a local job does, and its workers; yields its address."""
     dask.config.set(settings(workers))
     with distributed.LocalCluster(
         n_workers=0, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=":0"
@@ -157,14 +159,14 @@ def cluster(workers: int) -> Iterator[str]:
 
 
 def simulated(workers: int, shards: int, mean: float) -> dict[str, float]:
-    """A job of so many shards on so many workers."""
+    """Run a job of ``shards`` shards on ``workers`` workers, with steps of ``mean`` seconds."""
     with cluster(workers) as address:
         made: dict[str, float] = job(address, shards, mean)
         return made
 
 
 def task_runs(counts: list[int], images: int, rate: float) -> None:
-    """Print what jobs on 1 to 64 workers take, and what a task run costs where none sleeps."""
+    """Print what jobs on each number of workers take, and what a task run costs if no task sleeps."""
     print(f"{images:,} images of 224x224, two explainers; times in s, memory in MB")
     titles = ("workers", "shards", "task runs", "mean", "wall", "runs/s", "efficiency", "submitting")
     print(" ".join(f"{title:>10}" for title in (*titles, "flow CPU", "server CPU", "MB/1,000")))
@@ -172,16 +174,17 @@ def task_runs(counts: list[int], images: int, rate: float) -> None:
         rows = shard_images(images, len(EXPLAINERS), workers, 224 * 224, 0)
         shards = min(-(-images // rows), 6 * workers)
         mean = max(3.0, workers / rate)
-        told(workers, shards, mean, simulated(workers, shards, mean))
+        print_row(workers, shards, mean, simulated(workers, shards, mean))
     made = simulated(16, 20, 0.0)
-    told(16, 20, 0.0, made)
+    print_row(16, 20, 0.0, made)
     print(
-        f"the last line, where nothing sleeps: this machine ends {made['runs'] / made['wall']:.1f} task runs "
-        "a second at most"
+        f"The last line is without sleeps: this machine ends at most {made['runs'] / made['wall']:.1f} task "
+        "runs per second."
     )
 
 
-def told(workers: int, shards: int, mean: float, made: dict[str, float]) -> None:
+def print_row(workers: int, shards: int, mean: float, made: dict[str, float]) -> None:
+    """Print the line of one job, with a verdict on its efficiency if its tasks slept."""
     runs = made["runs"]
     numbers = [workers, shards, runs, mean, made["wall"], runs / made["wall"], made["efficiency"]]
     numbers += [made["submitting"] / runs, made["flow"] / runs, made["server"] / runs]
@@ -191,13 +194,14 @@ def told(workers: int, shards: int, mean: float, made: dict[str, float]) -> None
 
 
 def timed(what: str, call: Callable[[], Any]) -> None:
+    """Print how long a call takes."""
     began = time.perf_counter()
     call()
     print(f"{what:<32} {time.perf_counter() - began:8.2f} s")
 
 
 def resuming(records: int, folder: Path) -> None:
-    """Print what reading so many done-records takes, as every start of a job does."""
+    """Print how long it takes to read this many done-records, as every start of a job does."""
     about = {"name": "synthetic", "seed": 0}
     names = explainers.names()[:10]
     shards = records // (2 + 2 * len(names))
@@ -214,13 +218,13 @@ def resuming(records: int, folder: Path) -> None:
         metrics={},
     )
     run = Run.create_or_open(folder, manifest)
-    for step in plan(shards, dict.fromkeys(names, True), set(), Done()):
+    for step in pending_steps(shards, dict.fromkeys(names, True), set(), Done()):
         file = folder / "data" / step.path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(str(step).encode())
-        notes: dict[str, Any] = {"metrics": [], "cached": True}
+        facts = StageFacts(metrics=(), cached=True)
         write_record(
-            folder, step, rows=16, statuses={"ok": 16}, files=[file], seconds=1.0, worker="", **notes
+            folder, step, rows=16, statuses={"ok": 16}, files=[file], seconds=1.0, worker="", facts=facts
         )
     print(f"\n{len(finished(folder)):,} done-records, each of a small file:")
     timed("listing (records.finished)", lambda: finished(folder))
@@ -230,20 +234,21 @@ def resuming(records: int, folder: Path) -> None:
 
 
 def queued(shards: int, names: list[str]) -> None:
-    """Every step through the queue of 64 workers."""
-    queue = Queue(plan(shards, dict.fromkeys(names, True), set(), Done()), most_shards=128)
+    """Pass every step through the queue of 64 workers."""
+    queue = Queue(pending_steps(shards, dict.fromkeys(names, True), set(), Done()), most_shards=128)
     while queue.pending or queue.running:
         queue.take(128 - len(queue.running))
         queue.succeed(next(iter(queue.running)))
 
 
 def main() -> None:
+    """Measure the start of a job and jobs on several numbers of workers."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 4, 16, 64])
     parser.add_argument("--images", type=int, default=1_000_000)
-    parser.add_argument("--rate", type=float, default=3.0, help="task runs that end in a second")
+    parser.add_argument("--rate", type=float, default=3.0, help="task runs that end per second")
     parser.add_argument("--records", type=int, default=20_000)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

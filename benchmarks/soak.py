@@ -1,14 +1,14 @@
-"""A long job under watch: memory of every process, the Prefect UI's answers, and speed beside a bare loop.
+"""Watches a long job: memory of every process, answers of the Prefect UI, and speed beside a bare loop.
 
     python benchmarks/soak.py --real FOLDER [--images 50000] [--sample 1600] [--every 10]
 
 FOLDER (or the variable FLOODLIT_REAL) holds ``nets.py`` with a ``CifarResNet``,
-``weights/resnet20_cifar10.pth`` and ``images/cifar10/<class>/*.png``. The images are listed as often as it
-takes, each time under another id. ``floodlit run`` explains them with Grad-CAM, DD-CAM and RISE and scores
-them by insertion, deletion and sparseness on two workers. Every few seconds its processes' resident memory is
-read, and the pages that the Prefect UI loads are asked for; slopes are least squares over all but the first
-quarter of the job's work. The bare loop does the same work in as many processes side by side, a thread each,
-before and after the job, and stores nothing.
+``weights/resnet20_cifar10.pth`` and ``images/cifar10/<class>/*.png``. The images are listed repeatedly until
+there are enough, each time under other ids. ``floodlit run`` explains them with Grad-CAM, DD-CAM and RISE and
+scores them with insertion, deletion and sparseness on two workers. Every few seconds the program reads the
+resident memory of the job's processes and requests the pages that the Prefect UI loads. Slopes are least
+squares over the job's work without its first quarter. The bare loop does the same work before and after the
+job, in as many processes side by side with one thread each, and stores nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
-# The project first, or explainers.py here would hide the package.
+# The project comes first on the path, so that explainers.py beside this file does not hide the package.
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from overhead import bare_loop, phases
 
@@ -40,8 +40,8 @@ from flows.job import Job, read_job
 from storage.records import finished
 
 WORKERS = 2
-WARM_UP = 0.25  # of the job, in which processes load their libraries
-GROWTH, RATIO, ANSWER, TASK_RUNS = 0.05, 0.9, 2.0, 2000  # what is aimed at
+WARM_UP = 0.25  # share of the job in which processes load their libraries; it is left out of the slopes
+GROWTH, RATIO, ANSWER, TASK_RUNS = 0.05, 0.9, 2.0, 2000  # aims: memory, speed, seconds per page, task runs
 PAGES = {
     "index page": ("GET", "/", None),
     "health": ("GET", "/api/health", None),
@@ -73,18 +73,22 @@ std = [0.229, 0.224, 0.225]
 
 @dataclass
 class Watch:
-    """What is seen of a running job, a sample every few seconds.
+    """Samples of a running job, one every few seconds.
 
     Attributes
     ----------
+    store
+        The run folder.
+    began
+        When the job was started, in seconds since the epoch.
     memory
-        (seconds, finished steps, MB) by process.
+        By process, samples (seconds since the start, finished steps, MB).
     answers
-        Seconds by page.
+        By page, the seconds that each answer took.
     refused
-        Pages that were not given.
+        How many samples ended with a request that failed.
     task_runs
-        That Prefect knows of.
+        How many task runs Prefect knows.
     """
 
     store: Path
@@ -95,7 +99,7 @@ class Watch:
     task_runs: int = 0
 
     def look(self, job: psutil.Process, address: str) -> None:
-        """Read memory and ask for the pages, once."""
+        """Take one sample: read the memory and request the pages."""
         steps = len(finished(self.store))
         for name, megabytes in sizes(job).items():
             self.memory.setdefault(name, []).append((time.time() - self.began, steps, megabytes))
@@ -111,7 +115,7 @@ class Watch:
 
 
 def sizes(job: psutil.Process) -> dict[str, float]:
-    """Resident MB of the job's processes: the flow with the Dask scheduler in it, the server, the workers."""
+    """Resident MB of the job's processes: the flow with its Dask scheduler, the server, and the workers."""
     found: dict[str, float] = {}
     try:
         found["flow and scheduler"] = job.memory_info().rss / 1e6
@@ -122,13 +126,13 @@ def sizes(job: psutil.Process) -> dict[str, float]:
                 found["Prefect server"] = sum(process.memory_info().rss for process in own) / 1e6
             elif "spawn_main" in line:
                 found[f"worker {child.pid}"] = child.memory_info().rss / 1e6
-    except psutil.NoSuchProcess:  # at the end
+    except psutil.NoSuchProcess:  # the job ends just now
         pass
     return found
 
 
 def watched(job: Path, every: float, environment: dict[str, str]) -> tuple[Watch, float]:
-    """Run a job to its end under watch; also returns when that was."""
+    """Run a job to its end and watch it; returns the samples and the time of the end."""
     log, store = job.with_suffix(".log"), job.parent / "run"
     watch = Watch(store, time.time())
     command = [sys.executable, "-m", "flows.cli", "run", str(job)]
@@ -137,7 +141,7 @@ def watched(job: Path, every: float, environment: dict[str, str]) -> tuple[Watch
         while process.poll() is None:
             time.sleep(every)
             told = re.search(r"prefect (http://\S+)", log.read_text())
-            ended = "contact sheet" in log.read_text()  # and the server is about to
+            ended = "contact sheet" in log.read_text()  # printed at the end, shortly before the server ends
             if told and (store / "done").is_dir() and not ended:
                 watch.look(seen, told[1])
     if process.returncode:
@@ -146,7 +150,7 @@ def watched(job: Path, every: float, environment: dict[str, str]) -> tuple[Watch
 
 
 def bare_rate(job: Path) -> float:
-    """Images a second of bare loops side by side, as many as the job has workers."""
+    """Images per second of as many bare loops side by side as the job has workers."""
     each = read_job(job, Job)
     alone = {"mp_context": get_context("spawn"), "initializer": torch.set_num_threads, "initargs": (1,)}
     with ProcessPoolExecutor(WORKERS, **alone) as pool:
@@ -156,7 +160,7 @@ def bare_rate(job: Path) -> float:
 
 
 def slope(samples: list[tuple[float, int, float]], axis: int) -> float:
-    """MB by second (axis 0) or finished step (axis 1), by least squares."""
+    """MB per second (axis 0) or per finished step (axis 1), by least squares."""
     across = np.array([sample[axis] for sample in samples], float)
     if np.ptp(across) == 0:
         return 0.0
@@ -164,10 +168,10 @@ def slope(samples: list[tuple[float, int, float]], axis: int) -> float:
 
 
 def write_jobs(folder: Path, real: Path, images: int, sample: int) -> tuple[Path, Path]:
-    """The job, and the same of ``sample`` images for a bare loop."""
+    """Write the job, and the same job with ``sample`` images for the bare loops; returns both paths."""
     there = sorted((real / "images/cifar10").glob("*/*.png"))
     if not there:
-        raise SystemExit(f"there are no images/cifar10/<class>/*.png in {real}; name their folder by --real")
+        raise SystemExit(f"there are no images/cifar10/<class>/*.png in {real}; give their folder by --real")
     lines = ["file,label"]
     classes = sorted({path.parent.name for path in there})
     for again in range(-(-images // len(there))):
@@ -183,16 +187,17 @@ def write_jobs(folder: Path, real: Path, images: int, sample: int) -> tuple[Path
 
 
 def main() -> None:
+    """Run the bare loops and the job, and print the report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--real", type=Path, default=os.environ.get("FLOODLIT_REAL"))
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--sample", type=int, default=1600, help="images of each bare loop")
-    parser.add_argument("--every", type=float, default=10.0, help="seconds between looks")
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between samples")
     asked = parser.parse_args()
     if asked.real is None:
-        parser.error("name the folder of the network and the images by --real or FLOODLIT_REAL")
+        parser.error("give the folder of the network and the images by --real or FLOODLIT_REAL")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         job, sample = write_jobs(folder, asked.real.absolute(), asked.images, asked.sample)
@@ -210,6 +215,7 @@ def main() -> None:
 
 
 def report(watch: Watch, rate: float, bare: float) -> None:
+    """Print the tables; ``rate`` and ``bare`` are images per second of the job and of the bare loops."""
     print(f"\n{'memory':<20} {'MB at most':>10} {'MB/hour':>9} {'MB/1,000 steps':>15} {'growth':>7}")
     for name, samples in watch.memory.items():
         working = [
@@ -236,6 +242,7 @@ def report(watch: Watch, rate: float, bare: float) -> None:
 
 
 def verdict(reached: bool) -> str:
+    """The word after a number that has an aim."""
     return "OK" if reached else "NOT"
 
 

@@ -1,8 +1,9 @@
-"""What the summary of a large run costs: time and memory for tidy scores of many images.
+"""Measures what the summary of a large run costs: time and memory for the scores of many images.
 
     python -P benchmarks/summary.py [--images 50000] [--explainers 4]
 
-Prints seconds, the most memory the process took, and the time over that of reading the same Parquet files.
+The program prints the seconds, the peak memory of the process, and the time divided by that of reading the
+same Parquet files.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from storage.run import Run
 from storage.scores import write_scores
 from tasks.results.summary import mean_curves, summarise
 
-SHARD = 5000
+SHARD = 5000  # images
 COLUMNS = {
     "insertion": "higher",
     "deletion": "lower",
@@ -32,11 +33,13 @@ COLUMNS = {
     "sparseness": "higher",
     "max_box_acc_v2": "higher",
 }
-CURVES = {"insertion": 29, "deletion": 29, "max_box_acc_v2": 300}  # points
-METRICS = {"max_box_acc_v2": "max_box_accuracy"}  # where its name is not the column's
+CURVES = {"insertion": 29, "deletion": 29, "max_box_acc_v2": 300}  # points per curve
+# Columns that have another name than their metric. These are the pooled ones.
+METRICS = {"max_box_acc_v2": "max_box_accuracy"}
 
 
 def main() -> None:
+    """Make a run, summarise it, and print times and memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--explainers", type=int, default=4)
@@ -57,6 +60,7 @@ def main() -> None:
 
 
 def synthetic(root: Path, images: int, explainers: int) -> Run:
+    """Create a run with random scores and nothing else."""
     names = [f"explainer{i}" for i in range(explainers)]
     about = {"low": 0.0, "high": 1.0, "fill": None}
     columns = {
@@ -88,6 +92,7 @@ def synthetic(root: Path, images: int, explainers: int) -> Run:
 
 
 def scores(rng: np.random.Generator, start: int, stop: int) -> dict[str, list]:
+    """The columns of the score file for images ``start`` to ``stop`` - 1."""
     count = stop - start
     tidy: dict[str, list] = {"metric": [], "value": [], "curve": []}
     for name in COLUMNS:
@@ -105,6 +110,7 @@ def scores(rng: np.random.Generator, start: int, stop: int) -> dict[str, list]:
 
 
 def memory() -> float:
+    """The peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 

@@ -1,17 +1,18 @@
-"""The offline demo's images and classifiers.
+"""Makes the images and classifiers of the offline demo.
 
     python examples/digits.py images FOLDER [--count 1000] [--split test] [--seed 0]
     python examples/digits.py train [gap] [mlp] [vit] [small]
 
-``images`` writes the images Floodlit makes on the fly for ``kind = "digits"`` as PNG files, with a CSV
-manifest (file, label, box) and the digits' pixel masks. ``train`` trains the four classifiers from nothing,
-prints their accuracy on the test split, whose handwriting the training never saw, and writes
-``weights/digits-<name>.safetensors`` beside this file. Images, initial weights and the order of training are
-seeded and one thread trains: with the same versions on the same kind of processor the weights repeat.
+``images`` writes the images that Floodlit makes on the fly for ``kind = "digits"`` as PNG files, with a CSV
+listing (file, label, box) and the pixel masks of the digits. ``train`` trains the four classifiers from
+scratch and prints their accuracy on the test split, whose handwriting is not in the training split. It writes
+``weights/digits-<name>.safetensors`` beside this file. The images, the initial weights and the order of
+training are seeded, and one thread trains. The weights are therefore reproducible with the same versions on
+the same kind of processor.
 
-The networks take pixels in [0, 1] and are chosen for their heads: ``gap`` is additive in its units (global
-average pooling and a linear layer), the units of ``mlp`` interact in a hidden layer, ``vit`` attends to patch
-tokens with a class token. ``small`` is there to be read by a P-TAME head.
+The networks take pixels in [0, 1] and differ in their heads. ``gap`` is additive in its units (global average
+pooling and a linear layer). The units of ``mlp`` interact in a hidden layer. ``vit`` attends to patch tokens
+with a class token. ``small`` is the auxiliary network that a P-TAME head reads.
 """
 
 from __future__ import annotations
@@ -35,24 +36,24 @@ from storage.datasets import digits
 WEIGHTS = Path(__file__).parent / "weights"
 CLASSES = len(digits.CLASSES)
 TRAIN_IMAGES, TEST_IMAGES = 20_000, 2_000
-BATCH = 128
+BATCH = 128  # images per training step
 
 
 def block(channels_in: int, channels: int, stride: int) -> list[nn.Module]:
-    """Convolution, batch normalisation, ReLU."""
+    """The layers of one block: 3x3 convolution, batch normalisation and ReLU."""
     convolution = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
     return [convolution, nn.BatchNorm2d(channels), nn.ReLU()]
 
 
 def convolutions(width: int = 64) -> nn.Sequential:
-    """64x64 pixels to ``width`` channels on an 8x8 grid."""
+    """Five blocks from images (B, 3, 64, 64) to features (B, ``width``, 8, 8)."""
     half, quarter = width // 2, width // 4
     sizes = [(3, quarter, 2), (quarter, half, 2), (half, width, 2), (width, width, 1), (width, width, 1)]
     return nn.Sequential(*(layer for size in sizes for layer in block(*size)))
 
 
 class Convolutional(nn.Module):
-    """``features``, a map of 64 units, and a ``head``."""
+    """A network of ``features``, which have ``width`` units on an 8x8 grid, and a ``head``."""
 
     def __init__(self, head: nn.Sequential, width: int = 64) -> None:
         super().__init__()
@@ -60,27 +61,28 @@ class Convolutional(nn.Module):
         self.head = head
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (B, classes) of images (B, 3, 64, 64)."""
         return self.head(self.features(inputs))
 
 
 def gap() -> nn.Module:
-    """Global average pooling and a linear layer: each unit adds its own part to the logits."""
+    """Global average pooling and a linear layer: every unit adds its own part to the logits."""
     return Convolutional(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES)))
 
 
 def mlp() -> nn.Module:
-    """A hidden layer over the coarsely pooled map: the units interact."""
+    """A hidden layer over coarsely pooled features, in which the units interact."""
     hidden = [nn.Linear(64 * 4 * 4, 64), nn.ReLU(), nn.Linear(64, CLASSES)]
     return Convolutional(nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), *hidden))
 
 
 def small() -> nn.Module:
-    """As ``gap``, of half the width."""
+    """The same as ``gap`` with half the width."""
     return Convolutional(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES)), 32)
 
 
 class Stem(nn.Module):
-    """Convolutions instead of cutting patches: a small transformer learns far faster (Xiao et al. 2021)."""
+    """Patch embedding by convolutions, with which small transformers learn much faster (Xiao et al. 2021)."""
 
     def __init__(self, embed_dim: int = 64, **_: object) -> None:
         super().__init__()
@@ -89,11 +91,12 @@ class Stem(nn.Module):
         self.proj = nn.Conv2d(64, embed_dim, 1)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Tokens (B, 64, embed_dim) of images (B, 3, 64, 64)."""
         return self.proj(self.features(inputs)).flatten(2).transpose(1, 2)
 
 
 def vit() -> nn.Module:
-    """timm's vision transformer with a class token: three blocks over 8x8 patch tokens."""
+    """timm's vision transformer with a class token and three blocks over 8x8 patch tokens."""
     return VisionTransformer(
         img_size=64,
         patch_size=8,
@@ -111,13 +114,13 @@ STEPS = {"gap": 2500, "mlp": 2500, "vit": 1500, "small": 1500}
 
 
 def draw(split: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Some images (N, 3, 64, 64) uint8 of a split, and their labels."""
+    """Images ``start`` to ``stop`` - 1 of a split, (N, 3, 64, 64) uint8, and their labels (N,)."""
     samples = [digits.sample(split, index) for index in range(start, stop)]
     return np.stack([s.image.transpose(2, 0, 1) for s in samples]), np.array([s.label for s in samples])
 
 
 def images_of(split: str, count: int) -> tuple[Tensor, Tensor]:
-    """The first ``count`` images of a split, drawn by several processes."""
+    """The first ``count`` images of a split and their labels, drawn by several processes."""
     starts = range(0, count, 500)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         parts = list(pool.map(draw, [split] * len(starts), starts, [min(s + 500, count) for s in starts]))
@@ -127,14 +130,25 @@ def images_of(split: str, count: int) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def accuracy(network: nn.Module, pixels: Tensor, labels: Tensor) -> float:
-    """Share of images whose label is predicted."""
+    """The share of images whose label is predicted, in [0, 1]."""
     network.eval()
     predicted = torch.cat([network(chunk.float() / 255).argmax(1) for chunk in pixels.split(250)])
     return float((predicted == labels).float().mean())
 
 
 def varied(pixels: Tensor) -> Tensor:
-    """A batch (B, 3, 64, 64) uint8 as float in [0, 1], turned, scaled, shifted and recoloured at random."""
+    """Randomly rotate, shear, scale, shift and recolour a batch.
+
+    Parameters
+    ----------
+    pixels
+        (B, 3, 64, 64) uint8.
+
+    Returns
+    -------
+    Tensor
+        (B, 3, 64, 64) float in [0, 1].
+    """
     count = len(pixels)
 
     def between(low: float, high: float) -> Tensor:
@@ -145,6 +159,7 @@ def varied(pixels: Tensor) -> Tensor:
     across = torch.stack([width * angle.cos(), shear - height * angle.sin(), between(-0.1, 0.1)], 1)
     down = torch.stack([width * angle.sin(), height * angle.cos(), between(-0.1, 0.1)], 1)
     grid = F.affine_grid(torch.stack([across, down], 1), list(pixels.shape), align_corners=False)
+    # Labels do not depend on the colours, so channels are permuted and half of the images are inverted.
     channels = torch.rand(count, 3).argsort(1)[:, :, None, None].expand_as(pixels)
     values = pixels.gather(1, channels).float() / 255
     negative = (torch.rand(count) < 0.5)[:, None, None, None]
@@ -153,7 +168,7 @@ def varied(pixels: Tensor) -> Tensor:
 
 
 def trained(name: str, pixels: Tensor, labels: Tensor) -> nn.Module:
-    """Train one network from nothing; the transformer's convolutions begin as those of ``gap``."""
+    """Train one network from scratch; the convolutions of the transformer start from those of ``gap``."""
     torch.manual_seed(0)
     network = NETWORKS[name]().train()
     if name == "vit":
@@ -179,7 +194,8 @@ def trained(name: str, pixels: Tensor, labels: Tensor) -> nn.Module:
 
 def train(names: list[str]) -> None:
     """Train, test and write the named networks."""
-    torch.set_num_threads(1)  # or the order of additions, and so the weights, would depend on the machine
+    # With more threads the order of additions, and with it the weights, would depend on the machine.
+    torch.set_num_threads(1)
     test = images_of("test", TEST_IMAGES)
     images = images_of("train", TRAIN_IMAGES)
     WEIGHTS.mkdir(exist_ok=True)
@@ -190,7 +206,7 @@ def train(names: list[str]) -> None:
 
 
 def export(folder: Path, split: str, count: int, seed: int) -> None:
-    """Write images, masks and the manifest ``digits.csv`` that ``kind = "csv"`` reads."""
+    """Write images, masks and the listing ``digits.csv``, which ``kind = "csv"`` reads."""
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     with (folder / "digits.csv").open("w", newline="") as file:
@@ -206,6 +222,7 @@ def export(folder: Path, split: str, count: int, seed: int) -> None:
 
 
 def main() -> None:
+    """Run the command that the arguments name."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -215,9 +232,9 @@ def main() -> None:
     writing.add_argument("--split", choices=digits.SPLITS, default="test")
     writing.add_argument("--count", type=int, default=1000)
     writing.add_argument("--seed", type=int, default=0)
-    training = commands.add_parser("train", help="train the classifiers, the transformer after gap")
+    training = commands.add_parser("train", help="train the classifiers; vit needs the weights of gap")
     training.add_argument(
-        "names", nargs="*", metavar="NAME", help="gap, mlp, vit or small; all of them by default"
+        "names", nargs="*", metavar="NAME", help="gap, mlp, vit or small; default: all of them"
     )
     chosen = parser.parse_args()
     if chosen.command == "images":

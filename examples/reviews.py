@@ -1,23 +1,25 @@
-"""The offline demo's texts and classifier.
+"""Makes the texts and the classifier of the offline demo.
 
     python examples/reviews.py texts FILE [--count 200] [--split test] [--seed 0]
     python examples/reviews.py train
 
-``texts`` writes short made-up reviews as CSV (id, text, label, evidence). A review says what was tried, fills
-up with neutral clauses and, unless its label is neutral, passes judgement in exactly one phrase: its
-``evidence``, which occurs once in the text and is one word ("superb"), two words ("falls apart") or a negated
-word ("not good"). Neutral clauses hold the same negations and parts of the same phrases ("it is not blue",
-"rain falls on the roof"), so that single words do not always decide, and what is reviewed is drawn
-independently of the label. A text depends on (split, index, seed) alone; a checksum of the text itself says
-which split it belongs to, so no text serves both.
+``texts`` writes short artificial reviews as CSV (id, text, label, evidence). A review says what was tried and
+contains some neutral clauses. Unless its label is neutral, exactly one phrase decides the label: its
+``evidence``. The evidence occurs once in the text and is one word ("superb"), two words ("falls apart") or a
+negated word ("not good"). Neutral clauses contain the same negations and parts of the same phrases ("it is
+not blue", "rain falls on the roof"), so that single words do not always decide. What is reviewed is drawn
+independently of the label. A text depends on (split, index, seed) alone. A checksum of the text says which
+split it belongs to, so no text is in both.
 
-``train`` trains a two-layer DistilBERT from nothing on the train split, prints its accuracy on the test
+``train`` trains a two-layer DistilBERT from scratch on the train split, prints its accuracy on the test
 split, and writes it with its tokenizer to ``weights/reviews`` beside this file. Explanations show the network
-texts with tokens masked or removed, so it sees such texts in training: four in five lose a random share, 0 to
-90 %, of their tokens, replaced by [MASK] in half of them and removed in the others, and are taught the label
-of what is left to read: the text's own while its evidence is whole, neutral once it is not, positive when all
-that is left of "not good" is "good". Texts, initial weights and the order of training are seeded and one
-thread trains: with the same versions on the same kind of processor the weights repeat.
+texts with masked or removed tokens, so it is trained with such texts too. Four texts in five lose a random
+share of their tokens, 0 to 90 %: in half of them the tokens are replaced by [MASK], in the others they are
+removed. The label that is taught is that of the text that is left: the text's own label while its evidence is
+complete, neutral if it is not, and positive if only "good" is left of "not good".
+
+The texts, the initial weights and the order of training are seeded, and one thread trains. The weights are
+therefore reproducible with the same versions on the same kind of processor.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ VERBS = {
 }
 ADJECTIVES = {POSITIVE: GOOD.split(), NEGATIVE: BAD.split()}
 NEGATIONS = ["not", "never", "hardly"]
-# Negated judgements turn round; these four of each kind are enough to be learnt.
+# A negation reverses a judgement: positive phrases negate bad words. Four words of each kind can be learnt.
 NEGATED = {POSITIVE: ADJECTIVES[NEGATIVE][:4], NEGATIVE: ADJECTIVES[POSITIVE][:4]}
 
 SUBJECTS = {
@@ -98,7 +100,17 @@ DEEDS = ["it {phrase}", "the {part} {phrase}", "this one {phrase} every time"]
 
 
 class Review(NamedTuple):
-    """A text, an index into ``CLASSES``, and the words that decide it, "" where the label is neutral."""
+    """One review.
+
+    Attributes
+    ----------
+    text
+        The text.
+    label
+        Index into ``CLASSES``.
+    evidence
+        The words that decide the label; "" if it is neutral.
+    """
 
     text: str
     label: int
@@ -106,7 +118,9 @@ class Review(NamedTuple):
 
 
 def review(split: str, index: int, seed: int = 0) -> Review:
-    """The review at ``index`` of a split, which has no end: 10 to 30 words and punctuation marks.
+    """The review at this index of a split: 10 to 30 words and punctuation marks.
+
+    Splits are unlimited, so any index from 0 is valid.
 
     Raises
     ------
@@ -121,15 +135,15 @@ def review(split: str, index: int, seed: int = 0) -> Review:
         drawn = composed(label, draw)
         sentences, commas = drawn.text.count("."), drawn.text.count(",")
         fits = sentences <= 3 and 10 <= len(drawn.text.split()) + sentences + commas <= 30
-        # One text in five is the test split's.
+        # One text in five belongs to the test split.
         if fits and (crc32(drawn.text.encode()) % 5 == 0) == (split == "test"):
             return drawn
 
 
 def composed(label: int, draw: random.Random) -> Review:
-    """A review of any length and either split."""
+    """Draw a review with this label, of any length and either split."""
     subject = draw.choice(list(SUBJECTS))
-    # A neutral review says one thing more in place of its judgement: length does not tell the label.
+    # A neutral review has one more neutral clause instead of a judgement; its length must not show the label.
     clauses = [draw.choice(OPENERS), *draw.sample(FILLERS, draw.randint(0, 3) + (label == NEUTRAL))]
     evidence = ""
     if label != NEUTRAL:
@@ -155,7 +169,7 @@ def composed(label: int, draw: random.Random) -> Review:
 
 
 def judged(label: int, draw: random.Random) -> tuple[str, str]:
-    """A clause with a place for a phrase, and the phrase: plain, negated, or a verb with what it takes."""
+    """Draw a clause with a place for a phrase, and a phrase: an adjective, a negated one or a verb phrase."""
     kind = draw.random()
     if kind < 0.4:
         return draw.choice(JUDGEMENTS), draw.choice(ADJECTIVES[label])
@@ -165,7 +179,7 @@ def judged(label: int, draw: random.Random) -> tuple[str, str]:
 
 
 def phrases() -> Iterator[tuple[str, int]]:
-    """Everything that passes judgement, with its label."""
+    """Yield every phrase that decides a label, with the label."""
     for label in (NEGATIVE, POSITIVE):
         for phrase in ADJECTIVES[label] + VERBS[label]:
             yield phrase, label
@@ -175,10 +189,10 @@ def phrases() -> Iterator[tuple[str, int]]:
 
 
 def tokenizer_of(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer of the words of some texts, the endings in ``ENDINGS`` being pieces of their own.
+    """A WordPiece tokenizer for the words of some texts, in which the ``ENDINGS`` are separate pieces.
 
-    It is not left to the library's trainer, whose choice among equally frequent pieces varies from call to
-    call.
+    The vocabulary is made here and not by the library's trainer, because the trainer chooses among equally
+    frequent pieces differently in every call.
     """
     normalizer = normalizers.BertNormalizer(lowercase=True)
     cutter = pre_tokenizers.BertPreTokenizer()
@@ -204,7 +218,7 @@ def tokenizer_of(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def network_of(tokenizer: PreTrainedTokenizerFast) -> DistilBertForSequenceClassification:
-    """Two layers of 64 units, not trained."""
+    """The untrained network: two layers of 64 units."""
     config = DistilBertConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=64,
@@ -212,7 +226,7 @@ def network_of(tokenizer: PreTrainedTokenizerFast) -> DistilBertForSequenceClass
         n_heads=4,
         dim=64,
         hidden_dim=128,
-        # Damaged texts are varied enough, and a network this small starts better from larger weights.
+        # No dropout, because damaged texts vary enough. So small a network starts better from larger weights.
         dropout=0.0,
         attention_dropout=0.0,
         seq_classif_dropout=0.0,
@@ -225,7 +239,7 @@ def network_of(tokenizer: PreTrainedTokenizerFast) -> DistilBertForSequenceClass
 
 
 def damaged(tokens: list[int], mask: int, draw: random.Random) -> list[int]:
-    """A text without a random share of its tokens, masked or removed; one text in five stays whole."""
+    """Mask or remove a random share of the tokens of a text; one text in five stays complete."""
     if draw.random() < 0.2:
         return tokens
     share = 0.9 * draw.random()
@@ -236,7 +250,10 @@ def damaged(tokens: list[int], mask: int, draw: random.Random) -> list[int]:
 
 
 def reading(tokens: list[int], judging: dict[tuple[int, ...], int]) -> int:
-    """The label of what a text says: of the first, longest phrase in it that passes judgement."""
+    """The label of a text: that of the first phrase in it that decides one, and of the longest one there.
+
+    ``judging`` has the labels of such phrases by their tokens.
+    """
     longest = max(map(len, judging))
     for start in range(len(tokens)):
         for length in range(longest, 0, -1):
@@ -246,7 +263,7 @@ def reading(tokens: list[int], judging: dict[tuple[int, ...], int]) -> int:
 
 
 def trained(tokenizer: PreTrainedTokenizerFast, reviews: list[Review]) -> DistilBertForSequenceClassification:
-    """Train the network from nothing on whole and damaged texts."""
+    """Train the network from scratch on complete and damaged texts."""
     torch.manual_seed(0)
     draw = random.Random(0)
     network = network_of(tokenizer).train()
@@ -275,7 +292,7 @@ def trained(tokenizer: PreTrainedTokenizerFast, reviews: list[Review]) -> Distil
 def accuracy(
     network: DistilBertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, reviews: list[Review]
 ) -> float:
-    """Share of texts whose label is predicted."""
+    """The share of texts whose label is predicted, in [0, 1]."""
     network.eval()
     batch = tokenizer([one.text for one in reviews], padding=True, return_tensors="pt")
     labels = torch.tensor([one.label for one in reviews])
@@ -284,7 +301,8 @@ def accuracy(
 
 def train() -> None:
     """Train, test and write the classifier and its tokenizer."""
-    torch.set_num_threads(1)  # or the order of additions, and so the weights, would depend on the machine
+    # With more threads the order of additions, and with it the weights, would depend on the machine.
+    torch.set_num_threads(1)
     reviews = [review("train", index) for index in range(TRAIN_TEXTS)]
     tokenizer = tokenizer_of([one.text for one in reviews])
     network = trained(tokenizer, reviews)
@@ -295,7 +313,7 @@ def train() -> None:
 
 
 def export(file: Path, split: str, count: int, seed: int) -> None:
-    """Write the listing that ``kind = "text"`` reads; ``evidence`` is for who wants to check a map."""
+    """Write the listing that ``kind = "text"`` reads; its column ``evidence`` serves to check maps."""
     with file.open("w", newline="", encoding="utf-8") as stream:
         listing = csv.writer(stream, lineterminator="\n")
         listing.writerow(["id", "text", "label", "evidence"])
@@ -306,6 +324,7 @@ def export(file: Path, split: str, count: int, seed: int) -> None:
 
 
 def main() -> None:
+    """Run the command that the arguments name."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

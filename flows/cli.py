@@ -1,4 +1,4 @@
-"""The command ``floodlit``."""
+"""The command line interface ``floodlit``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flows import inspect_commands, job_commands
 
 app = typer.Typer(
     help="Explain a vision model over a whole dataset.\n\n"
-    "Exit codes: 0 done and sound; 1 incomplete, failed or damaged; 2 the request itself is wrong.",
+    "Exit codes: 0 complete and undamaged; 1 incomplete, failed or damaged; 2 the request is invalid.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,

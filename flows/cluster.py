@@ -1,4 +1,4 @@
-"""Where tasks run: processes on this machine, a Dask scheduler that is already there, or any Dask cluster."""
+"""Workers for the tasks: processes on this machine, an existing Dask scheduler, or any Dask cluster."""
 
 from __future__ import annotations
 
@@ -16,23 +16,32 @@ from prefect.utilities.importtools import from_qualified_name
 from prefect_dask import DaskTaskRunner
 
 from flows.job import Cluster
+from storage.errors import FloodlitError, one_line
 from tasks.signals import kept_from_children
 
-GPU = {"GPU": 1}  # what a step that computes takes of a worker's resources, where workers offer it
-START_SECONDS = 600.0  # for the first worker of a cluster that has to start machines
-SAME = ("floodlit", "torch", "zarr", "prefect", "dask", "distributed")  # versions workers must share with us
+GPU = {"GPU": 1}  # the Dask resource that a computing step takes, if workers offer it
+START_SECONDS = 600.0  # time limit for the first worker; a cluster may have to start machines
+SAME = ("floodlit", "torch", "zarr", "prefect", "dask", "distributed")  # same version on flow and workers
 
 
-class ClusterError(RuntimeError):
-    """A cluster that cannot serve, said in one line."""
+class ClusterError(FloodlitError):
+    """The cluster cannot run the job; the message is one line."""
+
+    exit_code = 2
 
 
 def settings(workers: int) -> dict[str, object]:
-    """Dask's configuration for the job.
+    """Return Dask's configuration for the job.
 
     glibc returns large tensors to the system after every layer, which halves the speed of a convolutional
-    network; the thresholds must stand before a worker process starts. They rule the main arena only, and
-    tasks run in a thread, which would have one of its own: hence one arena. Workers x threads = cores.
+    network. Two thresholds prevent this. They must be set before a worker process starts, and they apply to
+    the main arena only. Tasks run in a thread, and a thread would get an arena of its own; therefore the
+    number of arenas is limited to one.
+
+    Parameters
+    ----------
+    workers
+        Number of worker processes. Workers x threads = cores.
     """
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     return {
@@ -42,11 +51,11 @@ def settings(workers: int) -> dict[str, object]:
         "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads,
         "distributed.nanny.pre-spawn-environ.MKL_NUM_THREADS": threads,
         "distributed.worker.multiprocessing-method": "spawn",  # Zarr deadlocks after fork
-        "distributed.scheduler.allowed-failures": 1,  # a shard that kills workers is not to kill them all
-        # Of the messages each connection keeps for developers. Of a Prefect task run one has 100 kB, and with
-        # the usual 1,000 a connection the flow grows by a GB in 10,000 task runs.
+        "distributed.scheduler.allowed-failures": 1,  # a shard that kills its worker must not kill them all
+        # Each connection keeps its last messages for developers. The message of a Prefect task run has
+        # 100 kB, and with the usual 1,000 per connection the flow grows by a GB in 10,000 task runs.
         "distributed.admin.low-level-log-length": 10,
-        # What Dask looks at 10 to 100 times a second, for its dashboard, took a tenth of each worker's core.
+        # Dask's dashboard takes samples 10 to 100 times a second, which took a tenth of each worker's core.
         "distributed.worker.profile.enabled": False,
         "distributed.admin.tick.interval": "1s",
         "distributed.admin.system-monitor.interval": "2s",
@@ -55,20 +64,20 @@ def settings(workers: int) -> dict[str, object]:
 
 
 def check(cluster: Cluster) -> None:
-    """Refuse a cluster that this machine cannot have.
+    """Check that this machine can have the cluster.
 
     Raises
     ------
     ClusterError
-        If GPUs, or the package that the kind needs, are not there.
+        If GPUs are missing, or the package that the kind needs.
     """
     if cluster.kind == "cuda":
         there = torch.cuda.device_count()
         if not there:
-            raise ClusterError('cluster.kind = "cuda", and PyTorch sees no GPU here; use "local"')
+            raise ClusterError('cluster.kind = "cuda" needs a GPU, but PyTorch sees no GPU here; use "local"')
         if cluster.workers and cluster.workers > there:
             raise ClusterError(
-                f"cluster.workers = {cluster.workers}, and there are {there} GPUs, one a worker"
+                f"cluster.workers = {cluster.workers}, but there are {there} GPUs, and each worker needs one"
             )
         if find_spec("dask_cuda") is None:
             raise ClusterError(
@@ -79,13 +88,14 @@ def check(cluster: Cluster) -> None:
 
 
 def _class_of(cluster: Cluster) -> Any:
+    """Import the cluster class of ``kind = "class"``; raise ClusterError if that fails."""
     assert cluster.cluster_class is not None
     package = cluster.cluster_class.partition(".")[0]
     try:
         return from_qualified_name(cluster.cluster_class)
     except ImportError as error:
         raise ClusterError(
-            f"cluster.cluster_class: there is no {cluster.cluster_class} here ({error}); install "
+            f"cluster.cluster_class: {cluster.cluster_class} cannot be imported ({error}); install "
             f"{package.replace('_', '-')}, or correct the name"
         ) from error
     except (AttributeError, ValueError) as error:
@@ -93,28 +103,42 @@ def _class_of(cluster: Cluster) -> Any:
 
 
 def attach(runner: DaskTaskRunner, cluster: Cluster) -> tuple[distributed.Client, int]:
-    """Point the flow's task runner, which has not started yet, to ``cluster``; returns client and workers.
+    """Start the cluster, or connect to it, and make the flow's task runner use it.
 
-    What :func:`check` refuses is not looked at again.
+    :func:`check` has to be called first; its checks are not repeated here.
+
+    Parameters
+    ----------
+    runner
+        The task runner of the flow run, which has not started yet.
+
+    Returns
+    -------
+    client
+        The client of the cluster's scheduler.
+    workers
+        Number of workers that there are, or that were asked for.
 
     Raises
     ------
     ClusterError
-        If the cluster does not start, cannot be reached, has no workers, or they are of other versions.
+        If the cluster does not start, cannot be reached or has no workers, or if workers have other versions.
     """
     dask.config.set(settings(cluster.expected_workers))
     if cluster.kind == "address":
         runner.address = cluster.address
     else:
+        # The runner starts resolved_cluster_class, which it sets when it is made; copies get cluster_class.
         runner.cluster_class = runner.resolved_cluster_class = _local(cluster) or _class_of(cluster)
         runner.cluster_kwargs = {**_arguments(cluster), "n_workers": cluster.expected_workers}
     workers = _workers(runner, cluster)
-    if cluster.kind in {"address", "class"}:
+    if cluster.kind in {"address", "class"}:  # workers of the other kinds run in this environment
         _check_versions(runner.client)
     return runner.client, workers
 
 
 def _local(cluster: Cluster) -> Any:
+    """Return the class that starts workers on this machine; None for kinds that do not."""
     if cluster.kind == "local":
         return distributed.LocalCluster
     if cluster.kind == "cuda":
@@ -125,7 +149,10 @@ def _local(cluster: Cluster) -> Any:
 
 
 def _arguments(cluster: Cluster) -> dict[str, Any]:
-    """Of the cluster class. One task at a time: a task fills its cores, or its GPU."""
+    """Return the arguments of the cluster class.
+
+    A worker of this machine runs one task at a time, because a task fills its cores or its GPU.
+    """
     if cluster.kind == "class":
         return cluster.arguments
     common = {"threads_per_worker": 1, "dashboard_address": None}
@@ -133,57 +160,58 @@ def _arguments(cluster: Cluster) -> dict[str, Any]:
 
 
 def _workers(runner: DaskTaskRunner, cluster: Cluster) -> int:
-    """How many workers there are, or will be."""
+    """Start the runner's client; return how many workers there are, or will be."""
     try:
-        # Ctrl-C goes to every process of the terminal, and only the flow is to end by it.
+        # Ctrl-C goes to every process of the terminal, but only the flow must end by it.
         with kept_from_children([signal.SIGINT]):
             client = runner.client
-    except Exception as error:  # whatever a cluster's class raises at its arguments, or a scheduler's silence
+    except Exception as error:  # a cluster class may raise anything, and a scheduler may not answer
         if cluster.kind == "address":
-            told = f"no Dask scheduler answers at {cluster.address}: start it or correct cluster.address"
+            told = f"no Dask scheduler answers at {cluster.address}; start it or correct cluster.address"
         else:
             first = _first(error)
-            told = f"the cluster did not start: {type(first).__name__}: {' '.join(str(first).split())}"
+            told = f"the cluster did not start: {type(first).__name__}: {one_line(first)}"
         raise ClusterError(told) from error
     if cluster.kind == "class":
         try:
             client.wait_for_workers(1, timeout=START_SECONDS)
         except TimeoutError as error:
             raise ClusterError(
-                f"no worker of {cluster.cluster_class} came up within {START_SECONDS:.0f} s; see its queue "
-                "and logs"
+                f"no worker of {cluster.cluster_class} started within {START_SECONDS:.0f} s; check its queue "
+                "and its logs"
             ) from error
-        return cluster.expected_workers
+        return cluster.expected_workers  # the others may start later, e.g. when a queue has room
     workers = len(client.scheduler_info(n_workers=-1)["workers"])
     if not workers:
         raise ClusterError(
-            f"the Dask scheduler at {cluster.address} has no workers: start some with `dask worker`"
+            f"the Dask scheduler at {cluster.address} has no workers; start some with `dask worker`"
         )
     return workers
 
 
 def _first(error: BaseException) -> BaseException:
-    """What an error began with."""
+    """Return the first error of a chain of causes."""
     return error if error.__cause__ is None else _first(error.__cause__)
 
 
 def versions() -> dict[str, str]:
-    """Of what a worker must have as the flow has it."""
+    """Versions that workers must share with the flow, by name; "python" is one of them."""
     return {"python": platform.python_version()} | {name: version(name) for name in SAME}
 
 
 def _check_versions(client: distributed.Client) -> None:
+    """Raise ClusterError if a worker has another version of a package than this process."""
     ours = versions()
     try:
         theirs = client.run(versions)
-    except Exception as error:  # the first worker that lacks the package, in its words
+    except Exception as error:  # the error of the first worker that lacks the package
         raise ClusterError(
             f"the workers cannot run Floodlit ({type(error).__name__}: {error}); install the same version "
-            "there"
+            "on them"
         ) from error
     for worker, found in theirs.items():
         for name, own in ours.items():
-            # Patch releases of Python understand each other.
+            # Patch releases of Python can exchange pickled objects.
             same = (
                 own.rpartition(".")[0] == found[name].rpartition(".")[0]
                 if name == "python"
@@ -191,14 +219,14 @@ def _check_versions(client: distributed.Client) -> None:
             )
             if not same:
                 raise ClusterError(
-                    f"worker {worker} has {name} {found[name]}, and here it is {own}; make them agree"
+                    f"worker {worker} has {name} {found[name]}, but the flow has {own}; install the same one"
                 )
 
 
 def resources_of(client: distributed.Client) -> dict[str, int]:
-    """What a step that computes asks of a worker: a GPU, if workers offer any as a Dask resource.
+    """Resources that a computing step requests: one GPU if any worker offers the Dask resource ``GPU``.
 
-    Asked for where nobody offers it, a resource would be waited for in silence and for ever.
+    Dask waits silently and without end for a resource that no worker offers, so nothing is requested then.
     """
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     return GPU if any(worker.get("resources", {}).get("GPU") for worker in workers) else {}

@@ -1,4 +1,4 @@
-"""`floodlit doctor`: what a job will need, checked here and now, with what to do about what is missing."""
+"""`floodlit doctor`: check what a job needs, and say how to solve each problem."""
 
 from __future__ import annotations
 
@@ -18,18 +18,31 @@ import httpx
 import psutil
 from packaging.requirements import Requirement
 
+from storage.errors import one_line
 from storage.files import replacing
 from storage.lock import held
 from storage.places import is_remote, is_there, place
 
-_PROBE = 64 * 1024 * 1024  # bytes written to measure a disk
-_SLOW = 50.0  # MB/s
-_LITTLE = 5e9  # bytes, of space
+_PROBE = 64 * 1024 * 1024  # bytes that are written to measure the speed of a disk
+_SLOW = 50.0  # MB/s; a disk below this speed is reported
+_LITTLE = 5e9  # bytes; less free space than this is reported
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, how it is, and what to do where it is not well."""
+    """The result of one check.
+
+    Attributes
+    ----------
+    what
+        The thing that was checked.
+    state
+        "ok"; "note" if a job can run all the same; "bad" if it cannot, or if data is damaged.
+    told
+        The result in one line.
+    advice
+        The remedy; empty if there is nothing to do.
+    """
 
     what: str
     state: Literal["ok", "note", "bad"]
@@ -38,14 +51,14 @@ class Finding:
 
 
 def examine(store: Path | None, tracking: str | None) -> Iterator[Finding]:
-    """Look at everything, one thing after the other; what raises is told as bad.
+    """Make all checks, one after another; a check that raises an error is reported as bad.
 
     Parameters
     ----------
     store
-        A run folder, or where one is going to be; the working directory where it is None.
+        A run folder, or the place of a future one. None stands for the working directory.
     tracking
-        MLflow's address; the one beside the store where it is None.
+        MLflow's address. None stands for the database beside the store.
     """
     folder = place(store or Path.cwd()).absolute()
     checks: list[tuple[str, Callable[[], Finding]]] = [
@@ -62,8 +75,8 @@ def examine(store: Path | None, tracking: str | None) -> Iterator[Finding]:
     for what, look in checks:
         try:
             yield look()
-        except Exception as error:  # whatever a broken installation raises is what was to be found
-            yield Finding(what, "bad", f"{type(error).__name__}: {' '.join(str(error).split())}")
+        except Exception as error:  # a broken installation may raise anything; the error is the finding
+            yield Finding(what, "bad", f"{type(error).__name__}: {one_line(error)}")
 
 
 def _python() -> Finding:
@@ -71,19 +84,19 @@ def _python() -> Finding:
 
 
 def _versions() -> Finding:
-    """Every requirement of the package against what is installed."""
+    """Compare every requirement of the package with the installed version."""
     wrong = []
     for line in requires("floodlit") or []:
         wanted = Requirement(line)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
-            continue
+            continue  # a requirement of an extra, or of another platform
         try:
             found = version(wanted.name)
         except PackageNotFoundError:
             wrong.append(f"{wanted.name} is missing")
             continue
         if not wanted.specifier.contains(found, prereleases=True):
-            wrong.append(f"{wanted.name} is {found}, wanted {wanted.specifier}")
+            wrong.append(f"{wanted.name} is {found}, needed is {wanted.specifier}")
     if wrong:
         advice = "install again: pip install --constraint constraints.txt --editable ."
         return Finding("versions", "bad", "; ".join(wrong), advice)
@@ -92,7 +105,7 @@ def _versions() -> Finding:
 
 
 def _torchvision() -> Finding:
-    """Its operators do not load beside a torch of another build."""
+    """Check that torchvision's operators load; they do not if torch is from another build."""
     import torch
     from torchvision.ops import nms
 
@@ -105,7 +118,7 @@ def _gpu() -> Finding:
 
     count = torch.cuda.device_count()
     if not count:
-        return Finding("GPU", "note", "PyTorch sees none", 'jobs run on the CPU; cluster.kind = "local"')
+        return Finding("GPU", "note", "PyTorch sees no GPU", 'jobs run on the CPU; cluster.kind = "local"')
     free, total = torch.cuda.mem_get_info(0)
     told = f"{count} x {torch.cuda.get_device_name(0)}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free"
     if find_spec("dask_cuda") is None:
@@ -119,7 +132,7 @@ def _machine() -> Finding:
     memory = psutil.virtual_memory()
     told = f"{os.cpu_count()} cores, {memory.available / 1e9:.0f} of {memory.total / 1e9:.0f} GB free"
     if memory.available < 4e9:
-        return Finding("cores, memory", "bad", told, "a worker takes 1 to 3 GB; set cluster.workers = 1")
+        return Finding("cores, memory", "bad", told, "a worker needs 1 to 3 GB; set cluster.workers = 1")
     return Finding("cores, memory", "ok", told)
 
 
@@ -128,16 +141,17 @@ def _prefect() -> Finding:
 
     url = get_current_settings().api.url
     if not url:
-        return Finding("Prefect", "ok", "no server is configured; every job starts its own")
+        return Finding("Prefect", "ok", "no server is configured; every job starts its own server")
     try:
         answer = httpx.get(f"{url}/admin/version", timeout=5)
         theirs = str(answer.raise_for_status().json())
     except (httpx.HTTPError, ValueError) as error:
-        advice = "start it, or `prefect config unset PREFECT_API_URL` to have one started for each job"
+        advice = "start it, or run `prefect config unset PREFECT_API_URL`, so that each job starts a server"
         return Finding("Prefect", "bad", f"{url} does not answer ({type(error).__name__})", advice)
     ours = version("prefect")
     if theirs.split(".")[:2] != ours.split(".")[:2]:
-        return Finding("Prefect", "bad", f"{url} is {theirs}, here it is {ours}", "make them agree")
+        told = f"{url} has version {theirs}, but {ours} is installed here"
+        return Finding("Prefect", "bad", told, "install the same version on both")
     return Finding("Prefect", "ok", f"{url} answers, version {theirs}")
 
 
@@ -145,10 +159,10 @@ def _mlflow(folder: Path, tracking: str | None) -> Finding:
     from storage.tracking import default_uri, problem_with
 
     if tracking is None and is_remote(folder):
-        return Finding("MLflow", "note", "not asked for", "say with --tracking where a job on S3 is to track")
+        return Finding("MLflow", "note", "no address is given", "a job on S3 needs one; use --tracking")
     uri = tracking or default_uri(folder)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return Finding("MLflow", "ok", f"{uri} will be made by the first job")
+        return Finding("MLflow", "ok", f"the first job will create {uri}")
     problem = problem_with(uri)
     if problem:
         return Finding("MLflow", "bad", f"{uri}: {problem}", "start it, or correct the job's `tracking`")
@@ -156,14 +170,14 @@ def _mlflow(folder: Path, tracking: str | None) -> Finding:
 
 
 def _disk(folder: Path) -> Finding:
-    """Space, and how fast a file is written and made to stay, where the store is going to be."""
+    """Check the free space at the place of the store, and the speed at which a file is written and synced."""
     if is_remote(folder):
         return _object_store(folder)
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     free = shutil.disk_usage(there).free
     if free < 2 * _PROBE:
-        return Finding("disk", "bad", f"{free / 1e9:.1f} GB free in {there}", "make space")
-    block = os.urandom(_PROBE)
+        return Finding("disk", "bad", f"{free / 1e9:.1f} GB free in {there}", "free some space")
+    block = os.urandom(_PROBE)  # random bytes, since a file system that compresses would write zeros too fast
     start = time.perf_counter()
     with replacing(there / "floodlit-doctor") as partial, partial.open("wb") as file:
         file.write(block)
@@ -173,14 +187,15 @@ def _disk(folder: Path) -> Finding:
     (there / "floodlit-doctor").unlink()
     told = f"{free / 1e9:.0f} GB free in {there}, written at {speed:.0f} MB/s"
     if free < _LITTLE:
-        return Finding("disk", "note", told, "50,000 images of 224x224 take 8 GB, their activations up to 20")
+        advice = "50,000 images of 224x224 take 8 GB, and their activations up to 20 GB"
+        return Finding("disk", "note", told, advice)
     if speed < _SLOW:
-        return Finding("disk", "note", told, "slow: put the store on a local disk")
+        return Finding("disk", "note", told, "this is slow; put the store on a local disk")
     return Finding("disk", "ok", told)
 
 
 def _object_store(folder: Path) -> Finding:
-    """Whether the store can be locked, and how fast an object is sent."""
+    """Check that a store on S3 can be locked, and the speed at which an object is sent."""
     probe = folder.with_name(f"{folder.name}.floodlit-doctor")
     block = os.urandom(_PROBE)
     try:
@@ -190,14 +205,14 @@ def _object_store(folder: Path) -> Finding:
                 partial.write_bytes(block)
             speed = _PROBE / 1e6 / (time.perf_counter() - start)
             probe.unlink()
-    except Exception as error:  # of botocore, s3fs or the lock
-        told = " ".join(str(error).split())
-        advice = "see to AWS_ENDPOINT_URL, the credentials and the bucket"
-        return Finding("disk", "bad", f"{folder} does not do: {told}", advice)
+    except Exception as error:  # an error of botocore, s3fs or the lock
+        advice = "check AWS_ENDPOINT_URL, the credentials and the bucket"
+        return Finding("disk", "bad", f"{folder} cannot be used: {one_line(error)}", advice)
     return Finding("disk", "ok", f"{folder} has conditional writes, written at {speed:.0f} MB/s")
 
 
 def _store(folder: Path) -> Finding:
+    """Check the run in a folder: who uses it, whether it is damaged, and what is left to do."""
     from flows.resume import remaining
     from storage.lock import holder
     from storage.records import failures
@@ -207,10 +222,10 @@ def _store(folder: Path) -> Finding:
     if not is_there(folder / "run.json"):
         return Finding("store", "ok", f"there is no run in {folder} yet")
     by = holder(folder)
-    if by is not None:
+    if by is not None:  # the files of a running job change, so they cannot be checked
         return Finding("store", "note", f"in use: {by}")
     run = Run.open(folder)
-    told = f"{run.job['name']}: {run.rows} images"
+    told = f"{run.name}: {run.rows} images"
     damaged, failed = verify(folder), failures(folder)
     if damaged:
         return Finding("store", "bad", f"{told}, {len(damaged)} damaged", "run the job again to repair it")

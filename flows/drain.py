@@ -1,8 +1,8 @@
-"""Run pending steps on Dask, a bounded number at a time, and let no lost worker pass for a success.
+"""Run pending steps on Dask, a bounded number at a time, and report steps whose worker was killed.
 
 Prefect by itself does not notice that a worker was killed: ``future.wait()`` returns, the task run stays
-Running, ``retries`` is ignored and the flow ends Completed. Here every future is read, a killed step is
-marked Crashed and submitted again a bounded number of times, and what failed is handed back by name.
+Running, ``retries`` is ignored and the flow ends Completed. Here the result of every future is read. A killed
+step is marked Crashed and submitted again a bounded number of times, and failed steps are returned by name.
 """
 
 from __future__ import annotations
@@ -25,18 +25,30 @@ from storage.places import is_away
 from storage.records import Step
 
 Submit = Callable[[Step, bool], PrefectDaskFuture]
-ATTEMPTS = 2  # the second in half batches
-LOOK_SECONDS = 0.05  # between looks at whether a step has ended, each worker having another one to begin
-KILLED_ATTEMPTS = 3  # where it was the worker that died, which may have had other reasons
+ATTEMPTS = 2  # the second one uses half batches
+LOOK_SECONDS = 0.05  # between two checks for an ended step; meanwhile each worker has another step to start
+KILLED_ATTEMPTS = 3  # if the worker died, for which another step may have been the reason
 
 
 @dataclass
 class Queue:
-    """Pending steps and what they wait for, steps of their own shard; hands out the ready, shard by shard.
+    """Pending steps; steps that are ready are handed out shard by shard.
 
-    At most ``most_shards`` shards are begun and not ended at any time, so that memory, disk and work at
-    risk stay bounded. A failed step takes the steps that wait for it with it. What a call costs depends on
-    the shards that are open, not on how many the job has.
+    A step waits only for steps of its own shard. At any time at most ``most_shards`` shards are open, which
+    means started and not ended, so that memory, disk and unfinished work stay bounded. If a step fails, the
+    steps that wait for it fail too. The cost of a call depends on the number of open shards, not on the
+    number of shards of the job.
+
+    Attributes
+    ----------
+    pending
+        Each step that has not started, with the steps for which it waits.
+    most_shards
+        Most shards that may be open.
+    running
+        Steps that were handed out and have not ended.
+    failed
+        Failed steps, and steps that waited for them, with the reason.
     """
 
     pending: dict[Step, set[Step]]
@@ -47,17 +59,17 @@ class Queue:
     _shards: dict[int, dict[Step, set[Step]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._shards = {}  # the pending steps once more, by shard
+        self._shards = {}  # the pending steps again, by shard, sharing the sets of `pending`
         for step, needs in self.pending.items():
             self._shards.setdefault(step.shard, {})[step] = needs
 
     def take(self, count: int) -> list[Step]:
-        """Up to ``count`` steps that may start now; they count as running."""
+        """Return up to ``count`` steps that may start now, and count them as running."""
         taken: list[Step] = []
         for shard, steps in self._shards.items():
             closed = shard not in self._open
             if len(taken) >= count or (closed and len(self._open) >= self.most_shards):
-                break  # shards are opened in this order: behind a closed one all are closed
+                break  # shards open in this order, so all shards after a closed one are closed
             taken += [step for step, needs in steps.items() if not needs][: count - len(taken)]
             self._open.add(shard)
         for step in taken:
@@ -66,14 +78,14 @@ class Queue:
         return taken
 
     def succeed(self, step: Step) -> None:
-        """``step`` is done: what waited for it may start."""
+        """Mark ``step`` as done, so that the steps that waited for it may start."""
         for needs in self._shards.get(step.shard, {}).values():
             needs.discard(step)
         self._leave(step)
 
     def fail(self, step: Step, reason: str) -> list[Step]:
-        """``step`` cannot be done, and neither can the steps that need it; returns all of these."""
-        lost = [step]
+        """Mark ``step`` and all steps that need it as failed; return these steps."""
+        lost = [step]  # grows in the loop: a step may need one that was lost a moment ago
         for other, needs in list(self._shards.get(step.shard, {}).items()):
             if needs & set(lost):
                 self._drop(other)
@@ -85,11 +97,12 @@ class Queue:
         return lost
 
     def abandon(self) -> None:
-        """Start nothing more."""
+        """Drop all pending steps, so that no more steps start."""
         self.pending.clear()
         self._shards.clear()
 
     def _drop(self, step: Step) -> None:
+        """Remove a step from the pending ones."""
         del self.pending[step]
         steps = self._shards[step.shard]
         del steps[step]
@@ -97,6 +110,7 @@ class Queue:
             del self._shards[step.shard]
 
     def _leave(self, step: Step) -> None:
+        """Remove a step from the running ones, and close its shard if that was the shard's last step."""
         self.running.discard(step)
         if step.shard not in self._shards and all(step.shard != other.shard for other in self.running):
             self._open.discard(step.shard)
@@ -113,28 +127,36 @@ def drain(
     stopping: Callable[[], bool],
     hurrying: Callable[[], bool],
 ) -> bool:
-    """Run every pending step; returns whether each one is done or given up.
+    """Run every pending step.
 
     Parameters
     ----------
     pending
-        As :func:`flows.plan.plan` returns it.
+        Steps and their needs, as :func:`flows.plan.pending_steps` returns them.
     submit
-        Starts one step, in half batches or whole ones, and returns its future.
-    client, workers
-        The Dask client behind ``submit``, and its number of workers: each gets one step to run and one to
-        wait.
+        Function that starts one step and returns its future; its second argument asks for half batches.
+    client
+        The Dask client that ``submit`` uses.
+    workers
+        Number of workers. Each of them gets one step to run and one step that waits.
     on_end
-        Called after every step that ended, well or not, unless the store is why it did not end well.
+        Called after every step that succeeded or was given up, unless the store is the reason of a failure.
     on_failure
-        Called with a step that is given up, what it ended with, and after how many attempts.
-    stopping, hurrying
-        Whether to start nothing more, what is under way being waited for; whether not to wait either.
+        Called with a step that is given up, its last error and the number of attempts.
+    stopping
+        Function that says whether to start no more steps; running steps are waited for.
+    hurrying
+        Function that says whether to return without waiting for the running steps.
+
+    Returns
+    -------
+    bool
+        Whether each step is done or given up.
 
     Raises
     ------
     OSError
-        If the disk is full or S3 is away: nothing more is started, and what is under way is waited for.
+        If the disk is full or S3 does not answer. No more steps start, and running steps are waited for.
     """
     queue = Queue({step: set(needs) for step, needs in pending.items()}, most_shards=2 * workers)
     work = _UnderWay(submit, client)
@@ -154,6 +176,7 @@ def drain(
             on_end(step)
             continue
         last = work.attempts[step] >= _allowed(error)
+        # A full disk or a lost server fails every step. No step is marked, so that the next run does them.
         if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or is_away(error):
             no_store = (
                 error if isinstance(error, OSError) else OSError(f"the store cannot be reached: {error}")
@@ -173,7 +196,7 @@ def drain(
 
 
 class _UnderWay:
-    """The steps that workers have, and how often each was begun."""
+    """The steps that were sent to workers, and the number of attempts at each step."""
 
     def __init__(self, submit: Submit, client: distributed.Client) -> None:
         self.attempts: dict[Step, int] = {}
@@ -182,6 +205,7 @@ class _UnderWay:
         self._ended = distributed.as_completed(loop=client.loop)
 
     def start(self, *steps: Step) -> None:
+        """Submit steps; every attempt after the first uses half batches."""
         for step in steps:
             self.attempts[step] = self.attempts.get(step, 0) + 1
             future = self._submit(step, self.attempts[step] > 1)
@@ -189,7 +213,10 @@ class _UnderWay:
             self._ended.add(future.wrapped_future)
 
     def next_ended(self, hurrying: Callable[[], bool]) -> tuple[Step, Exception | None] | None:
-        """Wait for one of them, unless in a hurry; what it ended with, if not well."""
+        """Wait for a step to end; return it with its error, which is None if it succeeded.
+
+        Returns None, without a step, if ``hurrying`` says so.
+        """
         while not self._ended.has_ready():
             if hurrying():
                 return None
@@ -199,24 +226,24 @@ class _UnderWay:
 
 
 def _allowed(error: Exception) -> int:
-    """Attempts at a step that ends like this."""
+    """Return how often a step that ends with this error is tried."""
     return KILLED_ATTEMPTS if isinstance(error, KilledWorker) else ATTEMPTS
 
 
 def _error_of(future: PrefectDaskFuture[Any]) -> Exception | None:
-    """What a step ended with: whatever its task raised, KilledWorker, or nothing."""
+    """Return the error of an ended step: the one its task raised, or KilledWorker; None if it succeeded."""
     try:
         future.result()
     except KilledWorker as error:
         mark_crashed(future, f"the worker running it was killed: {error}")
         return error
-    except Exception as error:  # reported by name, while the other steps go on
+    except Exception as error:  # the caller reports it, and the other steps continue
         return error
     return None
 
 
 def mark_crashed(future: PrefectDaskFuture, message: str) -> None:
-    """Tell Prefect what it cannot know: the process that ran this task run is gone."""
-    # It may have died before anybody told Prefect of the task run.
+    """Set a task run to Crashed, since Prefect does not notice that its process has died."""
+    # The process may have died before Prefect knew the task run.
     with get_client(sync_client=True) as client, suppress(ObjectNotFound):
         client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)

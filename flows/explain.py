@@ -1,4 +1,4 @@
-"""The flow: a job in, a complete run folder out."""
+"""The flow that runs a job and leaves a complete run folder."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from flows.retries import not_retried
 from flows.terminal import Progress
 from flows.watch import Watch
 from flows.worker_logs import send_logs
+from storage.errors import FloodlitError
 from storage.lock import Lock, LostLockError, held
 from storage.records import Step, drop_failure, failures, write_failure
 from storage.run import Run
@@ -36,47 +37,63 @@ from tasks.inputs import inputs
 from tasks.saliency import saliency
 from tasks.scores import scores
 
-NAMED = 5  # failed steps an error names before it counts the rest
+NAMED = 5  # failed steps that an error names; the others are counted
 
 
-class IncompleteError(RuntimeError):
-    """Some steps could not be done; the message names them, and what is done stays done."""
+class IncompleteError(FloodlitError):
+    """Some steps failed; the message names them, and the results of all other steps are kept."""
 
 
 @flow(name="explain", flow_run_name="{job.name}", task_runner=DaskTaskRunner())
 def explain(job: Job, retry_failed: bool = False) -> dict[str, Any]:
-    """Explain and score a whole dataset, or what is left of it; returns the store and the counts.
+    """Explain and score a whole dataset, or resume an interrupted run.
 
-    Stages: inputs -> activations -> saliency -> scores -> summary, one task run per shard and stage (and
-    explainer). Success means that every done-record exists, whatever Prefect says of the task runs. A step
-    that fails is tried again in half batches, then left alone, also by later runs, unless ``retry_failed``.
+    The stages are inputs -> activations -> saliency -> scores -> summary. There is one task run per shard and
+    stage, and per explainer in the stages saliency and scores. The flow succeeds if every done-record exists,
+    whatever Prefect says about the task runs. A step that fails is tried once more in half batches. If it
+    fails again, this run and later runs skip it, unless ``retry_failed`` is set.
 
-    A run that is cancelled or suspended in Prefect ends when the steps under way have, or a minute later; one
-    that is paused waits then. Ctrl-C and SIGTERM drop the steps under way. The same job continues.
+    A run that is cancelled or suspended in Prefect ends when its running steps have ended, or after a minute.
+    A run that is paused waits after its running steps. Ctrl-C and SIGTERM drop the running steps. In every
+    case the same job resumes from its store.
+
+    Parameters
+    ----------
+    job
+        The job.
+    retry_failed
+        Whether to run steps again that failed in an earlier run.
+
+    Returns
+    -------
+    dict
+        ``store`` (text) and the numbers ``images``, ``steps_done`` and ``failed``.
 
     Raises
     ------
     flows.job.JobError
         If the job cannot run; nothing was started.
     storage.lock.LockedError
-        If another job is at work in the store.
+        If another job uses the store.
     IncompleteError
         If more steps failed than the job tolerates.
     storage.tracking.TrackingError
-        If MLflow fails; the results are in the store, and the same job again only tracks.
+        If MLflow fails. The results are in the store; running the same job again only logs them to MLflow.
     OSError
-        If the disk is full; run the same job again after making space.
+        If the disk is full. Free some space and run the same job again.
     flows.watch.NotResumedError
-        If it was paused for a limited time and not resumed.
+        If the run was paused for a limited time and not resumed.
     prefect.exceptions.CancelledRun
-        If it was cancelled.
+        If the run was cancelled.
     """
+    # These errors would occur again at once, so the deployment's retries are not used for them.
     final = not_retried(JobError, IncompleteError, LostLockError)
     with final, held(job.store, job.name) as lock, Watch() as watch:
         return _explain(job, retry_failed, lock, watch)  # type: ignore[return-value]  # a state is Prefect's
 
 
 def _explain(job: Job, retry_failed: bool, lock: Lock, watch: Watch) -> dict[str, Any] | State:
+    """Run the flow's stages in a store that is locked; return the result or the state to end in."""
     logger = get_run_logger()
     check(job.cluster)
     run = prepare(job)
@@ -97,10 +114,11 @@ def _explain(job: Job, retry_failed: bool, lock: Lock, watch: Watch) -> dict[str
     lost = remaining(run)
     if lost and not tolerated(run, lost):
         raise IncompleteError(_named(run, lost))
-    from flows.report import publish  # MLflow takes seconds to import, which nobody waits for at the start
+    from storage.tracking import default_uri  # imported late, because MLflow takes seconds to import
+    from tasks.summary import summary
 
-    lock.check()
-    publish(job)
+    lock.check()  # the summary replaces files of the whole run, so the store must still be ours
+    summary(str(run.root), job.tracking or default_uri(run.root))
     lock.check()
     if not job.keep_activations and not lost:
         run.drop_activations()
@@ -113,7 +131,7 @@ def _explain(job: Job, retry_failed: bool, lock: Lock, watch: Watch) -> dict[str
 
 
 def _cluster(job: Job) -> tuple[Client, int]:
-    """The Dask client of this flow run and its number of workers."""
+    """Start the workers of this flow run; return the Dask client and the number of workers."""
     context = FlowRunContext.get()
     assert context is not None
     assert isinstance(context.task_runner, DaskTaskRunner)
@@ -125,7 +143,7 @@ def _cluster(job: Job) -> tuple[Client, int]:
 def _drain(
     run: Run, todo: dict[Step, set[Step]], client: Client, workers: int, lock: Lock, watch: Watch
 ) -> bool:
-    """Do these steps; returns whether each one is done or given up."""
+    """Run these steps; return whether each of them is done or given up."""
     stages = StageProgress(run, todo)
     resources = resources_of(client)
     with Progress(len(todo), stages.total - len(todo)) as progress:
@@ -150,12 +168,16 @@ def _drain(
 
 
 def _mark_failed(run: Run, step: Step, error: Exception, attempts: int) -> None:
+    """Write the failure of a step into the store, so that later runs skip the step."""
     told = f"{type(error).__name__}: {error}"
     write_failure(run.root, step, told, "".join(traceback.format_exception(error)), attempts)
 
 
 def _submit(run: Run, step: Step, halve: bool, resources: dict[str, int]) -> PrefectDaskFuture[Any]:
-    """Start the task run of a step; its arguments are a few strings and numbers."""
+    """Start the task run of a step, with half batches if ``halve``.
+
+    The arguments are a few strings and numbers, because Prefect and Dask send and keep them.
+    """
     arguments: dict[str, Any] = {"root": str(run.root), "shard": step.shard}
     task: Task[..., Any]
     match step.stage:
@@ -163,6 +185,7 @@ def _submit(run: Run, step: Step, halve: bool, resources: dict[str, int]) -> Pre
             task = inputs
         case "activations":
             task = activations
+            # If no explainer reads the activations, the task predicts and does not store them.
             arguments["keep"] = any(Need.ACTIVATIONS in explainers.get(name).needs for name in run.explainers)
         case "saliency":
             task, arguments["explainer"] = saliency, step.explainer
@@ -179,13 +202,13 @@ def _submit(run: Run, step: Step, halve: bool, resources: dict[str, int]) -> Pre
 
 
 def _named(run: Run, lost: Iterable[Step]) -> str:
-    """The failed steps with their reasons, those that wait for them counted."""
+    """Return the message about failed steps: their reasons, and how many steps wait for them."""
     lost, why = list(lost), failures(run.root)
-    told = [f"{step.label(run.shards)}: {why[step]['error']}" for step in lost if step in why]
+    told = [f"{step.label(run.shards)}: {why[step].error}" for step in lost if step in why]
     waiting = len(lost) - len(told)
     more = f"; and {len(told) - NAMED} more" if len(told) > NAMED else ""
     behind = f"; {waiting} steps wait for them" if waiting else ""
     return (
         f"{len(told)} steps failed: {'; '.join(told[:NAMED])}{more}{behind}. `floodlit status` lists them, "
-        "`floodlit run --retry-failed` does them again"
+        "`floodlit run --retry-failed` runs them again"
     )

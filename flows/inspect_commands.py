@@ -1,4 +1,4 @@
-"""The commands that look at runs, and at what there is to run: none of them starts Prefect or Dask."""
+"""The commands that inspect runs, explainers, metrics and the machine; none starts Prefect or Dask."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rich.table import Table
 
 from flows.terminal import DONE, FAILED, USAGE, console, fail
 
-Store = Annotated[Path, typer.Argument(metavar="DIR", help="a run folder, as `floodlit run` made it")]
+Store = Annotated[Path, typer.Argument(metavar="DIR", help="run folder, as `floodlit run` made it")]
 
 
 class Format(StrEnum):
-    """How query results are printed."""
+    """Output format of query results."""
 
     TABLE = "table"
     CSV = "csv"
@@ -28,15 +28,22 @@ class Format(StrEnum):
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """A ValueError is the user's to mend: one line, exit code 2."""
+    """End the command with one line and an exit code if the block raises an error that the user can solve.
+
+    The exit code is that of a FloodlitError, and 2 for any other ValueError.
+    """
+    from storage.errors import FloodlitError
+
     try:
         yield
+    except FloodlitError as error:
+        raise fail(str(error), error.exit_code) from error
     except ValueError as error:
         raise fail(str(error), USAGE) from error
 
 
 def status(directory: Store) -> None:
-    """Say what is done, failed and missing in a run folder (exit code 1 until everything is done)."""
+    """Show what is done, failed and missing in a run folder (exit code 1 until everything is done)."""
     from collections import Counter
 
     from flows.resume import remaining, tolerated
@@ -49,7 +56,7 @@ def status(directory: Store) -> None:
         missing = remaining(opened)
         failed = {step: told for step, told in failures(opened.root).items() if step in missing}
     table = Table(
-        title=f"{opened.job['name']}: {opened.rows} images in {opened.shards} shards",
+        title=f"{opened.name}: {opened.rows} images in {opened.shards} shards",
         title_justify="left",
     )
     for column in ("stage", "explainer", "done", "missing shards", "rows by status"):
@@ -61,22 +68,23 @@ def status(directory: Store) -> None:
         counts: Counter[str] = Counter()
         for step in steps:
             if (step.stage, step.explainer) == (stage, name):
-                counts.update((read_record(opened.root, step) or {}).get("statuses", {}))
+                record = read_record(opened.root, step)
+                counts.update({} if record is None else record.statuses)
         told = ", ".join(f"{count} {key}" for key, count in sorted(counts.items()))
         table.add_row(
             stage, name, f"{opened.shards - len(lacking)}/{opened.shards}", ", ".join(lacking), told
         )
     console.print(table)
     for step, why in failed.items():
-        where = f"after {why['attempts']} attempts, {why['time']}; {opened.root / step.failure_path}"
+        where = f"after {why.attempts} attempts, {why.time}; {opened.root / step.failure_path}"
         console.print(
-            f"failed: {step.label(opened.shards)}: {why['error']} ({where})", soft_wrap=True, markup=False
+            f"failed: {step.label(opened.shards)}: {why.error} ({where})", soft_wrap=True, markup=False
         )
-    retry = "; `floodlit run --retry-failed` does the failed ones again" if failed else "; run the job again"
+    retry = "; `floodlit run --retry-failed` runs failed steps again" if failed else "; run the job again"
     if opened.summary.exists() and (not missing or tolerated(opened, missing)):
-        console.print(f"complete, but for {len(missing)} steps{retry}" if missing else "complete")
+        console.print(f"complete, except for {len(missing)} steps{retry}" if missing else "complete")
         raise typer.Exit(DONE)
-    console.print(f"incomplete: {len(missing)} steps and the summary to do{retry}")
+    console.print(f"incomplete: {len(missing)} steps and the summary are missing{retry}")
     raise typer.Exit(FAILED)
 
 
@@ -88,9 +96,9 @@ def query(
             metavar="SQL", help="one SELECT over the views samples, scores, summary, comparisons and costs"
         ),
     ],
-    output: Annotated[Format, typer.Option("--format", help="how to print the rows")] = Format.TABLE,
+    output: Annotated[Format, typer.Option("--format", help="format of the rows")] = Format.TABLE,
 ) -> None:
-    """Ask a run folder in SQL (DuckDB), read-only.
+    """Query a run folder in SQL (DuckDB), read-only. In CSV, lists and structs are JSON text.
 
     For example: floodlit query runs/demo "SELECT explainer, mean FROM summary WHERE metric = 'insertion'"
     """
@@ -103,7 +111,7 @@ def query(
     elif output is Format.CSV:
         import pyarrow.csv
 
-        pyarrow.csv.write_csv(rows, sys.stdout.buffer)
+        pyarrow.csv.write_csv(_flat(rows), sys.stdout.buffer)
     else:
         table = Table(*rows.column_names)
         for row in rows.to_pylist():
@@ -111,17 +119,31 @@ def query(
         console.print(table)
 
 
+def _flat(rows: Any) -> Any:
+    """Return an Arrow table with its lists, structs and maps as JSON text, since CSV has no nested cells."""
+    import pyarrow as pa
+
+    for index, field in enumerate(rows.schema):
+        if pa.types.is_nested(field.type):
+            cells = rows.column(index).to_pylist()
+            texts = [None if cell is None else json.dumps(cell, default=str) for cell in cells]
+            rows = rows.set_column(index, field.name, pa.array(texts, pa.string()))
+    return rows
+
+
 def compare(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR DIR...", help="complete run folders")],
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="write summary.parquet and comparisons.parquet there as well"),
+        typer.Option(
+            metavar="FOLDER", help="folder into which to write summary.parquet and comparisons.parquet"
+        ),
     ] = None,
 ) -> None:
-    """Compare the explainers of several runs, of other models say, on the images they have in common.
+    """Compare the explainers of several runs, e.g. of different models, on the images they have in common.
 
-    Means with intervals, ranks, paired differences to the best one, share of images won, and Wilcoxon's test
-    with Holm's correction for all comparisons of a metric.
+    The tables show means with intervals, ranks, paired differences to the best explainer, the share of images
+    won, and Wilcoxon's test with Holm's correction for all comparisons of a metric.
     """
     from flows.terminal import comparison_tables
     from storage.run import Run
@@ -139,7 +161,7 @@ def compare(
 
 
 def verify(directory: Store) -> None:
-    """Check every done-record against the data it stands for (exit code 1 if anything is damaged)."""
+    """Check every done-record against the data that it describes (exit code 1 if anything is damaged)."""
     from storage.run import Run
     from storage.verify import verify as check
 
@@ -154,18 +176,23 @@ def verify(directory: Store) -> None:
 
 def components(
     directory: Store,
-    sample: Annotated[str, typer.Option(metavar="ID", help="a sample_id, as in the view samples")],
+    sample: Annotated[
+        str, typer.Option(metavar="ID", help="sample_id of the sample, as in the view samples")
+    ],
     explainer: Annotated[
-        str | None, typer.Option(help="one that decomposes its maps; by default the only one of the run")
+        str | None,
+        typer.Option(help="an explainer that decomposes its maps; not needed if the run has only one"),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="instead of a file in DIR/report/components")
+        Path | None,
+        typer.Option(metavar="FILE.png", help="file of the picture; by default in DIR/report/components"),
     ] = None,
 ) -> None:
-    """Draw what a sample's map is the weighted sum of, e.g. DecomCAM's orthogonal sub-saliency maps.
+    """Draw the components whose weighted sum is a sample's map, e.g. DecomCAM's orthogonal sub-saliency maps.
 
-    The image, the map, then every component by weight, each scaled to its own maximum; below it its weight,
-    d (what revealing it adds to the score) and its share of the singular values.
+    The picture shows the image, the map and every component in the order of the weights, each scaled to its
+    own maximum. Below a component stand its weight, d (what revealing it adds to the score) and its share of
+    the singular values.
     """
     from storage.run import Run
     from tasks.pictures.component_sheet import draw_components
@@ -177,11 +204,14 @@ def components(
 
 def doctor(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="a run folder, or where one is going to be")
+        Path | None, typer.Argument(metavar="DIR", help="run folder, or the place of a future one")
     ] = None,
-    tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI, as in the job")] = None,
+    tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI of the job")] = None,
 ) -> None:
-    """Check versions, GPU, Prefect, MLflow, disk and store (exit code 1 if one of them is bad)."""
+    """Check versions, GPU, Prefect, MLflow, disk and store (exit code 1 if one of them is bad).
+
+    Without DIR, the working directory is checked as the place of a future run.
+    """
     from flows.doctor import examine
 
     colours = {"ok": "green", "note": "yellow", "bad": "red"}
@@ -210,6 +240,7 @@ def metrics() -> None:
 
 
 def _list(registry: Any) -> None:
+    """Print a table of a registry's classes with their parameters and defaults."""
     table = Table(registry.kind, "what it is", "parameters and defaults")
     for name in registry.names():
         cls = registry.get(name)

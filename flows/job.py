@@ -1,4 +1,4 @@
-"""The job: one pydantic model that validates the TOML file and draws the Prefect form."""
+"""The job: one pydantic model that validates the TOML file and defines Prefect's form."""
 
 from __future__ import annotations
 
@@ -24,34 +24,37 @@ from explainers.controls import CONTROLS
 from explainers.models.compute import Compute
 from explainers.models.loading import ModelSpec
 from explainers.registry import Registry, explainers
-from storage.datasets.opening import DatasetSpec
+from storage.datasets.spec import DatasetSpec
+from storage.errors import FloodlitError
 from storage.places import Place, is_remote, place
 from tasks.metrics.registry import metrics
 
-REGISTERED = "models:"  # what MLflow's addresses of registered models begin with
+REGISTERED = "models:"  # the beginning of MLflow's addresses of registered models
 
 
-class JobError(ValueError):
-    """A job that cannot run, said in one line that names the key and the choices."""
+class JobError(FloodlitError, ValueError):
+    """The job cannot run; the message is one line that names the key and the choices."""
+
+    exit_code = 2
 
 
 class Strict(BaseModel):
-    """An unknown key is an error."""
+    """Base of the job's tables: values cannot change, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Choice(BaseModel):
-    """One explainer or metric; every key besides ``name`` is a parameter of it."""
+    """One explainer or metric; every key besides ``name`` is one of its parameters."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field(
-        description="a name `floodlit explainers` or `floodlit metrics` lists, or package.module:Name"
+        description="name that `floodlit explainers` or `floodlit metrics` lists, or package.module:Name"
     )
 
     def parameters(self, registry: Registry[Any]) -> Parameters:
-        """The keys as the parameter class of the named explainer or metric.
+        """Return the keys as an object of the parameter class of the named explainer or metric.
 
         Raises
         ------
@@ -69,30 +72,40 @@ class Choice(BaseModel):
         try:
             return accepted(**extra)
         except ValidationError as error:
-            raise ValueError(f"{registry.kind} {self.name}: {one_line(error)}") from error
+            raise ValueError(f"{registry.kind} {self.name}: {complaints(error)}") from error
 
 
 class TopTargets(Strict):
-    """Explain each image's ``top`` most probable classes, one map each."""
+    """Explain the ``top`` most probable classes of each image, with one map per class."""
 
-    top: int = Field(ge=1, le=1000)
+    top: int = Field(ge=1, le=1000, description="number of classes, and so of maps, per image")
 
 
 class Cluster(Strict):
-    """Where the work runs: processes here, one a GPU, a Dask scheduler that is there, or any Dask cluster."""
+    """Workers of the job: local processes, one process per GPU, an existing scheduler, or a Dask cluster."""
 
     kind: Literal["local", "cuda", "address", "class"] = Field(
         "local",
-        description="local: processes on this machine; cuda: one process a GPU of this machine (dask-cuda); "
-        "address: a running Dask scheduler; class: a cluster of dask-jobqueue, dask-kubernetes, ...",
+        description="local: processes on this machine; cuda: one process per GPU of this machine, by "
+        "dask-cuda; address: a running Dask scheduler; class: a cluster of dask-jobqueue, dask-kubernetes or "
+        "another package",
     )
     workers: int | None = Field(
-        None, ge=1, description="processes; by default as many as cores, at most 4 (local), or as GPUs (cuda)"
+        None,
+        ge=1,
+        description="number of worker processes; by default the number of cores, at most 4 (local), or the "
+        'number of GPUs (cuda); required for kind = "class"',
     )
-    address: str | None = Field(None, description="address: tcp://host:port of the scheduler")
-    cluster_class: str | None = Field(None, description="class: e.g. dask_jobqueue.SLURMCluster")
+    address: str | None = Field(
+        None, description='address of the scheduler, tcp://host:port, for kind = "address"'
+    )
+    cluster_class: str | None = Field(
+        None,
+        description='name of the cluster class, e.g. dask_jobqueue.SLURMCluster, for kind = "class"',
+    )
     arguments: dict[str, Any] = Field(
-        default_factory=dict, description="class: what the cluster class is called with"
+        default_factory=dict,
+        description='keyword arguments of the cluster class, besides n_workers, for kind = "class"',
     )
 
     @model_validator(mode="after")
@@ -114,32 +127,37 @@ class Cluster(Strict):
 
     @property
     def expected_workers(self) -> int:
-        """Workers as far as the job tells: those of an address are not known before it is asked."""
+        """Number of workers as far as the job says it.
+
+        It is 1 for the kind "address", whose workers are not known before the scheduler is asked.
+        """
         if self.workers or self.kind in {"address", "class"}:
             return self.workers or 1
         return min(4, os.cpu_count() or 1) if self.kind == "local" else max(1, torch.cuda.device_count())
 
 
 class Batching(Strict):
-    """Sizes that bound memory and never change a result beyond float tolerance."""
+    """Batch sizes; they bound memory and never change a result beyond float tolerance."""
 
-    images: int = Field(16, ge=1, description="images per step")
-    forwards: int = Field(64, ge=1, description="forward passes per perturbation step")
+    images: int = Field(16, ge=1, description="number of images per step")
+    forwards: int = Field(64, ge=1, description="number of forward passes per perturbation step")
     shard: int | None = Field(
-        None, ge=1, description="images per shard; chosen from the size of the job by default"
+        None, ge=1, description="number of images per shard; by default chosen from the size of the job"
     )
 
 
 class Located(Strict):
-    """What every job says: one dataset, one model, and where the results go."""
+    """Keys of every job: one dataset, one model, and the place of the results."""
 
-    name: str = Field(min_length=1, description="run name in Prefect and MLflow")
-    store: Place = Field(description="where the results go: a folder, or s3://bucket/prefix")
-    seed: int = 0
-    dataset: DatasetSpec
-    model: ModelSpec
+    name: str = Field(min_length=1, description="name of the run in Prefect and MLflow")
+    store: Place = Field(description="place of the results: a folder, or s3://bucket/prefix")
+    seed: int = Field(
+        0, description="seed of the random numbers that explainers, metrics, intervals and trainings draw"
+    )
+    dataset: DatasetSpec = Field(description="the images, texts or arrays")
+    model: ModelSpec = Field(description="the classifier that is explained")
     tracking: str | None = Field(
-        None, description="MLflow tracking URI; mlflow.db beside the store by default"
+        None, description="MLflow tracking URI; by default mlflow.db beside the store"
     )
 
     @field_validator("store")
@@ -150,10 +168,10 @@ class Located(Strict):
     @model_validator(mode="after")
     def _stores_on_s3_are_tracked_elsewhere(self) -> Located:
         if is_remote(self.store) and "/" not in str(self.store).removeprefix("s3://").rstrip("/"):
-            raise ValueError("store: a bucket alone does not do; give s3://bucket/prefix")
+            raise ValueError("store: a bucket alone is not enough; give s3://bucket/prefix")
         if is_remote(self.store) and not (self.tracking or "").startswith(("http:", "https:", "sqlite:")):
             raise ValueError(
-                "tracking: of a store on S3 say where MLflow keeps its runs: http://host:5000, or sqlite:///FILE"
+                "tracking: a store on S3 needs the address of MLflow: http://host:5000, or sqlite:///FILE"
             )
         return self
 
@@ -170,21 +188,37 @@ class Located(Strict):
 
 
 class Job(Located):
-    """One dataset, explained for one model by some explainers and scored by some metrics."""
+    """A job: one dataset, one model, explainers of the model, and metrics that score the explainers."""
 
     target: Literal["predicted", "label"] | int | TopTargets = Field(
-        "predicted", description='class to explain: "predicted", "label", a class index, or {top = k}'
+        "predicted",
+        description='class that is explained: "predicted", "label", a class index, or {top = k} for the k '
+        "most probable classes",
     )
-    explainers: list[Choice] = Field(min_length=1)
+    explainers: list[Choice] = Field(
+        min_length=1, description="explainers; every key besides `name` is a parameter of the explainer"
+    )
     controls: bool = Field(True, description=f"add the controls {', '.join(CONTROLS)}")
-    metrics: list[Choice] = Field(min_length=1)
-    batch: Batching = Field(default_factory=Batching)
-    compute: Compute = Field(default_factory=Compute)
-    cluster: Cluster = Field(default_factory=Cluster)
-    tolerance: float = Field(
-        0.0, ge=0, le=1, description="share of the steps of explainers that may fail in a job that succeeds"
+    metrics: list[Choice] = Field(
+        min_length=1, description="metrics; every key besides `name` is a parameter of the metric"
     )
-    keep_activations: bool = Field(False, description="keep activations.zarr when the job is complete")
+    batch: Batching = Field(
+        default_factory=Batching,
+        description="batch sizes; they bound memory and never change a result beyond float tolerance",
+    )
+    compute: Compute = Field(
+        default_factory=Compute, description="precision and compilation of the forward passes"
+    )
+    cluster: Cluster = Field(default_factory=Cluster, description="the workers that run the job")
+    tolerance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="largest share of the explainers' steps that may fail in a job that succeeds",
+    )
+    keep_activations: bool = Field(
+        False, description="keep activations.zarr after the job; by default it is deleted"
+    )
 
     @field_validator("explainers")
     @classmethod
@@ -197,32 +231,31 @@ class Job(Located):
         return _checked(choices, metrics)
 
     def explainer_parameters(self) -> dict[str, Parameters]:
-        """Parameters of every explainer of the run by name, the controls included."""
+        """Return the parameters of every explainer of the run by name, including the controls."""
         chosen = {choice.name: choice.parameters(explainers) for choice in self.explainers}
         if self.controls:
             chosen |= {name: explainers.get(name).Parameters() for name in CONTROLS if name not in chosen}
         return chosen
 
     def metric_parameters(self) -> dict[str, Parameters]:
-        """Parameters of every metric by name."""
+        """Return the parameters of every metric by name."""
         return {choice.name: choice.parameters(metrics) for choice in self.metrics}
 
     def identity(self) -> dict[str, Any]:
-        """What makes the results what they are; where and how fast they are computed is left out.
+        """Return the part of the job on which the results depend, explainers and metrics apart.
 
-        Of ``compute``, which came later, what is not the default: without it a job is the one it was.
+        The place and the speed of the computation do not belong to it.
         """
-        kept = {"name", "target", "seed", "dataset", "model"}
-        compute = self.compute.model_dump(mode="json", exclude_defaults=True)
-        return self.model_dump(mode="json", include=kept) | ({"compute": compute} if compute else {})
+        return self.model_dump(mode="json", include={"name", "target", "seed", "dataset", "model", "compute"})
 
     @property
     def targets_per_image(self) -> int:
-        """Maps per image and explainer."""
+        """Number of maps per image and explainer."""
         return self.target.top if isinstance(self.target, TopTargets) else 1
 
 
 def _checked(choices: list[Choice], registry: Registry[Any]) -> list[Choice]:
+    """Raise ValueError if a name or a parameter is unknown, or if a name occurs twice."""
     for position, choice in enumerate(choices):
         choice.parameters(registry)
         if choice.name in [earlier.name for earlier in choices[:position]]:
@@ -231,7 +264,7 @@ def _checked(choices: list[Choice], registry: Registry[Any]) -> list[Choice]:
 
 
 def _located(choice: Choice, info: ValidationInfo) -> Choice:
-    """The same choice, with its paths, which are relative to the job, as absolute ones."""
+    """Return the choice with absolute paths; paths in the job are relative to its folder."""
     fields = explainers.get(choice.name).Parameters.model_fields
     given = choice.model_extra or {}
     paths = {
@@ -243,7 +276,7 @@ def _located(choice: Choice, info: ValidationInfo) -> Choice:
 
 
 def _is_path(annotation: Any) -> bool:
-    """Whether a parameter is a path, or none."""
+    """Whether a parameter's type is a path, or a path or None."""
     return annotation is Path or Path in get_args(annotation)
 
 
@@ -251,12 +284,21 @@ JobType = TypeVar("JobType", bound=Located)
 
 
 def read_job(path: Path, kind: type[JobType], store: Path | None = None) -> JobType:
-    """The job in a TOML file, its relative paths taken from the file's folder.
+    """Read a job from a TOML file; relative paths start at the folder of the file.
+
+    Parameters
+    ----------
+    path
+        The TOML file.
+    kind
+        Class of the job.
+    store
+        Place of the results, which replaces the file's own. A relative path starts at the working directory.
 
     Raises
     ------
     JobError
-        In one line, if the file cannot be read or describes no valid job.
+        If the file cannot be read or is not a valid job; the message is one line.
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -269,21 +311,23 @@ def read_job(path: Path, kind: type[JobType], store: Path | None = None) -> JobT
     try:
         return kind.model_validate(raw, context={"folder": path.absolute().parent})
     except ValidationError as error:
-        raise JobError(f"{path}: {one_line(error)}") from error
+        raise JobError(f"{path}: {complaints(error)}") from error
 
 
 def folder_of(info: ValidationInfo) -> Path:
-    """Where relative paths start: at the job's file, or at the working directory where there is no file."""
+    """Return the folder at which relative paths start: that of the job file, or the working directory."""
     folder: Path = (info.context or {}).get("folder", Path.cwd())
     return folder
 
 
 def _anchored(path: Path, info: ValidationInfo) -> Path:
+    """Return a path as an absolute one; an address on S3 stays as it is."""
+    # Unlike Path.resolve, normpath keeps symbolic links.
     return path if is_remote(path) else Path(os.path.normpath(folder_of(info) / path.expanduser()))
 
 
-def one_line(error: ValidationError) -> str:
-    """Every complaint of pydantic as ``key: what is wrong``, on one line."""
+def complaints(error: ValidationError) -> str:
+    """Return all errors of a pydantic validation as ``key: message``, on one line."""
     return "; ".join(
         f"{_dotted(problem['loc'])}: {_words(problem)}" if problem["loc"] else _words(problem)
         for problem in error.errors()
@@ -291,13 +335,15 @@ def one_line(error: ValidationError) -> str:
 
 
 def _words(problem: Any) -> str:
+    """Return the message of one error of pydantic."""
     if problem["type"] == "extra_forbidden":
-        return "unknown key; see `floodlit run --help` and the README for the keys of a job"
+        return "unknown key; docs/job.md lists the keys of a job, and docs/training.md those of a training"
     message: str = problem["msg"]
     return message.removeprefix("Value error, ")
 
 
 def _dotted(location: Iterable[str | int]) -> str:
+    """Return the place of a key in the job, e.g. ``explainers[0].name``."""
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part

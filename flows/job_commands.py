@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -13,24 +14,24 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.terminal import FAILED, USAGE, console, fail
+from flows.terminal import FAILED, console, fail
 
 
 def run(
     job: Annotated[
-        Path, typer.Argument(metavar="JOB.toml", help="the job; its relative paths start at its folder")
+        Path, typer.Argument(metavar="JOB.toml", help="the job file; relative paths start at its folder")
     ],
     store: Annotated[
-        Path | None, typer.Option(help="folder of the results, instead of the job's own")
+        Path | None, typer.Option(help="folder or s3:// address of the results; replaces the job's store")
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="do again what failed before, and is left alone otherwise")
+        bool, typer.Option("--retry-failed", help="run failed steps again; they are skipped without it")
     ] = False,
 ) -> None:
-    """Run a job, or what is left of it: explain, score, store, track.
+    """Run a job, or resume it: explain, score, store the results, log them to MLflow.
 
-    The same job in the same store continues where it stopped; a job with more explainers or metrics
-    computes only those; any other job in the same place is refused.
+    The same job in the same store resumes where it stopped. A job with more explainers or metrics computes
+    only these. Any other job in the same store is refused.
     """
     with _serving() as address:
         _run(job, store, retry_failed, address)
@@ -38,101 +39,89 @@ def run(
 
 @contextmanager
 def _serving() -> Iterator[Callable[[], str]]:
-    """A Prefect server; yields a function that waits for its address."""
-    # Logs and tracebacks are in Prefect; the terminal shows progress, and in one line what went wrong.
+    """Provide a Prefect server; yields a function that waits for the server's address."""
+    # Logs and tracebacks are in Prefect; the terminal shows progress, and an error as one line.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    from prefect.exceptions import CancelledRun
+    from flows.server import prefect_server
 
-    from flows.server import ServerError, prefect_server
-
-    # Prefect, which hears SIGTERM while the flow runs, ends the flow and hands it on.
+    # While the flow runs, Prefect catches SIGTERM, ends the flow and passes the signal on to this handler.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with prefect_server() as address:
+        with _one_line_failures(), prefect_server() as address:
             yield address
-    except ServerError as error:
-        raise fail(str(error), FAILED) from error
-    except CancelledRun as error:
-        raise fail("cancelled; run the same job again to continue", FAILED) from error
-    except KeyboardInterrupt as error:
-        raise fail("stopped; run the same job again to continue", FAILED) from error
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(path: Path, store: Path | None, retry_failed: bool, server: Callable[[], str]) -> None:
-    from flows.cluster import ClusterError
-    from flows.explain import IncompleteError, explain
-    from flows.job import Job, JobError, read_job
-    from flows.watch import NotResumedError
-    from storage.lock import LockedError, LostLockError
+@contextmanager
+def _one_line_failures() -> Iterator[None]:
+    """End the command with one line and an exit code if a job fails for a known reason."""
+    from prefect.exceptions import CancelledRun
+
+    from storage.errors import FloodlitError
     from storage.places import is_away
 
     try:
-        job = read_job(path, Job, store)
-        console.print(f"store   {job.store}\nprefect {server().removesuffix('/api')}")
-        explain(job, retry_failed)
-    except (JobError, ClusterError) as error:
-        raise fail(str(error), USAGE) from error
-    except (IncompleteError, LockedError, LostLockError, NotResumedError, OSError) as error:
-        raise fail(_advice(error), FAILED) from error
+        yield
+    except FloodlitError as error:
+        raise fail(str(error), error.exit_code) from error
+    except CancelledRun as error:
+        raise fail("cancelled; run the same job again to continue", FAILED) from error
+    except KeyboardInterrupt as error:
+        raise fail("stopped; run the same job again to continue", FAILED) from error
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        told = (
+            f"the disk is full ({error}); free some space and run the same job again to continue"
+            if full
+            else str(error)
+        )
+        raise fail(told, FAILED) from error
     except Exception as error:
-        from storage.tracking import TrackingError  # MLflow takes seconds to import: not before it is used
+        if not is_away(error):  # an error of the program, whose traceback is of use
+            raise
+        raise fail(str(error), FAILED) from error
 
-        if isinstance(error, TrackingError) or is_away(error):
-            raise fail(str(error), FAILED) from error
-        raise
+
+def _run(path: Path, store: Path | None, retry_failed: bool, server: Callable[[], str]) -> None:
+    """Read the job, run it on the server and print its results."""
+    from flows.explain import explain
+    from flows.job import Job, read_job
+
+    job = read_job(path, Job, store)
+    console.print(f"store   {job.store}\nprefect {server().removesuffix('/api')}")
+    explain(job, retry_failed)
     _results(job)
 
 
 def train(
     job: Annotated[
-        Path, typer.Argument(metavar="JOB.toml", help="the training; its relative paths start at its folder")
+        Path, typer.Argument(metavar="JOB.toml", help="the job file; relative paths start at its folder")
     ],
     store: Annotated[
-        Path | None, typer.Option(help="folder of the checkpoints and the head, instead of the job's own")
+        Path | None, typer.Option(help="folder of the checkpoints and the head; replaces the job's store")
     ] = None,
 ) -> None:
-    """Train a P-TAME head for a classifier, or what is left of the training.
+    """Train a P-TAME head for a classifier, or resume the training.
 
-    The same job in the same store continues from the last checkpoint; once the head is there, it is only
-    registered.
+    The same job in the same store resumes from the last checkpoint. If the head is already in the store, the
+    command only registers it.
     """
     with _serving() as address:
         _train(job, store, address)
 
 
 def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
-    from flows.job import JobError, read_job
+    """Read the training's job, run it on the server and print where the head is."""
+    from flows.job import read_job
     from flows.train import train_ptame
     from flows.train_job import TrainJob
-    from flows.watch import NotResumedError
-    from storage.lock import LockedError, LostLockError
-    from storage.tracking import TrackingError, default_uri
-    from tasks.training.data import UnusableImagesError
-    from tasks.training.fitting import StoppedError, TrainingError
-    from tasks.training.optimisation import DivergedError
+    from storage.tracking import default_uri
 
-    try:
-        job = read_job(path, TrainJob, store)
-        console.print(f"store   {job.store}\nprefect {server().removesuffix('/api')}")
-        made = train_ptame(job)
-    except JobError as error:
-        raise fail(str(error), USAGE) from error
-    except StoppedError as error:
-        raise fail(f"{error}; run the same job again to continue", FAILED) from error
-    except (
-        LockedError,
-        LostLockError,
-        NotResumedError,
-        TrainingError,
-        DivergedError,
-        UnusableImagesError,
-        TrackingError,
-        OSError,
-    ) as error:
-        raise fail(_advice(error), FAILED) from error
+    job = read_job(path, TrainJob, store)
+    console.print(f"store   {job.store}\nprefect {server().removesuffix('/api')}")
+    made = train_ptame(job)
     uri = job.tracking or default_uri(job.store)
     _listed(
         {
@@ -145,18 +134,12 @@ def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
     )
 
 
-def _advice(error: Exception) -> str:
-    import errno
-
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk is full ({error}); make space and run the same job again to continue"
-    return str(error)
-
-
 def _results(job: Any) -> None:
+    """Print the tables of a complete run, the failed images and where the results are."""
     from flows.terminal import score_tables, standing_table
+    from storage.parquet import read_table
     from storage.run import Run
-    from storage.scores import read_samples, read_table
+    from storage.samples import read_samples
     from storage.tracking import default_uri
 
     done = Run.open(job.store)
@@ -180,12 +163,12 @@ def _results(job: Any) -> None:
 
 
 def _listed(lines: dict[str, str]) -> None:
-    """What is where, a line each."""
+    """Print one line per entry, with the values aligned."""
     width = max(map(len, lines))
     for key, value in lines.items():
         console.print(f"{key:<{width}}  {value}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _command(name: str) -> str:
-    """How to call a command of this environment, which may not be on the path."""
+    """Return the name of a command, or its path if the environment is not on the search path."""
     return name if shutil.which(name) else os.path.relpath(Path(sys.executable).with_name(name))

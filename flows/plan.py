@@ -1,4 +1,4 @@
-"""What is left to do: all shards x stages minus what the store says is done. Pure, no Prefect."""
+"""The plan of a run: all shards x stages, minus the finished steps. Pure functions without Prefect."""
 
 from __future__ import annotations
 
@@ -7,67 +7,82 @@ from dataclasses import dataclass, field
 
 from storage.records import Step
 
-TASK_RUNS = 300  # a Prefect task run costs about 0.1 s of the flow's time: keep a job within a few hundred
-# Steps of explainers differ a hundredfold in length, and at the end all wait for the last long one:
-# with one shard a worker 0.7 of their time is work, with six 0.93.
+TASK_RUNS = 300  # most task runs of a job; each costs about 0.1 s of the flow's time
+# Steps of different explainers differ a hundredfold in length, and at the end all workers wait for the last
+# long step. Workers compute 0.7 of the time with one shard per worker, and 0.93 with six.
 WORKER_SHARDS = 6
-SHARD_PIXELS = 64 * 224 * 224  # enough work per task to be worth that
-SHARD_BYTES = 1 << 30  # of a shard's activations or maps, which a worker holds in memory
-INNER_CHUNK = 16
+SHARD_PIXELS = 64 * 224 * 224  # least pixels of a shard, so that the work outweighs a task run's cost
+SHARD_BYTES = 1 << 30  # most bytes of a shard's activations or maps, since a worker holds them in memory
+INNER_CHUNK = 16  # rows; a shard is a whole number of the stores' inner chunks
 
 
 def shard_images(images: int, explainers: int, workers: int, pixels: int, activation_bytes: int) -> int:
-    """Images per shard: few enough task runs, several shards for every worker, bounded memory.
+    """Return the number of images per shard: few task runs, several shards per worker, bounded memory.
 
-    Every worker has one shard at least, and ``WORKER_SHARDS`` where that leaves enough work in each.
+    Every worker gets at least one shard, and ``WORKER_SHARDS`` if each shard then has enough work.
 
     Parameters
     ----------
     images, explainers, workers
-        Of the job.
-    pixels, activation_bytes
-        Of one input: H * W, and what its cached activations take.
+        Numbers of the job's images, explainers and workers.
+    pixels
+        Pixels of one input, H * W.
+    activation_bytes
+        Bytes of the cached activations of one input; 0 if none are cached.
 
     Returns
     -------
     int
         A multiple of 16, the stores' inner chunk.
     """
+    # A shard takes one task run for the inputs, one for the activations, and two per explainer.
     most_shards = max(WORKER_SHARDS * workers, TASK_RUNS // (2 + 2 * explainers))
     size = max(SHARD_PIXELS // pixels, -(-images // most_shards))
     size = min(size, max(INNER_CHUNK, -(-images // workers)))
-    held = max(activation_bytes, 4 * pixels)  # a map may be as large as the input
+    held = max(activation_bytes, 4 * pixels)  # a float32 map may be as large as the input
     size = min(size, max(INNER_CHUNK, SHARD_BYTES // held))
     return -(-size // INNER_CHUNK) * INNER_CHUNK
 
 
 @dataclass(frozen=True)
 class Done:
-    """What the done-records say: finished steps, metrics a score file holds, activations since dropped."""
+    """The state of a run as its done-records describe it.
+
+    Attributes
+    ----------
+    steps
+        Steps that are finished.
+    metrics
+        Metrics that the score file of a step holds.
+    dropped
+        Steps of the stage activations whose arrays were deleted after they were finished.
+    """
 
     steps: Set[Step] = frozenset()
     metrics: Mapping[Step, Set[str]] = field(default_factory=dict)
     dropped: Set[Step] = frozenset()
 
 
-def plan(shards: int, explainers: Mapping[str, bool], metrics: Set[str], done: Done) -> dict[Step, set[Step]]:
-    """Each step still to run, with those of the other pending steps it has to wait for.
+def pending_steps(
+    shards: int, explainers: Mapping[str, bool], metrics: Set[str], done: Done
+) -> dict[Step, set[Step]]:
+    """Return each step that is still to run, with the pending steps for which it has to wait.
 
     Parameters
     ----------
     shards
         Number of shards.
     explainers
-        Name to whether it reads the cached activations.
+        For each explainer's name, whether it reads the cached activations.
     metrics
         Names of the metrics that every score file must hold.
     done
-        What is there already.
+        The steps that are finished.
 
     Returns
     -------
     dict
-        In the order to start them: shard by shard, so that a shard ends before the next one piles up.
+        The steps in the order in which to start them: shard by shard, so that few shards are open at a time.
     """
     pending: dict[Step, set[Step]] = {}
     for shard in range(shards):
@@ -75,11 +90,13 @@ def plan(shards: int, explainers: Mapping[str, bool], metrics: Set[str], done: D
         saliency = {e: Step("saliency", shard, e) for e in explainers}
         scores = {e: Step("scores", shard, e) for e in explainers}
         todo = {e for e in explainers if saliency[e] not in done.steps}
+        # A new map needs new scores, and a score file is written again as a whole to add a metric.
         rescore = {
             e
             for e in explainers
             if e in todo or scores[e] not in done.steps or metrics - done.metrics.get(scores[e], set())
         }
+        # Dropped activations are needed again only if a pending explainer reads them.
         recompute = activations in done.dropped and any(explainers[e] for e in todo)
         steps: dict[Step, set[Step]] = {}
         if inputs not in done.steps:

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a job is found here, before any worker starts."""
+"""Checks of a job against the model and the data, made before any worker starts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from explainers.controls import CONTROLS
 from explainers.models.black_box import BlackBox
 from explainers.models.classifier import Classifier
 from explainers.models.loading import ModelSpec, load, preprocessing
+from explainers.models.modality import MODALITIES
 from explainers.models.text import TextClassifier
 from explainers.registry import explainers
 from explainers.requirements import unmet
 from flows.job import REGISTERED, Job, JobError, TopTargets
 from flows.plan import shard_images
+from storage.datasets.dataset import Dataset
 from storage.datasets.geometry import prepare_image
-from storage.datasets.opening import Dataset, open_dataset
+from storage.datasets.opening import open_dataset
 from storage.files import sha256_of_file, sha256_of_json
 from storage.manifest import DetailEntry, ExplainerEntry, Manifest, MetricEntry
 from storage.places import is_remote
@@ -31,7 +33,6 @@ from tasks.metrics.base import Need as MetricNeed
 from tasks.metrics.preparation import RECORD
 from tasks.metrics.registry import metrics
 
-TOKEN_PIXELS = 16 * 16  # what a text's token costs a transformer, it costs a vision transformer as a patch
 LIBRARIES = (
     "floodlit",
     "torch",
@@ -49,19 +50,20 @@ LIBRARIES = (
 
 
 def prepare(job: Job) -> Run:
-    """Check the job against the model and the data, and create its run folder or open it.
+    """Check the job against the model and the data, then create its run folder or open it.
 
     Raises
     ------
     JobError
-        If the job cannot run: in one line, with the key to change and the choices.
+        If the job cannot run. The message is one line with the key to change and the choices.
     """
     try:
         dataset = open_dataset(job.dataset)
         geometry, size = _geometry(job, dataset)
         classifier = load(job.model, input_size=size, modality=dataset.modality)
         with closing(classifier):
-            classifier.use(job.compute.model_copy(update={"compile": False}))  # which takes its time
+            # The checks need no compiled network, and compiling takes long.
+            classifier.use(job.compute.model_copy(update={"compile": False}))
             _check_targets(job, classifier, dataset)
             chosen = _check_explainers(job, classifier)
             scored = _check_metrics(job, classifier, dataset)
@@ -72,7 +74,10 @@ def prepare(job: Job) -> Run:
 
 
 def _geometry(job: Job, dataset: Dataset) -> tuple[dict[str, Any], tuple[int, ...] | None]:
-    """How the dataset's items become inputs, as the manifest keeps it, and their size; None: the model's."""
+    """Return how items become inputs, as the manifest keeps it, and the inputs' size.
+
+    The size is None if the model determines it.
+    """
     if dataset.modality == "text":
         _first_readable(dataset)
         return {}, None
@@ -83,7 +88,10 @@ def _geometry(job: Job, dataset: Dataset) -> tuple[dict[str, Any], tuple[int, ..
 
 
 def geometry_of(model: ModelSpec, dataset: Dataset) -> tuple[dict[str, Any], tuple[int, int]]:
-    """How images become inputs, and the inputs' (H, W): the crop, or the size of the first readable image."""
+    """Return how images become inputs, and the inputs' (H, W) in pixels.
+
+    The size is that of the crop. Without a crop it is the size of the first readable image.
+    """
     how = preprocessing(model)
     geometry: dict[str, Any] = {"resize": how.resize, "crop": how.crop, "interpolation": how.interpolation}
     if how.crop is not None:
@@ -93,26 +101,29 @@ def geometry_of(model: ModelSpec, dataset: Dataset) -> tuple[dict[str, Any], tup
 
 
 def _first_readable(dataset: Dataset) -> Any:
+    """Return the first item that can be read; raise JobError if there is none."""
     for index in range(len(dataset.samples)):
         try:
             return dataset.load(index)
-        except Exception:  # a damaged file is a row with its error, later
+        except Exception:  # later a damaged file becomes a row with its error
             continue
-    raise JobError(f"dataset: not one {dataset.modality} can be read; see what its path holds")
+    raise JobError(f"dataset: no {dataset.modality} can be read; check the files at its path")
 
 
 def _check_targets(job: Job, classifier: BlackBox, dataset: Dataset) -> None:
+    """Raise JobError if the model does not have the target class of every sample."""
     classes = classifier.num_classes
     if isinstance(job.target, TopTargets):
         if job.target.top > classes:
             raise JobError(f"target: top = {job.target.top}, but the model has {classes} classes")
     elif isinstance(job.target, int):
         if not 0 <= job.target < classes:
-            raise JobError(f"target: {job.target} is no class of the model; choose 0 to {classes - 1}")
+            raise JobError(f"target: {job.target} is not a class of the model; choose 0 to {classes - 1}")
     elif job.target == "label":
         labels = [sample.label for sample in dataset.samples if sample.label is not None]
         if len(labels) < len(dataset.samples):
             raise JobError('target: "label" needs a label for every sample; use "predicted"')
+        # Text classifiers are the only ones that know the names of their classes.
         names = classifier.class_names if isinstance(classifier, TextClassifier) else []
         if names and dataset.classes and [n.lower() for n in names] != [n.lower() for n in dataset.classes]:
             raise JobError(
@@ -127,18 +138,19 @@ def _check_targets(job: Job, classifier: BlackBox, dataset: Dataset) -> None:
 
 
 def _check_explainers(job: Job, classifier: BlackBox) -> dict[str, tuple[Parameters, Explainer]]:
+    """Make the job's explainers; raise JobError if the model or the target lacks what one of them needs."""
     chosen: dict[str, tuple[Parameters, Explainer]] = {}
     named = {choice.name for choice in job.explainers}
     for name, given in job.explainer_parameters().items():
         cls, parameters = explainers.get(name), _fetched(job, given)
         lacking = unmet(cls.needs, classifier)
         if lacking is not None and name in CONTROLS and name not in named:
-            continue  # nobody asked for it: texts, say, have no edges
+            continue  # the job did not name this control, and e.g. texts have no edges for it
         if lacking is not None:
             raise JobError(f"explainers: {name} {lacking}")
         fixed = isinstance(job.target, int) or job.targets_per_image > 1
         if Need.PREDICTION in cls.needs and fixed:
-            raise JobError(f'explainers: {name} explains the predicted class only; set target = "predicted"')
+            raise JobError(f'explainers: {name} explains only the predicted class; set target = "predicted"')
         try:
             chosen[name] = parameters, cls(classifier, parameters)
         except ValueError as error:
@@ -147,9 +159,10 @@ def _check_explainers(job: Job, classifier: BlackBox) -> dict[str, tuple[Paramet
 
 
 def _fetched(job: Job, parameters: Parameters) -> Parameters:
-    """The same parameters, with copies of registered models in place of their addresses.
+    """Return the parameters with paths of local copies in place of addresses of registered models.
 
-    They lie beside the run, in ``heads/NAME-VERSION-REGISTRY``: a version of one registry never changes.
+    The copies lie beside the run, in ``heads/NAME-VERSION-REGISTRY``. A copy is made once, because a version
+    in a registry never changes.
     """
     found = {}
     for key, value in parameters:
@@ -157,8 +170,8 @@ def _fetched(job: Job, parameters: Parameters) -> Parameters:
         if not address.startswith(REGISTERED):
             continue
         if is_remote(job.store):
-            raise JobError(f"explainers: {key} = {address}: with a store on S3 give the path of the head")
-        from storage.tracking import default_uri, registered  # MLflow takes seconds to import
+            raise JobError(f"explainers: {key} = {address}: a store on S3 needs the path of the head instead")
+        from storage.tracking import default_uri, registered  # imported late: MLflow takes seconds to import
 
         uri = job.tracking or default_uri(job.store)
         parts = [*Path(address).parts[1:], sha256_of_json(uri)[:8]]
@@ -169,6 +182,7 @@ def _fetched(job: Job, parameters: Parameters) -> Parameters:
 
 
 def _check_metrics(job: Job, classifier: BlackBox, dataset: Dataset) -> dict[str, tuple[Parameters, Metric]]:
+    """Make the job's metrics; raise JobError if one cannot be computed or two give the same column."""
     chosen: dict[str, tuple[Parameters, Metric]] = {}
     columns: set[str] = set()
     for name, parameters in job.metric_parameters().items():
@@ -181,18 +195,19 @@ def _check_metrics(job: Job, classifier: BlackBox, dataset: Dataset) -> dict[str
         for column in chosen[name][1].columns():
             if column.pooled and not hasattr(cls, "of_mean_curve"):
                 raise JobError(
-                    f"metrics: {name} has no of_mean_curve, which its column {column.name} asks for"
+                    f"metrics: {name} has no method of_mean_curve, which its column {column.name} needs"
                 )
             if column.name in columns:
-                raise JobError(f"metrics: {name} gives {column.name}, which another metric gives as well")
+                raise JobError(f"metrics: {name} gives the column {column.name}, as another metric does")
             columns.add(column.name)
     return chosen
 
 
 def _check_needs(name: str, needs: frozenset[MetricNeed], dataset: Dataset) -> None:
+    """Raise JobError if the dataset lacks what a metric needs."""
     if MetricNeed.PIXELS in needs and dataset.modality != "image":
         raise JobError(
-            f"metrics: {name} scores maps of images, and the dataset's inputs are {dataset.modality}s"
+            f"metrics: {name} scores maps of images, but the dataset's inputs are {dataset.modality}s"
         )
     there = {
         MetricNeed.BOXES: lambda: any(sample.boxes for sample in dataset.samples),
@@ -201,20 +216,25 @@ def _check_needs(name: str, needs: frozenset[MetricNeed], dataset: Dataset) -> N
     for need, found in there.items():
         if need in needs and not found():
             without = ", ".join(other for other in metrics.names() if need not in metrics.get(other).needs)
-            raise JobError(f"metrics: {name} needs {need} and the dataset has none; these do not: {without}")
+            raise JobError(
+                f"metrics: {name} needs {need}, but the dataset has none; these metrics need none: {without}"
+            )
 
 
 def _check_tracking(job: Job) -> None:
-    """What is needed in the end is asked for now: an MLflow that the job names has to answer."""
+    """Raise TrackingError if the MLflow that the job names does not answer.
+
+    MLflow is needed at the end of the job, and is checked now so that the job does not fail then.
+    """
     if job.tracking is None:
-        return  # a file beside the store
-    from storage.tracking import TrackingError, problem_with, without_user  # MLflow takes seconds to import
+        return  # MLflow's database is a file beside the store
+    from storage.tracking import TrackingError, problem_with, without_user  # imported late, see above
 
     problem = problem_with(job.tracking)
     if problem:
         raise TrackingError(
             f"tracking: {without_user(job.tracking)} cannot be used: {problem}; start it, correct the "
-            "key, or leave it out to have mlflow.db beside the store"
+            "key, or leave it out to use mlflow.db beside the store"
         )
 
 
@@ -226,11 +246,13 @@ def _open_run(
     chosen: dict[str, tuple[Parameters, Explainer]],
     scored: dict[str, tuple[Parameters, Metric]],
 ) -> Run:
+    """Write the manifest of the checked job, and create its run or open the existing one."""
     images = len(dataset.samples)
     reads = any(Need.ACTIVATIONS in explainer.needs for _, explainer in chosen.values())
     activations = classifier.activation_shape if reads and isinstance(classifier, Classifier) else None
-    size = 0 if activations is None else 4 * math.prod(activations)
-    pixels = math.prod(classifier.input_shape[1:]) * (TOKEN_PIXELS if classifier.modality == "text" else 1)
+    size = 0 if activations is None else 4 * math.prod(activations)  # bytes per image, float32
+    kind = MODALITIES[classifier.modality]
+    pixels = math.prod(classifier.input_shape[1:]) * kind.site_pixels
     manifest = Manifest(
         job=job.model_dump(mode="json"),
         identity=job.identity() | {"layer": classifier.layer, "maps": RECORD},
@@ -238,6 +260,7 @@ def _open_run(
         model_fingerprint=classifier.fingerprint,
         dataset_fingerprint=dataset.fingerprint,
         modality=classifier.modality,
+        input_dtype=kind.stored,
         rows=images,
         geometry=geometry,
         masks=dataset.masks is not None,
@@ -262,6 +285,7 @@ def _open_run(
 
 
 def _explainer_entry(parameters: Parameters, explainer: Explainer, classifier: BlackBox) -> ExplainerEntry:
+    """Return the manifest's entry of an explainer; files are recorded by their SHA-256."""
     description = explainer.describe()
     details = {name: DetailEntry(**asdict(detail)) for name, detail in description.details.items()}
     return ExplainerEntry(

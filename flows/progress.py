@@ -1,4 +1,4 @@
-"""How far a job is, stage by stage: Prefect's progress artifacts."""
+"""Progress of a job, stage by stage, as Prefect's progress artifacts."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from storage.records import STAGES, Step
 from storage.run import Run
 
-SECONDS = 2.0  # between two updates
+SECONDS = 2.0  # between two updates, so that the server does not get a request for every step
 ALL = "all"
 
 
 class StageProgress:
-    """Progress of the whole job, ``floodlit-progress``, and of each stage, ``floodlit-progress-inputs``, ...
+    """Progress artifacts of a flow run: one for the whole job and one per stage.
+
+    The artifact of the job has the key ``floodlit-progress``; those of the stages have
+    ``floodlit-progress-inputs`` and so on.
 
     Parameters
     ----------
-    run, todo
-        The run, and those of its steps that are still to do: the rest counts as done.
+    run
+        The run.
+    todo
+        The steps of the run that are still to do; all others count as done.
     """
 
     def __init__(self, run: Run, todo: Iterable[Step]) -> None:
@@ -42,11 +47,11 @@ class StageProgress:
 
     @property
     def total(self) -> int:
-        """Steps of the job."""
+        """Number of steps of the whole job."""
         return self._totals[ALL]
 
     def advance(self, step: Step) -> None:
-        """One more step has ended."""
+        """Count one more step as ended, and update the artifacts if the last update is old enough."""
         for name in (step.stage, ALL):
             self._left[name] -= 1
             self._news.add(name)
@@ -54,11 +59,12 @@ class StageProgress:
             self.tell()
 
     def tell(self) -> None:
-        """Update the artifacts that changed."""
+        """Update the artifacts that have changed."""
         self._told = time.monotonic()
         while self._news:
             name = self._news.pop()
             update_progress_artifact(self._made[name], progress=self._percent(name))
 
     def _percent(self, name: str) -> float:
+        """Share of the steps of a stage, or of all stages, that have ended, in percent."""
         return 100 * (1 - self._left[name] / self._totals[name])

@@ -1,4 +1,4 @@
-"""What a run folder says is left to do. Without Prefect, so that `floodlit status` answers at once."""
+"""The remaining steps of a run folder. It imports no Prefect, so that `floodlit status` answers at once."""
 
 from __future__ import annotations
 
@@ -6,39 +6,41 @@ from collections.abc import Iterable, Set
 
 from explainers.base import Need
 from explainers.registry import explainers
-from flows.plan import Done, plan
+from flows.plan import Done, pending_steps
 from storage.records import Step, failures, finished, read_record
 from storage.run import Run
 
 
 def without(pending: dict[Step, set[Step]], failed: Set[Step]) -> dict[Step, set[Step]]:
-    """The pending steps apart from those that failed and all that waits for them."""
+    """Return the pending steps without those that failed and without all steps that wait for them."""
     lost = set(failed)
-    for step, needs in pending.items():  # in an order in which what is needed comes first
+    for step, needs in pending.items():  # a step comes after the steps that it needs, so one pass is enough
         if needs & lost:
             lost.add(step)
     return {step: needs for step, needs in pending.items() if step not in lost}
 
 
 def tolerated(run: Run, lost: Iterable[Step]) -> bool:
-    """Whether the job succeeds without these steps, all of them failed or waiting for one that did.
+    """Whether the job succeeds although the steps ``lost`` are not done.
 
-    Without inputs or predictions it never does.
+    It does if each lost step failed or waits for a failed step, and if their share of the explainers' steps
+    is at most the job's tolerance. A job without some of its inputs or predictions never succeeds.
     """
     failed = failures(run.root).keys()
     lost = set(lost)
     given_up = not without(remaining(run), failed) and all(step.explainer for step in lost)
-    return given_up and len(lost) <= run.job["tolerance"] * len(run.explainers) * 2 * run.shards
+    # Each explainer has two steps per shard: saliency and scores.
+    return given_up and len(lost) <= run.tolerance * len(run.explainers) * 2 * run.shards
 
 
 def remaining(run: Run) -> dict[Step, set[Step]]:
-    """The pending steps of a run, from its done-records."""
+    """Return the pending steps of a run, computed from its done-records."""
     steps = finished(run.root)
-    records = {step: read_record(run.root, step) or {} for step in steps}
+    records = {step: record for step in steps if (record := read_record(run.root, step))}
     done = Done(
         steps=steps,
-        metrics={step: set(records[step]["metrics"]) for step in steps if step.stage == "scores"},
-        dropped={step for step in steps if step.stage == "activations" and not records[step]["cached"]},
+        metrics={step: set(record.facts.metrics or ()) for step, record in records.items()},
+        dropped={step for step, record in records.items() if record.facts.cached is False},
     )
     reads = {name: Need.ACTIVATIONS in explainers.get(name).needs for name in run.explainers}
-    return plan(run.shards, reads, set(run.metrics), done)
+    return pending_steps(run.shards, reads, set(run.metrics), done)

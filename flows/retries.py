@@ -1,4 +1,4 @@
-"""Which errors end a flow run although its deployment has retries left."""
+"""Errors that end a flow run although its deployment has retries left."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from prefect.context import FlowRunContext
 
 @contextmanager
 def not_retried(*kinds: type[Exception]) -> Iterator[None]:
-    """Errors of these ``kinds`` are final: the next attempt would end as this one.
+    """Switch the flow run's retries off if the block raises an error of these ``kinds``.
 
-    Prefect has conditions for the retries of tasks, and none for those of flows.
+    Such an error is final: the next attempt would end with the same error. Prefect has conditions for the
+    retries of tasks, but not for those of flows, so the policy of the flow run is changed on the server.
     """
     try:
         yield

@@ -1,16 +1,21 @@
 """The Prefect server of a job: the configured one, or one started for as long as the job runs.
 
-Without an address every Dask worker would start a temporary server of its own. ``python -m flows.server
+Without an address every Dask worker would start a temporary server of its own. ``python -P -m flows.server
 PORT PARENT`` is the process started here: a Prefect server that ends when its parent does, however that ends.
+
+The working directory of a job may hold a folder ``flows``, as Prefect projects do, or a ``tasks.py``. Python
+started with ``-m`` would import those; with ``-P``, or ``PYTHONSAFEPATH`` in the environment, it does not.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +25,13 @@ import httpx
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
+from storage.errors import LONGEST, FloodlitError
+
 START_SECONDS = 120
 
 
-class ServerError(RuntimeError):
-    """No Prefect server to be had, said in one line."""
+class ServerError(FloodlitError, RuntimeError):
+    """There is no Prefect server; the message says why, in one line."""
 
 
 @contextmanager
@@ -32,7 +39,8 @@ def prefect_server() -> Iterator[Callable[[], str]]:
     """A Prefect API in the settings and the environment (for workers) while it is entered.
 
     Yields a function that waits until the server answers and returns the API's address: a local server
-    takes seconds to start, in which the caller can get the job ready.
+    takes seconds to start, in which the caller can get the job ready. Python processes that are started
+    meanwhile do not import from the working directory.
 
     Raises
     ------
@@ -40,22 +48,41 @@ def prefect_server() -> Iterator[Callable[[], str]]:
         By the function: if the configured server does not answer, or a local one does not start.
     """
     configured = get_current_settings().api.url
-    if configured:
-        yield lambda: _configured(configured)
-        return
+    with _in_environment("PYTHONSAFEPATH", "1"):
+        if configured:
+            yield lambda: _configured(configured)
+        else:
+            with _local() as answer:
+                yield answer
+
+
+@contextmanager
+def _local() -> Iterator[Callable[[], str]]:
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     server = _Server(port, url)
-    with temporary_settings({PREFECT_API_URL: url}):
-        os.environ["PREFECT_API_URL"] = url
-        try:
-            yield server.answer
-        finally:
+    try:
+        with temporary_settings({PREFECT_API_URL: url}), _in_environment("PREFECT_API_URL", url):
             try:
-                APILogHandler().flush()  # the last lines, before there is nobody to take them
+                yield server.answer
             finally:
-                del os.environ["PREFECT_API_URL"]
-                server.stop()
+                APILogHandler().flush()  # the last lines, while the server is there to take them
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _in_environment(name: str, value: str) -> Iterator[None]:
+    """Set a variable of the environment, for child processes, and put back afterwards what was there."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 def _configured(url: str) -> str:
@@ -75,7 +102,8 @@ class _Server:
 
     def __init__(self, port: int, url: str) -> None:
         self._port, self._url = port, url
-        self._process = _start(port, url)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by stop
+        self._process = self._start()
         self._answered, self._left = threading.Event(), threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -84,34 +112,47 @@ class _Server:
         """Wait until it answers; its address."""
         deadline = time.monotonic() + START_SECONDS
         while not _answers(self._url):
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if self._process.poll() is not None:
+                raise ServerError(f"the local Prefect server did not start: {self._last_words()}")
+            if time.monotonic() > deadline:
                 raise ServerError(
-                    "the local Prefect server did not start; see what `prefect server start` says"
+                    f"the local Prefect server did not answer within {START_SECONDS} s "
+                    f"({self._last_words()}); run the same job again, or start a server with "
+                    "`prefect server start` and set PREFECT_API_URL to its address"
                 )
             time.sleep(0.2)
         self._answered.set()
         return self._url
+
+    def _last_words(self) -> str:
+        """The last error that the server's process wrote to its standard error, else the last line."""
+        file = self._errors.fileno()
+        tail = os.pread(file, 10_000, max(0, os.fstat(file).st_size - 10_000))  # moves no writer's place
+        lines = [line.strip() for line in tail.decode(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+        told = (errors or lines or ["it said nothing; see what `prefect server start` says"])[-1]
+        return told[:LONGEST]
 
     def stop(self) -> None:
         self._left.set()
         self._watcher.join()
         self._process.terminate()
         self._process.wait()
+        self._errors.close()
 
     def _watch(self) -> None:
         while not self._left.wait(0.5):
             if self._answered.is_set() and self._process.poll() is not None:
-                self._process = _start(self._port, self._url)
+                self._process = self._start()
 
-
-def _start(port: int, url: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "flows.server", str(port), str(os.getpid())],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PREFECT_UI_API_URL": url},  # else its pages ask the default port
-        start_new_session=True,  # Ctrl-C is for the flow, which still has its last state to report
-    )
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "flows.server", str(self._port), str(os.getpid())],
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            env=os.environ | {"PREFECT_UI_API_URL": self._url},  # else its pages ask the default port
+            start_new_session=True,  # Ctrl-C is for the flow, which still has its last state to report
+        )
 
 
 def free_port() -> int:

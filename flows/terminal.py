@@ -1,12 +1,10 @@
-"""What a person sees while and after a job runs."""
+"""Terminal output during a job and after it."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections import Counter
-from statistics import mean
 from typing import Any
 
 import pyarrow as pa
@@ -16,27 +14,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from tasks.results.ranking_table import ranking_table
+
 # Without a terminal Rich assumes 80 columns, which breaks tables and paths in log files.
 console = Console() if Console().is_terminal else Console(width=160)
-LINE_SECONDS = 10.0  # between lines where there is no terminal to draw a bar on
+LINE_SECONDS = 10.0  # between two lines of progress if there is no terminal for a bar
 DONE, FAILED, USAGE = 0, 1, 2  # exit codes
-BESIDE_FLOAT32 = {  # columns of costs.parquet where a run computes in lower precision
-    "rank_correlation": "rank corr. to float32",
-    "worst_rank_correlation": "worst rank corr.",
-    "difference": "difference to float32",
-    "worst_difference": "worst difference",
-}
 WORDS = {"higher": "higher is better", "lower": "lower is better", None: "for reference"}
 
 
 def fail(message: str, code: int) -> typer.Exit:
-    """Print one clear line on standard error; raise what is returned."""
+    """Print one line on standard error; return the exception that the caller has to raise."""
     print(f"floodlit: {message}", file=sys.stderr)  # noqa: T201
     return typer.Exit(code)
 
 
 class Progress:
-    """A progress bar on a terminal, a line now and then elsewhere. A context manager."""
+    """A context manager that shows a progress bar on a terminal, and lines of text elsewhere.
+
+    Parameters
+    ----------
+    total
+        Steps that are still to do.
+    already
+        Steps that were done before; they count as ended.
+    """
 
     def __init__(self, total: int, already: int) -> None:
         self.total, self.ended = total + already, already
@@ -61,15 +63,15 @@ class Progress:
 
     @property
     def percent(self) -> float:
-        """Steps that ended, of all steps of the job."""
+        """Share of the job's steps that have ended, in percent."""
         return 100 * self.ended / self.total if self.total else 100.0
 
     def advance(self, label: str) -> None:
-        """One more step ended."""
+        """Count one more step as ended; ``label`` names it."""
         self.reach(self.ended + 1, label)
 
     def reach(self, ended: int, label: str) -> None:
-        """So many steps have ended."""
+        """Set the number of steps that have ended; ``label`` names the last one."""
         self.ended = ended
         self._bar.update(self._task, completed=self.ended, description=label)
         if not console.is_terminal and time.monotonic() - self._spoke > LINE_SECONDS:
@@ -78,11 +80,11 @@ class Progress:
 
 
 def score_tables(summary: pa.Table) -> list[Table]:
-    """Means with 95 % intervals, a row per metric, a column per explainer; what ranks first is bold.
+    """Draw the means with 95 % intervals: one row per metric, one column per explainer, the best one bold.
 
-    An explainer that has more images than all others have says how many; ranks are on those in common.
-
-    As many tables as it takes for the columns to fit the terminal.
+    Ranks are computed on the images that all explainers have in common. If an explainer has more images than
+    these, its cell shows how many it has. The columns are split over several tables if one table does not fit
+    the terminal.
     """
     rows = summary.to_pylist()
     cells = {(row["metric"], row["explainer"]): _cell(row) for row in rows}
@@ -102,41 +104,9 @@ def score_tables(summary: pa.Table) -> list[Table]:
     return tables
 
 
-def standing(summary: pa.Table, costs: pa.Table) -> list[dict[str, Any]]:
-    """A row per explainer, the best mean rank first: ranks over the metrics that judge, and what it costs.
-
-    The rank of an explainer is among those of the run; "won" counts metrics on which it is the best. Where
-    the maps were compared with those of float32, their mean and worst rank correlation and difference follow.
-    """
-    judged = [row for row in summary.to_pylist() if not math.isnan(row["rank"])]
-    ranks: dict[str, list[float]] = {}
-    for row in judged:
-        ranks.setdefault(row["explainer"], []).append(row["rank"])
-    won = Counter(row["explainer"] for row in judged if row["best"])
-    spent = {row["explainer"]: row for row in costs.to_pylist()}
-    size = costs["images"][0].as_py()
-    compared = [key for key in BESIDE_FLOAT32 if any(row.get(key) is not None for row in spent.values())]
-    return [
-        {
-            "explainer": name,
-            "mean rank": f"{mean(ranks[name]):.2f} of {len(ranks[name])}" if name in ranks else "-",
-            "won": str(won[name]),
-            "ms a map": _cost(spent[name]["milliseconds"]),
-            "forward passes": _cost(spent[name]["forward_passes"]),
-            f"MiB for {size} images": _cost(spent[name]["peak_mib"]),
-            **{BESIDE_FLOAT32[key]: _cost(spent[name][key], 4) for key in compared},
-        }
-        for name in sorted(spent, key=lambda name: mean(ranks.get(name, [math.inf])))
-    ]
-
-
-def _cost(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
-
-
 def standing_table(summary: pa.Table, costs: pa.Table) -> Table:
-    """:func:`standing`, drawn."""
-    rows = standing(summary, costs)
+    """Draw the rows of :func:`tasks.results.ranking_table.ranking_table` as one table."""
+    rows = ranking_table(summary, costs)
     table = Table(title="rank over metrics, and cost", title_justify="left")
     for name in rows[0]:
         table.add_column(
@@ -148,7 +118,7 @@ def standing_table(summary: pa.Table, costs: pa.Table) -> Table:
 
 
 def comparison_tables(summary: pa.Table, comparisons: pa.Table) -> list[Table]:
-    """A table a metric that judges: the contenders by rank, and each beside the best one."""
+    """Draw one table per metric that ranks: explainers by rank, and each compared with the best one."""
     wins = {(row["metric"], row["explainer"]): row["wins"] for row in comparisons.to_pylist() if row["best"]}
     by_metric: dict[str, list[dict[str, Any]]] = {}
     for row in summary.to_pylist():
@@ -173,6 +143,7 @@ def comparison_tables(summary: pa.Table, comparisons: pa.Table) -> list[Table]:
 
 
 def _range(value: float, low: float, high: float) -> tuple[str, str]:
+    """Format a value and its interval; both are "-" if the value is NaN."""
     return ("-", "-") if math.isnan(value) else (f"{value:.3f}", f"{low:.3f} - {high:.3f}")
 
 
@@ -181,9 +152,10 @@ def _p_value(p: float) -> str:
 
 
 def _cell(row: dict[str, Any]) -> str:
+    """Format the mean and the interval of one explainer and one metric, on two lines."""
     if not row["n"]:
         return "-"
     mean = f"[bold]{row['mean']:.3f}[/bold]" if row["best"] else f"{row['mean']:.3f}"
     if row["better"] and row["n"] > row["common"]:
-        mean = f"n = {row['n']:,}  {mean}"  # ranked on fewer, those that all explainers have
+        mean = f"n = {row['n']:,}  {mean}"  # the rank uses fewer images: those that all explainers have
     return f"{mean}\n[dim]{row['low']:.3f} - {row['high']:.3f}[/dim]"

@@ -1,7 +1,8 @@
-"""What people ask of a flow run while it works, on Prefect's pages or by its API: cancel, suspend, pause.
+"""Requests to cancel, suspend or pause a flow run, made on Prefect's pages or by its API.
 
-Prefect stops only runs that a worker started, by a signal in the middle of the work; nobody tells a run of
-``floodlit run``, and a paused run is to stop by itself. Hence a flow looks at its own state now and then.
+Prefect itself stops only runs that a Prefect worker started, by a signal in the middle of the work. A run of
+``floodlit run`` gets no signal, and a paused run has to stop by itself. Therefore a flow reads its own state
+from the server every few seconds.
 """
 
 from __future__ import annotations
@@ -18,26 +19,28 @@ from prefect.exceptions import Pause
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, State
 
-LOOK_SECONDS = 3.0  # between two looks at the state, one small request each
-ANSWER_SECONDS = 10.0  # for the server to answer one
-# For the steps under way to end. A suspended run has lost its place among the runs of its deployment, and
-# Prefect ends it as crashed where it stays for minutes.
+from storage.errors import FloodlitError
+
+LOOK_SECONDS = 3.0  # between two small requests for the state
+ANSWER_SECONDS = 10.0  # time limit for the answer to one request
+# Time limit for running steps to end. A suspended run has already lost its slot among the runs of its
+# deployment, and Prefect marks it as crashed if it stays for minutes.
 GRACE_SECONDS = 60.0
 
 
-class NotResumedError(RuntimeError):
-    """The flow run was paused for a limited time, which is over."""
+class NotResumedError(FloodlitError):
+    """The flow run was paused for a limited time and not resumed in that time."""
 
 
 class Watch:
-    """Looks at the state of the flow run it is made in, as long as it is entered.
+    """A context manager that watches the state of the current flow run in a thread.
 
-    A server that does not answer changes nothing.
+    The known state stays as it is while the server does not answer.
 
     Attributes
     ----------
     told
-        Whether :meth:`stopping` has said yes since the last :meth:`settle`.
+        Whether :meth:`stopping` has returned True since the last :meth:`settle`.
     """
 
     def __init__(self) -> None:
@@ -51,7 +54,7 @@ class Watch:
         self._left = threading.Event()
 
     def __enter__(self) -> Watch:
-        # A thread starts without Prefect's settings, which are of the context.
+        # A thread starts with an empty context, and Prefect keeps its settings there.
         looking = contextvars.copy_context()
         threading.Thread(target=looking.run, args=(self._look,), daemon=True).start()
         return self
@@ -62,28 +65,34 @@ class Watch:
         self._left.set()
 
     def stopping(self) -> bool:
-        """Whether no more work is to be begun."""
+        """Whether the flow must not start any more work."""
         state = self._state
         asked = state is not None and (state.is_paused() or state.is_cancelling() or state.is_cancelled())
         self.told = self.told or asked
         return asked
 
     def hurrying(self) -> bool:
-        """Whether steps under way are not to be waited for any longer."""
+        """Whether the flow must not wait any longer for the steps that are running."""
+        # A paused run keeps its process, so its steps may take as long as they need.
         return self.stopping() and not self._paused() and time.monotonic() - self._since > GRACE_SECONDS
 
     def settle(self) -> State | None:
-        """Do what was asked for: returns the state to end in, or None to go on. Waits while paused.
+        """Carry out the request after the running steps have ended; wait here while the run is paused.
+
+        Returns
+        -------
+        State or None
+            The state in which the flow has to end; None if it has to continue.
 
         Raises
         ------
         prefect.exceptions.Pause
-            If the run is suspended: its process ends, and resuming starts another one.
+            If the run is suspended. Its process ends, and a new process starts when the run is resumed.
         NotResumedError
-            If nobody resumed a paused run in time.
+            If a paused run was not resumed in time.
         """
         if self._paused():
-            get_run_logger().info("paused: nothing is under way, and the store stays held; resume or cancel")
+            get_run_logger().info("paused: no step is running, and the store stays locked; resume or cancel")
         while self._paused():
             self._check_timeout()
             time.sleep(0.2)
@@ -95,18 +104,24 @@ class Watch:
         return Cancelled(message="Cancelled; the same job continues from its store.")
 
     def _paused(self) -> bool:
-        """Whether to wait here until the run is resumed; a suspended one is resumed by another process."""
+        """Whether this process has to wait until the run is resumed.
+
+        A suspended run is not paused in this sense, since another process resumes it.
+        """
         state = self._state
         return state is not None and state.is_paused() and not state.state_details.pause_reschedule
 
     def _check_timeout(self) -> None:
+        """Raise NotResumedError if the time limit of the pause is over."""
         until = self._state and self._state.state_details.pause_timeout
         if until and until.timestamp() < time.time():
             raise NotResumedError("the run was paused and not resumed in time; run the same job to continue")
 
     def _look(self) -> None:
+        """Read the state from the server until the context ends; runs in the thread."""
         while not self._left.wait(LOOK_SECONDS):
-            # Not the flow's own client, which the flow uses meanwhile.
+            # A client of its own, because the flow uses its client at the same time. Any error closes this
+            # client, and the outer loop makes a new one.
             with (
                 suppress(Exception),
                 get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client,
@@ -116,9 +131,10 @@ class Watch:
                     self._left.wait(LOOK_SECONDS)
 
     def _note(self, state: State | None) -> None:
+        """Keep a state that was read, and the time since when the run has been in this kind of state."""
         known = self._state
         if known is not None and known.state_details.pause_reschedule:
-            return  # suspended: whoever resumes it starts another process, and this one is to leave
+            return  # suspended: resuming starts another process, so this one has to end in any case
         if known is None or state is None or known.type != state.type:
             self._since = time.monotonic()
         self._state = state

@@ -1,4 +1,4 @@
-"""What tasks say on Dask workers, in the logs of their Prefect task runs."""
+"""Log lines of tasks on Dask workers, sent to the logs of their Prefect task runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOGGERS = ("tasks", "explainers", "storage", "py.warnings")
 
 
 class _TaskRunHandler(APILogHandler):
-    """Sends to Prefect what is said in a task run; it has no place for anything else."""
+    """Send log lines to Prefect if they come from a task run; Prefect has no place for other lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if TaskRunContext.get() is not None:
@@ -20,19 +20,21 @@ class _TaskRunHandler(APILogHandler):
 
 
 class WorkerLogs(WorkerPlugin):
-    """Sends the package's log lines and Python's warnings; works on any kind of cluster."""
+    """Dask plug-in that sends the package's log lines and Python's warnings, on any kind of cluster."""
 
     name = "floodlit-logs"
 
     def setup(self, worker: Worker) -> None:  # noqa: ARG002
+        """Add the handler to the package's loggers; Dask calls this when a worker starts."""
         logging.captureWarnings(True)
         for name in LOGGERS:
             logger = logging.getLogger(name)
+            # Workers of one process share its loggers: a second handler would send every line twice.
             if not any(isinstance(handler, _TaskRunHandler) for handler in logger.handlers):
                 logger.addHandler(_TaskRunHandler())
                 logger.setLevel(logging.INFO)
 
 
 def send_logs(client: Client) -> None:
-    """Have the workers, and those that come later, tell Prefect what their tasks say."""
+    """Make all workers send their tasks' log lines to Prefect, also workers that start later."""
     client.register_plugin(WorkerLogs())

@@ -1,4 +1,7 @@
-"""Stage 2: one backbone pass an image for all explainers; predictions and target classes on the way."""
+"""Stage 2: predictions, target classes and cached activations.
+
+One backbone pass per image serves all explainers that read activations.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +18,48 @@ from torch import Tensor
 from explainers.models.black_box import BlackBox
 from explainers.models.classifier import Classifier
 from storage.maps import shard_file, write_shard
-from storage.records import Step
+from storage.records import StageFacts, Step
 from storage.run import Run
-from storage.scores import read_sample_inputs, write_sample_predictions
-from tasks.perform import Outcome, chunks, classifier_of, compute_of, perform
-from tasks.prefetch import ahead
-from tasks.shard_reader import Images
+from storage.samples import read_sample_inputs, write_sample_predictions
+from tasks.perform import Outcome, perform
+from tasks.prefetch import prefetched
+from tasks.run_parts import classifier_of, compute_of
+from tasks.shard_reader import ShardReader
+from tasks.shard_rows import chunks
 
 logger = logging.getLogger(__name__)
-_TOO_LARGE = "its logits are beyond float16; use bfloat16"
+_TOO_LARGE = "its logits exceed the range of float16; use bfloat16"
 
 
 @task(name="activations", cache_policy=NO_CACHE)
 def activations(root: str, shard: int, keep: bool, halve: bool = False) -> dict[str, Any]:
-    """Write one shard of predictions and targets, and of ``activations.zarr`` if some explainer reads it.
+    """Write one shard of predictions and targets, and of ``activations.zarr`` if an explainer reads it.
 
-    An input whose logits float16 cannot hold has neither, and the log names it.
+    An input whose logits exceed the range of float16 gets no prediction and no target. Its error is stored
+    with the sample and logged.
+
+    Parameters
+    ----------
+    root
+        The run folder.
+    shard
+        Index of the shard, from 0.
+    keep
+        Whether to store the activations.
+    halve
+        Whether to halve the batch sizes, as a retry does.
+
+    Returns
+    -------
+    dict
+        The path of the done-record, the rows and the seconds; see :func:`tasks.perform.perform`.
     """
     step = Step("activations", shard)
     return perform(
         root,
         step,
         lambda run: _pass_backbone(run, shard, keep),
-        is_done=lambda record: record["cached"] or not keep,
+        is_done=lambda record: bool(record.facts.cached) or not keep,
         halve=halve,
     )
 
@@ -48,15 +70,16 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
     start, stop = run.bounds(shard)
     samples = read_sample_inputs(run.root, shard)
     usable = np.array([sample["status"] == "ok" for sample in samples])
+    # Only a Classifier is cut at a target layer; other black boxes have no activations.
     cut = classifier if isinstance(classifier, Classifier) else None
     store = np.full((stop - start, *cut.activation_shape), np.nan, np.float32) if keep and cut else None
     rows: list[dict[str, Any]] = []
-    images = Images(run, run.inputs, shard)
+    images = ShardReader(run, run.inputs, shard)
 
     def read_inputs(chunk: slice) -> dict[str, NDArray[Any]]:
-        return {"inputs": images.of(np.arange(chunk.start, chunk.stop))}
+        return {"inputs": images.rows(np.arange(chunk.start, chunk.stop))}
 
-    for chunk, stored in ahead(chunks(stop - start, run.batch_images), read_inputs, classifier.device):
+    for chunk, stored in prefetched(chunks(stop - start, run.batch_images), read_inputs, classifier.device):
         inputs = classifier.inputs_of(stored["inputs"])
         if cut is None:
             logits = _logits_of(classifier, inputs, torch.from_numpy(usable[chunk]).to(inputs.device))
@@ -65,23 +88,26 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
             logits = cut.head(features)
             if store is not None:
                 store[chunk] = features.float().cpu().numpy()
-        if compute_of(run).precision == "float16":
+        if compute_of(run).precision == "float16":  # bfloat16 has the range of float32
             usable[chunk] &= logits.isfinite().all(1).cpu().numpy()
         rows += _predictions(run, samples[chunk], usable[chunk], logits)
     files = [write_sample_predictions(run.root, shard, rows)]
     if store is not None:
-        store[~usable] = np.nan
+        store[~usable] = np.nan  # the network saw a placeholder there, or overflowed
         write_shard(run.activations, start, store)
         files.append(shard_file(run.activations, shard))
     for row in rows:
         if row["error"]:
             logger.warning("%s: %s", row["sample_id"], row["error"])
     statuses = ["failed" if row["error"] else s["status"] for row, s in zip(rows, samples, strict=True)]
-    return Outcome(len(rows), statuses, files, {"cached": keep})
+    return Outcome(len(rows), statuses, files, StageFacts(cached=keep))
 
 
 def _logits_of(classifier: BlackBox, inputs: Tensor, able: Tensor) -> Tensor:
-    """Zeros for what could not be read: not every network takes nothing for a text."""
+    """Logits (B, classes) of the ``able`` inputs, (B,) bool; zeros for the others.
+
+    Inputs that could not be read are not passed, since not every text network accepts an empty text.
+    """
     logits = torch.zeros(len(inputs), classifier.num_classes, device=inputs.device)
     if able.any():
         logits[able] = classifier.logits(inputs[able]).float()
@@ -91,6 +117,7 @@ def _logits_of(classifier: BlackBox, inputs: Tensor, able: Tensor) -> Tensor:
 def _predictions(
     run: Run, samples: list[dict[str, Any]], usable: np.ndarray, logits: Tensor
 ) -> list[dict[str, Any]]:
+    """One row per sample for :func:`storage.samples.write_sample_predictions`."""
     probability = logits.float().softmax(1)
     confidence, prediction = (values.tolist() for values in probability.max(1))
     targets = _targets(run, samples, logits).to(logits.device)
@@ -110,8 +137,8 @@ def _predictions(
 
 
 def _targets(run: Run, samples: list[dict[str, Any]], logits: Tensor) -> Tensor:
-    """(B, k) classes to explain."""
-    target = run.job["target"]
+    """The classes to explain, (B, k): k per input, as the job's ``target`` says."""
+    target = run.target
     if isinstance(target, dict):
         return logits.topk(target["top"], 1).indices
     if target == "predicted":

@@ -1,4 +1,4 @@
-"""The explainer whose maps are being scored, once more: on altered inputs, other classes, other networks."""
+"""Runs the explainer whose maps are scored again: on altered inputs, other classes or other networks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from explainers.models.classifier import Classifier
 from explainers.registry import explainers
 from storage.run import Run
 from tasks.metrics.preparation import prepare
-from tasks.perform import chunks
-from tasks.saliency import explainer_of
+from tasks.run_parts import plugin_of
+from tasks.shard_rows import chunks
 
 
-class Again:
-    """Implements :class:`tasks.metrics.base.Explain` for the rows with these ``targets`` and ``seeds``.
+class ExplainAgain:
+    """Implements :class:`tasks.metrics.base.Explain` for one batch of a run.
 
-    The seeds are the explainer's: on unaltered inputs it gives the maps of the run once more.
+    Parameters
+    ----------
+    name
+        The explainer, as the run calls it.
+    classifier
+        The run's classifier.
+    targets, seeds
+        (B,) int64, the targets of the batch and its seeds in the saliency stage. With the same seeds,
+        unaltered inputs get the maps of the run again.
     """
 
     def __init__(self, run: Run, name: str, classifier: BlackBox, targets: Tensor, seeds: Tensor) -> None:
@@ -37,10 +45,9 @@ class Again:
         targets: Tensor | None = None,
         classifier: BlackBox | None = None,
     ) -> Tensor:
-        """(n, \\*sites) prepared maps, NaN where the explainer fails."""
         wanted = self._targets[rows] if targets is None else targets
         asked = self._classifier if classifier is None else classifier
-        # Metrics run in inference mode, whose tensors no explainer could take gradients through.
+        # Metrics run in inference mode, and autograd refuses tensors made there. Clones made outside it work.
         with torch.inference_mode(False), torch.enable_grad():
             parts = [
                 self._explain(
@@ -60,7 +67,7 @@ class Again:
         return prepare(maps, self._run.input_size, classifier.sites(inputs))[0]
 
     def _explainer(self, classifier: BlackBox) -> Any:
-        """Of the classifier that was asked for last: its construction may cost passes."""
+        """The explainer of ``classifier``; the last one is kept, since building it may cost passes."""
         if self._made is None or self._made[0] is not classifier:
-            self._made = classifier, explainer_of(self._run, self._name, classifier)
+            self._made = classifier, plugin_of(explainers, self._run.explainers, self._name, classifier)
         return self._made[1]

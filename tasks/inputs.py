@@ -1,6 +1,7 @@
 """Stage 1: read every input once.
 
-An image is decoded as the model's preprocessing says, boxes through the same geometry; a text is tokenised.
+Images are decoded as the model's preprocessing says, and their boxes go through the same geometry. Texts are
+tokenised. Numbers are stored as they are.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from explainers.models.modality import MODALITIES
 from explainers.models.text import TextClassifier
+from storage.datasets.dataset import Dataset, Sample
 from storage.datasets.geometry import prepare_image
-from storage.datasets.opening import Dataset, Sample
 from storage.maps import shard_file, write_shard
 from storage.records import Step
-from storage.run import INPUT_TYPES, Run
-from storage.scores import write_sample_inputs
-from tasks.perform import Outcome, classifier_of, dataset_of, perform
+from storage.run import Run
+from storage.samples import write_sample_inputs
+from tasks.perform import Outcome, perform
+from tasks.run_parts import classifier_of, dataset_of
 
 Row = dict[str, Any]
 
@@ -29,7 +32,19 @@ Row = dict[str, Any]
 def inputs(root: str, shard: int) -> dict[str, Any]:
     """Write one shard of ``inputs.zarr`` and of the samples' geometry.
 
-    An input that cannot be read is a row with status ``failed`` and its error; the run goes on.
+    An input that cannot be read becomes a row with status ``failed`` and its error, and the run continues.
+
+    Parameters
+    ----------
+    root
+        The run folder.
+    shard
+        Index of the shard, from 0.
+
+    Returns
+    -------
+    dict
+        The path of the done-record, the rows and the seconds; see :func:`tasks.perform.perform`.
     """
     return perform(root, Step("inputs", shard), lambda run: _read(run, shard), is_done=lambda _: True)
 
@@ -37,11 +52,11 @@ def inputs(root: str, shard: int) -> dict[str, Any]:
 def _read(run: Run, shard: int) -> Outcome:
     dataset = dataset_of(run)
     start, stop = run.bounds(shard)
-    nothing = -1 if run.modality == "text" else 0  # of a text, no token
-    stored = np.full((stop - start, *run.manifest.input_shape), nothing, INPUT_TYPES[run.modality])
+    kind = MODALITIES[run.modality]
+    stored = np.full((stop - start, *run.manifest.input_shape), kind.nothing, kind.stored)
     masks = None if dataset.masks is None else np.zeros((stop - start, *run.input_size), np.uint8)
     rows = []
-    for index in range(start, stop):
+    for index in range(start, stop):  # unreadable inputs keep the placeholder that ``stored`` begins with
         rows.append(_row(run, dataset, index, stored[index - start]))
         if masks is not None:
             _put_mask(run, dataset, index, masks[index - start], rows[-1])
@@ -55,18 +70,19 @@ def _read(run: Run, shard: int) -> Outcome:
 
 
 def _row(run: Run, dataset: Dataset, index: int, out: np.ndarray) -> Row:
+    """Read one input into ``out`` and return its sample row."""
     sample = dataset.samples[index]
     row = _blank(sample)
     try:
         _PUT[run.modality](run, dataset.load(index), sample, out, row)
         row["status"] = "ok"
-    except Exception as error:  # whatever a decoder throws at a damaged file is that row's error
+    except Exception as error:  # decoders raise many kinds of errors for damaged files
         row["error"] = f"{type(error).__name__}: {error}"
     return row
 
 
 def _put_mask(run: Run, dataset: Dataset, index: int, out: np.ndarray, row: Row) -> None:
-    """The mask of a readable image, if it has one; one that cannot be used makes a failure of its row."""
+    """Write the mask of an image into ``out``, if it has one; a mask that cannot be used fails the row."""
     assert dataset.masks is not None
     if row["status"] != "ok":
         return
@@ -76,8 +92,9 @@ def _put_mask(run: Run, dataset: Dataset, index: int, out: np.ndarray, row: Row)
             return
         if mask.size != (row["width"], row["height"]):
             has, wants = "{}x{}".format(*mask.size), f"{row['width']}x{row['height']}"
-            raise ValueError(f"its mask is {has} where the image is {wants}")
+            raise ValueError(f"its mask is {has}, but the image is {wants}")
         geometry = run.geometry | {"interpolation": "nearest"}
+        # prepare_image takes RGB images. A pixel belongs to the mask if any channel is not zero.
         out[:] = prepare_image(mask.convert("RGB"), [], **geometry)[0].any(0)
     except Exception as error:
         row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
@@ -88,7 +105,7 @@ def _put_image(run: Run, image: Image.Image, sample: Sample, out: np.ndarray, ro
     pixels, boxes = prepare_image(image, sample.boxes, **run.geometry)
     if pixels.shape[1:] != run.input_size:
         has, wants = "x".join(map(str, pixels.shape[1:])), "x".join(map(str, run.input_size))
-        raise ValueError(f"is {has} where the run's inputs are {wants}; set model.resize and model.crop")
+        raise ValueError(f"is {has}, but the run's inputs are {wants}; set model.resize and model.crop")
     out[:] = pixels
     row["boxes"] = [list(box) for box in boxes]
 
@@ -102,7 +119,7 @@ def _put_text(run: Run, text: str, sample: Sample, out: np.ndarray, row: Row) ->
 
 def _put_numbers(run: Run, numbers: np.ndarray, sample: Sample, out: np.ndarray, row: Row) -> None:  # noqa: ARG001
     if list(numbers.shape) != run.geometry["shape"]:
-        raise ValueError(f"has the shape {numbers.shape} where the run's rows have {run.geometry['shape']}")
+        raise ValueError(f"has the shape {numbers.shape}, but the run's rows have {run.geometry['shape']}")
     out[:] = numbers
 
 
@@ -114,6 +131,7 @@ _PUT: dict[str, Callable[[Run, Any, Sample, np.ndarray, Row], None]] = {
 
 
 def _blank(sample: Sample) -> Row:
+    """The row of an input that has not been read: its status is ``failed`` until it has."""
     return {
         "sample_id": sample.sample_id,
         "uri": sample.uri,

@@ -1,4 +1,4 @@
-"""Reading ahead: while a batch is worked on, the next one is read and copied to the device."""
+"""Prefetching: while one batch is processed, the next one is read and copied to the device."""
 
 from __future__ import annotations
 
@@ -15,13 +15,22 @@ Item = TypeVar("Item")
 Read = Callable[[Item], Mapping[str, NDArray[Any]]]
 
 
-def ahead(
+def prefetched(
     items: Iterable[Item], read: Read[Item], device: torch.device
 ) -> Iterator[tuple[Item, dict[str, Tensor]]]:
-    """Each item with what ``read`` gives for it, on the device; one more is read meanwhile, in a thread.
+    """Yield each item with its data on the device, and read the next item in a thread meanwhile.
 
-    To a GPU the copy goes from pinned memory on a stream of its own, so that kernels run on beside it. What
-    ``read`` raises is raised here, when it is that item's turn.
+    Copies to a GPU go from pinned memory and on a stream of their own, so that kernels run at the same time.
+    An error that ``read`` raises for an item is raised here when that item is due.
+
+    Parameters
+    ----------
+    items
+        What to read, in order; for example the rows of each batch.
+    read
+        Gives the arrays of one item by name. It runs in the thread.
+    device
+        Where the tensors go.
     """
     copies = _copies(device) if device.type == "cuda" else None
 
@@ -45,14 +54,18 @@ def ahead(
 
 @cache
 def _copies(device: torch.device) -> torch.cuda.Stream:
-    """One stream a process: memory that was used on a stream is kept for it."""
+    """The stream for copies, one per process: PyTorch keeps freed memory for the stream that used it."""
     return torch.cuda.Stream(device)
 
 
 def _arrived(
     item: Item, tensors: dict[str, Tensor], copied: torch.cuda.Event | None
 ) -> tuple[Item, dict[str, Tensor]]:
-    """The item's tensors, for the stream that works: it waits for the copies, and they are kept for it."""
+    """The item and its tensors, ready for the current stream.
+
+    The stream waits for the copies. The tensors are recorded on it, or the allocator could give their memory
+    to the next copy while kernels still read it.
+    """
     if copied is not None:
         stream = torch.cuda.current_stream()
         stream.wait_event(copied)

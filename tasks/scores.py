@@ -1,4 +1,4 @@
-"""Stage 4: every metric on one explainer's maps of one shard, one Parquet row per image and number."""
+"""Stage 4: all metrics on the maps of one explainer for one shard, one Parquet row per map and number."""
 
 from __future__ import annotations
 
@@ -14,112 +14,117 @@ from torch import Tensor
 
 from explainers.base import Status
 from explainers.models.black_box import BlackBox
-from explainers.probes.masked_forward import target_probability
 from storage.maps import read
-from storage.records import Step
+from storage.records import StageFacts, Step
 from storage.run import Run
-from storage.scores import read_samples_of_shard, write_scores
-from tasks.explain_again import Again
-from tasks.metrics.base import Metric, MetricBatch, Need, Scores
+from storage.samples import read_samples_of_shard
+from storage.scores import write_scores
+from tasks.explain_again import ExplainAgain
+from tasks.metrics.base import MetricBatch, Need, Scores
 from tasks.metrics.preparation import prepare
 from tasks.metrics.registry import metrics
-from tasks.perform import Outcome, classifier_of, perform
-from tasks.prefetch import ahead
-from tasks.saliency import STATUSES, batches, targets_and_seeds
-from tasks.shard_reader import Images
+from tasks.perform import Outcome, perform
+from tasks.prefetch import prefetched
+from tasks.run_parts import classifier_of, plugin_of
+from tasks.shard_reader import ShardReader
+from tasks.shard_rows import STATUSES, batches, targets_and_seeds
 
 
 @task(name="scores", cache_policy=NO_CACHE)
 def scores(root: str, shard: int, explainer: str, halve: bool = False) -> dict[str, Any]:
-    """Write one shard's score file of an explainer, all metrics of the run in it.
+    """Write the score file of one shard and explainer, with all metrics of the run.
 
-    Their forward passes are computed as the run's ``[compute]`` says, like those of the explainers.
+    The forward passes of metrics follow the run's ``[compute]``, as those of explainers do.
+
+    Parameters
+    ----------
+    root
+        The run folder.
+    shard
+        Index of the shard, from 0.
+    explainer
+        The explainer, as the run calls it.
+    halve
+        Whether to halve the batch sizes, as a retry does.
+
+    Returns
+    -------
+    dict
+        The path of the done-record, the rows and the seconds; see :func:`tasks.perform.perform`.
     """
     return perform(
         root,
         Step("scores", shard, explainer),
         lambda run: _score(run, shard, explainer),
-        is_done=lambda record: set(record["metrics"]) >= set(Run.open(root).manifest.metrics),
+        is_done=lambda record: set(record.facts.metrics or ()) >= set(Run.open(root).metrics),
         halve=halve,
     )
 
 
-def metric_of(run: Run, name: str, classifier: BlackBox) -> Metric:
-    """The run's metric of that name, with the parameters the run was created with."""
-    cls = metrics.get(name)
-    made: Metric = cls(classifier, cls.Parameters(**run.metrics[name]["parameters"]))
-    return made
-
-
 def _score(run: Run, shard: int, explainer: str) -> Outcome:
     classifier = classifier_of(run)
-    chosen = [metric_of(run, name, classifier) for name in run.metrics]
-    again = any(Need.EXPLAINER in metric.needs for metric in chosen)
+    chosen = [plugin_of(metrics, run.metrics, name, classifier) for name in run.metrics]
+    explains_again = any(Need.EXPLAINER in metric.needs for metric in chosen)
     targets, seeds = targets_and_seeds(run, shard, "scores")
-    own_seeds = targets_and_seeds(run, shard, "saliency")[1] if again else seeds
+    # Metrics that explain again need the explainer's own seeds to get the same maps for the same inputs.
+    own_seeds = targets_and_seeds(run, shard, "saliency")[1] if explains_again else seeds
     samples = read_samples_of_shard(run.root, shard)
-    confidences = _confidences(run, samples)
     start, stop = run.rows_of(shard)
     maps = read(run.saliency(explainer) / "maps", start, stop)
     statuses = [STATUSES[code].value for code in read(run.saliency(explainer) / "status", start, stop)]
     values = {column.name: np.full(stop - start, np.nan) for metric in chosen for column in metric.columns()}
     curves: dict[str, list[np.ndarray | None]] = {name: [None] * (stop - start) for name in values}
 
-    blocks = {"inputs": Images(run, run.inputs, shard)}
+    blocks = {"inputs": ShardReader(run, run.inputs, shard)}
     if run.manifest.masks:
-        blocks["masks"] = Images(run, run.masks, shard)
+        blocks["masks"] = ShardReader(run, run.masks, shard)
     each = {"maps": maps, "targets": targets, "seeds": seeds, "own_seeds": own_seeds}
-    if confidences is not None:
-        each["confidence"] = confidences
+    each["confidence"] = _confidences(run, samples)
 
     def read_batch(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
         images = rows // run.targets_per_image
-        stored = {name: block.of(images) for name, block in blocks.items()}
+        stored = {name: block.rows(images) for name, block in blocks.items()}
         return stored | {name: values[rows] for name, values in each.items()}
 
-    for rows, stored in ahead(batches(run, targets), read_batch, classifier.device):
+    for rows, stored in prefetched(batches(run, targets), read_batch, classifier.device):
         batch = _batch(run, classifier, stored, [samples[row // run.targets_per_image] for row in rows])
-        if again:
-            its = stored["own_seeds"]
-            batch = replace(batch, explain=Again(run, explainer, classifier, batch.targets, its))
+        if explains_again:
+            own = stored["own_seeds"]
+            batch = replace(batch, explain=ExplainAgain(run, explainer, classifier, batch.targets, own))
         sites = classifier.sites(batch.inputs)
         prepared, as_read = prepare(stored["maps"], run.input_size, sites)
         for row, status in zip(rows, as_read, strict=True):
-            if statuses[row] != Status.FAILED:  # a failed map is not merely "not finite"
+            if statuses[row] != Status.FAILED:  # it is stored as NaN, which would read as "not finite"
                 statuses[row] = status.value
         for metric in chosen:
-            _put(metric.score(batch, prepared), rows, values, curves)
+            _store(metric.score(batch, prepared), rows, values, curves)
     ids = [sample["sample_id"] for sample in samples for _ in range(run.targets_per_image)]
     passes = _forward_passes(run, explainer, start, stop)
     part = write_scores(run.root, explainer, shard, _tidy(ids, targets, statuses, values, curves, passes))
-    return Outcome(stop - start, statuses, [part], {"metrics": list(run.metrics)})
+    return Outcome(stop - start, statuses, [part], StageFacts(metrics=tuple(run.metrics)))
 
 
-def _confidences(run: Run, samples: list[dict[str, Any]]) -> NDArray[np.float32] | None:
-    """(maps,) probability of each map's target on its whole input, NaN where an input has none.
-
-    None in runs of older versions, which did not keep it.
-    """
-    if any(sample["probabilities"] is None for sample in samples):
-        return None
+def _confidences(run: Run, samples: list[dict[str, Any]]) -> NDArray[np.float32]:
+    """The probability of each map's target on the whole input, (maps,); NaN if an input has no target."""
     each = [sample["probabilities"] or [np.nan] * run.targets_per_image for sample in samples]
     return np.array(each, np.float32).reshape(-1)
 
 
 def _forward_passes(run: Run, explainer: str, start: int, stop: int) -> list[int | None]:
-    """What each map took, where the explainer counts it."""
-    if "forward_passes" not in run.explainers[explainer]["details"]:
+    """The forward passes that each map took; None if the explainer does not count them."""
+    if "forward_passes" not in run.explainers[explainer].details:
         return [None] * (stop - start)
     passes: list[int | None] = read(run.saliency(explainer) / "details/forward_passes", start, stop).tolist()
     return passes
 
 
-def _put(
+def _store(
     scored: Scores,
     rows: np.ndarray,
     values: dict[str, np.ndarray],
     curves: dict[str, list[np.ndarray | None]],
 ) -> None:
+    """Write the scores of a batch into these rows of ``values`` and ``curves``."""
     for name, value in scored.values.items():
         values[name][rows] = value.double().cpu().numpy()
     for name, curve in scored.curves.items():
@@ -135,7 +140,7 @@ def _tidy(
     curves: dict[str, list[np.ndarray | None]],
     passes: list[int | None],
 ) -> dict[str, list[Any]]:
-    """One row per map and number; what is undefined is null."""
+    """The columns of the score file: one row per map and number; undefined values are null."""
     names = list(values)
     return {
         "sample_id": ids * len(names),
@@ -148,21 +153,16 @@ def _tidy(
     }
 
 
-@torch.no_grad()
 def _batch(
     run: Run, classifier: BlackBox, stored: dict[str, Tensor], samples: list[dict[str, Any]]
 ) -> MetricBatch:
-    """What metrics see of some maps; ``samples`` are those of their images."""
-    inputs, targets = classifier.inputs_of(stored["inputs"]), stored["targets"]
-    confidence = stored.get("confidence")
+    """The batch that metrics see; ``samples`` holds the sample of each map's image."""
     return MetricBatch(
-        inputs=inputs,
-        targets=targets,
+        inputs=classifier.inputs_of(stored["inputs"]),
+        targets=stored["targets"],
         seeds=stored["seeds"],
-        confidence=target_probability(classifier.logits(inputs), targets)
-        if confidence is None
-        else confidence,
-        # On the host: metrics put those of a whole batch together before they go anywhere.
+        confidence=stored["confidence"],
+        # They stay on the host: metrics join the boxes of a whole batch before they copy them.
         boxes=[torch.tensor(sample["boxes"], dtype=torch.float32).reshape(-1, 4) for sample in samples],
         forwards=run.batch_forwards,
         masks=stored["masks"].bool() if run.manifest.masks else None,

@@ -1,4 +1,4 @@
-"""Signals that ask to stop, of work with processes of its own."""
+"""Keeps stop signals from child processes, so that the parent decides how they end."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from multiprocessing import resource_tracker
 def kept_from_children(
     numbers: Iterable[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
 ) -> Iterator[None]:
-    """Processes that are spawned inside never take these signals: the one that works with them decides.
+    """A context manager: processes and threads that are started inside never receive these signals.
 
-    Ctrl-C, and a scheduler that ends a job, send them to every process. Blocked signals are inherited, so
-    that this holds from a process's first instruction on; those of threads that start inside, too. Here they
-    are delivered at the end of the block.
+    Ctrl-C, and a scheduler that ends a job, send them to every process. Only the process that works with the
+    children should decide. Blocked signals are inherited, so this holds from the first instruction of a
+    child. In this process they are delivered at the end of the block.
     """
-    resource_tracker.ensure_running()  # it unblocks both when it is first started, which may not be inside
+    # The first start of the resource tracker unblocks both signals, so it must not happen inside the block.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield

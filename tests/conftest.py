@@ -1,4 +1,4 @@
-"""What many tests share: a Prefect server of their own, and tiny jobs on the demo's digits."""
+"""Fixtures that many tests share: a Prefect server, an S3 server, and small jobs on the demo's digits."""
 
 import os
 import tempfile
@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# Before torch and Prefect are imported anywhere. Threads of many small networks get into each other's way
-# on a busy machine, and Prefect's database is not the user's.
+# These are set before torch and Prefect are imported anywhere. Threads of many small networks slow each other
+# down on a busy machine, and tests must not write to the user's Prefect database.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="floodlit-prefect-")
 os.environ.pop("PREFECT_API_URL", None)
@@ -20,14 +20,14 @@ import pytest
 from object_store import ObjectStore, serving
 from runs import SLOW, tiny_job
 
-# A busy machine is slow now and then, which no property is about.
+# A busy machine is slow at times, which says nothing about a property, so examples have no deadline.
 hypothesis.settings.register_profile("floodlit", deadline=None)
 hypothesis.settings.load_profile("floodlit")
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """Address of a Prefect server's API for this test session."""
+    """The API address of a Prefect server that runs for this test session."""
     from flows.server import prefect_server
 
     with prefect_server() as address:
@@ -36,14 +36,14 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[ObjectStore]:
-    """A server that speaks S3."""
+    """An S3 server that runs for this test session."""
     with serving() as server:
         yield server
 
 
 @pytest.fixture
 def digits_job(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """:func:`tiny_job` with a store of the test's own."""
+    """:func:`tiny_job` with a store in the test's own folder."""
     return lambda **changes: tiny_job(**{"store": tmp_path / "run"} | changes)
 
 
@@ -51,7 +51,7 @@ def digits_job(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 def slow_job(
     digits_job: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
-    """A job with a middle to stop it in; its plug-in ``slow_plugin.py`` lies in ``tmp_path``."""
+    """A job that is slow enough to stop it halfway; its plug-in ``slow_plugin.py`` is in ``tmp_path``."""
     (tmp_path / "slow_plugin.py").write_text(SLOW)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)

@@ -1,4 +1,4 @@
-"""Tiny jobs, small runs made without Prefect, and whole run folders read, to compare one with another."""
+"""Helpers for tests: tiny jobs, small runs without Prefect, and functions that read and compare runs."""
 
 import json
 import os
@@ -19,13 +19,15 @@ from PIL import Image
 from explainers.base import Batch, Description, Detail, Explanation, Need, Parameters, Status
 from places import ROOT
 from storage.datasets import digits
+from storage.parquet import read_table
+from storage.query import query
 from storage.records import finished
 from storage.run import Run
-from storage.scores import merge_samples, read_scores, read_table
+from storage.samples import merge_samples
 
 KEYS = ("sample_id", "target", "explainer", "metric")
 
-# A plug-in with a slow explainer, so that there is a middle of a shard to kill something in.
+# A plug-in with a slow explainer, so that tests can kill a process in the middle of a shard.
 SLOW = """
 import time
 from explainers.base import Batch, Description, Explanation, Parameters, statuses_of
@@ -51,14 +53,14 @@ class Slow:
 
 
 def model(kind: str) -> dict[str, str]:
-    """One of the demo's networks."""
+    """The ``[model]`` table of one of the demo's networks: gap, mlp, vit or small."""
     weights = f"{ROOT}/examples/weights/digits-{kind}.safetensors"
     layer = {} if kind == "vit" else {"layer": "features"}
     return {"source": f"{ROOT}/examples/digits.py:{kind}", "weights": weights} | layer
 
 
 def tiny_job(store: str | Path, **changes: Any) -> dict[str, Any]:
-    """A small raw job on the demo's digits and their first network; keyword arguments replace its keys."""
+    """A small raw job on the demo's digits and the network gap; keyword arguments replace its keys."""
     job: dict[str, Any] = {
         "name": "tiny",
         "store": str(store),
@@ -73,7 +75,7 @@ def tiny_job(store: str | Path, **changes: Any) -> dict[str, Any]:
 
 
 def toml(raw: dict[str, Any], path: Path) -> Path:
-    """The same job as a file."""
+    """Write a raw job to a TOML file; returns the path."""
 
     def told(value: Any) -> str:
         if isinstance(value, dict):
@@ -87,7 +89,7 @@ def toml(raw: dict[str, Any], path: Path) -> Path:
 
 
 def prepared(raw: dict[str, Any]) -> Run:
-    """The run of a raw job, with nothing done yet."""
+    """Create the run of a raw job, in which nothing has been computed yet."""
     from flows.job import Job
     from flows.prepare import prepare
 
@@ -95,7 +97,7 @@ def prepared(raw: dict[str, Any]) -> Run:
 
 
 def explained(run: Run) -> Run:
-    """The same run after the tasks' own functions, one after the other; nothing is scored."""
+    """Read and explain a run by calling the functions of its tasks in order; nothing is scored."""
     from tasks.activations import activations
     from tasks.inputs import inputs
     from tasks.saliency import saliency
@@ -110,7 +112,7 @@ def explained(run: Run) -> Run:
 
 
 def command(job: Path, store: Path) -> subprocess.Popen[str]:
-    """``floodlit run`` in a process, and a process group, of its own."""
+    """Start ``floodlit run`` in a separate process and process group."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_LOGGING")}
     return subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "run", str(job), "--store", str(store)],
@@ -124,20 +126,20 @@ def command(job: Path, store: Path) -> subprocess.Popen[str]:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    """Until it is so."""
+    """Wait until the condition holds; fail after this many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
+        assert time.monotonic() < deadline, f"the condition did not hold within {seconds} s"
         time.sleep(0.05)
 
 
 def saliency_done(root: Path) -> int:
-    """How many shards have maps."""
+    """The number of finished saliency steps, one per shard and explainer."""
     return sum(step.stage == "saliency" for step in finished(root))
 
 
 def newest_flow_run(name: str) -> UUID:
-    """The one of that name that was created last."""
+    """The id of the flow run with this name that was created last."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 
@@ -147,7 +149,7 @@ def newest_flow_run(name: str) -> UUID:
 
 
 def task_runs_of(flow_run: UUID) -> list[Any]:
-    """What Prefect knows of a flow run's task runs; without a filter its answer is the first 200 of all."""
+    """The task runs of a flow run in Prefect; without a filter it returns the first 200 of all flow runs."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
@@ -159,9 +161,9 @@ def task_runs_of(flow_run: UUID) -> list[Any]:
 
 
 class Quadrants:
-    """A stand-in that decomposes: component i is i + 1 in quadrant i and negative everywhere else.
+    """A fake explainer that decomposes: component i is i + 1 in quadrant i and negative everywhere else.
 
-    Each of the demo's classes permutes the weights in another way.
+    Each of the demo's classes has another permutation of the weights.
     """
 
     name: ClassVar[str] = "runs:Quadrants"
@@ -169,7 +171,7 @@ class Quadrants:
     needs: ClassVar[frozenset[Need]] = frozenset()
     Parameters: ClassVar[type[Parameters]] = Parameters
 
-    WEIGHTS = torch.tensor(list(permutations([0.25, 1.0, 0.0, 0.5])))  # (24, 4), a row a class
+    WEIGHTS = torch.tensor(list(permutations([0.25, 1.0, 0.0, 0.5])))  # (24, 4), one row per class
     GAINS = torch.tensor([0.1, 2.0, -1.5, 0.004])
     SINGULAR_VALUES = torch.tensor([4.0, 3.0, 2.0, 1.0])
 
@@ -197,7 +199,7 @@ class Quadrants:
 
 
 def decomposed(folder: Path, **changes: Any) -> Run:
-    """Grad-CAM and :class:`Quadrants` on six images in shards of three; ``b/broken.png`` is no image."""
+    """A run of Grad-CAM and :class:`Quadrants` on six files, one of them damaged, in shards of three."""
     (folder / "b").mkdir()
     lines = ["file,label,xmin,ymin,xmax,ymax"]
     for index in range(5):
@@ -217,7 +219,7 @@ def decomposed(folder: Path, **changes: Any) -> Run:
 
 
 def maps_of(root: Path) -> dict[str, np.ndarray]:
-    """Every array of ``saliency.zarr`` by its path."""
+    """All arrays of ``saliency.zarr`` by path."""
     group = zarr.open_group(str(root / "saliency.zarr"), mode="r")
     found: dict[str, np.ndarray] = {}
     for name in Run.open(root).manifest.explainers:
@@ -228,15 +230,25 @@ def maps_of(root: Path) -> dict[str, np.ndarray]:
 
 
 def scores_of(root: Path) -> dict[tuple[Any, ...], tuple[float | None, str]]:
-    """Value and status by (sample, target, explainer, metric); a doubled row is an error."""
-    rows = read_scores(root).to_pylist()
+    """Value and status by (sample, target, explainer, metric); a duplicate row is an error."""
+    rows = query(root, "SELECT * FROM scores").to_pylist()
     found = {tuple(row[key] for key in KEYS): (row["value"], row["status"]) for row in rows}
-    assert len(found) == len(rows), "a score is there twice"
+    assert len(found) == len(rows), "a score is stored twice"
     return found
 
 
 def assert_same_results(one: Path, other: Path, tolerance: float = 1e-5) -> None:
-    """Same maps, details, scores and samples, whatever the shards, workers and interruptions."""
+    """Assert that two runs have the same maps, details, scores and samples.
+
+    Shards, workers and interruptions may differ.
+
+    Parameters
+    ----------
+    one, other
+        The run folders.
+    tolerance
+        Absolute and relative, for maps and details.
+    """
     maps, others = maps_of(one), maps_of(other)
     assert maps.keys() == others.keys()
     for path, values in maps.items():

@@ -9,19 +9,19 @@ from typing import Any
 
 from explainers.models.loading import ModelSpec
 from runs import model
-from storage.datasets.opening import DatasetSpec
+from storage.datasets.spec import DatasetSpec
 from storage.training import TrainingFolder
 from tasks.training.data import Order
-from tasks.training.fitting import Plan
+from tasks.training.fitting import TrainingSetup
 from tasks.training.optimisation import PRESETS, TrainingSettings
 
 SEED = 3
 
 
-def plan_of(root: Path, steps: int = 12, **changes: Any) -> Plan:
+def plan_of(root: Path, steps: int = 12, **changes: Any) -> TrainingSetup:
     """A small training on the demo's digits, of a head for its first network on an untrained one."""
     order = Order(total=64, apart=8, batch=8, processes=1, seed=SEED)
-    plan = Plan(
+    setup = TrainingSetup(
         folder=TrainingFolder.create_or_open(root, {"steps": steps}, {}),
         model=ModelSpec(**model("gap")),
         auxiliary=ModelSpec(source="toys:tapped", weights="none"),
@@ -38,7 +38,7 @@ def plan_of(root: Path, steps: int = 12, **changes: Any) -> Plan:
         validation=6,
         checkpoint=1e9,
     )
-    return replace(plan, **changes)
+    return replace(setup, **changes)
 
 
 def never() -> bool:

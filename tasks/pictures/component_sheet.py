@@ -1,4 +1,4 @@
-"""A picture of one sample's components, e.g. DecomCAM's orthogonal sub-saliency maps, with their weights."""
+"""Draws the components of one sample with their weights, e.g. DecomCAM's orthogonal sub-saliency maps."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from matplotlib.figure import Figure
 
 from storage.records import Step, finished
 from storage.run import Run
-from storage.scores import read_sample_inputs, read_samples_of_shard
+from storage.samples import read_sample_inputs, read_samples_of_shard
 from tasks.pictures.drawing import draw_image, draw_map, map_of, pixels_of, save, sheet
 from tasks.pictures.map_components import Component, components_of, decomposing
 
-CLOSE = 3  # samples an error names
+CLOSE = 3  # samples that an error names
 
 
 def draw_components(
     run: Run, sample_id: str, explainer: str | None = None, output: Path | None = None
 ) -> Path:
-    """Write the picture of a sample's components; returns where it lies.
+    """Write the picture of a sample's components and return its path.
 
     Parameters
     ----------
     run
-        Need not be complete: the sample's shard has to be explained.
+        The run. It need not be complete, but the sample's shard has to be explained.
+    sample_id
+        The sample.
     explainer
-        One that decomposes its maps; by default the only one of the run.
+        One that decomposes its maps. It may be left out if the run has only one.
     output
-        By default ``report/components/<explainer>-<sample id>.png``, with what no file name should hold
-        written as ``%`` and a hexadecimal number.
+        Path of the PNG file. By default ``report/components/<explainer>-<sample id>.png``; characters that
+        do not belong into a file name become ``%`` and a hexadecimal number.
 
     Raises
     ------
     ValueError
-        In one line: no such explainer or none that decomposes, no such sample, its image could not be read,
-        has no target or is not explained yet, or the picture cannot be written.
+        In one line: the explainer does not exist or does not decompose; the sample does not exist, could not
+        be read, has no target or is not explained yet; or the picture cannot be written.
     """
     name = _chosen(run, explainer)
     image, sample = _found(run, sample_id, name)
@@ -51,7 +53,15 @@ def draw_components(
 
 
 def components_figure(run: Run, explainer: str, image: int, sample: dict[str, Any]) -> Figure:
-    """The image, the explainer's map and all components by weight, descending; a row per target."""
+    """The figure: one row per target, with the image, the map and all components by descending weight.
+
+    Parameters
+    ----------
+    image
+        Index of the image in the run.
+    sample
+        Its row of the samples.
+    """
     first = image * run.targets_per_image
     pixels = pixels_of(run, image)
     found = [components_of(run, explainer, first + place) for place in range(len(sample["targets"]))]
@@ -60,7 +70,7 @@ def components_figure(run: Run, explainer: str, image: int, sample: dict[str, An
         draw_image(cells[0], pixels, sample, target)
         draw_map(cells[1], pixels, map_of(run, explainer, first + place))
         for axis, component in zip(cells[2:], found[place], strict=True):
-            draw_map(axis, pixels, component.saliency, _label(component))
+            draw_map(axis, pixels, component.saliency, _caption(component))
     titles = ["", "map", *(f"rank {rank}" for rank in range(1, len(found[0]) + 1))]
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
@@ -68,13 +78,15 @@ def components_figure(run: Run, explainer: str, image: int, sample: dict[str, An
     return figure
 
 
-def _label(component: Component) -> str:
+def _caption(component: Component) -> str:
+    """The weight of a component, and its gain d and its share of the singular values if they are stored."""
     more = [] if component.gain is None else [f"d {component.gain:.3g}"]
     more += [] if component.share is None else [rf"$\sigma$ {100 * component.share:.0f} %"]
     return f"weight {component.weight:.3g}\n{', '.join(more)}".rstrip()
 
 
 def _chosen(run: Run, explainer: str | None) -> str:
+    """The given explainer, or the only one of the run that decomposes; otherwise a ValueError."""
     able = decomposing(run)
     if explainer in able:
         return explainer
@@ -86,14 +98,14 @@ def _chosen(run: Run, explainer: str | None) -> str:
             f"that does, such as decomcam, to the job"
         )
     if explainer is not None:
-        raise ValueError(f"{explainer} does not decompose its maps; what does here: {', '.join(able)}")
+        raise ValueError(f"{explainer} does not decompose its maps; choose from {', '.join(able)}")
     if len(able) > 1:
-        raise ValueError(f"several explainers here decompose their maps, name one: {', '.join(able)}")
+        raise ValueError(f"several explainers of the run decompose their maps; name one: {', '.join(able)}")
     return able[0]
 
 
 def _found(run: Run, sample_id: str, explainer: str) -> tuple[int, dict[str, Any]]:
-    """Image row of a sample, and what is known about it."""
+    """The index of a sample in the run, and its row of the samples."""
     done = finished(run.root)
     shard, place = _located(run, sample_id, [s for s in range(run.shards) if Step("inputs", s) in done])
     decoded = read_sample_inputs(run.root, shard)[place]
@@ -111,7 +123,7 @@ def _found(run: Run, sample_id: str, explainer: str) -> tuple[int, dict[str, Any
 
 
 def _located(run: Run, sample_id: str, shards: list[int]) -> tuple[int, int]:
-    """Shard of a sample, and its place in it."""
+    """The shard of a sample, and its index in that shard."""
     known: list[str] = []
     for shard in shards:
         ids = [sample["sample_id"] for sample in read_sample_inputs(run.root, shard)]

@@ -1,4 +1,4 @@
-"""One picture of a run: some of its samples, and every explainer's maps of them."""
+"""Draws the contact sheet of a run: some of its samples, with the maps of every explainer."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from matplotlib.figure import Figure
 
 from storage.records import failures
 from storage.run import Run
-from storage.scores import read_samples
+from storage.samples import read_samples
 from tasks.pictures.drawing import draw_image, draw_map, map_of, pixels_of, save, sheet
 from tasks.pictures.map_components import components_of, decomposing
 from tasks.pictures.tensor_sheet import tensor_sheet
 from tasks.pictures.text_sheet import text_sheet
 
-SAMPLES = 8
-COMPONENTS = 3
+SAMPLES = 8  # on the sheet, at most
+COMPONENTS = 3  # shown per map, at most
 
 
 def draw_contact_sheet(run: Run) -> None:
-    """Write ``report/contact_sheet.png``: some samples, spread evenly over those with all maps.
+    """Write ``report/contact_sheet.png``, with samples spread evenly over those that have all maps.
 
-    Maps are read as the metrics read them; where a sample has several targets the first one's map is shown.
+    Maps are prepared as for the metrics. If a sample has several targets, the map of the first one is shown.
+    Without any such sample no file is written.
     """
     samples = read_samples(run.root)
     lacking = {step.shard for step in failures(run.root)}
@@ -40,9 +41,9 @@ def draw_contact_sheet(run: Run) -> None:
 
 
 def _image_sheet(run: Run, chosen: dict[int, dict[str, Any]]) -> Figure:
-    """A row per image: the image with its boxes, and every explainer's map laid over it.
+    """One row per image: the image with its boxes, and the map of every explainer over the image.
 
-    The strongest components of a decomposing explainer follow its map, their weights below them.
+    The strongest components of an explainer that decomposes follow its map, with their weights below.
     """
     shown = {name: _components_shown(run, name) for name in run.explainers}
     titles = [""]
@@ -57,9 +58,10 @@ def _image_sheet(run: Run, chosen: dict[int, dict[str, Any]]) -> Figure:
 
 
 def _components_shown(run: Run, explainer: str) -> int:
+    """How many components of a map are shown: 0 if the explainer does not decompose."""
     if explainer not in decomposing(run):
         return 0
-    return min(COMPONENTS, run.explainers[explainer]["details"]["weights"]["shape"][0])
+    return min(COMPONENTS, run.explainers[explainer].details["weights"].shape[0])
 
 
 def _draw_row(run: Run, cells: list[Any], image: int, sample: dict[str, Any], shown: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""One picture of a run's curves: insertion, deletion, and every other metric that has some."""
+"""Draws the mean curves of a run: insertion, deletion and every other metric that has curves."""
 
 from __future__ import annotations
 
@@ -13,29 +13,34 @@ from explainers.controls import CONTROLS
 from storage.run import Run
 from tasks.pictures.drawing import save
 
-ACROSS = 3  # metrics beside each other
-DASHES = (":", "--", "-.", (0, (8, 2)))  # of the controls
+ACROSS = 3  # panels side by side
+DASHES = (":", "--", "-.", (0, (8, 2)))  # one for each control
 WORDS = {"higher": "higher is better", "lower": "lower is better"}
 
 
 def draw_curves(run: Run, curves: Mapping[tuple[str, str], NDArray[np.float64]]) -> None:
-    """Write ``report/curves.png``, unless no metric that judges has curves: a panel a metric.
+    """Write ``report/curves.png`` with one panel per metric; no file if no ranked metric has curves.
 
-    ``curves``, as of :func:`tasks.results.summary.mean_curves`, are (points,) by explainer and metric. They
-    are drawn from their first point to their last; controls are grey and dashed.
+    Curves are drawn from their first point to their last. Controls are grey and dashed.
+
+    Parameters
+    ----------
+    curves
+        (points,) by explainer and column, as :func:`tasks.results.summary.mean_curves` returns them.
     """
-    columns = list(dict.fromkeys(column for _, column in curves if run.columns[column]["better"]))
+    # Reference columns do not rank explainers, so they are not drawn.
+    columns = {column: better for _, column in curves if (better := run.columns[column].better)}
     if not columns:
         return
     across, down = min(ACROSS, len(columns)), -(-len(columns) // ACROSS)
     figure = Figure(figsize=(4.2 * across, 3.0 * down + 0.8), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False).flatten()
     styles = _styles(list(run.explainers))
-    for axis, column in zip(axes, columns, strict=False):
+    for axis, (column, better) in zip(axes, columns.items(), strict=False):
         for name, style in styles.items():
             points = curves.get((name, column), np.empty(0))
             axis.plot(np.linspace(0, 1, len(points)), points, label=name, **style)
-        axis.set_title(f"{column}, {WORDS[run.columns[column]['better']]}", fontsize=9)
+        axis.set_title(f"{column}, {WORDS[better]}", fontsize=9)
         axis.tick_params(labelsize=7)
     for axis in axes[len(columns) :]:
         axis.set_axis_off()
@@ -45,7 +50,7 @@ def draw_curves(run: Run, curves: Mapping[tuple[str, str], NDArray[np.float64]])
 
 
 def _styles(names: list[str]) -> dict[str, dict[str, object]]:
-    """How each explainer's lines look."""
+    """The line style of each explainer, as keyword arguments of ``plot``."""
     own = [name for name in names if name not in CONTROLS]
     palette = colormaps["tab10" if len(own) <= 10 else "tab20"]
     dashes = dict(zip(CONTROLS, DASHES, strict=True))

@@ -1,4 +1,4 @@
-"""What a run's pictures are made of: an image with its boxes, maps over it, and the words beside them."""
+"""The parts of a run's pictures: figures, images with boxes, maps over images, and their captions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from explainers.models.modality import MODALITIES
 from storage.files import replacing
 from storage.maps import read
 from storage.run import Run
@@ -24,7 +25,8 @@ from tasks.metrics.preparation import prepare
 INCHES = 1.5  # width of one cell
 LINE_INCHES = 0.18  # height of one line of text
 DPI = 110
-# Behind words and lines: white where nothing is salient, then colours of the maps over images, darkening.
+# The background of words and lines: white where nothing is salient, then darker and darker colours of the
+# colour map that is laid over images.
 BEHIND = LinearSegmentedColormap.from_list(
     "behind", ["white", *colormaps["inferno"](np.linspace(0.9, 0.4, 6))]
 )
@@ -32,33 +34,40 @@ SCALE = "saliency from 0 (white) to 1 (darkest)"
 
 
 def pixels_of(run: Run, image: int) -> np.ndarray:
-    """(H, W, 3) uint8, the run's input in that row."""
+    """The image at this index of the run, (H, W, 3) uint8."""
     return np.moveaxis(read(run.inputs, image, image + 1)[0], 0, -1)
 
 
 def map_of(run: Run, explainer: str, row: int) -> np.ndarray:
-    """An explainer's map in that row over the input's sites, as the metrics read it.
+    """The map of an explainer at this row, (\\*sites) in [0, 1], prepared as for the metrics.
 
-    (\\*sites) in [0, 1]; negative where a site cannot be hidden, NaN throughout where there is no map.
+    It is negative where a site cannot be hidden, and all NaN if there is no map.
+
+    Parameters
+    ----------
+    row
+        Index of the map: that of its image times the targets per image, plus that of the target.
     """
     raw = torch.from_numpy(read(run.saliency(explainer) / "maps", row, row + 1))
-    prepared, _ = prepare(raw.float(), run.input_size, _sites(run, row // run.targets_per_image))
+    image = row // run.targets_per_image
+    sites = MODALITIES[run.modality].sites(torch.from_numpy(read(run.inputs, image, image + 1)))
+    prepared, _ = prepare(raw.float(), run.input_size, sites)
     return prepared[0].numpy()
-
-
-def _sites(run: Run, image: int) -> torch.Tensor | None:
-    """(1, \\*sites) bool, what can be hidden: of a text the tokens that belong to a word; None is all."""
-    if run.modality != "text":
-        return None
-    return torch.from_numpy(read(run.inputs, image, image + 1)[:, 1] >= 0)
 
 
 def sheet(
     rows: int, columns: int, size: tuple[int, ...], *, above: int, below: int
 ) -> tuple[Figure, np.ndarray]:
-    """A figure and its (rows, columns) axes, for inputs of ``size`` (H, W).
+    """Make a figure and its (rows, columns) axes.
 
-    There is room for ``above`` lines of text over the first row and ``below`` lines under every row.
+    Parameters
+    ----------
+    size
+        (H, W) of the inputs, which gives the cells their shape.
+    above
+        Lines of text above the first row.
+    below
+        Lines of text below every row.
     """
     cell = INCHES * size[0] / size[1] + LINE_INCHES * below
     figure = Figure(figsize=(INCHES * columns, cell * rows + LINE_INCHES * above), layout="constrained")
@@ -66,7 +75,7 @@ def sheet(
 
 
 def draw_image(axis: Any, pixels: np.ndarray, sample: dict[str, Any], target: int) -> None:
-    """The image with its boxes; below it the class explained and how sure of it the model is."""
+    """Draw the image (H, W, 3) uint8 with its boxes; the caption gives the target and its confidence."""
     axis.imshow(pixels)
     for xmin, ymin, xmax, ymax in sample["boxes"]:
         axis.add_patch(
@@ -78,7 +87,7 @@ def draw_image(axis: Any, pixels: np.ndarray, sample: dict[str, Any], target: in
 
 
 def draw_map(axis: Any, pixels: np.ndarray, saliency: np.ndarray, below: str = "") -> None:
-    """A map (H, W) in [0, 1] over the grey image; where it is not finite, the image and "no map"."""
+    """Draw a map (H, W) in [0, 1] over the grey image; if it is not finite, the image and "no map"."""
     axis.imshow(pixels.mean(-1), cmap="gray", vmin=0, vmax=255)
     there = np.isfinite(saliency).all()
     if there:
@@ -87,20 +96,20 @@ def draw_map(axis: Any, pixels: np.ndarray, saliency: np.ndarray, below: str = "
 
 
 def heading(sample: dict[str, Any]) -> str:
-    """What is written over a text or a tensor: its id, the class explained, its label if it has one."""
+    """The heading of a text or a tensor: its id, its target, and its label if it has one."""
     label = "" if sample["label"] is None else f", label {sample['label']}"
     return f"{sample['sample_id']}: {_explained(sample, sample['target'])}{label}"
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all; what no font can draw stands there as a box."""
+    """Write a figure as PNG, completely or not at all. Characters that no font has are drawn as boxes."""
     with replacing(path) as partial, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         FigureCanvasAgg(figure).print_figure(partial, dpi=DPI, format="png")
 
 
 def small_copy(picture: bytes, most: int) -> bytes:
-    """A picture as WebP of at most ``most`` bytes, as wide as that allows; 1,600 by 16,000 pixels at most."""
+    """A copy of a picture as WebP, as wide as fits into ``most`` bytes; at most 1,600 by 16,000 pixels."""
     with Image.open(BytesIO(picture)) as opened:
         image = opened.convert("RGB")
     width = max(1, min(image.width, 1600, 16_000 * image.width // image.height))
@@ -114,7 +123,7 @@ def small_copy(picture: bytes, most: int) -> bytes:
 
 
 def _explained(sample: dict[str, Any], target: int) -> str:
-    """The confidence is known of the predicted class alone; of another one, the prediction is told."""
+    """The target and its confidence. For a target that is not predicted, the prediction stands instead."""
     predicted = sample["prediction"]
     known = f", {100 * sample['confidence']:.0f} %" if target == predicted else f" (predicted {predicted})"
     return f"class {target}{known}"

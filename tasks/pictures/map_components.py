@@ -1,7 +1,7 @@
-"""What a decomposing explainer stored: the components a map is the weighted sum of.
+"""Reads the components of maps: an explainer that decomposes stores maps as weighted sums of components.
 
-An explainer decomposes if its details hold ``components`` (q, h, w), signed, of which the positive part is
-the saliency, and their ``weights`` (q,).
+An explainer decomposes if its details hold ``components`` (q, h, w) and their ``weights`` (q,). Components
+are signed, and their positive part is the saliency.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class Component:
     Attributes
     ----------
     saliency
-        (H, W) in [0, 1]: the positive part, upsampled bicubically to the input's size, over its own maximum;
-        zero throughout if nothing is positive, NaN where the component is not finite.
+        (H, W) in [0, 1]: the positive part, upsampled bicubically to the input's size and divided by its
+        maximum. It is all zero if nothing is positive, and NaN where the component is not finite.
     weight
-        As stored.
+        The stored weight.
     gain
-        The detail ``d``, what revealing the component adds to the score; None where it is not stored.
+        The detail ``d``: what revealing the component adds to the score. None if it is not stored.
     share
-        Of the sum of the stored ``singular_values``, in [0, 1]; None where they are not stored.
+        The component's share of the sum of the ``singular_values``, in [0, 1]. None if they are not stored.
     """
 
     saliency: np.ndarray
@@ -40,10 +40,10 @@ class Component:
 
 
 def decomposing(run: Run) -> list[str]:
-    """The run's explainers that decompose their maps."""
+    """The names of the run's explainers that decompose their maps."""
     found = []
     for name, entry in run.explainers.items():
-        shapes = {key: tuple(detail["shape"]) for key, detail in entry["details"].items()}
+        shapes = {key: detail.shape for key, detail in entry.details.items()}
         components, weights = shapes.get("components", ()), shapes.get("weights", ())
         if len(components) == 3 and components[:1] == weights:
             found.append(name)
@@ -51,11 +51,11 @@ def decomposing(run: Run) -> list[str]:
 
 
 def components_of(run: Run, explainer: str, row: int) -> list[Component]:
-    """All components of the map in that row, by weight, descending; of equal weights the first one first."""
+    """All components of the map at this row, by descending weight; equal weights keep their stored order."""
     details = {
         name: read(run.saliency(explainer) / "details" / name, row, row + 1)[0]
         for name in ("components", "weights", "d", "singular_values")
-        if name in run.explainers[explainer]["details"]
+        if name in run.explainers[explainer].details
     }
     saliency, weights = _upsampled(details["components"], run.input_size), details["weights"]
     gains, shares = details.get("d"), details.get("singular_values")
@@ -73,9 +73,9 @@ def components_of(run: Run, explainer: str, row: int) -> list[Component]:
 
 
 def _upsampled(components: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """(q, H, W) in [0, 1] from signed (q, h, w)."""
+    """Saliency (q, H, W) in [0, 1] of signed components (q, h, w)."""
     positive = torch.from_numpy(components).float().relu()[:, None]
-    # A cubic falls below zero beside a peak.
+    # Bicubic interpolation falls below zero beside a peak, so the result is clipped again.
     maps = F.interpolate(positive, size, mode="bicubic", align_corners=False)[:, 0].relu()
     highest = maps.amax((1, 2), keepdim=True)
     return (maps / highest.masked_fill(highest == 0, 1)).numpy()

@@ -1,4 +1,4 @@
-"""The contact sheet of plain tensors: series as lines, tabular rows as bars, on the colours of their maps."""
+"""Draws the contact sheet of plain tensors: series as lines and tabular rows as bars, coloured by maps."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from storage.maps import read
 from storage.run import Run
 from tasks.pictures.drawing import BEHIND, LINE_INCHES, SCALE, heading, map_of
 
-BARS = 40  # features of a tabular row, at most; more are drawn as a line
+BARS = 40  # a tabular row with more features is drawn as a line
 INCHES = 2.4  # width of one axis
-HEIGHT = 1.5  # of a row of them, its heading included
+HEIGHT = 1.5  # height of a row of axes with its heading
 NARROWEST = 5.0  # inches that a heading needs
 
 
 def tensor_sheet(run: Run, chosen: dict[int, dict[str, Any]]) -> Figure:
-    """Under a heading for each sample, of the rows ``chosen``, an axis per explainer."""
+    """The figure: a heading per sample, and below it one axis per explainer.
+
+    Parameters
+    ----------
+    chosen
+        The samples to draw, by their index in the run.
+    """
     names = list(run.explainers)
     size = (max(INCHES * len(names), NARROWEST), HEIGHT * len(chosen) + LINE_INCHES)
     figure = Figure(figsize=size, layout="constrained")
@@ -35,16 +41,25 @@ def tensor_sheet(run: Run, chosen: dict[int, dict[str, Any]]) -> Figure:
 
 
 def draw_tensor(axis: Any, name: str, values: np.ndarray, saliency: np.ndarray) -> None:
-    """Values (C, T) on the colours of a map (T,) in [0, 1]; where that is NaN, the values and "no map".
+    """Draw values on the colours of a map; without a map, the values alone and the title "no map".
 
-    A tabular row, of one channel and few sites, is a bar a site, and the bars have the colours; anything else
-    is a line a channel.
+    A tabular row, which has one channel and few sites, gets one bar per site, in the colour of the map. Other
+    tensors get one line per channel.
+
+    Parameters
+    ----------
+    name
+        The explainer, for the title.
+    values
+        (C, T).
+    saliency
+        (T,) in [0, 1], or NaN if there is no map.
     """
     there = not np.isnan(saliency).any()
     sites = np.arange(values.shape[1])
     bars = len(values) == 1 and len(sites) <= BARS
     if there:
-        # Behind bars as well, though fainter: the bar of a feature that is zero could not be seen.
+        # Bars have a background too, though fainter, since the bar of a feature that is zero is not visible.
         style = {"cmap": BEHIND, "vmin": 0, "vmax": 1, "alpha": 0.3 if bars else 0.6}
         edges = np.arange(len(sites) + 1) - 0.5
         axis.pcolormesh(edges, [0, 1], saliency[None], transform=axis.get_xaxis_transform(), **style)
@@ -54,7 +69,7 @@ def draw_tensor(axis: Any, name: str, values: np.ndarray, saliency: np.ndarray) 
         axis.axhline(0, color="0.2", linewidth=0.5)
     else:
         colours = colormaps["viridis"](np.linspace(0, 0.8, len(values)))
-        apart = [withStroke(linewidth=2, foreground="white")]  # from the colours behind
+        apart = [withStroke(linewidth=2, foreground="white")]  # a line stands out from the background
         for channel, colour in zip(values, colours, strict=True):
             axis.plot(sites, channel, color=colour, linewidth=0.8, path_effects=apart)
     axis.set_xlim(-0.5, len(sites) - 0.5)

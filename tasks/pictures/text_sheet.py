@@ -1,4 +1,4 @@
-"""The contact sheet of texts: their tokens, one after another, on the colours of every explainer's map."""
+"""Draws the contact sheet of texts: the tokens in reading order, coloured by the map of each explainer."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from storage.maps import read
 from storage.run import Run
 from tasks.pictures.drawing import BEHIND, DPI, SCALE, heading, map_of
 
-COLUMNS = 110  # characters in a line
-LINES = 8  # of one paragraph, at most
-ACROSS, DOWN = 8, 17  # pixels that a character takes
-POINTS = ACROSS / 0.602 * 72 / DPI  # DejaVu Sans Mono advances by 0.602 of its size
-SPECIAL = (0.9, 0.9, 0.9, 1.0)  # behind a token that cannot be hidden
-# Matplotlib brings the first; the others have more letters, where they are installed.
+COLUMNS = 110  # characters per line
+LINES = 8  # lines per paragraph, at most
+ACROSS, DOWN = 8, 17  # width and height of a character in pixels
+POINTS = ACROSS / 0.602 * 72 / DPI  # a character of DejaVu Sans Mono is 0.602 of the font size wide
+SPECIAL = (0.9, 0.9, 0.9, 1.0)  # background of a token that cannot be hidden
+# Matplotlib contains the first font. The others have more letters and are used if they are installed.
 FONTS = ("DejaVu Sans Mono", "Noto Sans Mono CJK SC", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "Unifont")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What is seen of one token, and where: line, first column and width in characters."""
+    """The visible text of one token and its place: line, first column, and width in characters."""
 
     text: str
     line: int
@@ -37,7 +37,13 @@ class Piece:
 
 
 def text_sheet(run: Run, chosen: dict[int, dict[str, Any]]) -> Figure:
-    """Under a heading for each text, of the rows ``chosen``, its tokens once an explainer."""
+    """The figure: a heading per text, and below it the tokens once for each explainer.
+
+    Parameters
+    ----------
+    chosen
+        The samples to draw, by their index in the run.
+    """
     margin = 2 + max(map(len, run.explainers))
     page = _Page(margin + COLUMNS + 2)
     page.write(SCALE, 1, style="italic")
@@ -56,14 +62,18 @@ def text_sheet(run: Run, chosen: dict[int, dict[str, Any]]) -> Figure:
 
 
 def laid_out(tokens: Sequence[str], words: Sequence[int], columns: int) -> list[Piece]:
-    """Tokens one after another in lines of ``columns``, a space between words.
+    """Place tokens one after another in lines, with a space between words.
+
+    A word that does not fit into the current line begins a new one. A word that is longer than a line is
+    split between its tokens.
 
     Parameters
     ----------
     words
-        The number of the word each token belongs to, so that neighbours of one number are joined; -1 is a
-        token that stands alone. A word begins a new line if it does not fit into the one begun, and is
-        parted between its tokens where it is longer than a line.
+        The number of the word that each token belongs to. Neighbours with the same number are joined; a token
+        with -1 stands alone.
+    columns
+        Characters per line.
     """
     pieces: list[Piece] = []
     line = column = 0
@@ -82,17 +92,20 @@ def laid_out(tokens: Sequence[str], words: Sequence[int], columns: int) -> list[
 
 
 def shown(token: str, *, joined: bool) -> str:
-    """A token without its tokenizer's mark: ``##`` in a word, ``Ġ`` or ``▁`` where one begins."""
+    """A token without the mark of its tokenizer: ``##`` inside a word, ``Ġ`` or ``▁`` at its beginning.
+
+    ``joined`` says whether the token continues a word.
+    """
     return readable(token.removeprefix("##") if joined else token.lstrip("Ġ▁")) or " "
 
 
 def readable(text: str) -> str:
-    """On one line: a blank for whatever cannot be printed, such as the end of a line."""
+    """The text on one line, with a blank for every character that cannot be printed, such as a line end."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def cells(text: str) -> int:
-    """Characters of a fixed width that a text takes: East Asian wide ones two, combining ones none."""
+    """The width of a text in columns: two for East Asian wide characters, none for combining ones."""
     return sum(
         0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF")
         for letter in text
@@ -100,7 +113,7 @@ def cells(text: str) -> int:
 
 
 def cut_to(text: str, columns: int) -> str:
-    """The text, or its beginning with an ellipsis if it is too wide."""
+    """The text, or its beginning and an ellipsis if it is wider than ``columns``."""
     if cells(text) <= columns:
         return text
     while cells(text) >= columns:
@@ -109,7 +122,10 @@ def cut_to(text: str, columns: int) -> str:
 
 
 def ink(behind: np.ndarray) -> list[str]:
-    """Black or white on each of the colours (N, 4), whichever contrasts more (WCAG 2, relative luminance)."""
+    """Black or white for text on each of the RGBA colours (N, 4), whichever has more contrast.
+
+    The contrast is that of WCAG 2, by relative luminance.
+    """
     rgb = behind[:, :3]
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     luminance = linear @ (0.2126, 0.7152, 0.0722)
@@ -117,7 +133,7 @@ def ink(behind: np.ndarray) -> list[str]:
 
 
 class _Page:
-    """Lines of characters of a fixed width, written from top to bottom; ``line`` is where it has come to."""
+    """A page of characters of fixed width, filled from top to bottom; ``line`` is the current position."""
 
     def __init__(self, columns: int) -> None:
         self.columns, self.line = columns, 0.25
@@ -128,12 +144,15 @@ class _Page:
         self.fonts = [name for name in FONTS if name in installed]
 
     def write(self, text: str, column: float, below: float = 0, **style: Any) -> None:
-        """A text on the line that lies ``below`` the one the page has come to, which stays there."""
+        """Write a text ``below`` lines under the current position, which does not change."""
         style |= {"family": self.fonts, "fontsize": POINTS, "parse_math": False}
         self.axis.text(column, self.line + below + 0.73, text, **style)
 
     def paragraph(self, pieces: Sequence[Piece], saliency: np.ndarray, column: int) -> None:
-        """Pieces on the colours of their saliency, or on grey where it is negative; "no map" if it is NaN."""
+        """Write the pieces on the colours of their saliency and move below them.
+
+        The background is grey where the saliency is negative. "no map" is written if a value is NaN.
+        """
         if np.isnan(saliency).any():
             self.write("no map", column, color="0.35", style="italic")
             self.line += 1.5
@@ -157,13 +176,13 @@ class _Page:
         self.line += 0.5
 
     def finished(self) -> Figure:
-        """The page as a figure, as long as it has become."""
+        """The figure, as high as the lines that were written."""
         self.figure.set_size_inches(self.columns * ACROSS / DPI, self.line * DOWN / DPI)
         self.axis.set(xlim=(0, self.columns), ylim=(self.line, 0))
         return self.figure
 
 
 def _runs(words: Sequence[int]) -> list[tuple[int, int]]:
-    """Start and stop of the neighbours of one word; what belongs to none is a run of its own."""
+    """Start and stop of each series of tokens of one word; a token of no word is a series of its own."""
     starts = [i for i, word in enumerate(words) if i == 0 or word < 0 or word != words[i - 1]]
     return list(zip(starts, [*starts[1:], len(words)], strict=True))

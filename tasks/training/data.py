@@ -1,4 +1,4 @@
-"""What a training sees: crops of a dataset's images, in an order that its seed and a step's number decide."""
+"""Training data: crops of a dataset's images, in an order that depends on the seed and the step alone."""
 
 from __future__ import annotations
 
@@ -17,25 +17,44 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from explainers.numerics.randomness import seed_of
+from storage.datasets.dataset import Dataset
 from storage.datasets.geometry import prepare_image
-from storage.datasets.opening import Dataset, DatasetSpec, open_dataset
+from storage.datasets.opening import open_dataset
+from storage.datasets.spec import DatasetSpec
+from storage.errors import FloodlitError, one_line
 from tasks.signals import kept_from_children
 
-Drawn = tuple[int, int]  # an epoch, and a row of the dataset
+Drawn = tuple[int, int]  # an epoch (-1 for validation) and a row of the dataset
 
 
-class UnusableImagesError(ValueError):
-    """A dataset of which too few images can be used, in one line that says what is wrong with one."""
+class UnusableImagesError(FloodlitError, ValueError):
+    """Too few images of a dataset can be used; the message is one line with the problem of one of them."""
 
 
 class Crops(TorchDataset[tuple[Tensor, str]]):
-    """Images of a dataset at the classifier's size, (3, H, W) uint8, and what was wrong with them, or "".
+    """Images of a dataset at the input size of the classifier, by epoch and row.
 
-    To train: cut at a random place of the image, whose short side is as the classifier's preprocessing
-    resizes it, and flipped left to right half of the time where ``flip`` says so (P-TAME's augmentation).
-    Place and flip depend on the seed, the epoch and the sample's id alone. Held-out images (epoch -1) are cut
-    at the centre. In place of an image that cannot be used, because it cannot be read or is too small, comes
-    the next one that can of those that train, or of those held out.
+    An item is the pixels, (3, H, W) uint8, and the problem with the image, or "" if there is none.
+
+    A training image is resized as in the classifier's preprocessing and cut at a random place; with ``flip``,
+    half of the images are flipped left to right (P-TAME's augmentation). The place and the flip depend on the
+    seed, the epoch and the sample's id alone. Held-out images have epoch -1 and are cut at the centre.
+
+    An image that cannot be read or is too small is replaced by the next usable one: a training image by a
+    training image, a held-out image by a held-out image.
+
+    Parameters
+    ----------
+    spec
+        The dataset.
+    geometry
+        Keyword arguments of :func:`storage.datasets.geometry.prepare_image`.
+    size
+        (H, W) of the classifier's inputs.
+    order
+        Which rows train and which are held out, and the seed.
+    flip
+        Whether to flip training images.
     """
 
     def __init__(
@@ -51,7 +70,7 @@ class Crops(TorchDataset[tuple[Tensor, str]]):
 
     @cached_property
     def dataset(self) -> Dataset:
-        """Opened where it is used, which may be another process."""
+        """The dataset, opened on first use, because these crops may be sent to another process before."""
         return open_dataset(self.spec)
 
     def __getitem__(self, drawn: Drawn) -> tuple[Tensor, str]:
@@ -63,20 +82,21 @@ class Crops(TorchDataset[tuple[Tensor, str]]):
             sample_id = self.dataset.samples[index].sample_id
             try:
                 pixels = self._crop(self.dataset.load(index), epoch, sample_id)
-            except Exception as error:  # whatever is wrong with it, another one is shown
-                said = " ".join(str(error).split()) or type(error).__name__
-                problem = problem or f"{sample_id}: {said}"
+            except Exception as error:  # whatever the problem is, another image replaces this one
+                problem = problem or f"{sample_id}: {one_line(error)}"
                 continue
             return torch.from_numpy(pixels), problem
         use = "are held out" if epoch < 0 else "train"
         raise UnusableImagesError(
-            f"dataset: not one of the images that {use} can be used, e.g. {problem}; see what its path holds"
+            f"dataset: none of the images that {use} can be used, e.g. {problem}; check the files in "
+            "dataset.path"
         )
 
     def _crop(self, image: Any, epoch: int, sample_id: str) -> NDArray[np.uint8]:
         height, width = self.size
         whole = {**self.geometry, "crop": None}
         pixels = prepare_image(image, [], **whole)[0]
+        # Preprocessing crops, and pads an image that is too small for a random crop.
         if epoch < 0 or pixels.shape[1] < height or pixels.shape[2] < width:
             pixels = prepare_image(image, [], **self.geometry)[0]
         if pixels.shape[1] < height or pixels.shape[2] < width:
@@ -92,18 +112,20 @@ class Crops(TorchDataset[tuple[Tensor, str]]):
 
 @dataclass(frozen=True)
 class Order:
-    """Which images each step draws: every epoch a new permutation of the rows, without the incomplete batch.
+    """Which images each step draws: a new permutation of the rows per epoch, without an incomplete last step.
 
     Attributes
     ----------
-    total, apart
-        Images of the dataset, and how many of them are held out, spread evenly.
+    total
+        Images of the dataset.
+    apart
+        How many of them are held out for validation; they are spread evenly over the dataset.
     batch
-        Images a step and process.
+        Images per step and process.
     processes
-        That train together, each on its own part of a step's images.
+        How many processes train together, each on its own part of a step's images.
     seed
-        Of the permutations.
+        Seed of the permutations.
     """
 
     total: int
@@ -114,22 +136,25 @@ class Order:
 
     @cached_property
     def held_out(self) -> list[int]:
-        """Rows for validation."""
+        """The rows that are held out for validation."""
         return [i * self.total // self.apart for i in range(self.apart)]
 
     @cached_property
     def rows(self) -> list[int]:
-        """Rows that train."""
+        """The rows that are trained on."""
         held_out = set(self.held_out)
         return [row for row in range(self.total) if row not in held_out]
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole steps an epoch."""
+        """Complete steps per epoch."""
         return len(self.rows) // (self.batch * self.processes)
 
     def batches(self, first: int, steps: int, rank: int) -> Iterator[list[Drawn]]:
-        """What the process of that rank draws in steps ``first`` to ``steps``."""
+        """Yield what the process of this rank draws in each of the steps ``first`` to ``steps`` - 1.
+
+        A step draws the same images wherever the training was resumed.
+        """
         permutation: NDArray[np.int64] | None = None
         known = -1
         for step in range(first, steps):
@@ -145,9 +170,25 @@ class Order:
 def loader(
     crops: Crops, batches: Iterator[list[Drawn]], workers: int
 ) -> Generator[tuple[Tensor, list[str]], None, None]:
-    """(B, 3, H, W) uint8 of each batch, decoded ahead by ``workers`` processes, or here by none.
+    """Yield the pixels of each batch and the problems with images that were replaced.
 
-    Beside it what was wrong with images that others stand in for. Close it to end the workers.
+    Close the generator to end the worker processes.
+
+    Parameters
+    ----------
+    crops
+        The images.
+    batches
+        The epochs and rows of each batch.
+    workers
+        How many processes decode ahead. 0: this process decodes.
+
+    Yields
+    ------
+    pixels
+        (B, 3, H, W) uint8.
+    problems
+        One line per replaced image.
     """
     loading: DataLoader[tuple[Tensor, str]] = DataLoader(
         crops,
@@ -161,10 +202,10 @@ def loader(
         for pixels, problems in drawn:
             yield pixels, [problem for problem in problems if problem]
     except UnusableImagesError as error:
-        # A worker's error tells where it was raised, and ends with what was said.
+        # PyTorch puts a worker's traceback before the message. Only the message is kept.
         said = str(error).rstrip().rpartition(f"{UnusableImagesError.__name__}: ")[2]
         raise UnusableImagesError(said) from error
     finally:
-        # Those still there when Python exits would be sent a SIGTERM, which they do not take, and waited for.
+        # At exit, Python would send SIGTERM to workers that are left, which block it, and wait for them.
         if isinstance(drawn, _MultiProcessingDataLoaderIter):
             drawn._shutdown_workers()

@@ -1,6 +1,6 @@
-"""Training P-TAME's head on a dataset: data, checkpoints, validation, as one process or as one of several.
+"""The training loop of P-TAME's head: data, checkpoints and validation, in one process or one of several.
 
-This knows no Prefect and no MLflow: what happens is told by events, and the flow passes them on.
+This module does not know Prefect or MLflow. It reports by events, which the flow passes on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from explainers.models.classifier import Classifier
 from explainers.models.loading import ModelSpec, load, network_of
 from explainers.models.model_spec import is_file
 from explainers.ptame import Head, HeadConfig, normalisation_of, save_head
-from storage.datasets.opening import DatasetSpec
+from storage.datasets.spec import DatasetSpec
+from storage.errors import FloodlitError
 from storage.files import replacing
 from storage.training import TrainingFolder
 from tasks.training.data import Crops, Order, UnusableImagesError, loader
@@ -32,29 +33,36 @@ from tasks.training.validation import validate
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that a process needs to train; every part can be sent to another process.
+class TrainingSetup:
+    """Everything that a process needs to train. All parts can be sent to another process.
 
     Attributes
     ----------
     folder
-        Where checkpoints and the head go.
-    model, auxiliary, taps
-        f, g, and the modules of g that are read; None: known ones.
+        Where the checkpoint and the head are written.
+    model, auxiliary
+        The classifier f that is to be explained, and the auxiliary network g that the head reads.
+    taps
+        The modules of g that the head reads. None: those known for its architecture.
     dataset, geometry, input_size
-        The images, how they become inputs, and the inputs' (H, W).
+        The images, the keyword arguments of :func:`storage.datasets.geometry.prepare_image`, and (H, W) of
+        the inputs.
     order
-        Which images train in which step, and which are for validation.
+        Which images train in which step, and which are held out for validation.
     settings
-        Steps, loss weights, precision, seed.
+        Steps, loss weights, precision and seed.
     accumulate
-        Equal parts of a step's images that are passed one after the other.
+        Into how many equal parts a step's images are split, which are passed one after the other.
     flip
-        Whether images are flipped left to right half of the time.
+        Whether half of the images are flipped left to right.
     workers
-        Processes that decode ahead.
-    numbers, validation, checkpoint
-        Steps between numbers, steps between validations, seconds between checkpoints.
+        Processes that decode images ahead.
+    numbers
+        Steps between events with numbers.
+    validation
+        Steps between validations.
+    checkpoint
+        Seconds between checkpoints.
     """
 
     folder: TrainingFolder
@@ -75,8 +83,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Event:
-    """What happened.
+class TrainingEvent:
+    """What a training reports after a step: numbers of the training or of a validation.
 
     Attributes
     ----------
@@ -85,10 +93,9 @@ class Event:
     values
         Numbers by name.
     picture
-        Whether there is a new picture of maps.
+        Whether a validation has written a new picture of maps.
     problems
-        What was wrong with images that others stood in for where rank 0 drew them, since the event of the
-        same kind before.
+        The problems with images that rank 0 drew and replaced, since the last event of the same kind.
     """
 
     step: int
@@ -97,102 +104,115 @@ class Event:
     problems: tuple[str, ...] = ()
 
 
-Emit = Callable[[Event], None]
+Emit = Callable[[TrainingEvent], None]
 
-_TRAINING = "training"  # the key in a checkpoint of what its folder's identity was
-UNUSABLE_SHARE = 0.1  # of the images drawn by a process; more of them, and training is refused, ...
-UNUSABLE_IMAGES = 20  # ... but not before so many
+_TRAINING = "training"  # the key in a checkpoint for the hash of its training's identity
+# A training ends if a process had to replace more than this share of its images, and more than this number.
+UNUSABLE_SHARE = 0.1
+UNUSABLE_IMAGES = 20
 
 
-class TrainingError(RuntimeError):
-    """Why a training does not go on, in one line that says what to do."""
+class TrainingError(FloodlitError):
+    """A training cannot continue; the message is one line that says what to do."""
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint that is damaged, or another training's; a training leaves neither behind."""
+    """A checkpoint is damaged or belongs to another training; no training leaves such a file behind."""
 
 
 class StoppedError(TrainingError):
-    """Somebody asked the training to stop; its checkpoint is that of the step named."""
+    """The training was asked to stop; its checkpoint is that of the step in the message."""
 
 
 def device_of(rank: int) -> str:
-    """Where the process of that rank computes."""
+    """The device of the process with this rank: its own GPU, or the CPU."""
     return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
 
 
-def networks(plan: Plan, device: str) -> tuple[Classifier, Auxiliary]:
-    """f and g.
+def networks(setup: TrainingSetup, device: str) -> tuple[Classifier, Auxiliary]:
+    """Load the classifier f and the auxiliary network g.
 
     Raises
     ------
     ValueError
-        In one line that names the key: a network that is not there, taps that are none.
+        In one line that names the key: a network cannot be loaded, or the taps do not exist.
     """
-    classifier = load(plan.model, device, plan.input_size)
-    auxiliary = Auxiliary(network_of(plan.auxiliary, device), plan.taps, device)
-    auxiliary.shapes(plan.input_size)
+    classifier = load(setup.model, device, setup.input_size)
+    auxiliary = Auxiliary(network_of(setup.auxiliary, device), setup.taps, device)
+    auxiliary.shapes(setup.input_size)
     return classifier, auxiliary
 
 
-def fit(plan: Plan, rank: int, emit: Emit, stopped: Callable[[], bool]) -> None:
-    """Train to the end, from the last checkpoint on; rank 0 tells, validates and saves.
+def fit(setup: TrainingSetup, rank: int, emit: Emit, stopped: Callable[[], bool]) -> None:
+    """Train to the end, from the last checkpoint if there is one.
+
+    Parameters
+    ----------
+    setup
+        The training.
+    rank
+        Which of the processes this is. Rank 0 reports, validates and saves.
+    emit
+        Receives the events, in rank 0.
+    stopped
+        Is asked after each step whether to stop.
 
     Raises
     ------
     StoppedError
-        If ``stopped`` said so; a checkpoint was saved.
+        If ``stopped`` returned true; a checkpoint was saved.
     CheckpointError
-        If the checkpoint cannot be gone on from.
+        If the checkpoint cannot be resumed.
     tasks.training.data.UnusableImagesError
         If too many images cannot be used; the last checkpoint stays.
     tasks.training.optimisation.DivergedError
-        If the loss is no number; the last checkpoint stays.
+        If a loss or its gradient is not finite; the last checkpoint stays.
     """
     device = device_of(rank)
-    classifier, auxiliary = networks(plan, device)
-    head = new_head(classifier, auxiliary, plan.settings.seed)
-    module: nn.Module = DistributedDataParallel(head) if plan.order.processes > 1 else head
-    training = Training(classifier, auxiliary, module, plan.settings)
+    classifier, auxiliary = networks(setup, device)
+    head = new_head(classifier, auxiliary, setup.settings.seed)
+    module: nn.Module = DistributedDataParallel(head) if setup.order.processes > 1 else head
+    training = Training(classifier, auxiliary, module, setup.settings)
     if rank == 0:
-        plan.folder.remove_partial_files()
-    if plan.folder.checkpoint.exists():
-        _resume(training, plan.folder)
-    crops = crops_of(plan)
-    run = _Run(plan, rank, emit, stopped, training, head, crops)
-    batches = plan.order.batches(training.step, plan.settings.steps, rank)
-    with closing(loader(crops, batches, plan.workers)) as drawn:
+        setup.folder.remove_partial_files()
+    if setup.folder.checkpoint.exists():
+        _resume(training, setup.folder)
+    crops = crops_of(setup)
+    fitting = _Fitting(setup, rank, emit, stopped, training, head, crops)
+    batches = setup.order.batches(training.step, setup.settings.steps, rank)
+    with closing(loader(crops, batches, setup.workers)) as drawn:
         for pixels, problems in drawn:
-            run.step(pixels.to(device).float() / 255, problems)
+            fitting.step(pixels.to(device).float() / 255, problems)
     if rank == 0:
-        run.finish()
+        fitting.finish()
 
 
-def crops_of(plan: Plan) -> Crops:
-    """The images of the plan, as the networks see them."""
-    return Crops(plan.dataset, plan.geometry, plan.input_size, plan.order, flip=plan.flip)
+def crops_of(setup: TrainingSetup) -> Crops:
+    """The images of a setup, as the networks see them."""
+    return Crops(setup.dataset, setup.geometry, setup.input_size, setup.order, flip=setup.flip)
 
 
 def _resume(training: Training, folder: TrainingFolder) -> None:
     path = folder.checkpoint
-    data = BytesIO(path.read_bytes())  # apart: of damaged data torch raises an OSError as well
+    # Read outside of ``try``: torch raises OSError for damaged data too, and a disk error is not damage.
+    data = BytesIO(path.read_bytes())
     try:
         state = torch.load(data, map_location="cpu", weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):
-        raise  # which say nothing of the data
-    except Exception as error:  # torch's reader raises almost anything at damaged data
+        raise  # this says nothing about the checkpoint
+    except Exception as error:  # torch's reader raises many kinds of errors for damaged data
         raise CheckpointError(f"{path} cannot be read; restore it, or delete it to begin again") from error
     if not isinstance(state, dict) or state.get(_TRAINING) != folder.hash:
-        raise CheckpointError(f"{path} is another training's; delete it to begin again")
+        raise CheckpointError(f"{path} belongs to another training; delete it to begin again")
     training.load_state_dict(state)
 
 
-class _Run:
-    """One process's training as it goes on."""
+class _Fitting:
+    """The training of one process: it does a step at a time, and what is due after it."""
 
     def __init__(
         self,
-        plan: Plan,
+        setup: TrainingSetup,
         rank: int,
         emit: Emit,
         stopped: Callable[[], bool],
@@ -200,34 +220,44 @@ class _Run:
         head: Head,
         crops: Crops,
     ) -> None:
-        self.plan, self.rank, self.emit, self.stopped = plan, rank, emit, stopped
+        self.setup, self.rank, self.emit, self.stopped = setup, rank, emit, stopped
         self.training, self.head, self.crops = training, head, crops
-        self.saved = self.told = time.monotonic()
-        self.seen = 0  # images of all processes since the last numbers
-        self.drawn = self.replaced = 0  # images of this process, and those that others stood in for
-        self.problems: list[str] = []  # with the latter, since the last numbers
+        self.saved = self.reported = time.monotonic()
+        self.seen = 0  # images of all processes since the last report
+        self.drawn = self.replaced = 0  # images that this process drew, and how many of them were replaced
+        self.problems: list[str] = []  # with replaced images, since the last report
 
     def step(self, pixels: Tensor, problems: Sequence[str]) -> None:
-        """One step, and what is due after it."""
+        """Train one step, then report, validate, save and stop as they are due.
+
+        Parameters
+        ----------
+        pixels
+            (B, 3, H, W) in [0, 1].
+        problems
+            One line per image that was replaced.
+        """
         self._refuse_too_many(len(pixels), problems)
         rate = self.training.learning_rate
-        found = self.training.train(pixels.chunk(self.plan.accumulate))
-        self.seen += len(pixels) * self.plan.order.processes
-        done, plan = self.training.step, self.plan
-        if self.rank == 0 and (done % plan.numbers == 0 or done == plan.settings.steps):
-            self._tell(found, rate)
+        found = self.training.train(pixels.chunk(self.setup.accumulate))
+        self.seen += len(pixels) * self.setup.order.processes
+        done, setup = self.training.step, self.setup
+        if self.rank == 0 and (done % setup.numbers == 0 or done == setup.settings.steps):
+            self._report(found, rate)
         if (
             self.rank == 0
-            and plan.order.held_out
-            and done % plan.validation == 0
-            and done < plan.settings.steps
+            and setup.order.held_out
+            and done % setup.validation == 0
+            and done < setup.settings.steps
         ):
             self.validate()
         stop = self._agreed(self.stopped())
-        if self.rank == 0 and (stop or time.monotonic() - self.saved > plan.checkpoint):
+        if self.rank == 0 and (stop or time.monotonic() - self.saved > setup.checkpoint):
             self.save()
         if stop:
-            raise StoppedError(f"stopped after step {done} of {plan.settings.steps}")
+            raise StoppedError(
+                f"stopped after step {done} of {setup.settings.steps}; run the same job again to continue"
+            )
 
     def _refuse_too_many(self, drawn: int, problems: Sequence[str]) -> None:
         self.drawn += drawn
@@ -236,18 +266,18 @@ class _Run:
         if self.replaced > max(UNUSABLE_IMAGES, UNUSABLE_SHARE * self.drawn):
             raise UnusableImagesError(
                 f"dataset: {self.replaced} of {self.drawn} images drawn cannot be used, e.g. {problems[-1]}; "
-                "mend them, or leave them out and train in another store"
+                "repair them, or leave them out and train in another store"
             )
 
     def _agreed(self, stop: bool) -> bool:
-        """Whether any process was asked to stop: those that go on would wait for it for ever."""
-        if self.plan.order.processes == 1:
+        """Whether any process was asked to stop: all have to, or the others would wait for it forever."""
+        if self.setup.order.processes == 1:
             return stop
         flag = torch.tensor(float(stop), device=self.training.classifier.device)
         distributed.all_reduce(flag, distributed.ReduceOp.MAX)
         return bool(flag)
 
-    def _tell(self, found: Losses, rate: float) -> None:
+    def _report(self, found: Losses, rate: float) -> None:
         now = time.monotonic()
         values = {
             "loss": float(found.total),
@@ -256,54 +286,54 @@ class _Run:
             "loss_tv": float(found.tv),
             "mask_area": float(found.mask_area),
             "learning_rate": rate,
-            "images_per_second": self.seen / max(now - self.told, 1e-9),
+            "images_per_second": self.seen / max(now - self.reported, 1e-9),
             "images_replaced": float(len(self.problems)),
         }
-        self.emit(Event(self.training.step, values, problems=tuple(self.problems)))
-        self.told, self.seen, self.problems = now, 0, []
+        self.emit(TrainingEvent(self.training.step, values, problems=tuple(self.problems)))
+        self.reported, self.seen, self.problems = now, 0, []
 
     def validate(self) -> None:
-        """Average drop and increase in confidence on the held-out images, and a picture of some maps."""
+        """Report average drop, gain and increase in confidence on held-out images, and draw some maps."""
         values, problems = validate(
-            self.training, self.head, self.crops, self.plan.order.held_out, self.plan.folder.picture
+            self.training, self.head, self.crops, self.setup.order.held_out, self.setup.folder.picture
         )
-        self.emit(Event(self.training.step, values, picture=True, problems=problems))
-        self.told, self.seen = time.monotonic(), 0
+        self.emit(TrainingEvent(self.training.step, values, picture=True, problems=problems))
+        self.reported, self.seen = time.monotonic(), 0  # the rate is that of training alone
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
-        with replacing(self.plan.folder.checkpoint) as partial:
-            torch.save(self.training.state_dict() | {_TRAINING: self.plan.folder.hash}, partial)
+        """Write the checkpoint, completely or not at all."""
+        with replacing(self.setup.folder.checkpoint) as partial:
+            torch.save(self.training.state_dict() | {_TRAINING: self.setup.folder.hash}, partial)
         self.saved = time.monotonic()
 
     def finish(self) -> None:
-        """Validate once more, and write the head."""
-        if self.plan.order.held_out:
+        """Validate once more, save, and write the head."""
+        if self.setup.order.held_out:
             self.validate()
         self.save()
         auxiliary = self.training.auxiliary
-        config = config_of(self.plan, self.training.classifier, auxiliary)
-        with replacing(self.plan.folder.head) as partial:
+        config = config_of(self.setup, self.training.classifier, auxiliary)
+        with replacing(self.setup.folder.head) as partial:
             save_head(partial, self.head, config, auxiliary)
 
 
-def config_of(plan: Plan, classifier: Classifier, auxiliary: Auxiliary) -> HeadConfig:
-    """What is told of the product; files that it names are found from its own folder."""
+def config_of(setup: TrainingSetup, classifier: Classifier, auxiliary: Auxiliary) -> HeadConfig:
+    """The description that goes into the head's file; paths in it are relative to the head's folder."""
     changes: dict[str, Any] = {}
-    if plan.auxiliary.weights is not None and is_file(plan.auxiliary.weights):
-        changes["weights"] = "none"  # they go into the head's file
-    file, _, name = plan.auxiliary.source.rpartition(":")
+    if setup.auxiliary.weights is not None and is_file(setup.auxiliary.weights):
+        changes["weights"] = "none"  # the head's file holds these weights itself
+    file, _, name = setup.auxiliary.source.rpartition(":")
     if file.endswith(".py"):
-        changes["source"] = f"{os.path.relpath(file, plan.folder.root)}:{name}"
+        changes["source"] = f"{os.path.relpath(file, setup.folder.root)}:{name}"
     mean, std = normalisation_of(classifier)
     return HeadConfig(
         mean=mean,
         std=std,
-        auxiliary=plan.auxiliary.model_copy(update=changes),
+        auxiliary=setup.auxiliary.model_copy(update=changes),
         taps=auxiliary.taps,
         auxiliary_fingerprint=auxiliary.fingerprint,
         classifier_fingerprint=classifier.fingerprint,
         num_classes=classifier.num_classes,
         input_size=classifier.input_size,
-        training={"steps": plan.settings.steps, "hash": plan.folder.hash},
+        training={"steps": setup.settings.steps, "hash": setup.folder.hash},
     )

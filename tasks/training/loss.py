@@ -1,4 +1,4 @@
-"""What P-TAME's head is trained for: a small mask under which the classifier still sees its class."""
+"""The loss of P-TAME's head: it asks for a small mask under which the classifier still predicts its class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ _OFFSET = 0.0005  # keeps the gradient of the power finite at zero
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the parts of the loss, ``power`` of the area, ``border`` (beta) of the total variation."""
+    """Weights of the parts of the loss, and their parameters.
+
+    Attributes
+    ----------
+    ce, area, tv
+        Weights of the cross-entropy, the area and the total variation.
+    power
+        Exponent of the mask values in the area.
+    border
+        Weight of the edges in the total variation (beta).
+    """
 
     ce: float
     area: float
@@ -24,7 +34,17 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars: the loss, its parts before they are weighted, and the mean of every image's own mask."""
+    """The loss of a batch and its parts, all scalars.
+
+    Attributes
+    ----------
+    total
+        The weighted sum.
+    ce, area, tv
+        Cross-entropy, area and total variation before they are weighted.
+    mask_area
+        Mean of every image's own mask.
+    """
 
     total: Tensor
     ce: Tensor
@@ -39,13 +59,14 @@ def losses(logits: Tensor, targets: Tensor, maps: Tensor, weights: LossWeights) 
     Parameters
     ----------
     logits
-        (B, K) of the classifier on the masked images.
+        (B, K) logits of the classifier for the masked images.
     targets
-        (B,) the classes predicted on the whole ones.
+        (B,) the classes that it predicts for the whole images.
     maps
-        (B, B, h, w) in (0, 1): every image's maps of the targets of all images, its own on the diagonal.
+        (B, B, h, w) in (0, 1): the maps of every image for the targets of all images. The diagonal has the
+        maps for the image's own target.
     weights
-        Of the parts.
+        Weights and parameters of the parts.
     """
     ce = F.cross_entropy(logits.float(), targets)
     area = maps.mean() if weights.power == 1 else ((maps + _OFFSET) ** weights.power).mean()
@@ -55,9 +76,12 @@ def losses(logits: Tensor, targets: Tensor, maps: Tensor, weights: LossWeights) 
 
 
 def total_variation(maps: Tensor, border: float) -> Tensor:
-    """Squared differences of neighbours and ``border`` times the squares along the edges, over 2 B; a scalar.
+    """The total variation of maps (B, ..., h, w), a scalar.
 
-    CHOICE: the values along the edges are squared one by one, corners counting for both of their edges.
+    It is the sum of the squared differences of neighbours, and ``border`` times the squares along the edges,
+    divided by 2 B.
+
+    CHOICE: the values along the edges are squared one by one, and corners count for both of their edges.
     """
     down = ((maps[..., 1:, :] - maps[..., :-1, :]).abs() ** _Q).sum()
     across = ((maps[..., 1:] - maps[..., :-1]).abs() ** _Q).sum()

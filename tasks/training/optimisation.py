@@ -1,4 +1,4 @@
-"""Training P-TAME's head, a step at a time."""
+"""The optimisation of P-TAME's head, one step at a time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from explainers.models.auxiliary import Auxiliary
 from explainers.models.classifier import Classifier
 from explainers.numerics.randomness import global_generators
 from explainers.ptame import Head
+from storage.errors import FloodlitError
 from tasks.training.loss import Losses, LossWeights, losses
 
 
@@ -27,8 +28,8 @@ class Preset:
     weight_decay: float
 
 
-# The released settings, by the classifier they were found for; and the older set of TAME (ISM 2022), whose
-# learning rate and weight decay are UNKNOWN: here those of resnet50 (CHOICE).
+# The released settings, named after the classifier they were found for, and the older settings of TAME
+# (ISM 2022). Learning rate and weight decay of the latter are UNKNOWN; those of resnet50 are used (CHOICE).
 PRESETS = {
     "resnet50": Preset(LossWeights(0.16143, 0.83857, 0.0, 0.3), 1e-4, 2.4e-4),
     "vgg16": Preset(LossWeights(0.07278, 0.97771, 0.0001, 0.3), 1e-4, 0.133),
@@ -44,13 +45,13 @@ class TrainingSettings:
     Attributes
     ----------
     steps
-        Of the optimiser, and of the one-cycle schedule.
+        Steps of the optimiser and of the one-cycle schedule.
     preset
-        Loss weights, highest learning rate, weight decay.
+        Loss weights, highest learning rate and weight decay.
     precision
-        Of the networks' passes; the loss and the head's weights are float32.
+        Precision of the networks' passes. The loss and the weights of the head are float32.
     seed
-        Of the head's first weights.
+        Seed of the head's initial weights.
     """
 
     steps: int
@@ -59,12 +60,12 @@ class TrainingSettings:
     seed: int = 0
 
 
-class DivergedError(RuntimeError):
-    """A loss or its gradient is no number any more; the head is still as it was before the step."""
+class DivergedError(FloodlitError):
+    """A loss or its gradient is not finite; the head is still as it was before the step."""
 
 
 def new_head(classifier: Classifier, auxiliary: Auxiliary, seed: int) -> Head:
-    """An untrained head; the same one for the same seed."""
+    """Create an untrained head for these networks; the same seed gives the same weights."""
     shapes = auxiliary.shapes(classifier.input_size)
     with global_generators(seed, torch.device("cpu")):
         head = Head([channels for channels, _, _ in shapes], classifier.num_classes)
@@ -72,16 +73,16 @@ def new_head(classifier: Classifier, auxiliary: Auxiliary, seed: int) -> Head:
 
 
 class Training:
-    """A head on its way: AdamW (amsgrad) under a one-cycle schedule, both stepped once a step.
+    """The state of a training: the head, AdamW (amsgrad) and a one-cycle schedule, which advance together.
 
     Parameters
     ----------
     classifier, auxiliary
-        f and g: neither learns, and gradients flow through f to its input.
+        The networks f and g. Neither of them learns; gradients flow through f to its input.
     module
-        The head, or what wraps it for data-parallel training.
+        The head, or its wrapper for data-parallel training.
     settings
-        How.
+        How the head is trained.
 
     Attributes
     ----------
@@ -104,19 +105,27 @@ class Training:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """The learning rate of the next step."""
         return float(self.schedule.get_last_lr()[0])
 
     def train(self, batches: Sequence[Tensor]) -> Losses:
-        """One step on batches (B, 3, H, W) of pixels in [0, 1], whose gradients are averaged.
+        """Train one step on several batches, whose gradients are averaged.
 
-        Returns the means of their losses. Masks are compared within each batch, as in the loss.
+        Parameters
+        ----------
+        batches
+            Pixels (B, 3, H, W) in [0, 1]. Each batch has a loss of its own, so masks are compared within it.
+
+        Returns
+        -------
+        Losses
+            The means over the batches.
 
         Raises
         ------
         DivergedError
-            If a loss, or the gradient, is not finite; the training is as it was before. Processes that train
-            together share the gradient, so that all of them stop.
+            If a loss or the gradient is not finite; the training is as it was before. Processes that train
+            together share the gradient, so all of them stop.
         """
         self.module.train()
         statistics = [buffer.clone() for buffer in self.module.buffers()]
@@ -137,7 +146,7 @@ class Training:
         return means
 
     def _check(self, loss: Tensor, statistics: list[Tensor]) -> None:
-        """Refuse to step along what is not finite, and undo what batch normalisation has noted of it."""
+        """Refuse a loss or gradient that is not finite, and restore the statistics of batch normalisation."""
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         values = torch.stack([loss, torch.nn.utils.get_total_norm(gradients)]).tolist()
         for what, value in zip(("loss", "gradient"), values, strict=True):
@@ -149,6 +158,7 @@ class Training:
                 )
 
     def _losses(self, pixels: Tensor) -> Losses:
+        """The losses of one batch: f predicts the targets, and then sees each image under its own mask."""
         classifier = self.classifier
         low = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
         with torch.autocast(classifier.device.type, low, enabled=low is not torch.float32):
@@ -156,13 +166,13 @@ class Training:
                 targets = classifier.logits(pixels).argmax(1)
                 features = self.auxiliary.features(classifier.normalised(pixels))
             maps = self.module(features, targets).float().sigmoid()
-            own = maps.diagonal().movedim(-1, 0)[:, None]
+            own = maps.diagonal().movedim(-1, 0)[:, None]  # (B, 1, h, w)
             masks = F.interpolate(own, classifier.input_size, mode="bilinear", align_corners=False)
-            logits = classifier.logits(pixels * masks)
+            logits = classifier.logits(pixels * masks)  # masked before normalisation, so hidden means black
         return losses(logits, targets, maps, self.settings.preset.weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that decides the steps to come, the data apart."""
+        """Everything that the next steps depend on, except for the data."""
         return {
             "step": self.step,
             "module": self.module.state_dict(),
@@ -171,7 +181,7 @@ class Training:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from a state that :meth:`state_dict` returned."""
         self.step = state["step"]
         self.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])

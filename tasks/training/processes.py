@@ -1,4 +1,4 @@
-"""P-TAME's training in several processes of this machine, one a GPU, that share their gradients."""
+"""Trains P-TAME's head in several processes on this machine, one per GPU, that share their gradients."""
 
 from __future__ import annotations
 
@@ -18,28 +18,40 @@ import torch
 from torch import distributed
 
 from tasks.signals import kept_from_children
-from tasks.training.fitting import Emit, Event, Plan, StoppedError, TrainingError, fit
+from tasks.training.fitting import Emit, StoppedError, TrainingError, TrainingEvent, TrainingSetup, fit
 
-GRACE_SECONDS = 60.0  # for processes to end, with a checkpoint where they can, before they are killed
+GRACE_SECONDS = 60.0  # processes may take this long to end, and to save a checkpoint, before they are killed
 
 
-def fit_in_processes(plan: Plan, emit: Emit, stopped: Callable[[], bool]) -> None:
-    """:func:`tasks.training.fitting.fit` in as many processes as the plan says (PyTorch's DDP).
+def fit_in_processes(setup: TrainingSetup, emit: Emit, stopped: Callable[[], bool]) -> None:
+    """Run :func:`tasks.training.fitting.fit` in as many processes as the setup says (PyTorch's DDP).
 
-    None of them is left when this returns or raises. They end with this process, however that ends.
+    No process is left when this returns or raises. If this process ends, however it ends, they end too.
+
+    Parameters
+    ----------
+    setup
+        The training.
+    emit
+        Receives the events of rank 0, in this process.
+    stopped
+        Is asked several times per second whether to stop.
 
     Raises
     ------
     Exception
-        What ``emit`` raises, after the processes were stopped; what one of them raised, in its own words.
+        The error that ``emit`` raised, after the processes have stopped; or the error that one of the
+        processes raised.
     TrainingError
-        If a process died without a word.
+        If a process died without reporting an error.
     """
     context = torch.multiprocessing.get_context("spawn")
     events, stop = context.Queue(), context.Event()
     with TemporaryDirectory() as folder:
-        told = (plan, f"file://{folder}/rendezvous", events, stop)
-        processes = [context.Process(target=_fit_one, args=(r, *told)) for r in range(plan.order.processes)]
+        shared = (setup, f"file://{folder}/rendezvous", events, stop)
+        processes = [
+            context.Process(target=_fit_one, args=(rank, *shared)) for rank in range(setup.order.processes)
+        ]
         try:
             with kept_from_children():
                 for process in processes:
@@ -54,13 +66,15 @@ def fit_in_processes(plan: Plan, emit: Emit, stopped: Callable[[], bool]) -> Non
             _end(processes, events)
 
 
-def _events(events: Any, processes: Sequence[BaseProcess]) -> Iterator[Event | None]:
-    """What rank 0 tells, and None now and then, until all processes have ended.
+def _events(events: Any, processes: Sequence[BaseProcess]) -> Iterator[TrainingEvent | None]:
+    """Yield the events of rank 0, and None from time to time, until all processes have ended.
 
-    An error that one of them sends is raised, unless it has lost another one that was killed.
+    An error that a process sends is raised. If another process was killed, which is then the cause of that
+    error, TrainingError is raised instead.
     """
     while True:
-        codes = [process.exitcode for process in processes]  # first: what they sent before is in the queue
+        # Exit codes are read first: whatever a process sent before it ended is in the queue by then.
+        codes = [process.exitcode for process in processes]
         for event in _sent(events):
             if isinstance(event, Exception):
                 _check([min(process.exitcode or 0, 0) for process in processes])
@@ -73,7 +87,7 @@ def _events(events: Any, processes: Sequence[BaseProcess]) -> Iterator[Event | N
 
 
 def _check(codes: Sequence[int | None]) -> None:
-    """Raise TrainingError if a process has died."""
+    """Raise TrainingError if a process has failed; ``codes`` are exit codes, None while it runs."""
     for rank, code in enumerate(codes):
         if code:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
@@ -81,6 +95,7 @@ def _check(codes: Sequence[int | None]) -> None:
 
 
 def _sent(events: Any) -> Iterator[Any]:
+    """Yield what is in the queue until nothing comes for 0.1 s."""
     while True:
         try:
             yield events.get(timeout=0.1)
@@ -89,10 +104,10 @@ def _sent(events: Any) -> Iterator[Any]:
 
 
 def _end(processes: Sequence[BaseProcess], events: Any) -> None:
-    """Wait for the processes, which were told to stop, and kill those that do not."""
+    """Wait for the processes, which have been asked to stop, and kill those that do not end in time."""
     deadline = time.monotonic() + GRACE_SECONDS
     while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
-        for _ in _sent(events):  # a process does not end before what it sends is taken
+        for _ in _sent(events):  # a process only ends after its messages have been taken from the queue
             pass
     for process in processes:
         if process.is_alive():
@@ -100,20 +115,20 @@ def _end(processes: Sequence[BaseProcess], events: Any) -> None:
             process.join()
 
 
-def _fit_one(rank: int, plan: Plan, address: str, events: Any, stop: Any) -> None:
-    """What one of several processes does."""
+def _fit_one(rank: int, setup: TrainingSetup, address: str, events: Any, stop: Any) -> None:
+    """The main function of a process: join the others and train."""
     Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _meet(rank, plan.order.processes, address)
-        fit(plan, rank, events.put, stop.is_set)
+        _meet(rank, setup.order.processes, address)
+        fit(setup, rank, events.put, stop.is_set)
     except StoppedError as error:
-        if rank == 0:  # all of them stop, and this one's checkpoint is written
+        if rank == 0:  # all processes stop together, and rank 0 has written the checkpoint
             events.put(error)
     except Exception as error:
-        error.add_note(traceback.format_exc())  # a traceback of its own does not travel
+        error.add_note(traceback.format_exc())  # pickling an exception loses its traceback
         events.put(error)
         events.close()
-        events.join_thread()  # before the others fail because this one has left
+        events.join_thread()  # sent before this process leaves, which makes the others fail too
         sys.exit(1)
     finally:
         if distributed.is_initialized():
@@ -121,6 +136,7 @@ def _fit_one(rank: int, plan: Plan, address: str, events: Any, stop: Any) -> Non
 
 
 def _meet(rank: int, processes: int, address: str) -> None:
+    """Join the process group, on the GPU of this rank if there are GPUs."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(rank)
@@ -128,6 +144,7 @@ def _meet(rank: int, processes: int, address: str) -> None:
 
 
 def _end_with_parent() -> None:
+    """End this process when its parent ends, even if the parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""How well a head explains so far: on images it is not trained on."""
+"""Validation: how well a head explains images that it is not trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.training.data import Crops
 from tasks.training.optimisation import Training
 
 LEVEL = 15  # per cent of the pixels that the mask keeps
-BATCH = 16
+BATCH = 16  # images per step
 SHOWN = 8  # images in the picture
 
 
@@ -25,10 +25,28 @@ SHOWN = 8  # images in the picture
 def validate(
     training: Training, head: Head, crops: Crops, rows: list[int], picture: Path
 ) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Means over held-out images of average drop, gain and increase in confidence at 15 %; draws some maps.
+    """Score the head on held-out images, and draw some of its maps.
 
-    The maps are those of the predicted class, read as every explainer's are. Returned beside the means: what
-    was wrong with images that others stand in for, whose number is among the means.
+    The maps are those of the predicted class, prepared as the maps of every explainer.
+
+    Parameters
+    ----------
+    training
+        The training, with its networks.
+    head
+        The head without a wrapper.
+    crops, rows
+        The images, and the rows of those that are held out.
+    picture
+        Where the picture of maps is written.
+
+    Returns
+    -------
+    means
+        By name, the means over the images of average drop, average gain and increase in confidence at 15 %,
+        and the number of images that were replaced.
+    problems
+        One line per image that was replaced.
     """
     classifier = training.classifier
     head.eval()
@@ -51,6 +69,7 @@ def validate(
 def _explained(
     training: Training, head: Head, classifier: Classifier, pixels: Tensor
 ) -> tuple[MetricBatch, Tensor]:
+    """The batch for the metric and the prepared maps (B, H, W) of the head, for pixels (B, 3, H, W)."""
     inputs = classifier.inputs_of(pixels.to(classifier.device))
     confidence, targets = classifier.logits(inputs).softmax(1).max(1)
     maps = maps_of(head, training.auxiliary, classifier, inputs, targets)
@@ -59,6 +78,7 @@ def _explained(
 
 
 def _draw(pixels: Tensor, maps: Tensor, picture: Path) -> None:
+    """Write a picture with a row per image: the image, and its map over it."""
     size = tuple(maps.shape[1:])
     figure, axes = sheet(len(pixels), 2, size, above=0, below=1)
     for (left, right), image, saliency in zip(axes, pixels, maps.cpu(), strict=True):

@@ -1,17 +1,21 @@
 """The command, as a user types it: what it prints, and that its exit codes mean something."""
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.csv
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.explain import explain
+from flows.inspect_commands import _flat
 from flows.job import Job
 from runs import decomposed, tiny_job
 from storage.records import Step, drop_record
@@ -81,6 +85,27 @@ def test_query_prints_tables_csv_and_json_of_the_same_rows(complete: Path) -> No
 
 
 @pytest.mark.service
+@pytest.mark.parametrize(("view", "column"), [("summary", "excluded_by"), ("samples", "boxes")])
+def test_query_prints_structs_and_lists_as_json_in_csv(complete: Path, view: str, column: str) -> None:
+    sql = f"SELECT * FROM {view}"
+    expected = json.loads(runner.invoke(app, ["query", str(complete), sql, "--format", "json"]).output)
+    printed = runner.invoke(app, ["query", str(complete), sql, "--format", "csv"])
+    assert printed.exit_code == 0, printed.output
+    found = list(csv.DictReader(printed.output.splitlines()))
+    assert [json.loads(row[column]) for row in found] == [row[column] for row in expected]
+
+
+def test_missing_structs_are_empty_cells_and_other_columns_stay(tmp_path: Path) -> None:
+    rows = pa.table({"n": [1, 2], "found": [{"a": 1, "b": "x, y"}, None], "name": ["one", "two"]})
+    pyarrow.csv.write_csv(_flat(rows), tmp_path / "rows.csv")
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == [
+            {"n": "1", "found": '{"a": 1, "b": "x, y"}', "name": "one"},
+            {"n": "2", "found": "", "name": "two"},
+        ]
+
+
+@pytest.mark.service
 def test_query_refuses_what_is_no_select_with_exit_code_2(complete: Path) -> None:
     refused = runner.invoke(app, ["query", str(complete), "CREATE TABLE t AS SELECT 1"])
     assert refused.exit_code == 2
@@ -117,7 +142,7 @@ def test_components_prints_the_path_of_the_picture_it_writes(explained: Run, tmp
     ("sample", "explainer", "said"),
     [
         ("b/0.png", "ddcam", "has no explainer 'ddcam'; it has gradcam, runs:Quadrants"),
-        ("b/0.png", "gradcam", "gradcam does not decompose its maps; what does here: runs:Quadrants"),
+        ("b/0.png", "gradcam", "gradcam does not decompose its maps; choose from runs:Quadrants"),
         ("b/9.png", "runs:Quadrants", "has no sample 'b/9.png'; there are b/"),
         ("b/broken.png", "runs:Quadrants", "the image of b/broken.png could not be read: "),
         ("b/4.png", "runs:Quadrants", "b/4.png has no map of runs:Quadrants yet"),

@@ -65,7 +65,7 @@ def test_workers_of_another_version_are_refused(
         monkeypatch.setattr(clusters.platform, "python_version", lambda: f"{major}.{minor}.{int(patch) + 1}")
         monkeypatch.setattr(clusters, "version", lambda name: "1.2.3")
         raw = digits_job(**SMALL, cluster=table)
-        told = rf"worker tcp://.* has torch {torch.__version__.partition('+')[0]}.*, and here it is 1\.2\.3"
+        told = rf"worker tcp://.* has torch {torch.__version__.partition('+')[0]}.*, but the flow has 1\.2\.3"
         with pytest.raises(ClusterError, match=told):
             explain(Job.model_validate(raw))
 
@@ -107,7 +107,7 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ClusterError, match="PyTorch sees no GPU here"):
         check(Cluster(kind="cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ClusterError, match="there are 2 GPUs, one a worker"):
+    with pytest.raises(ClusterError, match="there are 2 GPUs, and each worker needs one"):
         check(Cluster(kind="cuda", workers=3))
     monkeypatch.setattr(clusters, "find_spec", lambda name: None)
     with pytest.raises(ClusterError, match="needs dask-cuda"):

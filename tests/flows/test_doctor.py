@@ -90,7 +90,7 @@ def test_servers_that_are_silent_or_refuse_or_are_of_another_version_are_bad(
             refused = found(tmp_path, url)["MLflow"]
     finally:
         server.shutdown()
-    assert "is 3.0.0, here it is" in findings["Prefect"].told
+    assert "has version 3.0.0, but" in findings["Prefect"].told
     assert findings["MLflow"].state == "ok"
     assert refused.state == "bad"
     assert "Invalid Host header" in refused.told

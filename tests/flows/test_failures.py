@@ -80,7 +80,7 @@ def fragile(
 
 def last_seed(root: Path) -> int:
     """Of the last image, which lies in the second shard."""
-    from tasks.saliency import targets_and_seeds
+    from tasks.shard_rows import targets_and_seeds
 
     return int(targets_and_seeds(Run.open(root), 1, "saliency")[1][-1])
 
@@ -139,7 +139,7 @@ def test_failures_within_the_tolerance_are_told_and_do_not_fail_the_job(server: 
     assert {row["n"] for row in pairs} == {16}
     shown = CliRunner().invoke(app, ["status", str(root)])
     assert shown.exit_code == 0
-    assert "complete, but for 2 steps" in shown.output
+    assert "complete, except for 2 steps" in shown.output
 
     stricter = broken | {"tolerance": 0.2}
     with pytest.raises(IncompleteError, match=r"1 steps failed.*1 steps wait for them"):

@@ -84,7 +84,7 @@ def test_results_are_complete_without_mlflow_and_the_job_run_again_only_tracks(
     told = [line for line in first.output.splitlines() if line.startswith("floodlit: ")]
     assert len(told) == 1
     assert told[0].startswith("floodlit: tracking: MLflow says ")
-    assert told[0].endswith(f"run the same job again, which only tracks: the results are in {root}")
+    assert told[0].endswith(f"run the same job again, which only logs to MLflow: the results are in {root}")
     assert "Traceback" not in first.output
     assert verify(root) == []
     assert CliRunner().invoke(app, ["status", str(root)]).exit_code == 0

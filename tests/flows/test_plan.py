@@ -10,7 +10,7 @@ from flows.plan import (
     TASK_RUNS,
     WORKER_SHARDS,
     Done,
-    plan,
+    pending_steps,
     shard_images,
 )
 from storage.records import Step
@@ -19,7 +19,7 @@ EXPLAINERS = {"ddcam": True, "sobel": False}
 
 
 def test_fresh_run_needs_every_step_of_every_shard() -> None:
-    pending = plan(3, EXPLAINERS, {"insertion"}, Done())
+    pending = pending_steps(3, EXPLAINERS, {"insertion"}, Done())
     assert len(pending) == 3 * (2 + 2 * 2)
     assert pending[Step("scores", 1, "ddcam")] == {
         Step("inputs", 1),
@@ -29,35 +29,35 @@ def test_fresh_run_needs_every_step_of_every_shard() -> None:
 
 
 def test_shards_are_started_in_order() -> None:
-    shards = [step.shard for step in plan(4, EXPLAINERS, {"insertion"}, Done())]
+    shards = [step.shard for step in pending_steps(4, EXPLAINERS, {"insertion"}, Done())]
     assert shards == sorted(shards)
 
 
 def everything(shards: int = 2, metrics: frozenset[str] = frozenset({"insertion"})) -> Done:
-    steps = set(plan(shards, EXPLAINERS, metrics, Done()))
+    steps = set(pending_steps(shards, EXPLAINERS, metrics, Done()))
     return Done(steps, {step: metrics for step in steps if step.stage == "scores"})
 
 
 def test_nothing_is_left_of_a_complete_run() -> None:
-    assert plan(2, EXPLAINERS, {"insertion"}, everything()) == {}
+    assert pending_steps(2, EXPLAINERS, {"insertion"}, everything()) == {}
 
 
 def test_only_what_is_missing_is_planned_and_waits_for_nothing_that_is_done() -> None:
     done = everything()
     lost = Step("scores", 1, "sobel")
     left = Done(done.steps - {lost}, done.metrics, done.dropped)
-    assert plan(2, EXPLAINERS, {"insertion"}, left) == {lost: set()}
+    assert pending_steps(2, EXPLAINERS, {"insertion"}, left) == {lost: set()}
 
 
 def test_a_lost_map_is_scored_again() -> None:
     done = everything()
     lost = Step("saliency", 0, "sobel")
-    pending = plan(2, EXPLAINERS, {"insertion"}, Done(done.steps - {lost}, done.metrics))
+    pending = pending_steps(2, EXPLAINERS, {"insertion"}, Done(done.steps - {lost}, done.metrics))
     assert pending == {lost: set(), Step("scores", 0, "sobel"): {lost}}
 
 
 def test_an_added_metric_rescores_and_explains_nothing() -> None:
-    pending = plan(2, EXPLAINERS, {"insertion", "deletion"}, everything())
+    pending = pending_steps(2, EXPLAINERS, {"insertion", "deletion"}, everything())
     assert {step.stage for step in pending} == {"scores"}
     assert len(pending) == 4
 
@@ -65,14 +65,14 @@ def test_an_added_metric_rescores_and_explains_nothing() -> None:
 def test_an_added_explainer_recomputes_dropped_activations_only_if_it_reads_them() -> None:
     done = everything()
     dropped = Done(done.steps, done.metrics, {step for step in done.steps if step.stage == "activations"})
-    assert plan(2, EXPLAINERS, {"insertion"}, dropped) == {}
-    reads = plan(2, EXPLAINERS | {"gradcam": True}, {"insertion"}, dropped)
+    assert pending_steps(2, EXPLAINERS, {"insertion"}, dropped) == {}
+    reads = pending_steps(2, EXPLAINERS | {"gradcam": True}, {"insertion"}, dropped)
     assert {(s.stage, s.explainer) for s in reads} == {
         ("activations", ""),
         ("saliency", "gradcam"),
         ("scores", "gradcam"),
     }
-    blind = plan(2, EXPLAINERS | {"random": False}, {"insertion"}, dropped)
+    blind = pending_steps(2, EXPLAINERS | {"random": False}, {"insertion"}, dropped)
     assert {(s.stage, s.explainer) for s in blind} == {("saliency", "random"), ("scores", "random")}
 
 

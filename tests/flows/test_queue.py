@@ -1,10 +1,10 @@
 """The queue starts what is ready, keeps few shards open, and takes dependents down with what failed."""
 
 from flows.drain import Queue
-from flows.plan import Done, plan
+from flows.plan import Done, pending_steps
 from storage.records import Step
 
-PENDING = plan(6, {"a": True, "b": False}, {"insertion"}, Done())
+PENDING = pending_steps(6, {"a": True, "b": False}, {"insertion"}, Done())
 
 
 def run_all(queue: Queue) -> list[Step]:
@@ -79,7 +79,7 @@ class Counted(set[Step]):
 
 
 def asked_per_step(shards: int) -> float:
-    pending = plan(shards, {"a": True, "b": False}, {"insertion"}, Done())
+    pending = pending_steps(shards, {"a": True, "b": False}, {"insertion"}, Done())
     Counted.asked = 0
     run_all(Queue({step: Counted(needs) for step, needs in pending.items()}, 4))
     return Counted.asked / len(pending)

@@ -96,7 +96,7 @@ def test_the_logs_of_a_task_run_say_what_its_worker_did(told: tuple[Path, UUID])
     messages = "\n".join(message for _, message in logs)
     record = read_record(root, Step("saliency", 0, "warning_plugin:Slow"))
     assert record is not None
-    assert f"begins on worker {record['worker']}" in messages
+    assert f"begins on worker {record.worker}" in messages
     assert f"{label}: 6 rows (1 failed, 5 ok) in " in messages
     assert "UserWarning: a plug-in is worried" in messages
     assert any(

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from explainers.ptame import load_head
 from flows import server as prefect
 from flows.explain import explain
-from flows.job import Job, JobError, one_line
+from flows.job import Job, JobError, complaints
 from flows.job_commands import _train
 from flows.prepare import _fetched
 from flows.train import _ended, prepare_training, publish_head, train_ptame
@@ -178,8 +178,11 @@ def test_another_head_at_the_same_path_is_another_run(undisturbed: dict[str, Any
         f"sqlite:///{undisturbed['root']}/mlflow.db", undisturbed["registered"], tmp_path / "x"
     )
     copy.write_bytes(fetched.read_bytes())
-    raw = tiny_job(tmp_path / "run", explainers=[{"name": "ptame", "head": str(copy)}])
-    prepare(Job.model_validate(raw))
+    # The head notes where the file lies from its own folder, which the copy has left.
+    choice = {"name": "ptame", "head": str(copy), "auxiliary": f"{ROOT}/examples/digits.py"}
+    raw = tiny_job(tmp_path / "run", explainers=[choice])
+    run = prepare(Job.model_validate(raw))
+    assert list(run.manifest.explainers["ptame"].files) == ["head", "auxiliary"]
     other = raw_job(tmp_path / "other", seed=1)
     made = train_ptame(TrainJob.model_validate(other | {"steps": 2}))
     copy.write_bytes(Path(made["head"]).read_bytes())
@@ -242,7 +245,7 @@ def test_a_training_without_images_to_use_is_refused_in_one_line(use: str, tmp_p
         model=model("gap") | {"crop": 64},
         held_out=2,
     )
-    with pytest.raises(JobError, match=f"dataset: not one of the images that .*{use} can be used") as refusal:
+    with pytest.raises(JobError, match=f"dataset: none of the images that .*{use} can be used") as refusal:
         prepare_training(TrainJob.model_validate(raw))
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "run").exists()
@@ -251,16 +254,16 @@ def test_a_training_without_images_to_use_is_refused_in_one_line(use: str, tmp_p
 def test_more_processes_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(JobError, match="processes: 3 need a GPU each, and there are 2; lower it"):
+    with pytest.raises(JobError, match="processes: 3 need one GPU each, but there are 2; lower it"):
         prepare_training(TrainJob.model_validate(raw_job(tmp_path / "run", processes=3)))
 
 
 def test_a_damaged_head_is_told_with_the_remedy(tmp_path: Path) -> None:
     job = TrainJob.model_validate(raw_job(tmp_path / "run"))
-    plan = prepare_training(job)
-    plan.folder.head.write_bytes(b"no head")
+    setup = prepare_training(job)
+    setup.folder.head.write_bytes(b"no head")
     with pytest.raises(TrainingError, match=r"head\.safetensors is damaged; delete it and run the same job"):
-        publish_head.fn(job, plan)
+        publish_head.fn(job, setup)
 
 
 def test_a_failure_of_the_log_hides_no_other(tmp_path: Path) -> None:
@@ -336,12 +339,15 @@ def test_another_training_in_the_same_folder_is_refused_with_what_differs(tmp_pa
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"accumulate": 3}, "8 images do not make 3 equal parts"),
+        ({"accumulate": 3}, "8 images cannot be divided into 3 equal parts"),
         ({"loss": {"preset": "alexnet"}}, "resnet50"),
         ({"stepz": 3}, "stepz"),
         ({"epochs": float("inf")}, "epochs"),
         ({"loss": {"ce": float("nan")}}, "loss.ce"),
-        ({"name": "photos/ptame"}, "name: 'photos/ptame' is no name .*; change it, or set register_as"),
+        (
+            {"name": "photos/ptame"},
+            "name: 'photos/ptame' is not a valid name .*; change it, or set register_as",
+        ),
         ({"name": "Bob's head"}, "name: "),
         ({"name": " "}, "name: "),
         ({"name": ":"}, "name: "),
@@ -354,7 +360,7 @@ def test_another_training_in_the_same_folder_is_refused_with_what_differs(tmp_pa
 def test_wrong_keys_are_refused(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
     with pytest.raises(ValidationError) as refusal:
         TrainJob.model_validate(raw_job(tmp_path) | changes)
-    assert re.search(told, one_line(refusal.value))
+    assert re.search(told, complaints(refusal.value))
 
 
 def test_a_name_that_cannot_be_registered_is_enough_beside_one_that_can(tmp_path: Path) -> None:

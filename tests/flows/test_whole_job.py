@@ -19,7 +19,9 @@ from flows.prepare import prepare
 from flows.resume import remaining
 from flows.server import free_port
 from runs import assert_same_results, maps_of, scores_of, tiny_job
-from storage.datasets.opening import Dataset, DatasetSpec, open_dataset
+from storage.datasets.dataset import Dataset
+from storage.datasets.opening import open_dataset
+from storage.datasets.spec import DatasetSpec
 from storage.run import Run
 from storage.verify import verify
 
@@ -169,8 +171,8 @@ def test_top_classes_give_one_map_each(digits_job: Raw) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"target": 99}, r"target: 99 is no class of the model; choose 0 to 7"),
-        ({"target": {"top": 3}}, r"ddcam explains the predicted class only"),
+        ({"target": 99}, r"target: 99 is not a class of the model; choose 0 to 7"),
+        ({"target": {"top": 3}}, r"ddcam explains only the predicted class"),
         ({"model": {"source": "torchvision", "name": "resnet1", "weights": "none"}}, r"model\.name.*resnet1"),
         ({"dataset": {"kind": "folder", "path": "/nowhere/at/all"}}, r"/nowhere/at/all"),
     ],
@@ -208,5 +210,5 @@ def test_a_metric_that_needs_boxes_is_refused_without_them(digits_job: Raw, tmp_
         (tmp_path / "images" / label).mkdir(parents=True)
         Image.new("RGB", (64, 64)).save(tmp_path / "images" / label / "x.png")
     raw = digits_job(dataset={"kind": "folder", "path": str(tmp_path / "images")})
-    with pytest.raises(JobError, match=r"pointing_game needs boxes .* insertion"):
+    with pytest.raises(JobError, match=r"pointing_game needs boxes, .* insertion"):
         prepare(Job.model_validate(raw))

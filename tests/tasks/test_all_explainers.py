@@ -12,9 +12,9 @@ from explainers.registry import explainers
 from explainers.requirements import unmet
 from runs import explained, model, prepared, tiny_job
 from storage.maps import read
-from storage.scores import read_scores
-from tasks.saliency import STATUSES
+from storage.query import query
 from tasks.scores import scores
+from tasks.shard_rows import STATUSES
 
 IMAGES = 5
 
@@ -38,13 +38,13 @@ def test_every_explainer_goes_through_a_run(kind: str, tmp_path: Path) -> None:
     for name, entry in run.explainers.items():
         statuses = {STATUSES[code] for code in read(run.saliency(name) / "status", 0, IMAGES)}
         assert not statuses & {Status.FAILED, Status.NOT_FINITE}, name
-        assert read(run.saliency(name) / "maps", 0, IMAGES).shape == (IMAGES, *entry["grid"])
+        assert read(run.saliency(name) / "maps", 0, IMAGES).shape == (IMAGES, *entry.grid)
         for shard in range(run.shards):
             scores.fn(str(run.root), shard, name)
-    rows = read_scores(run.root).to_pylist()
+    rows = query(run.root, "SELECT * FROM scores").to_pylist()
     for name, entry in run.explainers.items():
         passes = {row["forward_passes"] for row in rows if row["explainer"] == name}
-        if "forward_passes" in entry["details"]:
+        if "forward_passes" in entry.details:
             stored = read(run.saliency(name) / "details/forward_passes", 0, IMAGES)
             assert passes == set(stored.tolist()), name
             assert np.all(stored > 0), name

@@ -13,13 +13,13 @@ from runs import explained, prepared, scores_of, tiny_job
 from storage.maps import read
 from storage.query import query
 from storage.run import Run
-from tasks.explain_again import Again
+from tasks.explain_again import ExplainAgain
 from tasks.metrics.preparation import prepare
-from tasks.metrics.random_weights import redrawn
-from tasks.perform import classifier_of
-from tasks.saliency import targets_and_seeds
+from tasks.metrics.random_weights import with_random_weights
+from tasks.run_parts import classifier_of
 from tasks.scores import scores
-from tasks.shard_reader import Images
+from tasks.shard_reader import ShardReader
+from tasks.shard_rows import targets_and_seeds
 
 IMAGES = 7
 # One that reads cached activations, one that takes gradients on pixels, one that draws random numbers, and
@@ -44,15 +44,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run_of(tmp_path_factory.mktemp("again") / "run", 3)
 
 
-def shard_of(run: Run, name: str, shard: int = 0) -> tuple[Again, Tensor, Tensor, Tensor]:
+def shard_of(run: Run, name: str, shard: int = 0) -> tuple[ExplainAgain, Tensor, Tensor, Tensor]:
     """The explainer again, with the inputs, targets and prepared maps of a shard."""
     classifier = classifier_of(run)
     start, stop = run.rows_of(shard)
     targets, seeds = (torch.from_numpy(each) for each in targets_and_seeds(run, shard, "saliency"))
     each = np.arange(stop - start) // run.targets_per_image
-    inputs = classifier.inputs_of(torch.from_numpy(Images(run, run.inputs, shard).of(each)))
+    inputs = classifier.inputs_of(torch.from_numpy(ShardReader(run, run.inputs, shard).rows(each)))
     maps = torch.from_numpy(read(run.saliency(name) / "maps", start, stop))
-    return Again(run, name, classifier, targets, seeds), inputs, targets, prepare(maps, run.input_size)[0]
+    again = ExplainAgain(run, name, classifier, targets, seeds)
+    return again, inputs, targets, prepare(maps, run.input_size)[0]
 
 
 @pytest.mark.parametrize("name", EXPLAINERS)
@@ -76,7 +77,7 @@ def test_other_inputs_classes_and_networks_have_other_maps_and_change_nothing(ru
     others = [
         again(1 - inputs, rows),
         again(inputs, rows, targets=(targets + 1) % classes),
-        again(inputs, rows, classifier=redrawn(classifier, range(2))),
+        again(inputs, rows, classifier=with_random_weights(classifier, range(2))),
     ]
     for other in others:
         assert other.isfinite().all()

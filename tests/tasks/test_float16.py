@@ -9,7 +9,7 @@ import pytest
 from runs import explained, prepared, tiny_job
 from storage.maps import read
 from storage.records import Step, read_record
-from storage.scores import read_samples
+from storage.samples import read_samples
 from tasks.pictures.contact_sheet import draw_contact_sheet
 
 NETWORK = """
@@ -61,10 +61,10 @@ def test_its_row_fails_by_name_and_the_shards_others_do_not(
     assert [sample["status"] for sample in samples] == ["failed" if lost else "ok" for lost in beyond]
     assert all((sample["error"] is not None) == lost for sample, lost in zip(samples, beyond, strict=True))
     names = [sample["sample_id"] for sample, lost in zip(samples, beyond, strict=True) if lost]
-    assert told == [f"{name}: its logits are beyond float16; use bfloat16" for name in names]
+    assert told == [f"{name}: its logits exceed the range of float16; use bfloat16" for name in names]
     record = read_record(run.root, Step("activations", 0))
     assert record is not None
-    assert record["statuses"] == {"ok": int((~beyond).sum()), "failed": int(beyond.sum())}
+    assert record.statuses == {"ok": int((~beyond).sum()), "failed": int(beyond.sum())}
     maps = read(run.saliency("random") / "maps", 0, 12)
     assert np.array_equal(np.isnan(maps).any((1, 2)), beyond)
     draw_contact_sheet(run)  # of the others

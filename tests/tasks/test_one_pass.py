@@ -15,9 +15,9 @@ from explainers.models.loading import ModelSpec, load
 from explainers.registry import explainers
 from explainers.requirements import unmet
 from runs import explained, model, prepared, tiny_job
-from storage.datasets.opening import Dataset
+from storage.datasets.dataset import Dataset
 from storage.maps import read
-from tasks.perform import classifier_of
+from tasks.run_parts import classifier_of
 
 IMAGES, SHARD, STEP, FORWARDS = 10, 4, 3, 5
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import maps
-from tasks import shard_reader as blocks
-from tasks.shard_reader import Images
+from tasks import shard_reader
+from tasks.shard_reader import ShardReader
 
 ROWS, SHARD, ROW_BYTES = 50, 16, 6
 
@@ -43,7 +43,7 @@ def reading(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         seen.append((start, stop))
         return read(path, start, stop)
 
-    monkeypatch.setattr(blocks, "read", noted)
+    monkeypatch.setattr(shard_reader, "read", noted)
     return seen
 
 
@@ -62,12 +62,12 @@ def test_a_batch_has_what_the_array_has_whatever_the_block(
     rows = np.array([row for row in asked if first + row < stop], int)
     whole = maps.read(array, first, stop)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK_BYTES", block)
-        patch.setattr(blocks, "chunk_of", lambda _: (chunk, ROW_BYTES))
-        images = Images(Bounds(), array, shard)  # type: ignore[arg-type]
+        patch.setattr(shard_reader, "BLOCK_BYTES", block)
+        patch.setattr(shard_reader, "chunk_of", lambda _: (chunk, ROW_BYTES))
+        images = ShardReader(Bounds(), array, shard)  # type: ignore[arg-type]
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
-            assert np.array_equal(images.of(batch), whole[batch])
+            assert np.array_equal(images.rows(batch), whole[batch])
 
 
 @pytest.mark.parametrize("block", [8, 11])
@@ -75,30 +75,30 @@ def test_a_block_is_read_once_and_ends_where_a_chunk_does(
     array: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     """Or two blocks would decode the chunk."""
-    monkeypatch.setattr(blocks, "chunk_of", lambda _: (4, ROW_BYTES))
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", block * ROW_BYTES)
+    monkeypatch.setattr(shard_reader, "chunk_of", lambda _: (4, ROW_BYTES))
+    monkeypatch.setattr(shard_reader, "BLOCK_BYTES", block * ROW_BYTES)
     seen = reading(monkeypatch)
-    images = Images(Bounds(), array, 1)  # type: ignore[arg-type]
+    images = ShardReader(Bounds(), array, 1)  # type: ignore[arg-type]
     for start in range(0, SHARD, 2):
-        images.of(np.arange(start, start + 2))
+        images.rows(np.arange(start, start + 2))
     assert seen == [(16, 24), (24, 32)]
-    images.of(np.arange(2, 15))  # a batch larger than a block
+    images.rows(np.arange(2, 15))  # a batch larger than a block
     assert seen[2:] == [(18, 31)]
 
 
 def test_a_block_is_a_chunk_at_least_and_ends_with_the_shard(
     array: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "chunk_of", lambda _: (SHARD, ROW_BYTES))
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(shard_reader, "chunk_of", lambda _: (SHARD, ROW_BYTES))
+    monkeypatch.setattr(shard_reader, "BLOCK_BYTES", 1)
     seen = reading(monkeypatch)
-    images = Images(Bounds(), array, 3)  # type: ignore[arg-type]
-    images.of(np.array([0]))
-    images.of(np.array([1]))
+    images = ShardReader(Bounds(), array, 3)  # type: ignore[arg-type]
+    images.rows(np.array([0]))
+    images.rows(np.array([1]))
     assert seen == [(48, 50)]
 
 
 def test_what_is_handed_out_is_not_the_block(array: Path) -> None:
-    images = Images(Bounds(), array, 0)  # type: ignore[arg-type]
-    images.of(np.arange(4))[:] = 99
-    assert np.array_equal(images.of(np.arange(4)), maps.read(array, 0, 4))
+    images = ShardReader(Bounds(), array, 0)  # type: ignore[arg-type]
+    images.rows(np.arange(4))[:] = 99
+    assert np.array_equal(images.rows(np.arange(4)), maps.read(array, 0, 4))

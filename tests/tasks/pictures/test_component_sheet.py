@@ -11,7 +11,7 @@ from runs import Quadrants, decomposed, explained, prepared, tiny_job
 from storage.maps import read
 from storage.records import Step, drop_record
 from storage.run import Run
-from storage.scores import read_samples, read_samples_of_shard, write_sample_predictions
+from storage.samples import read_samples, read_samples_of_shard, write_sample_predictions
 from tasks.pictures.component_sheet import components_figure, draw_components
 from tasks.pictures.contact_sheet import draw_contact_sheet
 from tasks.pictures.map_components import components_of, decomposing
@@ -140,7 +140,7 @@ def test_each_target_is_a_row_of_image_map_and_components_with_their_numbers(run
 def test_gains_and_singular_values_are_told_where_they_are_stored_alone(run: Run) -> None:
     without = Run.open(run.root)
     for detail in ("d", "singular_values"):
-        del without.explainers[QUADRANTS]["details"][detail]
+        del without.explainers[QUADRANTS].details[detail]  # type: ignore[attr-defined]
     figure = components_figure(without, QUADRANTS, 0, read_samples(run.root)[0])
     labels = [axis.get_xlabel() for axis in figure.axes[2:6]]
     assert labels == ["weight 1", "weight 0.5", "weight 0.25", "weight 0"]
@@ -176,7 +176,7 @@ def test_the_picture_is_a_png_of_a_cell_for_each_map_under_a_name_of_its_own(
     ("sample", "explainer", "said"),
     [
         ("b/0.png", "ddcam", r"has no explainer 'ddcam'; it has gradcam, runs:Quadrants$"),
-        ("b/0.png", "gradcam", r"^gradcam does not decompose its maps; what does here: runs:Quadrants$"),
+        ("b/0.png", "gradcam", r"^gradcam does not decompose its maps; choose from runs:Quadrants$"),
         ("b/9.png", None, r"has no sample 'b/9\.png'; there are (b/\d\.png(, |$)){3}"),
         ("zzz", None, r"has no sample 'zzz'; there are b/0\.png, b/1\.png, b/broken\.png$"),
         ("b/broken.png", None, r"^the image of b/broken\.png could not be read: Unreadable"),

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from storage.manifest import ExplainerEntry, Manifest
 from storage.maps import write_shard
 from storage.run import Run
-from storage.scores import merge_samples, write_sample_inputs, write_sample_predictions
+from storage.samples import merge_samples, write_sample_inputs, write_sample_predictions
 from tasks.pictures.contact_sheet import draw_contact_sheet
 from tasks.pictures.drawing import BEHIND, DPI
 from tasks.pictures.tensor_sheet import BARS
@@ -32,6 +32,7 @@ def run_of(
         model_fingerprint="",
         dataset_fingerprint="",
         modality=modality,
+        input_dtype=str(inputs.dtype),
         rows=len(inputs),
         shard_rows=len(inputs),
         targets_per_image=targets,

@@ -29,7 +29,7 @@ def run_of(folder: Path) -> Any:
     return SimpleNamespace(
         report=folder,
         explainers={"gradcam": {}, "random": {}},
-        columns={name: {"better": value} for name, value in better.items()},
+        columns={name: SimpleNamespace(better=value) for name, value in better.items()},
     )
 
 

@@ -82,12 +82,12 @@ def test_an_explainer_is_compared_with_itself_in_the_run_before_and_with_its_own
 
 
 def test_metrics_that_are_not_the_same_are_left_out_and_named(pair: tuple[Run, Run], tmp_path: Path) -> None:
-    assert compare(pair).left_out["pointing_game"] == "gap has it not"
+    assert compare(pair).left_out["pointing_game"] == "gap does not have it"
     finer = done(
         tmp_path / "finer", **job(name="finer", metrics=[{"name": "insertion"}, {"name": "sparseness"}])
     )
     found = compare([pair[0], finer])
-    assert found.left_out == {"insertion": "finer has other settings than gap"}
+    assert found.left_out == {"insertion": "its settings in finer and gap differ"}
     assert {row["metric"] for row in found.summary.to_pylist()} == {"sparseness"}
 
 
@@ -95,8 +95,8 @@ def test_metrics_that_are_not_the_same_are_left_out_and_named(pair: tuple[Run, R
     ("changes", "told"),
     [
         ({"dataset": {"kind": "digits", "limit": 8, "split": "train"}}, "have no image in common"),
-        ({"dataset": {"kind": "digits", "limit": 8, "seed": 7}}, "has another image test/00000. than"),
-        ({"metrics": [{"name": "insertion", "steps": 5}]}, "share no metric: .*other settings"),
+        ({"dataset": {"kind": "digits", "limit": 8, "seed": 7}}, "test/00000. is not the same image in"),
+        ({"metrics": [{"name": "insertion", "steps": 5}]}, "share no metric: .*its settings in"),
     ],
 )
 def test_runs_with_nothing_to_pair_are_refused_in_one_line(

@@ -11,7 +11,8 @@ from PIL import Image
 from runs import explained, prepared, tiny_job
 from storage.datasets import digits
 from storage.records import Step, read_record
-from tasks.results.costs import Meter, tell_costs
+from tasks.meter import Meter
+from tasks.results.costs import write_costs
 from tasks.scores import scores
 
 
@@ -34,10 +35,10 @@ def test_a_run_tells_what_each_explainer_took(tmp_path: Path) -> None:
     for shard in range(run.shards):
         for name in run.explainers:
             scores.fn(str(run.root), shard, name)
-    rows = {row["explainer"]: row for row in tell_costs(run).to_pylist()}
+    rows = {row["explainer"]: row for row in write_costs(run).to_pylist()}
     assert set(rows) == set(run.explainers)
     records = [read_record(run.root, Step("saliency", shard, "occlusion")) for shard in range(run.shards)]
-    seconds = sum(record["explain_seconds"] for record in records)
+    seconds = sum(record.facts.cost.explain_seconds for record in records)
     assert rows["occlusion"]["milliseconds"] == pytest.approx(1000 * seconds / run.rows)
     assert rows["occlusion"]["milliseconds"] > rows["random"]["milliseconds"]
     assert rows["gradcam"]["forward_passes"] is None
@@ -54,7 +55,7 @@ def test_images_that_were_not_explained_do_not_make_it_cheap(tmp_path: Path) -> 
     chosen = {"dataset": {"kind": "folder", "path": str(folder)}, "explainers": [{"name": "gradcam"}]}
     chosen |= {"metrics": [{"name": "sparseness"}], "controls": False}
     run = explained(prepared(tiny_job(tmp_path / "run", **chosen)))
-    (row,) = tell_costs(run).to_pylist()
+    (row,) = write_costs(run).to_pylist()
     record = read_record(run.root, Step("saliency", 0, "gradcam"))
-    assert record["rows"] == 9
-    assert row["milliseconds"] == pytest.approx(1000 * record["explain_seconds"])
+    assert record.rows == 9
+    assert row["milliseconds"] == pytest.approx(1000 * record.facts.cost.explain_seconds)

@@ -6,35 +6,43 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tasks.results.statistics import Comparison, Contest, Standing, comparisons, holm, rows_of, standings
+from tasks.results.statistics import (
+    Comparison,
+    MetricSummary,
+    PairedScores,
+    comparisons,
+    holm,
+    metric_summaries,
+    result_rows,
+)
 
 
-def plain(values: np.ndarray, better: str | None = "higher") -> Contest:
+def plain(values: np.ndarray, better: str | None = "higher") -> PairedScores:
     values = np.atleast_2d(values)
-    return Contest("m", better, ~np.isnan(values), values)
+    return PairedScores("m", better, ~np.isnan(values), values)
 
 
-def standing_of(values: np.ndarray, better: str | None = "higher") -> Standing:
-    return standings([plain(values, better)], seed=0)[0]
+def summary_of(values: np.ndarray, better: str | None = "higher") -> MetricSummary:
+    return metric_summaries([plain(values, better)], seed=0)[0]
 
 
-def compared(contest: Contest, best: int, wanted: list[tuple[int, int]]) -> list[Comparison]:
-    (standing,) = standings([contest], seed=0)
-    return comparisons(contest, replace(standing, best=best), wanted)
+def compared(scores: PairedScores, best: int, wanted: list[tuple[int, int]]) -> list[Comparison]:
+    (summary,) = metric_summaries([scores], seed=0)
+    return comparisons(scores, replace(summary, best=best), wanted)
 
 
-def pooled(*curves: np.ndarray, better: str | None = "higher") -> Contest:
+def pooled(*curves: np.ndarray, better: str | None = "higher") -> PairedScores:
     """The largest point of the mean curve."""
     known = np.stack([~np.isnan(curve).any(1) for curve in curves])
     filled = [np.nan_to_num(curve) for curve in curves]
-    return Contest(
+    return PairedScores(
         "m", better, known, np.empty((len(curves), 0)), lambda e: filled[e], lambda mean: mean.max(1)
     )
 
 
 def test_bootstrap_agrees_with_scipy() -> None:
     values = np.random.default_rng(3).gamma(2.0, size=400)
-    found = standing_of(values)
+    found = summary_of(values)
     other = stats.bootstrap(
         (values,), np.mean, method="percentile", n_resamples=4000, rng=1
     ).confidence_interval
@@ -43,14 +51,14 @@ def test_bootstrap_agrees_with_scipy() -> None:
 
 
 def test_the_interval_of_equal_values_is_a_point() -> None:
-    found = standing_of(np.full(50, 0.25))
+    found = summary_of(np.full(50, 0.25))
     assert [found.mean[0], found.low[0], found.high[0]] == pytest.approx([0.25] * 3)
 
 
 def test_undefined_values_are_left_out_and_all_undefined_gives_nothing() -> None:
     known = np.random.default_rng(0).normal(5, 1, size=300)
     holes = np.concatenate([known, np.full(100, np.nan)])
-    found = standing_of(np.stack([holes, np.full(400, np.nan)]))
+    found = summary_of(np.stack([holes, np.full(400, np.nan)]))
     assert found.mean[0] == pytest.approx(known.mean())
     assert found.low[0] < known.mean() < found.high[0]
     assert found.high[0] - found.low[0] == pytest.approx(2 * 1.96 * known.std() / np.sqrt(300), rel=0.15)
@@ -60,7 +68,7 @@ def test_undefined_values_are_left_out_and_all_undefined_gives_nothing() -> None
 
 def test_contenders_share_their_resamples() -> None:
     values = np.random.default_rng(1).normal(size=200)
-    found = standing_of(np.stack([values, values + 1]))
+    found = summary_of(np.stack([values, values + 1]))
     assert found.low[1] - found.low[0] == pytest.approx(1)
     assert found.high[1] - found.high[0] == pytest.approx(1)
     assert found.difference.tolist() == pytest.approx([-1, 0])
@@ -69,16 +77,16 @@ def test_contenders_share_their_resamples() -> None:
 
 def test_memory_bound_blocks_of_draws_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(1).normal(size=(3, 40))
-    whole = standing_of(values)
+    whole = summary_of(values)
     monkeypatch.setattr("tasks.results.statistics._BLOCK", 40 * 7)
-    parts = standing_of(values)
+    parts = summary_of(values)
     np.testing.assert_allclose(parts.low, whole.low)
     np.testing.assert_allclose(parts.difference_high, whole.difference_high)
 
 
 def test_the_difference_is_of_samples_that_both_have() -> None:
     values = np.array([[1.0, 2.0, np.nan, 100.0], [0.0, 1.0, 5.0, np.nan]])
-    found = standing_of(values)
+    found = summary_of(values)
     assert found.best == 0
     assert found.difference.tolist() == [0, -1]
     assert found.mean.tolist() == pytest.approx([103 / 3, 2])
@@ -88,13 +96,13 @@ def test_the_difference_is_of_samples_that_both_have() -> None:
     ("better", "ranks", "best"), [("higher", [3, 1.5, 1.5], 1), ("lower", [1, 2.5, 2.5], 0)]
 )
 def test_ranks_follow_the_direction_and_ties_share_theirs(better: str, ranks: list[float], best: int) -> None:
-    found = standing_of(np.array([[0.0, 0.0], [1.0, 3.0], [2.0, 2.0]]), better)
+    found = summary_of(np.array([[0.0, 0.0], [1.0, 3.0], [2.0, 2.0]]), better)
     assert found.rank.tolist() == ranks
     assert found.best == best
 
 
 def test_a_reference_judges_nobody() -> None:
-    found = standing_of(np.array([[0.0, 1.0], [1.0, 3.0]]), None)
+    found = summary_of(np.array([[0.0, 1.0], [1.0, 3.0]]), None)
     assert found.best is None
     assert np.isnan(found.rank).all()
     assert np.isnan(found.difference).all()
@@ -102,7 +110,7 @@ def test_a_reference_judges_nobody() -> None:
 
 def test_a_number_of_the_dataset_comes_from_the_mean_curve_and_not_from_the_samples_best() -> None:
     """Each sample is best at another point: the mean of maxima would be 1."""
-    found = standings([pooled(np.eye(4), np.full((4, 4), 0.5))], seed=0)[0]
+    found = metric_summaries([pooled(np.eye(4), np.full((4, 4), 0.5))], seed=0)[0]
     assert found.mean.tolist() == pytest.approx([0.25, 0.5])
     assert found.best == 1
     assert found.difference.tolist() == pytest.approx([-0.25, 0])
@@ -112,7 +120,7 @@ def test_a_number_of_the_dataset_comes_from_the_mean_curve_and_not_from_the_samp
 
 def test_images_without_a_curve_are_left_out_of_the_mean_curve() -> None:
     curves = np.array([[1.0, 0.0], [np.nan, np.nan], [0.0, 0.0]])
-    found = standings([pooled(curves)], seed=0)[0]
+    found = metric_summaries([pooled(curves)], seed=0)[0]
     assert found.mean.tolist() == [0.5]
     assert found.common == 2
 
@@ -121,7 +129,7 @@ def test_numbers_of_the_dataset_are_paired_on_the_images_that_both_have() -> Non
     """Alone on its many images the first is at 0.9; on the two in common it is at 0, the other at 0.5."""
     one = np.array([[0.0], [0.0]] + [[1.0]] * 18)
     other = np.array([[0.5], [0.5]] + [[np.nan]] * 18)
-    found = standings([pooled(one, other)], seed=0)[0]
+    found = metric_summaries([pooled(one, other)], seed=0)[0]
     assert found.mean.tolist() == pytest.approx([0.9, 0.5])
     assert (found.common, found.best) == (2, 1)
     assert found.rank.tolist() == [2, 1]
@@ -132,7 +140,7 @@ def test_numbers_of_the_dataset_are_paired_on_the_images_that_both_have() -> Non
 
 
 def test_a_contender_without_any_curve_is_left_out_and_the_others_stand() -> None:
-    found = standings([pooled(np.eye(2), np.full((2, 2), np.nan))], seed=0)[0]
+    found = metric_summaries([pooled(np.eye(2), np.full((2, 2), np.nan))], seed=0)[0]
     assert found.mean[0] == 0.5
     assert np.isnan([found.mean[1], found.low[1], found.rank[1], found.difference[1]]).all()
     assert (found.best, found.common) == (0, 2)
@@ -140,7 +148,7 @@ def test_a_contender_without_any_curve_is_left_out_and_the_others_stand() -> Non
 
 def test_references_that_are_the_same_for_all_have_the_same_interval() -> None:
     curves = np.random.default_rng(0).random((30, 3))
-    found = standings([pooled(curves, curves, better=None)], seed=0)[0]
+    found = metric_summaries([pooled(curves, curves, better=None)], seed=0)[0]
     assert found.low[0] == found.low[1] < found.mean[0]
     assert found.best is None
 
@@ -148,7 +156,7 @@ def test_references_that_are_the_same_for_all_have_the_same_interval() -> None:
 def test_ranks_and_the_best_are_of_the_images_that_all_have() -> None:
     """An explainer that fails where it is hard does not win by that."""
     values = np.array([[0.8, 0.2, 0.2, 0.2], [0.7, np.nan, np.nan, np.nan], [np.nan] * 4])
-    found = standing_of(values)
+    found = summary_of(values)
     assert found.mean[:2].tolist() == pytest.approx([0.35, 0.7])
     assert (found.best, found.common) == (0, 1)
     assert found.rank[:2].tolist() == [1, 2]
@@ -156,8 +164,10 @@ def test_ranks_and_the_best_are_of_the_images_that_all_have() -> None:
 
 
 def test_all_that_are_first_are_the_best() -> None:
-    ahead, _ = rows_of([plain(np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))], ["a", "b", "c"], [], seed=0)
-    assert [row["best"] for row in ahead] == [True, True, False]
+    summary, _ = result_rows(
+        [plain(np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))], ["a", "b", "c"], [], seed=0
+    )
+    assert [row["best"] for row in summary] == [True, True, False]
 
 
 def test_comparisons_are_wilcoxons_with_holms_correction() -> None:
@@ -195,9 +205,9 @@ def test_equal_contenders_and_those_without_common_samples_have_defined_outcomes
 
 def test_rows_have_the_best_against_everyone_and_what_was_asked_for() -> None:
     values = np.array([[0.9, 0.8, 0.9], [0.1, 0.2, 0.1], [0.5, 0.5, 0.4]])
-    contests = [plain(values, "higher"), replace(plain(values, None), metric="area")]
-    ahead, compared = rows_of(contests, ["gradcam", "random", "rise"], [(0, 1), (2, 1)], seed=0)
-    assert [(row["explainer"], row["best"], row["rank"]) for row in ahead[:3]] == [
+    scores = [plain(values, "higher"), replace(plain(values, None), metric="area")]
+    summary, compared = result_rows(scores, ["gradcam", "random", "rise"], [(0, 1), (2, 1)], seed=0)
+    assert [(row["explainer"], row["best"], row["rank"]) for row in summary[:3]] == [
         ("gradcam", True, 1),
         ("random", False, 3),
         ("rise", False, 2),
@@ -208,7 +218,7 @@ def test_rows_have_the_best_against_everyone_and_what_was_asked_for() -> None:
         ("rise", "gradcam", True),
         ("rise", "random", False),
     ]
-    by_name = {row["explainer"]: row for row in ahead[:3]}
+    by_name = {row["explainer"]: row for row in summary[:3]}
     assert by_name["rise"]["p_holm"] == compared[1]["p_holm"]
     assert np.isnan(by_name["gradcam"]["p_holm"])
     assert {row["metric"] for row in compared} == {"m"}

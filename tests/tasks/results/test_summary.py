@@ -129,7 +129,7 @@ def test_a_mask_that_cannot_be_used_fails_its_row_and_says_why(tmp_path: Path) -
     )
     rows = query(run.root, "SELECT status, error FROM samples").to_pylist()
     assert [row["status"] for row in rows] == ["failed", "failed", "ok"]
-    assert "its mask is 32x64 where the image is 64x64" in rows[0]["error"]
+    assert "its mask is 32x64, but the image is 64x64" in rows[0]["error"]
     assert "its mask none.png: there is no such file" in rows[1]["error"]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from storage.datasets.opening import DatasetSpec
+from storage.datasets.spec import DatasetSpec
 from tasks.training.data import Crops, Order, UnusableImagesError, loader
 from training_runs import SEED
 
@@ -119,7 +119,7 @@ def test_images_of_which_none_can_be_used_are_refused_in_one_line(
 ) -> None:
     for path in photographs.path.iterdir():
         path.write_bytes(b"")
-    told = r"^dataset: not one of the images that %s can be used, e\.g\. \d\.png: the file is empty; see what"
+    told = r"^dataset: none of the images that %s can be used, e\.g\. \d\.png: the file is empty; check"
     with pytest.raises(UnusableImagesError, match=told % "are held out"):
         crops(photographs)[-1, 0]
     data = crops(photographs)

@@ -14,22 +14,22 @@ import torch
 from PIL import Image
 
 from explainers.ptame import PTame, load_head
-from storage.datasets.opening import DatasetSpec
+from storage.datasets.spec import DatasetSpec
 from tasks.training.data import UnusableImagesError
-from tasks.training.fitting import CheckpointError, Event, Plan, StoppedError, fit, networks
+from tasks.training.fitting import CheckpointError, StoppedError, TrainingEvent, TrainingSetup, fit, networks
 from tasks.training.optimisation import PRESETS, DivergedError, Training
 from training_runs import After, never, plan_of
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, list[Event]]:
-    plan, events = plan_of(tmp_path_factory.mktemp("whole")), []
-    fit(plan, 0, events.append, never)
-    return plan, events
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingSetup, list[TrainingEvent]]:
+    setup, events = plan_of(tmp_path_factory.mktemp("whole")), []
+    fit(setup, 0, events.append, never)
+    return setup, events
 
 
-def test_numbers_validations_and_the_head_come_out(whole: tuple[Plan, list[Event]]) -> None:
-    plan, events = whole
+def test_numbers_validations_and_the_head_come_out(whole: tuple[TrainingSetup, list[TrainingEvent]]) -> None:
+    setup, events = whole
     numbers = {event.step: event.values for event in events if not event.picture}
     assert list(numbers) == [4, 8, 12]
     for values in numbers.values():
@@ -53,39 +53,39 @@ def test_numbers_validations_and_the_head_come_out(whole: tuple[Plan, list[Event
         names = ("average_drop_15", "increase_in_confidence_15", "average_gain_15")
         assert set(values) == {f"held_out_{name}" for name in (*names, "images_replaced")}
         assert all(0 <= value <= 1 for value in values.values())
-    assert plan.folder.picture.stat().st_size > 5_000
-    _, config, _ = load_head(plan.folder.head)
-    assert config.training == {"steps": 12, "hash": plan.folder.hash}
-    classifier, _ = networks(plan, "cpu")
+    assert setup.folder.picture.stat().st_size > 5_000
+    _, config, _ = load_head(setup.folder.head)
+    assert config.training == {"steps": 12, "hash": setup.folder.hash}
+    classifier, _ = networks(setup, "cpu")
     with classifier:
-        assert PTame(classifier, PTame.Parameters(head=plan.folder.head)).describe().grid == (32, 32)
+        assert PTame(classifier, PTame.Parameters(head=setup.folder.head)).describe().grid == (32, 32)
 
 
 @pytest.mark.parametrize("stops", [[1], [5, 3], [11]])
 def test_a_stopped_training_goes_on_to_the_same_head_bit_for_bit(
-    stops: list[int], whole: tuple[Plan, list[Event]], tmp_path: Path
+    stops: list[int], whole: tuple[TrainingSetup, list[TrainingEvent]], tmp_path: Path
 ) -> None:
-    plan = plan_of(tmp_path / "run")
+    setup = plan_of(tmp_path / "run")
     done = 0
     for steps in stops:
         done += steps
         with pytest.raises(StoppedError, match=f"stopped after step {done} of 12"):
-            fit(plan, 0, lambda _: None, After(steps))
-    assert not plan.folder.head.exists()
-    killed = plan.folder.checkpoint.with_name("checkpoint.pt.0123.partial")
+            fit(setup, 0, lambda _: None, After(steps))
+    assert not setup.folder.head.exists()
+    killed = setup.folder.checkpoint.with_name("checkpoint.pt.0123.partial")
     killed.write_bytes(b"half")
-    fit(plan, 0, lambda _: None, never)
+    fit(setup, 0, lambda _: None, never)
     assert not killed.exists()
-    one, other = load_head(plan.folder.head)[0], load_head(whole[0].folder.head)[0]
+    one, other = load_head(setup.folder.head)[0], load_head(whole[0].folder.head)[0]
     for name, value in one.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
 
 
 def test_decoding_ahead_changes_nothing_nor_do_signals_to_those_who_decode(
-    whole: tuple[Plan, list[Event]], tmp_path: Path
+    whole: tuple[TrainingSetup, list[TrainingEvent]], tmp_path: Path
 ) -> None:
     """Ctrl-C goes to every process of a terminal."""
-    plan, signalled = plan_of(tmp_path / "run", workers=1), set()
+    setup, signalled = plan_of(tmp_path / "run", workers=1), set()
 
     def interrupted() -> bool:
         for worker in multiprocessing.active_children():
@@ -94,10 +94,10 @@ def test_decoding_ahead_changes_nothing_nor_do_signals_to_those_who_decode(
             signalled.add(worker)
         return False
 
-    fit(plan, 0, lambda _: None, interrupted)
+    fit(setup, 0, lambda _: None, interrupted)
     assert len(signalled) == 1
     assert not multiprocessing.active_children()
-    one, other = load_head(plan.folder.head)[0], load_head(whole[0].folder.head)[0]
+    one, other = load_head(setup.folder.head)[0], load_head(whole[0].folder.head)[0]
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
 
 
@@ -111,9 +111,9 @@ def test_unusable_images_are_told_and_too_many_refused(tmp_path: Path) -> None:
     for row in (3, 8):  # the second is held out
         (photographs / f"{row:02}.png").write_bytes(b"")
     dataset = DatasetSpec(kind="folder", path=photographs)
-    plan = plan_of(tmp_path / "run", steps=7, numbers=7, dataset=dataset)
-    events: list[Event] = []
-    fit(plan, 0, events.append, never)
+    setup = plan_of(tmp_path / "run", steps=7, numbers=7, dataset=dataset)
+    events: list[TrainingEvent] = []
+    fit(setup, 0, events.append, never)
     told = [(event.step, event.picture, event.problems) for event in events]
     held_out, training = ("08.png: the file is empty",), ("03.png: the file is empty",)
     assert told == [(6, True, held_out), (7, False, training), (7, True, held_out)]
@@ -123,7 +123,7 @@ def test_unusable_images_are_told_and_too_many_refused(tmp_path: Path) -> None:
     other = plan_of(tmp_path / "other", dataset=dataset)
     with pytest.raises(
         UnusableImagesError,
-        match=r"^dataset: 2. of .. images drawn cannot be used, e\.g\. .*the file is empty; mend",
+        match=r"^dataset: 2. of .. images drawn cannot be used, e\.g\. .*the file is empty; repair",
     ):
         fit(other, 0, events.append, never)
     assert not other.folder.head.exists()
@@ -131,16 +131,16 @@ def test_unusable_images_are_told_and_too_many_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
 def test_a_damaged_checkpoint_is_told_and_left_alone(damage: bytes | None, tmp_path: Path) -> None:
-    plan = plan_of(tmp_path / "run")
+    setup = plan_of(tmp_path / "run")
     with pytest.raises(StoppedError):
-        fit(plan, 0, lambda _: None, After(1))
-    whole = plan.folder.checkpoint.read_bytes()
-    plan.folder.checkpoint.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+        fit(setup, 0, lambda _: None, After(1))
+    whole = setup.folder.checkpoint.read_bytes()
+    setup.folder.checkpoint.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt cannot be read; restore it, or delete it"):
-        fit(plan, 0, lambda _: None, never)
-    plan.folder.checkpoint.unlink()
+        fit(setup, 0, lambda _: None, never)
+    setup.folder.checkpoint.unlink()
     with pytest.raises(StoppedError, match="after step 2"):
-        fit(plan, 0, lambda _: None, After(2))
+        fit(setup, 0, lambda _: None, After(2))
 
 
 def test_a_checkpoint_of_another_training_is_told(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_checkpoint_of_another_training_is_told(tmp_path: Path) -> None:
         fit(one, 0, lambda _: None, After(1))
     other.folder.checkpoint.write_bytes(one.folder.checkpoint.read_bytes())
     with pytest.raises(
-        CheckpointError, match=r"checkpoint\.pt is another training's; delete it to begin again"
+        CheckpointError, match=r"checkpoint\.pt belongs to another training; delete it to begin again"
     ):
         fit(other, 0, lambda _: None, never)
 
@@ -157,9 +157,9 @@ def test_a_checkpoint_of_another_training_is_told(tmp_path: Path) -> None:
 def test_nobody_is_told_to_delete_a_checkpoint_for_want_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = plan_of(tmp_path)
+    setup = plan_of(tmp_path)
     with pytest.raises(StoppedError):
-        fit(plan, 0, lambda _: None, After(1))
+        fit(setup, 0, lambda _: None, After(1))
 
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("of memory")
@@ -168,18 +168,18 @@ def test_nobody_is_told_to_delete_a_checkpoint_for_want_of_memory(
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, full)
             with pytest.raises(torch.OutOfMemoryError):
-                fit(plan, 0, lambda _: None, never)
+                fit(setup, 0, lambda _: None, never)
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path / "run")
+    setup = plan_of(tmp_path / "run")
     with pytest.raises(StoppedError):
-        fit(plan, 0, lambda _: None, After(3))
-    before = plan.folder.checkpoint.read_bytes()
-    preset = plan.settings.preset
+        fit(setup, 0, lambda _: None, After(3))
+    before = setup.folder.checkpoint.read_bytes()
+    preset = setup.settings.preset
     weights = replace(preset.weights, ce=float("nan"))
-    broken = replace(plan, settings=replace(plan.settings, preset=replace(preset, weights=weights)))
+    broken = replace(setup, settings=replace(setup.settings, preset=replace(preset, weights=weights)))
     with pytest.raises(DivergedError, match="loss of step 3 is nan"):
         fit(broken, 0, lambda _: None, never)
-    assert plan.folder.checkpoint.read_bytes() == before
-    assert not plan.folder.head.exists()
+    assert setup.folder.checkpoint.read_bytes() == before
+    assert not setup.folder.head.exists()

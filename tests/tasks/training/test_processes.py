@@ -18,14 +18,14 @@ import torch
 
 from explainers.ptame import load_head
 from places import ROOT
-from tasks.training.fitting import Event, Plan, StoppedError, fit
+from tasks.training.fitting import StoppedError, TrainingError, TrainingEvent, TrainingSetup, fit
 from tasks.training.processes import _events, fit_in_processes
 from training_runs import SlowFolder, never, plan_of
 
 
-def in_two(plan: Plan) -> Plan:
+def in_two(setup: TrainingSetup) -> TrainingSetup:
     """The same training by two processes."""
-    return replace(plan, order=replace(plan.order, batch=plan.order.batch // 2, processes=2))
+    return replace(setup, order=replace(setup.order, batch=setup.order.batch // 2, processes=2))
 
 
 def test_two_processes_train_as_one_with_two_parts_a_batch(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_two_processes_train_as_one_with_two_parts_a_batch(tmp_path: Path) -> No
     parts = plan_of(tmp_path / "parts", steps=4, accumulate=2, numbers=1)
     fit(parts, 0, lambda _: None, never)
     two = in_two(plan_of(tmp_path / "two", steps=4, numbers=1))
-    events: list[Event] = []
+    events: list[TrainingEvent] = []
     fit_in_processes(two, events.append, never)
     assert [event.step for event in events if not event.picture] == [1, 2, 3, 4]
     one, other = load_head(parts.folder.head)[0], load_head(two.folder.head)[0]
@@ -44,11 +44,11 @@ def test_two_processes_train_as_one_with_two_parts_a_batch(tmp_path: Path) -> No
 
 def test_a_signal_to_all_ends_with_a_checkpoint(tmp_path: Path) -> None:
     """Also where the first process takes long to write it, and the others have nothing left to do."""
-    plan = in_two(plan_of(tmp_path, steps=4000, numbers=1))
-    plan = replace(plan, folder=SlowFolder(plan.folder.root, plan.folder.identity))
+    setup = in_two(plan_of(tmp_path, steps=4000, numbers=1))
+    setup = replace(setup, folder=SlowFolder(setup.folder.root, setup.folder.identity))
     told: list[int] = []
 
-    def emit(event: Event) -> None:
+    def emit(event: TrainingEvent) -> None:
         told.append(event.step)
         if event.step == 2:
             (tmp_path / "slow").touch()
@@ -57,24 +57,24 @@ def test_a_signal_to_all_ends_with_a_checkpoint(tmp_path: Path) -> None:
                     os.kill(process.pid, number)
 
     with pytest.raises(StoppedError, match="of 4000") as stopped:
-        fit_in_processes(plan, emit, lambda: len(told) >= 2)
+        fit_in_processes(setup, emit, lambda: len(told) >= 2)
     step = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
-    assert str(stopped.value) == f"stopped after step {step} of 4000"
+    assert str(stopped.value) == f"stopped after step {step} of 4000; run the same job again to continue"
     assert told == list(range(1, step + 1))
     assert not multiprocessing.active_children()
 
 
 def test_no_process_outlives_a_failure_to_tell(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, steps=4000, numbers=1)
+    setup = plan_of(tmp_path, steps=4000, numbers=1)
 
-    def emit(_: Event) -> None:
+    def emit(_: TrainingEvent) -> None:
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="the disk is full"):
-        fit_in_processes(plan, emit, never)
+        fit_in_processes(setup, emit, never)
     assert not multiprocessing.active_children()
-    assert plan.folder.checkpoint.exists()
-    assert not plan.folder.head.exists()
+    assert setup.folder.checkpoint.exists()
+    assert not setup.folder.head.exists()
 
 
 @pytest.mark.parametrize(
@@ -89,12 +89,12 @@ def test_no_process_outlives_a_failure_to_tell(tmp_path: Path) -> None:
 def test_a_process_that_dies_is_told_with_what_it_died_of(
     codes: list[int | None], sent: list[Exception], told: str
 ) -> None:
-    events: Queue[Event | Exception] = Queue()
-    for event in (Event(1, {}), *sent):
+    events: Queue[TrainingEvent | Exception] = Queue()
+    for event in (TrainingEvent(1, {}), *sent):
         events.put(event)
     found = _events(events, [SimpleNamespace(exitcode=code) for code in codes])
-    assert next(found) == Event(1, {})
-    with pytest.raises(RuntimeError, match=told):
+    assert next(found) == TrainingEvent(1, {})
+    with pytest.raises((RuntimeError, TrainingError), match=told):
         next(found)
 
 
@@ -105,9 +105,9 @@ from training_runs import never, plan_of
 from tasks.training.processes import fit_in_processes
 
 if __name__ == "__main__":
-    plan = plan_of(Path(sys.argv[1]) / "run", steps=10_000, numbers=1)
+    setup = plan_of(Path(sys.argv[1]) / "run", steps=10_000, numbers=1)
     emit = lambda _: print(*[process.pid for process in multiprocessing.active_children()], flush=True)
-    fit_in_processes(plan, emit, never)
+    fit_in_processes(setup, emit, never)
 """
 
 

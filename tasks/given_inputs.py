@@ -1,0 +1,178 @@
+"""Inputs that a user hands over in Python, read in steps as a classifier takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from explainers.models.black_box import BlackBox
+from explainers.models.model_spec import Preprocessing
+from explainers.models.text import TextClassifier
+from storage.datasets.decoding import decode, decode_mask, rgb
+from storage.datasets.geometry import prepare_image
+from storage.files import UnreadableError
+
+# How image files become inputs of the classifiers that were loaded from a model table.
+preprocessing_of: WeakKeyDictionary[Any, Preprocessing] = WeakKeyDictionary()
+
+_File = str | Path | Image.Image
+
+
+class GivenInputs:
+    """Some inputs of a classifier.
+
+    Parameters
+    ----------
+    model
+        The classifier that takes them.
+    given
+        Images: (B, C, H, W) in [0, 1] or uint8, or files or PIL images, which go through the preprocessing of
+        the classifier. Texts: strings. Plain tensors: (B, T) or (B, C, T). A single one may stand alone.
+
+    Raises
+    ------
+    ValueError
+        In one line: there are none, or they are of another kind or shape than the classifier's.
+    """
+
+    def __init__(self, model: BlackBox, given: Any) -> None:
+        self._model = model
+        if isinstance(given, _File):
+            items: Any = [given]
+        else:
+            items = given if hasattr(given, "shape") else list(given)
+        if len(items) == 0:
+            raise ValueError("no inputs were given; give one at least")
+        if hasattr(items, "shape"):
+            items = self._batch(_tensor(items))
+        elif hasattr(items[0], "shape"):
+            items = self._batch(torch.stack([_tensor(item) for item in items]))
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def steps(self, size: int) -> Iterator[slice]:
+        """Consecutive slices of at most ``size`` inputs."""
+        return (slice(start, start + size) for start in range(0, len(self), size))
+
+    def read(self, rows: slice, boxes: Sequence[Any] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The inputs at ``rows``, and their boxes.
+
+        Parameters
+        ----------
+        boxes
+            Per input of ``rows`` the boxes of its object, in pixels of what was given.
+
+        Returns
+        -------
+        inputs
+            (b, C, \\*sites) on the classifier's device.
+        boxes
+            (K, 4) per input, in pixels of the classifier's input.
+        """
+        part = self._items[rows]
+        kept = [_boxes(its) for its in ([[]] * len(part) if boxes is None else boxes)]
+        if isinstance(part, Tensor):
+            # A copy takes gradients also if it was made in inference mode; another layout rounds otherwise.
+            stored = part.detach().clone(memory_format=torch.contiguous_format)
+        elif isinstance(self._model, TextClassifier):
+            stored = torch.from_numpy(np.stack([self._encoded(text) for text in part]))
+        elif self._model.modality == "image":
+            read = [self._pixels(image, its) for image, its in zip(part, kept, strict=True)]
+            stored, kept = torch.from_numpy(np.stack([one for one, _ in read])), [its for _, its in read]
+        else:
+            raise ValueError("plain tensors are given as one array, (B, T) or (B, C, T)")
+        stored = stored.to(self._model.device)
+        if self._model.modality == "image" and stored.is_floating_point():
+            return _in_range(stored.float()), kept
+        return self._model.inputs_of(stored), kept
+
+    def masks(self, given: Sequence[Any]) -> Tensor:
+        """(b, H, W) bool masks of objects, from files, PIL images, or arrays as large as the input."""
+        masks = [self._mask(mask) if isinstance(mask, _File) else _tensor(mask) != 0 for mask in given]
+        for mask in masks:
+            if tuple(mask.shape) != self._model.input_shape[1:]:
+                raise ValueError(
+                    f"masks: {_size(mask.shape)} does not fit {_size(self._model.input_shape[1:])}"
+                )
+        return torch.stack(masks).to(self._model.device)
+
+    def _batch(self, values: Tensor) -> Tensor:
+        """(B, C, \\*sites), a channel added to flat rows and a batch axis to a single input."""
+        wanted = tuple(self._model.input_shape)
+        if self._model.modality == "tensor" and values.ndim < 3 and tuple(values.shape[-1:]) == wanted[1:]:
+            values = values.reshape(-1, *wanted) if wanted[0] == 1 else values  # flat rows
+        values = values[None] if tuple(values.shape) == wanted else values
+        if tuple(values.shape[1:]) != wanted:
+            takes = f"the model takes inputs (B, {', '.join(map(str, wanted))})"
+            advice = (
+                "; files and PIL images are resized and cropped" if self._model.modality == "image" else ""
+            )
+            raise ValueError(f"{takes}, and these are {tuple(values.shape)}{advice}")
+        return values
+
+    def _encoded(self, text: str) -> NDArray[np.int32]:
+        assert isinstance(self._model, TextClassifier)
+        try:
+            return self._model.encode(text)[0]
+        except ValueError as error:
+            raise ValueError(f"the text {text!r} {error}") from error
+
+    def _pixels(self, given: _File, boxes: Tensor) -> tuple[NDArray[np.uint8], Tensor]:
+        """(C, H, W) pixels of an image, and its boxes (K, 4) in them."""
+        named = "the image" if isinstance(given, Image.Image) else str(given)
+        try:
+            image = rgb(given) if isinstance(given, Image.Image) else decode(Path(given))
+        except UnreadableError as error:
+            raise ValueError(f"{named} cannot be read: {error}") from error
+        pixels, moved = prepare_image(image, [tuple(box) for box in boxes.tolist()], **self._geometry())
+        if pixels.shape != self._model.input_shape:
+            raise ValueError(
+                f"{named} has {_size(pixels.shape[1:])} pixels, height first, and the model takes "
+                f"{_size(self._model.input_shape[1:])}; resize it, or load the model through floodlit.load, "
+                "with resize and crop where its source has none"
+            )
+        return pixels, _boxes(moved)
+
+    def _mask(self, given: _File) -> Tensor:
+        mask = given if isinstance(given, Image.Image) else decode_mask(Path(given))
+        how = self._geometry() | {"interpolation": "nearest"}
+        return torch.from_numpy(prepare_image(mask.convert("RGB"), [], **how)[0].any(0))
+
+    def _geometry(self) -> dict[str, Any]:
+        how = asdict(preprocessing_of.get(self._model, Preprocessing()))
+        return {key: how[key] for key in ("resize", "crop", "interpolation")}
+
+
+def _tensor(values: Any) -> Tensor:
+    """A tensor, or what NumPy makes an array of, as a tensor."""
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, order="C"))
+
+
+def _boxes(given: Any) -> Tensor:
+    """(K, 4) from the boxes of one image."""
+    return torch.as_tensor(given, dtype=torch.float32).reshape(-1, 4)
+
+
+def _in_range(images: Tensor) -> Tensor:
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"images are numbers in [0, 1], and these reach from {low:.3g} to {high:.3g}; the model "
+            "normalises them itself"
+        )
+    return images
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
