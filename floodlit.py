@@ -1,0 +1,199 @@
+"""Floodlit's one door for Python and notebooks.
+
+::
+
+    import floodlit
+
+    model = floodlit.load("timm", "resnet18", weights="pretrained")
+    found = floodlit.explain(model, "cat.jpg", "gradcam")
+    floodlit.score(model, "cat.jpg", found, "insertion").values
+
+    run = floodlit.run("job.toml")
+    run.maps("gradcam")
+
+Each name is imported when it is first used, so that ``import floodlit`` takes no time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from explainers.models.classifier import Classifier
+    from flows.job import Job
+    from storage.errors import FloodlitError
+    from storage.run import Run
+    from tasks.in_memory import Found, explain, load, score
+
+    __version__: str
+
+__all__ = [
+    "Classifier",
+    "FloodlitError",
+    "Found",
+    "Job",
+    "OpenedRun",
+    "__version__",
+    "explain",
+    "load",
+    "open",
+    "run",
+    "score",
+]
+
+_MODULE_OF = {
+    "Classifier": "explainers.models.classifier",
+    "FloodlitError": "storage.errors",
+    "Found": "tasks.in_memory",
+    "Job": "flows.job",
+    "explain": "tasks.in_memory",
+    "load": "tasks.in_memory",
+    "score": "tasks.in_memory",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("floodlit")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'floodlit' has no attribute {name!r}")
+    found = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def _refuse_other_modules() -> None:
+    """Refuse to work where another module would be imported in the place of one of Floodlit's packages.
+
+    Raises
+    ------
+    ImportError
+        In one line that names the other module's file or folder.
+    """
+    here = Path(__file__).resolve().parent
+    for name in ("explainers", "flows", "storage", "tasks"):
+        try:
+            spec = find_spec(name)
+        except ValueError:  # a module of that name is there, and it does not say where it came from
+            spec = None
+        places = (
+            [] if spec is None else [spec.origin] if spec.origin else spec.submodule_search_locations or []
+        )
+        found = next(iter(places), None)
+        if found is None or Path(found).resolve() != here / name / "__init__.py":
+            raise ImportError(
+                f"{found or 'something else'} would be imported in the place of Floodlit's package {name}, "
+                f"which is in {here}; start Python in another folder, or as `python -P`"
+            )
+
+
+_refuse_other_modules()
+
+
+class OpenedRun:
+    """A run, to be read.
+
+    Attributes
+    ----------
+    root
+        The run's folder.
+    explainers, metrics
+        Their names.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.root = run.root
+        self.explainers, self.metrics = list(run.explainers), list(run.metrics)
+
+    def __repr__(self) -> str:
+        return f"<run {self.root}: {self._run.rows} samples, {', '.join(self.explainers)}>"
+
+    def maps(self, explainer: str) -> NDArray[np.floating[Any]]:
+        """(N, \\*grid) raw maps of an explainer, in the order of the samples; NaN where there is none.
+
+        Where a run explains k classes per sample, k rows follow each other.
+        """
+        from explainers.registry import choices
+        from storage.maps import read
+
+        if explainer not in self.explainers:
+            raise ValueError(f"the run has no explainer {explainer!r}; {choices(explainer, self.explainers)}")
+        rows = self._run.rows * self._run.targets_per_image
+        return read(self._run.saliency(explainer) / "maps", 0, rows)
+
+    def scores(self) -> pa.Table:
+        """All scores, one row per map and number."""
+        return self.query("SELECT * FROM scores")
+
+    def query(self, sql: str) -> pa.Table:
+        """What the views samples, scores, summary, comparisons and costs answer to a question in SQL."""
+        from storage.query import query
+
+        return query(self.root, sql)
+
+
+def open(store: str | Path) -> OpenedRun:  # noqa: A001
+    """The run in a folder, or at an address ``s3://bucket/prefix``.
+
+    Raises
+    ------
+    ValueError
+        In one line, if there is none.
+    """
+    from storage.run import Run
+
+    return OpenedRun(Run.open(store))
+
+
+def run(job: str | Path | Job, store: str | Path | None = None, *, retry_failed: bool = False) -> OpenedRun:
+    """Run a job, or what is left of it, as the command ``floodlit run`` does, and open the run.
+
+    Worker processes import the script that starts them, so a script calls this function under
+    ``if __name__ == "__main__":``.
+
+    Parameters
+    ----------
+    job
+        A TOML file, or a :class:`Job`.
+    store
+        Where the results go, in place of the file's ``store``.
+    retry_failed
+        Whether to do again what failed before.
+
+    Raises
+    ------
+    FloodlitError
+        In one line: what is wrong with the job, or which steps failed.
+    RuntimeError
+        If a worker process imports a script that calls it at once.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "a worker process has imported the script that calls floodlit.run; call it under "
+            '`if __name__ == "__main__":`'
+        )
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # before Prefect is imported
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    from flows.explain import explain as flow
+    from flows.job import Job, read_job
+    from flows.server import prefect_server
+
+    made = job if isinstance(job, Job) else read_job(Path(job), Job, None if store is None else Path(store))
+    with prefect_server() as address:
+        address()
+        flow(made, retry_failed)
+    return open(made.store)
