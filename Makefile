@@ -1,7 +1,7 @@
-# One environment for everything: built on the first call, rebuilt only when its inputs change.
+# One environment serves everything. It is built on the first call, and again when its inputs change.
 PYTHON ?= python3
 BIN := .venv/bin
-# A test run starts hundreds of processes: where bytecode is not kept, each compiles all its imports anew.
+# A test run starts hundreds of processes. Without stored bytecode each of them would compile all its imports.
 export PYTHONDONTWRITEBYTECODE :=
 CONSTRAINTS := --constraint constraints.txt
 
@@ -9,11 +9,11 @@ CONSTRAINTS := --constraint constraints.txt
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	@# uv installs about five times faster than pip; where it cannot be had, pip does the same.
+	@# uv installs about five times faster than pip. Where uv is missing, pip installs the same.
 	if $(BIN)/pip install --quiet $(CONSTRAINTS) uv; \
 	then VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet $(CONSTRAINTS) --editable '.[test]'; \
 	else $(BIN)/pip install $(CONSTRAINTS) --editable '.[test]'; fi
-	@# A referee of the tests. By itself it brings the OpenCV that needs a display in place of the one that is here.
+	@# Quantus checks numbers in the tests. With its dependencies it would replace OpenCV by a build that needs a display.
 	$(BIN)/pip install --quiet --no-deps $(CONSTRAINTS) quantus
 	touch .venv/ready
 
@@ -30,7 +30,7 @@ demo: .venv/ready
 	$(BIN)/floodlit run examples/demo.toml
 	$(BIN)/floodlit run examples/reviews.toml
 
-# The demo's P-TAME head once more, from nothing; copy it to examples/weights to have the demo use it.
+# Trains the demo's P-TAME head again from nothing. Copy it to examples/weights to let the demo use it.
 demo-train: .venv/ready
 	$(BIN)/python examples/digits.py train small
 	rm -rf runs/digits-ptame

@@ -163,7 +163,7 @@ def table(spec: ModelSpec, asked: argparse.Namespace) -> Table:
     inputs = pixels(spec, asked.images, asked.count, asked.size)
     with torch.inference_mode():
         parts = [whole.logits(inputs[rows].to(whole.device)) for rows in chunks(len(inputs), asked.batch)]
-    targets = torch.cat(parts).argmax(1).clone()
+    targets = torch.cat(parts).argmax(1).clone()  # autograd does not take tensors of inference mode
     sites = whole.sites(inputs)
     title = f"{spec.name}, {asked.size}x{asked.size}, {whole.device}"
     result = Table("explainer", "computed in", title=title)
@@ -175,7 +175,7 @@ def table(spec: ModelSpec, asked: argparse.Namespace) -> Table:
             way: from_pixels(classifier, name, inputs, targets, asked.batch, asked.forwards)
             for way, classifier in ways.items()
         }
-        maps = {way: run() for way, run in runs.items()}
+        maps = {way: run() for way, run in runs.items()}  # these runs also warm up and compile
         times = [{way: seconds(run) for way, run in runs.items()} for _ in range(asked.rounds)]
         for way, run in runs.items():
             took = median(each[way] for each in times)

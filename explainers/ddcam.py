@@ -164,7 +164,7 @@ class DDCam:
         )
 
     def _search(self, head: MaskedHead, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Search a set per image: the sets (b, U), whether each is certified (b,), the units' drops (b, U)."""
+        """Find a set per image: the sets (b, U), whether each is certified (b,), and the drops (b, U)."""
         kept = self._passes(head, images) if self.additive else self._delta_debugging(head, images)
         certified, drops = head.certify(images, kept)
         again = ~certified

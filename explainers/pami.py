@@ -70,8 +70,10 @@ class PamiParameters(base.PresetParameters):
     )
     shifts: bool = Field(True, description="images: segment 12 shifted versions of the image as well")
     superpixels: int = Field(
-        80, ge=10, le=80, description="images: largest number of SLIC's superpixels; SLIC runs with 10, 20, "
-        "... up to it"
+        80,
+        ge=10,
+        le=80,
+        description="images: largest number of SLIC's superpixels; SLIC runs with 10, 20, ... up to it",
     )
     radius: float = Field(
         40, gt=0, description="images: radius of the disc, in pixels of an input with a short side of 224"
@@ -90,8 +92,8 @@ class PamiParameters(base.PresetParameters):
     )
     scalar: str = Field(
         "probability",
-        description="score of a region shown alone: probability (softmax), sigmoid or logit of the target, or "
-        "package.module:function, a function of (logits, targets)",
+        description="score of a region shown alone: probability (softmax), sigmoid or logit of the target, "
+        "or package.module:function, a function of (logits, targets)",
     )
 
     @model_validator(mode="after")

@@ -1,14 +1,14 @@
-"""P-TAME: a small trained head reads an auxiliary network's features and draws every class's map at once.
+"""P-TAME: a small trained head turns the features of an auxiliary network into one map per class.
 
 Ntrougkas, Mezaris and Patras, "P-TAME: explain any image classifier with trained perturbations", arXiv
 2501.17813; IEEE OJSP 2025. What the released behaviour leaves open is our CHOICE:
 
-- Upsampling does not align corners; where a tap's side is not the first one's over a power of two, the last
-  step goes to the first tap's size directly.
-- A constant map, which min-max leaves undefined, is zero.
-- ``output`` offers the sigmoid of the logits besides: what the classifier saw images through in training.
-  Min-max of the logits, as released, ranks alike and leaves the background grey, which costs energy-based
-  metrics and soft masks.
+- Upsampling does not align corners. If the side of a tap is not the first tap's side divided by a power of
+  two, the last upsampling step goes to the first tap's size directly.
+- A constant map, for which min-max scaling is undefined, becomes zero.
+- ``output`` offers the sigmoid of the logits too: the mask through which the classifier saw the images during
+  training. Min-max scaling of the logits, as released, ranks pixels in the same order but leaves the
+  background grey, which lowers the scores of energy-based metrics and of metrics with soft masks.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from explainers.registry import register
 Output = Literal["minmax", "sigmoid"]
 
 _CONFIG = "floodlit"  # the key of the configuration in the file's metadata
-_HEAD, _AUXILIARY = "head.", "auxiliary."  # what names of tensors begin with
+_HEAD, _AUXILIARY = "head.", "auxiliary."  # prefixes of the tensors' names in the file
 _SHORT = 12  # characters of a fingerprint that a message shows
 
 
 class Head(nn.Module):
-    """The trained part: maps of chosen classes from the features of an auxiliary network.
+    """The trained part: it computes maps of chosen classes from the features of an auxiliary network.
 
-    Each tap goes through a 1x1 convolution and batch normalisation, is added to itself, rectified and
-    doubled in size up to the first tap's; a 1x1 convolution of all of them is the maps. That last one and
-    the doubling are linear and each acts on its own axes, so it comes first here: few maps are enlarged, not
-    many channels.
+    Each tap goes through a 1x1 convolution and batch normalisation, is added to the result, rectified, and
+    doubled in size until it has the first tap's size. A 1x1 convolution of all taps together gives the maps.
+    This last convolution acts on channels and the doubling on pixels, and both are linear, so the convolution
+    comes first here: a few maps are enlarged instead of many channels.
     """
 
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
@@ -59,7 +59,15 @@ class Head(nn.Module):
         self.classes = nn.Conv2d(sum(channels), num_classes, 1, bias=False)
 
     def forward(self, features: Sequence[Tensor], classes: Tensor) -> Tensor:
-        """(B, k, h, w) maps, before the sigmoid, of classes (k,) of all images, or of their own (B, k)."""
+        """Compute (B, k, h, w) maps, as logits before the sigmoid.
+
+        Parameters
+        ----------
+        features
+            The taps of the auxiliary network, (B, C_i, h_i, w_i) each; (h, w) is the first tap's size.
+        classes
+            int64: (k,), the same classes for all images, or (B, k), the classes of each image.
+        """
         size = features[0].shape[-2:]
         weights = self.classes.weight[classes][..., 0, 0].split([tap.shape[1] for tap in features], -1)
         maps = []
@@ -72,7 +80,7 @@ class Head(nn.Module):
 
 
 def _doubled(maps: Tensor, size: torch.Size) -> Tensor:
-    """(B, C, h, w) bilinearly doubled until ``size``, or as near below as doubling goes, and then to it."""
+    """Upsample (B, C, h, w) maps bilinearly to ``size``: by doubling, and then by what remains."""
     while maps.shape[-2] * 2 <= size[0] and maps.shape[-1] * 2 <= size[1]:
         maps = F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
     return (
@@ -81,12 +89,25 @@ def _doubled(maps: Tensor, size: torch.Size) -> Tensor:
 
 
 class HeadConfig(BaseModel):
-    """What a head was trained with and for; it lies in the same file.
+    """The configuration of a head: what it was trained with and for. It is stored in the head's file.
 
-    ``auxiliary`` is a ``[model]`` table, its files relative to the head's, and ``taps`` the modules that are
-    read; where its weights are "none", they are in the head's own file. ``mean`` and ``std`` are the
-    classifier's, by which the auxiliary network's input is normalised as well. ``training`` is what was told
-    of the training.
+    Attributes
+    ----------
+    auxiliary
+        The ``[model]`` table of the auxiliary network, with files relative to the head's folder. If its
+        weights are "none", the head's file holds them.
+    taps
+        Names of the modules of the auxiliary network whose outputs the head reads.
+    auxiliary_fingerprint, classifier_fingerprint
+        Fingerprints of the weights of both networks at the time of the training.
+    num_classes
+        Number of classes of the classifier.
+    input_size
+        (H, W) of the classifier's input, in pixels.
+    mean, std
+        The classifier's normalisation, per channel, which is applied to the auxiliary network's input too.
+    training
+        Facts about the training, as the program that trained the head recorded them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,12 +124,12 @@ class HeadConfig(BaseModel):
 
 
 def save_head(path: Path, head: Head, config: HeadConfig, auxiliary: Auxiliary) -> None:
-    """Write a head, and the weights of its auxiliary network where no source has them."""
+    """Write a head to a file, together with the weights of its auxiliary network if no source has them."""
     tensors = {f"{_HEAD}{name}": value for name, value in head.state_dict().items()}
     if config.auxiliary.weights == "none":
         own = auxiliary.network.state_dict()
         tensors |= {f"{_AUXILIARY}{name}": value for name, value in own.items()}
-    # Copies, since safetensors refuses tensors that share memory.
+    # The tensors are copied, since safetensors refuses tensors that share memory.
     copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     save_file(copies, path, {_CONFIG: json.dumps(config.model_dump(mode="json"), sort_keys=True)})
 
@@ -116,22 +137,22 @@ def save_head(path: Path, head: Head, config: HeadConfig, auxiliary: Auxiliary) 
 def load_head(
     path: Path, device: str | torch.device = "cpu", auxiliary: Path | None = None
 ) -> tuple[Head, HeadConfig, Auxiliary]:
-    """A head in eval mode with its configuration and auxiliary network.
+    """Load a head, in eval mode, with its configuration and its auxiliary network.
 
     Parameters
     ----------
     path
         File of the head.
     device
-        Where both compute.
+        Device of both networks.
     auxiliary
         The Python file that builds the auxiliary network, in place of the one that the head names.
 
     Raises
     ------
     ValueError
-        In one line: there is no such file, it holds no head, or its auxiliary network is not to be found, or
-        another one now.
+        In one line, if there is no such file, if the file holds no head, or if the auxiliary network is not
+        found or has other weights than at the time of the training.
     """
     config, tensors = _read(path)
     spec = _located(config.auxiliary, path, auxiliary)
@@ -151,10 +172,10 @@ def load_head(
 
 
 def _located(spec: ModelSpec, head: Path, file: Path | None) -> ModelSpec:
-    """The table of a head's auxiliary network with its files as they lie from here.
+    """Return the table of a head's auxiliary network, with paths that are valid from the current folder.
 
-    ``file`` is where the Python file lies that builds the network; the head's note of it leads from the
-    head's own folder, and nowhere once the head was copied.
+    ``file`` is the Python file that builds the network, or None. A head stores this path relative to its own
+    folder, so the stored path is wrong once the head has been copied elsewhere.
     """
     found = spec.relative_to(head.absolute().parent)
     noted, _, name = found.source.rpartition(":")
@@ -212,25 +233,39 @@ def maps_of(
     targets: Tensor,
     output: Output = "minmax",
 ) -> Tensor:
-    """(B, h, w) maps in [0, 1] of classes (B,), of inputs (B, 3, H, W): one pass of the auxiliary network."""
+    """Compute (B, h, w) maps in [0, 1] with one forward pass of the auxiliary network.
+
+    Parameters
+    ----------
+    classifier
+        It normalises the inputs, and is not run.
+    inputs
+        (B, 3, H, W), pixels in [0, 1].
+    targets
+        (B,) int64, the class of each map.
+    output
+        How logits become a map, see :class:`PTameParameters`.
+    """
     features = auxiliary.features(classifier.normalised(inputs))
     logits = head(features, targets[:, None])[:, 0].float()
     return logits.sigmoid() if output == "sigmoid" else rescaled(logits)
 
 
 class PTameParameters(base.Parameters):
-    """Which head explains, and how its logits become a map."""
+    """Parameters of P-TAME."""
 
     head: Path | None = Field(
-        None, description="file of a trained head, or models:/NAME/VERSION in MLflow's registry"
+        None, description="file of a trained head, or models:/NAME/VERSION in MLflow's registry; required"
     )
     auxiliary: Path | None = Field(
         None,
-        description="Python file that builds the auxiliary network, where it does not lie where the head "
-        "has it",
+        description="Python file that builds the auxiliary network; needed only if it is no longer at the "
+        "path that the head has stored",
     )
     output: Output = Field(
-        "minmax", description="minmax: of each map's logits, as released; sigmoid: the mask of the training"
+        "minmax",
+        description="how logits become a map in [0, 1]: minmax scales each map, as in the released "
+        "evaluation; sigmoid gives the mask that was used in the training",
     )
 
 
@@ -238,9 +273,10 @@ class PTameParameters(base.Parameters):
 class PTame:
     """P-TAME (arXiv 2501.17813; IEEE OJSP 2025): maps drawn by a head that was trained for this classifier.
 
-    The classifier itself is not run: the auxiliary network is, once an image, normalised as the classifier
-    is. The map is the head's output for the target, min-maxed to [0, 1] as in the released evaluation, or
-    its sigmoid; its grid is the first tap's, 56x56 of 224x224 for ResNet-18. `floodlit train` trains heads.
+    The classifier itself is not run. The auxiliary network runs once per image, on inputs that are normalised
+    as for the classifier. The map is the head's output for the target, min-maxed to [0, 1] as in the released
+    evaluation, or its sigmoid. Its grid is that of the first tap, which is 56x56 for ResNet-18 and inputs of
+    224x224. `floodlit train` trains heads.
     """
 
     name: ClassVar[str] = "ptame"
@@ -278,7 +314,7 @@ class PTame:
 
 
 def normalisation_of(classifier: Classifier) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation a channel, as a configuration keeps them."""
+    """Return the classifier's mean and standard deviation per channel, rounded as in a configuration."""
     mean, std = (
         tuple(round(value, 6) for value in each.flatten().tolist())
         for each in (classifier.mean, classifier.std)
@@ -287,7 +323,7 @@ def normalisation_of(classifier: Classifier) -> tuple[tuple[float, ...], tuple[f
 
 
 def _check(path: Path, config: HeadConfig, classifier: Classifier) -> None:
-    """Refuse a head made for another classifier."""
+    """Refuse a head that was trained for another classifier."""
     facts: list[tuple[str, Any, Any]] = [
         ("classes", config.num_classes, classifier.num_classes),
         ("mean and std", [config.mean, config.std], list(normalisation_of(classifier))),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from explainers.models.reasons import one_line
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    from pydantic import BaseModel, ValidationError
 
     Model = TypeVar("Model", bound=BaseModel)
 
@@ -182,11 +182,24 @@ def validated(model: type[Model], given: Mapping[str, Any], what: str) -> Model:
     try:
         return model(**given)
     except ValidationError as error:
-        told = []
-        for problem in error.errors():
-            key, words = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
-            told.append(f"{key}: {words}" if key else words)
-        raise ValueError(f"{what}: {'; '.join(told)}") from error
+        raise ValueError(f"{what}: {complaints(error)}") from error
+
+
+def complaints(error: ValidationError, unknown: str = "unknown key") -> str:
+    """All errors of a validation as ``key: message`` on one line, such as ``explainers[0].name: ...``.
+
+    Parameters
+    ----------
+    unknown
+        The message for a key that the model does not have.
+    """
+    told = []
+    for problem in error.errors():
+        words = unknown if problem["type"] == "extra_forbidden" else problem["msg"]
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
+        words = words.removeprefix("Value error, ")
+        told.append(f"{key.removeprefix('.')}: {words}" if key else words)
+    return "; ".join(told)
 
 
 def import_address(address: str, kind: str) -> Any:

@@ -1,4 +1,4 @@
-"""What an explainer needs and a classifier may lack, asked before any work starts."""
+"""Whether a classifier has what an explainer needs; it is checked before any work starts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,22 @@ from explainers.probes.head_gradient import head_gradient_and_curvature
 
 
 def unmet(needs: Set[Need], classifier: BlackBox) -> str | None:
-    """What ``classifier`` lacks of ``needs``: the end of the sentence "the explainer ..."; None if nothing.
+    """The first of an explainer's needs that the classifier does not meet.
 
-    :attr:`Need.PREDICTION` is a matter of the job, :attr:`Need.TRAINED` of the explainer; neither is looked
-    at here.
+    :attr:`Need.PREDICTION` concerns the job and :attr:`Need.TRAINED` the explainer; neither is checked here.
+
+    Parameters
+    ----------
+    needs
+        What the explainer needs.
+    classifier
+        The classifier that is to be explained. It may be run on a few inputs.
+
+    Returns
+    -------
+    str or None
+        The end of a sentence that begins with "the explainer", such as "needs a vision transformer whose
+        attention can be read"; None if nothing is lacking.
     """
     if not isinstance(classifier, Classifier):
         if needs <= {Need.PREDICTION, Need.SEQUENCE}:
@@ -45,12 +57,13 @@ def _curvature(classifier: Classifier) -> str | None:
     probe = torch.rand(1, *classifier.activation_shape, generator=torch.Generator().manual_seed(0))
     target = torch.zeros(1, dtype=torch.int64, device=classifier.device)
     batch = Batch(probe, target, target, probe.to(classifier.device))
+    # PyTorch lists nowhere which operations have a second derivative, so one is computed to find out.
     try:
         head_gradient_and_curvature(classifier, batch, slice(0, 1))
     except RuntimeError:
         return (
             f"needs a head that can be differentiated twice, and an operation behind {classifier.layer!r} "
-            "cannot; name a later layer"
+            "cannot be; name a later layer"
         )
     return None
 
@@ -60,8 +73,8 @@ def _pooled(classifier: Classifier) -> str | None:
     if head is not None and head.per_mean is not None:
         return None
     return (
-        f"needs a head that is global average pooling and one linear layer, and behind {classifier.layer!r} "
-        "it is not"
+        "needs a head that is global average pooling and one linear layer, and the head behind "
+        f"{classifier.layer!r} is not"
     )
 
 

@@ -1,4 +1,4 @@
-"""RISE: random masks of the input, weighed by what the classifier still sees through them."""
+"""RISE: random masks of the input, weighted by the target's probability on the masked input."""
 
 from __future__ import annotations
 
@@ -20,37 +20,42 @@ from explainers.registry import register
 
 
 class RiseParameters(base.PresetParameters):
-    """Parameters of RISE; masks as in the paper (VGG-16), cells and probability as in the authors' release.
+    """Parameters of RISE: the paper's number of masks, and the authors' release's cells and probability.
 
-    ``preset = "fast"`` takes 500 masks: with MobileNetV2 on three photographs, its maps correlated 0.94, 0.90
-    and 0.72 with those of 4000.
+    ``preset = "fast"`` takes 500 masks. With MobileNetV2 on three photographs, its maps correlated 0.94, 0.90
+    and 0.72 with those of 4000 masks.
     """
 
     FAST: ClassVar[Mapping[str, Any]] = {"masks": 500}
 
-    masks: int = Field(4000, ge=1, description="N, forward passes an image; the paper has 8000 for ResNet-50")
-    cells: int = Field(8, ge=2, description="s, cells a side of the binary grid that becomes a mask")
-    probability: float = Field(0.5, gt=0, le=1, description="p, that a cell is shown")
+    masks: int = Field(
+        4000,
+        ge=1,
+        description="N, number of masks, each a forward pass per image; the paper takes 4000 for VGG-16 and "
+        "8000 for ResNet-50",
+    )
+    cells: int = Field(8, ge=2, description="s, cells per side of the binary grid that becomes a mask")
+    probability: float = Field(0.5, gt=0, le=1, description="p, the probability that a cell is shown")
 
 
 @register
 class Rise:
     """RISE (Petsiuk, Das and Saenko, BMVC 2018, arXiv 1806.07421, eq. 6), on the input's own pixels.
 
-    A mask is a random binary grid of s x s cells, upsampled (bilinear) to (s + 1) x (s + 1) cells of the
-    input and cropped to its size at a random offset of less than a cell. What is masked shows the mean that
-    the classifier subtracts, zero after normalisation, as in the authors' release. The map is the sum of the
-    masks, each times the target's probability on the input under it, over N p: p is the expectation of a mask
-    at every pixel.
+    A mask is a random binary grid of s x s cells, upsampled (bilinear) so that it covers (s + 1) x (s + 1)
+    cells of the input, and cropped to the input's size at a random offset of less than a cell. As in the
+    authors' release, masked pixels show the mean that the classifier subtracts, which is zero after
+    normalisation. The map is the sum of the masks, each times the target's probability on the input under it,
+    divided by N p, since p is the expectation of a mask at every pixel.
 
-    Masks depend on the image's seed and their own number alone. They are made when an input is masked, and
-    again when they are added up, and not kept.
+    Masks depend only on the image's seed and on their own number. They are not kept: they are made when an
+    input is masked, and made again when they are summed.
 
     Details: ``forward_passes``, N.
     """
 
     name: ClassVar[str] = "rise"
-    title: ClassVar[str] = "RISE: random masks weighed by the probability under them (BMVC 2018)"
+    title: ClassVar[str] = "RISE: random masks weighted by the probability under them (BMVC 2018)"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS})
     Parameters: ClassVar[type[base.Parameters]] = RiseParameters
 
@@ -79,9 +84,16 @@ class Rise:
         return Explanation(maps, statuses_of(maps), {"forward_passes": masked.passes})
 
     def _weighed_sum(self, scores: Tensor, seeds: Tensor, forwards: int) -> Tensor:
-        """(B, H, W) sum of an image's masks, each times its score, both (B, N).
+        """Sum the masks of each image, each times its score, to (B, H, W).
 
-        Factors of the masks are multiplied and added in one matrix product an image.
+        One matrix product per image multiplies the factors of the masks and adds the masks up.
+
+        Parameters
+        ----------
+        scores, seeds
+            (B, N), the score and the seed of each mask.
+        forwards
+            Number of masks that are made at a time, over all images.
         """
         total = scores.new_zeros(len(scores), *self.classifier.input_size)
         step = max(1, forwards // len(scores))
@@ -93,7 +105,22 @@ class Rise:
 
 
 def factors(seeds: Tensor, size: tuple[int, int], cells: int, probability: float) -> tuple[Tensor, Tensor]:
-    """The masks of (n,) seeds as factors (n, H, s) and (n, s, W): their products are the masks, in [0, 1]."""
+    """Make n masks from their seeds (n,), as factors whose product is the mask.
+
+    Parameters
+    ----------
+    size
+        (H, W) of the input, in pixels.
+    cells
+        s, cells per side of the grid.
+    probability
+        That a cell is shown.
+
+    Returns
+    -------
+    rows, columns
+        (n, H, s) and (n, s, W) float32. Their matrix products (n, H, W) are the masks, in [0, 1].
+    """
     numbers = uniform(seeds, cells**2 + 2)
     grid = (numbers[:, 2:] < probability).float().unflatten(1, (cells, cells))
     rows, columns = (upsampling(numbers[:, axis], size[axis], cells) for axis in (0, 1))
@@ -101,10 +128,11 @@ def factors(seeds: Tensor, size: tuple[int, int], cells: int, probability: float
 
 
 def upsampling(offsets: Tensor, size: int, cells: int) -> Tensor:
-    """(n, size, cells) bilinear weights of the cells along one axis, for offsets (n,) in [0, 1) of a cell.
+    """Return the (n, size, cells) bilinear weights of the cells along one axis.
 
-    A cell is ceil(size / cells) pixels. Pixel centres lie at half numbers, and the grid is mirrored about the
-    centres of its border cells, as in the authors' release.
+    ``offsets`` (n,) are in cells, in [0, 1). A cell has ceil(size / cells) pixels. As in the authors'
+    release, pixel centres lie at half numbers, and the grid is mirrored about the centres of its border
+    cells.
     """
     pixels = math.ceil(size / cells)
     places = (offsets * pixels).floor()[:, None] + torch.arange(size, device=offsets.device)

@@ -1,4 +1,4 @@
-"""Attention read over a whole transformer: rollout, and its gradient-weighted form."""
+"""Methods that combine the attention of all blocks of a transformer: rollout, and a form with gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from explainers.registry import register
 
 
 class _OverBlocks:
-    """What both share: the network is run on the pixels, and one row of a (T, T) matrix becomes the map."""
+    """The common part: the network runs on the pixels, and one row of a (T, T) matrix becomes the map."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.ATTENTION})
     Parameters: ClassVar[type[base.Parameters]] = base.Parameters
@@ -44,7 +44,7 @@ class _OverBlocks:
         return Explanation(maps, statuses_of(maps))
 
     def _relevance(self, batch: Batch, rows: slice) -> Tensor:
-        """(b, T) float32, of every token for the tokens that the head reads."""
+        """Return the (b, T) float32 relevance of every token for the tokens that the head reads."""
         raise NotImplementedError
 
 
@@ -53,13 +53,13 @@ class Rollout(_OverBlocks):
     """Attention rollout (Abnar and Zuidema, ACL 2020, section 3; arXiv 2005.00928).
 
     Each block mixes tokens by 0.5 A + 0.5 I, where A is its attention averaged over heads and I stands for
-    the skip connection; the product over blocks says how much of each token reaches each token. The map is
-    its row of the class token over the patches: not negative, with a sum of at most 1, and the same for
-    every class.
+    the skip connection. The product over blocks says how much of each token reaches each token. The map is
+    the class token's row of this product, over the patches. Its values are not negative, their sum is at most
+    1, and it is the same for every class.
 
-    CHOICES: of a network whose head pools its patch tokens, by a mean or otherwise, the mean of their rows;
-    of one whose head also reads a distillation token, the class token's row alone; of an unknown
-    architecture, the first prefix token is taken for the class token.
+    CHOICES: If the head pools the patch tokens, by a mean or otherwise, the map is the mean of their rows. If
+    the head also reads a distillation token, the map is the class token's row alone. For an unknown
+    architecture, the first prefix token is taken as the class token.
     """
 
     name: ClassVar[str] = "rollout"
@@ -75,7 +75,7 @@ class Rollout(_OverBlocks):
         with explicit_attention(self.classifier.network, keep_average):
             self.classifier.logits(batch.inputs[rows])
         row = self.head_row
-        # From the last block to the first, so that a row is multiplied and not a matrix.
+        # From the last block to the first: a row times a matrix is cheaper than a matrix times a matrix.
         for average in reversed(averages):
             row = (row + row @ average) / 2
         return row.squeeze(1)
@@ -85,22 +85,23 @@ class Rollout(_OverBlocks):
 class GenericAttention(_OverBlocks):
     """Gradient-weighted attention (Chefer, Gur and Wolf, ICCV 2021, eq. 5 and 6; arXiv 2103.15679).
 
-    R starts from the identity; each block adds A_bar R to it, where A_bar is the mean over heads of the
-    positive part of its attention times the gradient of the target's logit on it. The map is R's row of
-    the class token over the patches, which is nowhere negative.
+    A matrix R starts as the identity, and each block adds A_bar R to it. A_bar is the mean over heads of the
+    positive part of A times dy/dA, where A is the block's attention and y is the target's logit. The map is
+    the class token's row of R, over the patches. Its values are not negative.
 
-    CHOICES: the tokens whose rows are read are those of :class:`Rollout`. The identity itself is left out
-    of the map: it has nothing to say on patches for a class token, and for pooled patches the same on all.
+    CHOICES: The rows that are read are those of :class:`Rollout`. The identity itself is left out of the map:
+    in the class token's row it is 0 on all patches, and in the mean row of pooled patches it is the same on
+    all of them.
     """
 
     name: ClassVar[str] = "generic_attention"
     title: ClassVar[str] = "Attention times its gradient, accumulated over blocks (Chefer et al., ICCV 2021)"
 
-    # Autograd refuses tensors made in inference mode, so copies are taken outside of it.
+    # Autograd refuses tensors that were made in inference mode, so copies are made outside it.
     @torch.inference_mode(False)
     @torch.enable_grad()
     def _relevance(self, batch: Batch, rows: slice) -> Tensor:
-        # The parameters ask for no gradient; through the pixels all matrices do, the first one included.
+        # The parameters require no gradient. The pixels do, so that all matrices do, the first one included.
         inputs = batch.inputs[rows].clone().requires_grad_()
         targets = batch.targets[rows].clone()
         matrices: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Score-CAM: channels weigh what the network still sees through them."""
+"""Score-CAM: channel maps weighted by the target's logit on the input that each one masks."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from explainers.registry import register
 
 @register
 class ScoreCam:
-    """Score-CAM (Wang et al., CVPR Workshops 2020, algorithm 1): one forward pass a channel, no gradient.
+    """Score-CAM (Wang et al., CVPR Workshops 2020, algorithm 1): one forward pass per channel, no gradient.
 
-    A channel map, upsampled (bilinear) and min-maxed, masks the input, pixels in [0, 1], on black; the
-    target's logits of an image's masked inputs, less that of black, go through a softmax over channels and
-    are the weights. A channel that is constant shows nothing: its score is that of black, passed once for all
-    of them.
+    Each channel map is upsampled (bilinear) and min-maxed, and multiplies the input, whose pixels are in
+    [0, 1]: what it hides is black. The score of a channel is the target's logit on the masked input minus
+    the logit on black. The weights are the softmax of the scores over the channels. A channel that is
+    constant shows nothing: its masked input is black, which is passed once for all such channels.
 
-    Of a CLIP-like model, the softmax is over logits, cosine similarities times the logit scale.
+    For a CLIP-like model, the softmax is over logits, which are cosine similarities times the logit scale.
 
-    Details: ``forward_passes``, masked inputs that went through the network.
+    Details: ``forward_passes``, the number of masked inputs that went through the network.
     """
 
     name: ClassVar[str] = "scorecam"
-    title: ClassVar[str] = "Score-CAM: channel maps weighed by the score through them (CVPRW 2020)"
+    title: ClassVar[str] = "Score-CAM: channel maps weighted by the score through them (CVPRW 2020)"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.ACTIVATIONS})
     Parameters: ClassVar[type[base.Parameters]] = base.Parameters
 
@@ -46,7 +46,7 @@ class ScoreCam:
         assert batch.activations is not None
         features = self.classifier.spatial(batch.activations)
         shown = features.amax((2, 3)) > features.amin((2, 3))
-        # One more column, for black.
+        # One more column, for black; it is passed only for images with a constant channel.
         passed = torch.cat([shown, ~shown.all(1, keepdim=True)], 1)
         image, channel = passed.nonzero().T
 
@@ -61,6 +61,7 @@ class ScoreCam:
         masked = MaskedForward(self.classifier, batch.targets, batch.forwards, target_logit)
         found = masked.scores(image, masked_inputs)
         scores = found.new_zeros(passed.shape).index_put((image, channel), found)
+        # The logit on black is not subtracted: a number common to all scores does not change the softmax.
         scores = torch.where(shown, scores[:, :-1], scores[:, -1:])
         maps = torch.einsum("bd,bdhw->bhw", scores.softmax(1), features).float()
         return Explanation(maps, statuses_of(maps), {"forward_passes": masked.passes})

@@ -1,4 +1,4 @@
-"""Shapley values of cells, estimated from permutations."""
+"""Shapley values of cells, estimated from random permutations."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from explainers.registry import register
 
 
 class ShapleyParameters(CellParameters):
-    """Parameters of sampled Shapley values; the fast preset has 10 permutations of 7x7 cells."""
+    """Parameters of sampled Shapley values. ``preset = "fast"`` has 10 permutations of 7x7 cells."""
 
     FAST: ClassVar = {"grid": 7, "samples": 10}
 
-    samples: int = Field(200, ge=1, description="permutations, each a sample for every cell")
+    samples: int = Field(200, ge=1, description="number of permutations; each gives one sample per cell")
 
 
 @register
 class Shapley:
     """Sampled Shapley values (Castro, Gomez and Tejada, 2009), the baseline of MoXI (CVPR 2024).
 
-    Cells come in the order of a random permutation, and what a cell adds to the reward of those before it is
-    a sample of its value; the map is the mean over permutations, so that it sums to the reward of the whole
-    input less that of none. ``samples`` times n - 1 forward passes, and two. Permutations depend on the
-    image's seed. Absent cells as in MoXI.
+    Cells are added in the order of a random permutation. What a cell adds to the reward of the cells before
+    it is a sample of its value. The map is the mean over permutations, so its values sum to the reward of the
+    whole input minus the reward of no cell. For n cells, it takes ``samples`` times (n - 1) forward passes,
+    and two more. Permutations depend on the image's seed. Absent cells are treated as in MoXI.
 
-    Details: ``forward_passes``; ``tokens``, how many the encoder saw in them (0 without).
+    Details: ``forward_passes``; ``tokens``, the number of tokens that the encoder processed in them, 0 if the
+    network has none.
     """
 
     name: ClassVar[str] = "shapley"
@@ -59,7 +60,10 @@ class Shapley:
 
 
 def sampled(game: Game, permutations: Tensor) -> Tensor:
-    """(B, n) mean gain of every cell over permutations (B, S, n) of the cells."""
+    """Return the (B, n) mean gain of every cell over the permutations (B, S, n) of the cells.
+
+    All permutations of all images advance together by one cell, so that forward batches are full.
+    """
     B, S, n = permutations.shape
     rank = permutations.argsort(2)
     every = torch.arange(B, device=rank.device)

@@ -1,8 +1,8 @@
-"""Linear models of the classifier over cells of the input, shown or not, through Captum.
+"""Linear models that predict the classifier's score from which cells of the input are shown, through Captum.
 
-The cells are a fixed grid rather than superpixels (CHOICE): the same for every image, with one value of the
-map each. A hidden cell shows the mean that the classifier subtracts. The score is the target's probability.
-Captum fits one image at a time.
+CHOICE: the cells form a fixed grid, not superpixels; it is the same for every image, and each cell is one
+value of the map. A hidden cell shows the mean that the classifier subtracts. The score is the target's
+probability. Captum fits one image at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from captum._utils.models.linear_model import SkLearnRidge  # where Captum's documentation has it from
+from captum._utils.models.linear_model import SkLearnRidge  # as Captum's documentation imports it
 from captum.attr import KernelShap, Lime
 from pydantic import Field
 from torch import Tensor
@@ -28,12 +28,14 @@ RIDGE = 1.0  # penalty in LIME's authors' release
 
 
 class _SurrogateParameters(base.PresetParameters):
-    cells: int = Field(7, ge=2, description="cells a side")
-    samples: int = Field(description="sets of cells passed")
+    """Parameters of a linear model over cells."""
+
+    cells: int = Field(7, ge=2, description="number of cells per side of the grid")
+    samples: int = Field(description="number of sets of cells, each a forward pass")
 
 
 class _Surrogate:
-    """Coefficients of a linear model, one a cell."""
+    """A method whose map is the coefficients of a linear model, one per cell."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS})
 
@@ -60,8 +62,9 @@ class _Surrogate:
             def score(inputs: Tensor) -> Tensor:
                 images = batch.targets.new_full((len(inputs),), image)
                 found = masked.scores(images, lambda rows: inputs[rows])
+                # The regression refuses NaN and infinite scores: the map becomes NaN afterwards instead.
                 broken[image] |= ~found.isfinite().all()
-                return found.nan_to_num()  # which the regression would refuse
+                return found.nan_to_num()
 
             with global_generators(int(batch.seeds[image]), batch.inputs.device):
                 found: Tensor = self.method(score).attribute(
@@ -79,33 +82,36 @@ class _Surrogate:
         return Explanation(maps, statuses_of(maps), {"forward_passes": masked.passes})
 
     def method(self, score: Callable[[Tensor], Tensor]) -> Lime:
-        """Captum's, on ``score`` from inputs (n, 3, H, W) to (n,)."""
+        """Return Captum's method for a function ``score`` from inputs (n, 3, H, W) to scores (n,)."""
         raise NotImplementedError
 
 
 class KernelShapParameters(_SurrogateParameters):
     """Parameters of kernel SHAP. ``preset = "fast"`` takes 512 samples of 5x5 cells.
 
-    Maps are noisy: with MobileNetV2 on two photographs, those of two seeds correlated 0.59 and 0.54 by
-    default, 0.74 and 0.61 with the preset.
+    The maps are noisy: with MobileNetV2 on two photographs, the maps of two seeds correlated 0.59 and 0.54
+    with the defaults, and 0.74 and 0.61 with the preset.
     """
 
     FAST: ClassVar[Mapping[str, Any]] = {"cells": 5, "samples": 512}
 
     samples: int = Field(
-        2146, ge=3, description="sets of cells passed; the authors' package takes 2048 and 2 more a cell"
+        2146,
+        ge=3,
+        description="number of sets of cells, each a forward pass; the authors' package takes 2048 and 2 "
+        "more per cell",
     )
 
 
 @register
 class KernelShapOnCells(_Surrogate):
-    """Kernel SHAP (Lundberg and Lee, NIPS 2017, theorem 2): Shapley values of cells, by weighted regression.
+    """Kernel SHAP (Lundberg and Lee, NIPS 2017, theorem 2): Shapley values of cells by weighted regression.
 
-    Sets of cells are drawn in proportion to the Shapley kernel; none and all are always among them, with a
-    weight (Captum's) that all but forces the map to add up to the probability on the input less that with
-    every cell hidden.
+    Sets of cells are drawn in proportion to the Shapley kernel. The empty set and the full set are always
+    among them, with Captum's large weight. It makes the values of the map add up, almost exactly, to the
+    probability on the input minus the probability with every cell hidden.
 
-    Details: ``forward_passes``, one a sample.
+    Details: ``forward_passes``, one per sample.
     """
 
     name: ClassVar[str] = "kernel_shap"
@@ -117,27 +123,29 @@ class KernelShapOnCells(_Surrogate):
 
 
 class LimeParameters(_SurrogateParameters):
-    """Parameters of LIME, those of the authors' release for images.
+    """Parameters of LIME. The defaults are those of the authors' release for images.
 
-    ``preset = "fast"`` takes 256 samples: with MobileNetV2 on two photographs, its maps correlated 0.78 and
-    0.77 with those of 1000.
+    ``preset = "fast"`` takes 256 samples. With MobileNetV2 on two photographs, its maps correlated 0.78 and
+    0.77 with those of 1000 samples.
     """
 
     FAST: ClassVar[Mapping[str, Any]] = {"samples": 256}
 
-    samples: int = Field(1000, ge=2, description="sets of cells passed")
-    kernel_width: float = Field(0.25, gt=0, description="of the exponential kernel on the cosine distance")
+    samples: int = Field(1000, ge=2, description="number of sets of cells, each a forward pass")
+    kernel_width: float = Field(
+        0.25, gt=0, description="width of the exponential kernel, as a cosine distance between sets of cells"
+    )
 
 
 @register
 class LimeOnCells(_Surrogate):
     """LIME (Ribeiro, Singh and Guestrin, KDD 2016, section 3.4): a ridge regression near the input.
 
-    A sample hides each cell with probability 1/2; it weighs exp(-d^2 / (2 width^2)), where d is the cosine
-    distance of its cells from all cells. As in the authors' release the regression has a ridge penalty of 1
-    and keeps all cells, where the paper selects K of them by a lasso.
+    A sample hides each cell with probability 1/2. The weight of a sample is exp(-d^2 / (2 width^2)), where d
+    is the cosine distance between the cells that it shows and all cells. As in the authors' release, the
+    regression has a ridge penalty of 1 and keeps all cells; the paper selects K of them by a lasso.
 
-    Details: ``forward_passes``, one a sample.
+    Details: ``forward_passes``, one per sample.
     """
 
     name: ClassVar[str] = "lime"
@@ -152,6 +160,6 @@ class LimeOnCells(_Surrogate):
         return Lime(score, SkLearnRidge(alpha=RIDGE), self._similarity)
 
     def _similarity(self, original: Tensor, perturbed: Tensor, shown: Tensor, **_: Any) -> Tensor:  # noqa: ARG002
-        # Asked for once a sample: it stays on the device, which would have to wait for the host otherwise.
-        distance = 1 - shown.float().mean().double().sqrt()  # a 0/1 vector's cosine with all ones
+        # Captum calls this once per sample. The result stays on the device: a float would make the host wait.
+        distance = 1 - shown.float().mean().double().sqrt()  # the cosine of a 0/1 vector with all ones
         return torch.exp(-(distance**2) / (2 * self.kernel_width**2)).float()[None]

@@ -158,11 +158,13 @@ def drain(
     OSError
         If the disk is full or S3 does not answer. No more steps start, and running steps are waited for.
     """
+    # A copy, because the queue removes needs from the sets.
     queue = Queue({step: set(needs) for step, needs in pending.items()}, most_shards=2 * workers)
     work = _UnderWay(submit, client)
     no_store: OSError | None = None
     left = False
     while queue.pending or queue.running:
+        # A worker that ends its step has the next one already, and does not wait for the flow.
         work.start(*queue.take(2 * workers - len(queue.running)))
         ended = work.next_ended(hurrying)
         if ended is None:

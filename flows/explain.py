@@ -149,7 +149,7 @@ def _drain(
     with Progress(len(todo), stages.total - len(todo)) as progress:
 
         def on_end(step: Step) -> None:
-            lock.check()
+            lock.check()  # a job that has lost its store must not write into it any more
             progress.advance(step.label(run.shards))
             stages.advance(step)
 
@@ -195,6 +195,7 @@ def _submit(run: Run, step: Step, halve: bool, resources: dict[str, int]) -> Pre
         arguments["halve"] = halve
     again = ", half batches" if halve else ""
     named = task.with_options(task_run_name=f"{step.label(run.shards)}{again}")
+    # Reading the inputs needs no GPU, so it must not wait for one.
     with dask.annotate(resources=resources if step.stage != "inputs" else {}):
         future = named.submit(**arguments)
     assert isinstance(future, PrefectDaskFuture)

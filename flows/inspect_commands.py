@@ -241,7 +241,7 @@ def metrics() -> None:
 
 def _list(registry: Any) -> None:
     """Print a table of a registry's classes with their parameters and defaults."""
-    table = Table(registry.kind, "what it is", "parameters and defaults")
+    table = Table(registry.kind, "description", "parameters and defaults")
     for name in registry.names():
         cls = registry.get(name)
         told = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -23,12 +22,13 @@ from explainers.base import Parameters
 from explainers.controls import CONTROLS
 from explainers.models.compute import Compute
 from explainers.models.loading import ModelSpec
-from explainers.registry import Registry, explainers
+from explainers.registry import Registry, complaints, explainers
 from storage.datasets.spec import DatasetSpec
 from storage.errors import FloodlitError
 from storage.places import Place, is_remote, place
 from tasks.metrics.registry import metrics
 
+UNKNOWN = "unknown key; docs/job.md lists the keys of a job, and docs/training.md those of a training"
 REGISTERED = "models:"  # the beginning of MLflow's addresses of registered models
 
 
@@ -61,18 +61,8 @@ class Choice(BaseModel):
         ValueError
             If the name or a key is unknown, or a value is out of range.
         """
-        accepted: type[Parameters] = registry.get(self.name).Parameters
-        extra = self.model_extra or {}
-        unknown = sorted(set(extra) - set(accepted.model_fields))
-        if unknown:
-            known = ", ".join(accepted.model_fields) or "none"
-            raise ValueError(
-                f"{registry.kind} {self.name} has no parameter {unknown[0]!r}; it takes: {known}"
-            )
-        try:
-            return accepted(**extra)
-        except ValidationError as error:
-            raise ValueError(f"{registry.kind} {self.name}: {complaints(error)}") from error
+        parameters: Parameters = registry.parameters(self.name, self.model_extra or {})
+        return parameters
 
 
 class TopTargets(Strict):
@@ -311,7 +301,7 @@ def read_job(path: Path, kind: type[JobType], store: Path | None = None) -> JobT
     try:
         return kind.model_validate(raw, context={"folder": path.absolute().parent})
     except ValidationError as error:
-        raise JobError(f"{path}: {complaints(error)}") from error
+        raise JobError(f"{path}: {complaints(error, UNKNOWN)}") from error
 
 
 def folder_of(info: ValidationInfo) -> Path:
@@ -324,27 +314,3 @@ def _anchored(path: Path, info: ValidationInfo) -> Path:
     """Return a path as an absolute one; an address on S3 stays as it is."""
     # Unlike Path.resolve, normpath keeps symbolic links.
     return path if is_remote(path) else Path(os.path.normpath(folder_of(info) / path.expanduser()))
-
-
-def complaints(error: ValidationError) -> str:
-    """Return all errors of a pydantic validation as ``key: message``, on one line."""
-    return "; ".join(
-        f"{_dotted(problem['loc'])}: {_words(problem)}" if problem["loc"] else _words(problem)
-        for problem in error.errors()
-    )
-
-
-def _words(problem: Any) -> str:
-    """Return the message of one error of pydantic."""
-    if problem["type"] == "extra_forbidden":
-        return "unknown key; docs/job.md lists the keys of a job, and docs/training.md those of a training"
-    message: str = problem["msg"]
-    return message.removeprefix("Value error, ")
-
-
-def _dotted(location: Iterable[str | int]) -> str:
-    """Return the place of a key in the job, e.g. ``explainers[0].name``."""
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text

@@ -51,7 +51,7 @@ class Progress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("begun", total=self.total, completed=already)
+        self._task = self._bar.add_task("started", total=self.total, completed=already)
         self._spoke = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -90,7 +90,7 @@ def score_tables(summary: pa.Table) -> list[Table]:
     cells = {(row["metric"], row["explainer"]): _cell(row) for row in rows}
     better = {row["metric"]: row["better"] for row in rows}
     explainers = list(dict.fromkeys(row["explainer"] for row in rows))
-    fitting = max(1, (console.width - 36) // 17)
+    fitting = max(1, (console.width - 36) // 17)  # 36 characters for the metric, 17 per explainer
     tables = []
     for start in range(0, len(explainers), fitting):
         shown = explainers[start : start + fitting]

@@ -168,6 +168,7 @@ def _in_its_folder(job: TrainJob, setup: TrainingSetup, dataset_fingerprint: str
     classifier, auxiliary = networks(setup, "cpu")
     with closing(classifier), closing(auxiliary):
         facts = {
+            # The images of each step depend on the number of processes.
             "processes": setup.order.processes,
             "model_fingerprint": classifier.fingerprint,
             "auxiliary_fingerprint": auxiliary.fingerprint,

@@ -95,6 +95,7 @@ def read_curves(run: Run, explainer: str, metric: str) -> NDArray[np.float32]:
         start, stop = run.rows_of(shard)
         part = _curves_in(_score_file(run.root, explainer, shard), {metric}).get(metric)
         parts.append(np.full((stop - start, 0), np.nan, np.float32) if part is None else part)
+    # A shard without curves has no points, so it is filled up with NaN.
     points = max(part.shape[1] for part in parts)
     nothing = [np.full((len(part), points - part.shape[1]), np.nan, np.float32) for part in parts]
     return np.concatenate([np.concatenate(both, 1) for both in zip(parts, nothing, strict=True)])
@@ -128,6 +129,7 @@ def sum_curves(run: Run, explainer: str) -> dict[str, tuple[NDArray[np.float64],
     found: dict[str, tuple[NDArray[np.float64], int]] = {}
     for shard in range(run.shards):
         for metric, curves in _curves_in(_score_file(run.root, explainer, shard)).items():
+            # A map without a curve is a whole row of NaN, so its first point is enough.
             known = curves[~np.isnan(curves[:, 0])].astype(np.float64)
             total, count = found.get(metric, (np.zeros(curves.shape[1]), 0))
             found[metric] = total + known.sum(0), count + len(known)

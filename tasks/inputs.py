@@ -93,8 +93,9 @@ def _put_mask(run: Run, dataset: Dataset, index: int, out: np.ndarray, row: Row)
         if mask.size != (row["width"], row["height"]):
             has, wants = "{}x{}".format(*mask.size), f"{row['width']}x{row['height']}"
             raise ValueError(f"its mask is {has}, but the image is {wants}")
+        # A pixel belongs to the mask if any channel is not zero. Interpolation would enlarge it, and
+        # prepare_image takes RGB images.
         geometry = run.geometry | {"interpolation": "nearest"}
-        # prepare_image takes RGB images. A pixel belongs to the mask if any channel is not zero.
         out[:] = prepare_image(mask.convert("RGB"), [], **geometry)[0].any(0)
     except Exception as error:
         row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}

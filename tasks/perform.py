@@ -1,4 +1,7 @@
-"""What every task does around its work: read the done-record, work, write the record, log one line."""
+"""What every task does around its work: read the done-record, work, write the record, log one line.
+
+The records alone say what is done, so the tasks do not use Prefect's cache (``NO_CACHE``).
+"""
 
 from __future__ import annotations
 

@@ -45,6 +45,7 @@ def prefetched(
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as reader:
         coming: Future[tuple[Item, dict[str, Tensor], torch.cuda.Event | None]] | None = None
         for item in items:
+            # The next read begins before the current item is handed out.
             now, coming = coming, reader.submit(fetch, item)
             if now is not None:
                 yield _arrived(*now.result())

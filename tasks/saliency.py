@@ -107,6 +107,7 @@ def _failed_arrays(explainer: Explainer, count: int) -> dict[str, np.ndarray]:
         "maps": np.full((count, *explainer.describe().grid), np.nan, np.float32),
         "status": np.full(count, STATUSES.index(Status.FAILED), np.int8),
     }
+    # Details may be of integers, which have no NaN; the status says which of them are valid.
     for key, detail in explainer.describe().details.items():
         arrays[f"details/{key}"] = np.zeros((count, *detail.shape), detail.dtype)
     return arrays

@@ -12,7 +12,7 @@ from explainers.numerics.randomness import seed_of
 from storage.run import Run
 from storage.samples import read_samples_of_shard
 
-STATUSES = list(Status)  # a status is stored as its index in this list
+STATUSES = list(Status)  # a status is stored as its index in this list, so the order must not change
 
 
 def targets_and_seeds(run: Run, shard: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
@@ -35,6 +35,7 @@ def targets_and_seeds(run: Run, shard: int, purpose: str) -> tuple[np.ndarray, n
     for sample in read_samples_of_shard(run.root, shard):
         targets = list(sample["targets"])
         classes += targets + [-1] * (run.targets_per_image - len(targets))
+        # The sample's id, not its row: shards and batches of other sizes give the same maps.
         seeds += [seed_of(run.seed, purpose, sample["sample_id"])] * run.targets_per_image
     return np.array(classes, np.int64), np.array(seeds, np.int64)
 

@@ -457,9 +457,9 @@ def test_a_script_that_a_worker_imports_does_not_start_the_job_again(tmp_path: P
     script.write_text(
         "import multiprocessing\n"
         "import floodlit\n"
-        "if multiprocessing.parent_process() is not None:\n"
+        "if __name__ == '__mp_main__':  # what multiprocessing calls the script in the process it starts\n"
         "    floodlit.run('job.toml')\n"
-        "if __name__ == '__main__':\n"
+        "else:\n"
         "    multiprocessing.get_context('spawn').Process(target=print).start()\n"
     )
     told = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False).stderr

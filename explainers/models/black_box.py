@@ -1,15 +1,15 @@
-"""What black-box explainers and metrics see of any classifier: inputs of some modality to logits.
+"""The contract between a classifier of any modality and the explainers and metrics that only run it.
 
-An input is a tensor (C, \\*sites):
+An input is a tensor (C, \\*sites). A site is what can be hidden: a pixel, a token, a step or a feature.
 
-- an image (3, H, W), pixels in [0, 1];
-- a text (2, T) of whole numbers, a token a site: its id, and the number of the word it belongs to, 0, 1, ...
-  within the text. Special tokens belong to no word, -1; padding is -1 in both channels. Where the id is -1
-  there is no token, so that one is removed by writing it;
-- numbers (C, T): a time series of C channels, or a table's row, one channel with a feature a site.
+- An image is (3, H, W), with pixels in [0, 1].
+- A text is (2, T) whole numbers, one token per site: the id of the token, and the number of the word it
+  belongs to, counted 0, 1, ... within the text. Special tokens belong to no word and have the word number -1;
+  padding is -1 in both channels. A site whose id is -1 holds no token, so that writing -1 removes a token.
+- Numbers are (C, T): a time series of C channels, or a table's row with one channel and one feature per site.
 
-Masking is one expression for all of them: keep the input where a mask over the sites says so, and show what
-:meth:`BlackBox.fill` gives elsewhere.
+Masking is one expression for all of them: a mask over the sites says where the input is kept, and
+:meth:`BlackBox.fill` gives what is shown elsewhere.
 """
 
 from __future__ import annotations
@@ -23,74 +23,142 @@ from explainers.models.modality import ModalityName
 
 
 class BlackBox(Protocol):
-    """Inputs (B, C, \\*sites) to logits (B, K).
+    """A function from inputs (B, C, \\*sites) to logits (B, K), with K of two or more.
 
-    Attributes
-    ----------
-    modality
-        What its inputs are: a key of :data:`explainers.models.modality.MODALITIES`.
-    fills
-        What can be seen in place of absent sites, the default one first.
-    graded
-        Whether a site can be shown in part, so that a mask may have any value in [0, 1]: pixels and numbers
-        can, tokens are there or not.
-    input_shape
-        (C, \\*sites) of one input.
-    num_classes
-        K.
-    device
-        Where it computes.
-    layer
-        Name of the layer that is explained; None where the network is not cut.
+    The classifier owns the preprocessing. Explainers and metrics perturb inputs in the form that this module's
+    docstring describes, and never see what the network itself is given.
     """
 
     @property
-    def modality(self) -> ModalityName: ...
+    def modality(self) -> ModalityName:
+        """The kind of the inputs: a key of :data:`explainers.models.modality.MODALITIES`."""
+        ...
 
     @property
-    def fills(self) -> tuple[str, ...]: ...
+    def fills(self) -> tuple[str, ...]:
+        """Names of the fills that :meth:`fill` takes; the first one is the default."""
+        ...
 
     @property
-    def graded(self) -> bool: ...
+    def graded(self) -> bool:
+        """Whether a site can be shown in part, so that a mask may have any value in [0, 1].
+
+        Pixels and numbers can be shown in part; a token is there or not.
+        """
+        ...
 
     @property
-    def input_shape(self) -> tuple[int, ...]: ...
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, \\*sites), the shape of one input: (3, H, W), (2, T) or (C, T)."""
+        ...
 
     @property
-    def num_classes(self) -> int: ...
+    def num_classes(self) -> int:
+        """K, the number of classes; two or more."""
+        ...
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """The device on which the network is, and on which inputs are expected."""
+        ...
 
     @property
-    def layer(self) -> str | None: ...
+    def layer(self) -> str | None:
+        """Name of the layer that is explained; None where the network is not cut at a layer."""
+        ...
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of the weights."""
+        """SHA-256, in hexadecimal, of the weights: names, types, shapes and values.
+
+        The fingerprint of a text classifier covers its tokenizer as well.
+        """
         ...
 
     def inputs_of(self, stored: Tensor) -> Tensor:
-        """(B, C, \\*sites) inputs as explainers see them, from rows as a run stores them."""
+        """Inputs as explainers see them, from rows as a run stores them.
+
+        Parameters
+        ----------
+        stored
+            (B, C, \\*sites) in the modality's stored type: uint8 for images, int32 for texts, float32 for
+            numbers; see :class:`explainers.models.modality.Modality`.
+
+        Returns
+        -------
+        Tensor
+            (B, C, \\*sites): float32 in [0, 1] for images, int64 for texts, float32 for numbers.
+        """
         ...
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """(B, K) logits of (B, C, \\*sites) inputs, masked ones as well."""
+        """Logits of inputs, which may be masked.
+
+        Parameters
+        ----------
+        inputs
+            (B, C, \\*sites) on :attr:`device`, as :meth:`inputs_of` gives them.
+
+        Returns
+        -------
+        Tensor
+            (B, K) float32. Where :attr:`graded` is true, they can be differentiated with respect to the
+            inputs; the caller chooses ``inference_mode``.
+        """
         ...
 
     def sites(self, inputs: Tensor) -> Tensor:
-        """(B, \\*sites) bool: what can be hidden. Padding and special tokens of a text cannot."""
+        """The sites that can be hidden.
+
+        Every pixel, step and feature can be hidden. Padding and special tokens of a text cannot.
+
+        Parameters
+        ----------
+        inputs
+            (B, C, \\*sites).
+
+        Returns
+        -------
+        Tensor
+            (B, \\*sites) bool.
+        """
         ...
 
     def fill(self, inputs: Tensor, how: str) -> Tensor:
-        """What is seen in place of absent sites: (B, C, \\*sites), or broadcastable to it."""
+        """What is shown in place of absent sites.
+
+        Parameters
+        ----------
+        inputs
+            (B, C, \\*sites).
+        how
+            One of :attr:`fills`; :data:`explainers.models.modality.MODALITIES` says what each one shows.
+
+        Returns
+        -------
+        Tensor
+            (B, C, \\*sites), or a shape that broadcasts to it; of the type of the inputs.
+
+        Raises
+        ------
+        ValueError
+            In one line, if ``how`` is none of :attr:`fills`.
+        """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Restore what the classifier changed on the network; a second call does nothing."""
+        ...
 
 
 def check_fill(classifier: BlackBox, how: str) -> None:
-    """Refuse a fill that the classifier's inputs do not have, in one line that names those they have."""
+    """Check that the classifier's inputs have the fill ``how``.
+
+    Raises
+    ------
+    ValueError
+        In one line that names the fills they have.
+    """
     if how not in classifier.fills:
         raise ValueError(
             f"fill: {how!r} is not for {classifier.modality}s; choose {' or '.join(classifier.fills)}"

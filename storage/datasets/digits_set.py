@@ -20,7 +20,7 @@ def open_digits(spec: DatasetSpec) -> Dataset:
     split, seed, count = spec.split or "test", spec.seed or 0, spec.limit or COUNT
     if split not in digits.SPLITS:
         raise ValueError(f"dataset.split: digits have the splits {' and '.join(digits.SPLITS)}, not {split}")
-    # Label, box, mask and pixels of an image are asked for one after another, and come from one drawing.
+    # Label, box, mask and pixels of an image are read one after another, and all come from one drawing.
     draw = lru_cache(maxsize=64)(lambda index: digits.sample(split, index, seed))
 
     def sample(index: int) -> Sample:

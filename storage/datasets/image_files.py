@@ -1,4 +1,4 @@
-"""Datasets of image files: a folder of class folders, or a CSV listing; masks are files as well."""
+"""Datasets of image files: a folder of class folders, or a CSV listing; masks are files too."""
 
 from __future__ import annotations
 

@@ -24,22 +24,23 @@ if TYPE_CHECKING:
 
 @register
 class Adcc:
-    """The harmonic mean of coherency, 1 - complexity and 1 - average drop, of each image; 0 if one is 0.
+    """The harmonic mean of coherency, 1 - complexity and 1 - average drop, per image; 0 if one of them is 0.
 
-    - Coherency is how alike the map and that of the input times the map are, for the same class: (1 + r) / 2,
-      r being Pearson's correlation over the pixels.
-    - Complexity is the mean of the map, the L1 norm over the number of pixels.
-    - Average drop is that of level 100: max(0, c - o) / c, c being the target's probability on the input and
-      o on the input times the map.
+    - Coherency is the similarity of two maps for the same class: that of the input, and that of the input
+      times its map. It is (1 + r) / 2, where r is Pearson's correlation over the pixels.
+    - Complexity is the mean of the map, which is its L1 norm divided by the number of pixels.
+    - Average drop is that of level 100: max(0, c - o) / c, where c is the target's probability on the input
+      and o is the probability on the input times the map.
 
-    CHOICE: where one of the two maps is constant nothing correlates, and r is 0, or 1 if they are equal. Maps
-    of ones are coherent then, and have an ADCC of 0 for their complexity; maps of zeros are the simplest
-    there are, and their ADCC says what black leaves of the class.
+    CHOICE: if one of the two maps is constant, r is undefined. It then counts as 1 if the maps are equal and
+    as 0 if they are not. So a map of ones is coherent, and has an ADCC of 0 because of its complexity. A map
+    of zeros has the lowest complexity, and its ADCC depends on the target's probability on black.
 
-    Explainers that do not look at the pixels, such as random ones, are perfectly coherent.
+    Explainers that do not look at the pixels, such as the random control, are perfectly coherent.
 
-    CHOICE: the mean over images is one of harmonic means, as in the authors' code, not the harmonic mean of
-    means. Theirs explains the predicted class, where this explains the run's.
+    CHOICE: the number of a dataset is the mean of the images' harmonic means, as in the authors' code, and
+    not the harmonic mean of three means. The authors explain the predicted class; this metric explains the
+    run's target.
     """
 
     name: ClassVar[str] = "adcc"
@@ -60,11 +61,10 @@ class Adcc:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, H, W) prepared maps; NaN for maps of NaN.
+        """Score maps; coherency and ADCC are NaN where the explainer fails on the masked input.
 
-        Coherency and ADCC are NaN as well where the explainer fails on the masked input: explainers of the
-        predicted class (``PREDICTION`` among their needs) do if masking changes the prediction. ADCC is NaN
-        for a drop from probability 0.
+        Explainers with ``PREDICTION`` among their needs fail if masking changes the prediction. ADCC is also
+        NaN where the average drop is: if the target's probability on the input is 0.
         """
         drop = self.drop.score(batch, maps).values["average_drop_100"]
         coherency = (1 + self._correlation(batch, maps)) / 2
@@ -74,7 +74,7 @@ class Adcc:
         return Scores({"coherency": coherency, "adcc_complexity": complexity, "adcc": adcc})
 
     def _correlation(self, batch: MetricBatch, maps: Tensor) -> Tensor:
-        """(B,) of each map with that of the input times the map; NaN where there is none."""
+        """Correlate each map with the map of the input times the map: (B,), NaN where one of them is NaN."""
         found = torch.full_like(batch.confidence, torch.nan)
         rows = (~unreadable(maps)).nonzero()[:, 0]
         if len(rows):
@@ -84,9 +84,18 @@ class Adcc:
 
 
 def pearson(maps: Tensor, others: Tensor) -> Tensor:
-    """(B,) float32 correlation of (B, H, W) maps with others over pixels, in [-1, 1]; NaN if one is NaN.
+    """Compute Pearson's correlation of maps with others over their pixels.
 
-    Where one of the two is constant, 1 if they are equal and 0 if not.
+    Parameters
+    ----------
+    maps, others
+        (B, H, W) prepared.
+
+    Returns
+    -------
+    (B,) float32
+        In [-1, 1]. If one of the two maps is constant, 1 if they are equal and 0 if they are not. NaN where
+        either map is NaN.
     """
     a, b = (each.flatten(1).double() for each in (maps, others))
     a, b = (each - each.mean(1, keepdim=True) for each in (a, b))

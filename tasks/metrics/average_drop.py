@@ -1,4 +1,4 @@
-"""What the class keeps of its probability under the map as a mask, and loses under its inverse.
+"""Average drop and its relatives: how the target's probability changes if the map masks the input.
 
 Average drop and increase in confidence: Chattopadhay et al., "Grad-CAM++", WACV 2018; the levels are those of
 Ntrougkas, Gkalelis and Mezaris, "TAME", ISM 2022. Average gain: Zhang et al., "Opti-CAM", CVIU 2024. Average
@@ -27,25 +27,27 @@ if TYPE_CHECKING:
 
 
 class AverageDropParameters(Parameters):
-    """``levels``: percentages of sites, the most salient ones, that keep their value in the mask."""
+    """Parameters of average drop."""
 
     levels: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Field(min_length=1), DISTINCT] = Field(
-        default=(100, 50, 15)
+        default=(100, 50, 15),
+        description="percentages of sites, the most salient ones, that keep their value in the mask; each "
+        "gives its own columns",
     )
 
 
 class _Masked:
-    """The target's probability under the map as a mask, cut to the most salient sites at each level."""
+    """The common part: the target's probability with the map as a mask, cut to the most salient sites."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     Parameters: ClassVar[type[Parameters]] = AverageDropParameters
-    inverse: ClassVar[bool]  # whether the mask hides what is salient, instead of all else
+    inverse: ClassVar[bool]  # whether the mask hides the salient sites, instead of the others
 
     def __init__(self, classifier: BlackBox, parameters: AverageDropParameters) -> None:
         self.classifier = classifier
         self.levels = [level for level in parameters.levels if classifier.graded or level < 100]
         if not self.levels:
-            raise ValueError("levels: at 100 % every token is kept; choose some below")
+            raise ValueError("levels: at 100 % every token is kept; choose levels below 100")
 
     @property
     def _filled_with(self) -> str:
@@ -53,12 +55,15 @@ class _Masked:
         return MODALITIES[self.classifier.modality].masked.format(mask=mask)
 
     def _named(self, columns: list[Column], numbers: list[Tensor], maps: Tensor) -> Scores:
-        """The (B, levels) numbers under their names, level by level; NaN for maps of NaN."""
+        """Put the (B, levels) numbers under the columns' names; NaN for maps of NaN."""
         scores = torch.cat(numbers, 1).masked_fill(unreadable(maps)[:, None], torch.nan)
         return Scores({column.name: score for column, score in zip(columns, scores.T, strict=True)})
 
     def _probabilities(self, batch: MetricBatch, maps: Tensor) -> Tensor:
-        """(B, levels) probability of the target on the inputs masked at each level; NaN where none is."""
+        """Return the target's (B, levels) probability on the inputs masked at each level.
+
+        It is NaN for a text of which the level keeps every token, since then nothing is measured.
+        """
         order = ranks(maps, batch.seeds)
         sites = sites_of(maps)
         shares = torch.tensor(self.levels, device=maps.device) / 100
@@ -78,22 +83,22 @@ class _Masked:
         whole = counts == sites[:, None]
         if hidden is not None:
             return after.masked_fill(whole, torch.nan)
-        # Such a mask leaves the input as it was: without this, the rounding of one forward pass against
-        # another would decide whether the confidence "increased".
+        # Such a mask leaves the input as it was. Without this line, rounding differences between two forward
+        # passes would decide whether the confidence "increased".
         unchanged = (maps == float(not self.inverse)).flatten(1).all(1)[:, None] & (whole | self.inverse)
         return torch.where(unchanged, batch.confidence[:, None], after)
 
 
 @register
 class AverageDrop(_Masked):
-    """Per image max(0, c - o) / c, whether o > c, and max(0, o - c) / (1 - c).
+    """Per image: max(0, c - o) / c, whether o > c, and max(0, o - c) / (1 - c).
 
-    c is the target's probability on the input, o on the input times the map; the means over all N images are
-    average drop, increase in confidence and average gain.
+    c is the target's probability on the input, and o is the probability on the input times the map. The means
+    over all images are average drop, increase in confidence and average gain.
 
-    A text cannot be multiplied: of a text the most salient tokens stay as they are, at least one, and mask
-    tokens stand for the others (or nothing, where there is no such token). Where all tokens stay nothing is
-    measured: level 100 is left out, and a text of a single token has no value.
+    A text cannot be multiplied. For a text, the most salient tokens stay, at least one, and mask tokens
+    replace the others; if there is no mask token, the others are removed. Nothing is measured if all tokens
+    stay: level 100 is left out for texts, and a text of a single token has no value.
     """
 
     name: ClassVar[str] = "average_drop"
@@ -112,10 +117,7 @@ class AverageDrop(_Masked):
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, \\*sites) prepared maps.
-
-        NaN for maps of NaN; for a drop from probability 0, and a gain on probability 1.
-        """
+        """Score maps; a drop from probability 0 and a gain from probability 1 are NaN."""
         before = batch.confidence[:, None]
         after = self._probabilities(batch, maps)
         drops = (before - after).clamp(min=0) / before
@@ -126,19 +128,20 @@ class AverageDrop(_Masked):
 
 @register
 class AverageDropInDeletion(_Masked):
-    """Per image max(0, c - d) / c, d being the target's probability on the input times 1 - map; high is good.
+    """Per image: max(0, c - d) / c; high values are good.
 
-    The mean over all images is average drop in deletion. CHOICE: as in average drop, a rise is no drop; one
-    image whose class is improbable would outweigh all others. The paper uses level 100 only. At lower levels
-    the most salient sites alone are taken away, each as far as its saliency says. A map of zeros takes
-    nothing away: 0. One of ones leaves black at level 100.
+    c is the target's probability on the input, and d is the probability on the input times (1 - map). The
+    mean over all images is average drop in deletion. CHOICE: as in average drop, a rise counts as a drop of
+    0; otherwise one image with an improbable class would outweigh all others. The paper uses level 100 only.
+    At lower levels only the most salient sites are darkened, each in proportion to its saliency. A map of
+    zeros removes nothing, and has the value 0. At level 100, a map of ones leaves a black image.
 
-    Of a text the most salient tokens are hidden, at least one, whatever their saliency, by mask tokens (or
-    taken out, where there is no such token). Where all are, nothing is measured: level 100 is left out, and a
-    text of a single token has no value.
+    For a text, the most salient tokens are hidden, at least one, whatever their saliency. Mask tokens replace
+    them; if there is no mask token, they are removed. Nothing is measured if all tokens are hidden: level 100
+    is left out for texts, and a text of a single token has no value.
 
-    A map that darkens everything wins: on the demo's digits noise and a centred Gaussian beat a map of the
-    digit's true pixels, whose black shape still shows the digit. Read it beside the controls.
+    A map that darkens everything wins: on the demo's digits, noise and a centred Gaussian beat a map of the
+    digit's true pixels, whose black shape still shows the digit. Read this metric beside the controls.
     """
 
     name: ClassVar[str] = "average_drop_in_deletion"
@@ -152,7 +155,7 @@ class AverageDropInDeletion(_Masked):
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, \\*sites) prepared maps; NaN for maps of NaN, and for a drop from probability 0."""
+        """Score maps; a drop from probability 0 is NaN."""
         before = batch.confidence[:, None]
         drops = (before - self._probabilities(batch, maps)).clamp(min=0) / before
         return self._named(self.columns(), [drops], maps)

@@ -1,4 +1,9 @@
-"""The contract between Floodlit and a metric: (prepared maps, inputs, targets) -> one value an image."""
+"""The contract between Floodlit and a metric.
+
+A metric is a class with four class attributes (``name``, ``title``, ``needs``, ``Parameters``) and three
+methods (``__init__``, ``columns``, ``score``), registered with ``@tasks.metrics.registry.register``; see
+:class:`Metric`. It takes prepared maps, inputs and targets, and gives one or more numbers per input.
+"""
 
 from __future__ import annotations
 
@@ -20,24 +25,26 @@ class Need(StrEnum):
     """What a metric asks of the dataset and the job, checked before any work starts."""
 
     PIXELS = "pixels"  # inputs that are images
-    BOXES = "boxes"  # boxes of the object, on some images at least
-    MASKS = "masks"  # its pixels, on some images at least
-    EXPLAINER = "explainer"  # the explainer once more, on altered inputs or networks
+    BOXES = "boxes"  # boxes of the object, for some of the images at least
+    MASKS = "masks"  # masks of the object's pixels, for some of the images at least
+    EXPLAINER = "explainer"  # the explainer, which runs again on altered inputs or networks
 
 
 class NoParameters(AnyParameters):
-    """There are none."""
+    """Parameters of metrics that have none."""
 
 
 class Explain(Protocol):
-    """The explainer whose maps are scored, run again.
-
-    ``needs`` are the explainer's own: one with ``TRAINED`` among them does not follow the classifier's
-    weights, one with ``PREDICTION`` explains no other class than the predicted one.
-    """
+    """The explainer whose maps are scored, as a function that explains further inputs."""
 
     @property
-    def needs(self) -> frozenset[ExplainerNeed]: ...
+    def needs(self) -> frozenset[ExplainerNeed]:
+        """The needs of the explainer.
+
+        With ``TRAINED`` among them, its maps do not follow the classifier's weights. With ``PREDICTION``
+        among them, it explains no other class than the predicted one.
+        """
+        ...
 
     def __call__(
         self,
@@ -47,11 +54,24 @@ class Explain(Protocol):
         targets: Tensor | None = None,
         classifier: BlackBox | None = None,
     ) -> Tensor:
-        r"""Explain n inputs (n, C, \*sites), as the rows (n,) int64 of the batch were explained.
+        r"""Explain n inputs in the same way as rows of the batch were explained.
 
-        Seeds are those of the rows, and so are the targets unless others (n,) are given; the classifier is
-        the run's or another one with inputs and classes of the same shapes. Returns (n, \*sites) prepared
-        maps, NaN where the explainer fails.
+        Parameters
+        ----------
+        inputs
+            (n, C, \*sites), of the shape and in the range of the batch's inputs. They may be altered.
+        rows
+            (n,) int64, indices into the batch. Input i is explained with the seed of row ``rows[i]``.
+        targets
+            (n,) int64, the classes to explain; those of the rows by default.
+        classifier
+            The classifier to explain, whose inputs and classes have the same shapes; the run's by default.
+
+        Returns
+        -------
+        (n, \*sites) float32
+            Maps prepared as those that :meth:`Metric.score` takes. A map is NaN at all sites where the
+            explainer fails, as one that needs ``PREDICTION`` does for a target that is not predicted.
         """
         ...
 
@@ -63,20 +83,20 @@ class MetricBatch:
     Attributes
     ----------
     inputs
-        (B, C, \\*sites); of images (B, 3, H, W) float32, pixels in [0, 1].
+        (B, C, \\*sites); images are (B, 3, H, W) float32, with pixels in [0, 1].
     targets
         (B,) int64, the class that was explained.
     seeds
-        (B,) int64, for tie-breaks.
+        (B,) int64, the only source of randomness, for instance to break ties.
     confidence
         (B,) float32, softmax probability of the target on the whole input.
     boxes
-        One (K, 4) float tensor an image: xmin, ymin, xmax, ymax in input pixels (continuous edges); K
-        may be 0.
+        One (K, 4) float tensor per image: xmin, ymin, xmax, ymax in input pixels (continuous edges); K may
+        be 0.
     forwards
-        Forward passes per perturbation step.
+        Forward passes per perturbation step. It never changes a result.
     masks
-        (B, H, W) bool, the object's pixels; none True where an image has no mask. None if no image has one.
+        (B, H, W) bool, the object's pixels; all False for an image without a mask. None if no image has one.
     explain
         Runs the explainer again. None unless the metric needs :attr:`Need.EXPLAINER`.
     """
@@ -92,24 +112,32 @@ class MetricBatch:
 
     @property
     def explainer(self) -> Explain:
-        """:attr:`explain` of a metric that needs it."""
+        """:attr:`explain`, for metrics that need :attr:`Need.EXPLAINER` and so always have it."""
         assert self.explain is not None
         return self.explain
 
 
 @dataclass(frozen=True)
 class Column:
-    """One number a metric gives an image.
+    """One of the numbers that a metric gives per image.
 
-    ``better`` is "higher", "lower", or None for a reference value that judges no explainer.
-    ``fill`` says what the metric perturbs with, None where it does not. ``low`` and ``high`` are the ends of
-    its range, infinite ones included.
-
-    ``within`` says what runs must have in common for numbers of one to be comparable with the other's:
-    "classifier", "size" of the inputs, or None, nothing.
-
-    With ``pooled`` = "curve" the number of a whole dataset is no mean of numbers: it is what
-    :meth:`Pooled.of_mean_curve` makes of the mean curve. Images have curves and no values then.
+    Attributes
+    ----------
+    name
+        Unique among the columns of all metrics.
+    low, high
+        The ends of the range of the values; they may be infinite.
+    better
+        "higher" or "lower"; None for a reference column, which is not ranked.
+    fill
+        What the metric perturbs inputs with, in words. None if it does not perturb them.
+    pooled
+        "curve": the number of a dataset is not the mean of its images' numbers, but what
+        :meth:`Pooled.of_mean_curve` computes from the mean of their curves. Each image then has a curve, and
+        NaN as its value.
+    within
+        What two runs must have in common so that their numbers can be compared: the same "classifier", or the
+        same "size" of the inputs. None: nothing.
     """
 
     name: str
@@ -123,7 +151,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Scores:
-    """``values``: {column: (B,)} with NaN where undefined; ``curves``: {column: (B, points)}."""
+    """What a metric gives for a batch.
+
+    Attributes
+    ----------
+    values
+        {column: (B,) floats}, with NaN where a value is undefined.
+    curves
+        {column: (B, points) floats}, for the columns that have curves; the number of points is the same for
+        every batch.
+    """
 
     values: Mapping[str, Tensor]
     curves: Mapping[str, Tensor] = field(default_factory=dict)
@@ -137,22 +174,75 @@ class Metric(Protocol):
     needs: ClassVar[frozenset[Need]]
     Parameters: ClassVar[type[AnyParameters]]
 
-    def __init__(self, classifier: BlackBox, parameters: AnyParameters) -> None: ...
+    def __init__(self, classifier: BlackBox, parameters: AnyParameters) -> None:
+        """Prepare to score maps of one classifier.
 
-    def columns(self) -> list[Column]: ...
+        Parameters
+        ----------
+        classifier
+            The classifier that was explained.
+        parameters
+            An instance of the class's ``Parameters``.
+
+        Raises
+        ------
+        ValueError
+            In one line that begins with the key, if a parameter does not fit the classifier. The job is then
+            refused before any work starts.
+        """
+        ...
+
+    def columns(self) -> list[Column]:
+        """Describe the numbers that :meth:`score` gives.
+
+        The list is not empty, and depends on the classifier and the parameters alone. It has one column for
+        each key of :attr:`Scores.values`; each key of :attr:`Scores.curves` is one of their names.
+        """
+        ...
 
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, \\*sites) maps, prepared by :func:`tasks.metrics.preparation.prepare`.
+        """Score maps.
 
-        They are in [0, 1], and -inf where the input has nothing to show or hide, which is never scored.
+        A score depends on its own input, map, target and seed alone: not on the batch, its order, or
+        ``batch.forwards``. A metric does not change its arguments and keeps nothing between batches.
+
+        Parameters
+        ----------
+        batch
+            The B inputs that were explained.
+        maps
+            (B, \\*sites) float32, prepared by :func:`tasks.metrics.preparation.prepare`: in [0, 1], and -inf
+            at sites of the input that cannot be hidden, such as the padding of a text. These sites take no
+            part in a score. A map that the explainer failed to give is NaN.
+
+        Returns
+        -------
+        Scores
+            A value per input and column, in the column's range or NaN. A map with NaN has NaN for every value
+            and every point of its curves; so has an input that lacks what the metric needs, such as a box.
+            Further cases of NaN, such as maps of zeros, are stated by each metric.
         """
         ...
 
 
 class Pooled(Metric, Protocol):
-    """A metric some of whose columns are numbers of a whole dataset."""
+    """A metric with at least one column whose number belongs to a whole dataset."""
 
     @staticmethod
     def of_mean_curve(column: str, curves: Tensor) -> Tensor:
-        """(R,) values of one of its pooled columns from (R, points) float64 means of curves over images."""
+        """Compute the number of a dataset from the mean curve of its images.
+
+        Parameters
+        ----------
+        column
+            Name of a column whose ``pooled`` is "curve".
+        curves
+            (R, points) float64, R mean curves: each is the mean of :attr:`Scores.curves` over images whose
+            curve is not NaN, for instance over R bootstrap samples.
+
+        Returns
+        -------
+        (R,)
+            One number per mean curve, in the column's range.
+        """
         ...

@@ -1,4 +1,4 @@
-"""Weakly supervised localisation: how often a box around the map's high values is the object's box.
+"""Weakly supervised localisation: how often a box around the map's high values matches the object's box.
 
 MaxBoxAcc: Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020.
 MaxBoxAccV2: Choe et al., "Evaluation for Weakly Supervised Object Localization", TPAMI 2022.
@@ -27,39 +27,47 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-DELTA = 0.5  # of MaxBoxAcc
-DELTAS = (0.3, 0.5, 0.7)  # of MaxBoxAccV2
+DELTA = 0.5  # intersection over union that MaxBoxAcc asks for
+DELTAS = (0.3, 0.5, 0.7)  # those of MaxBoxAccV2
 
 
 class MaxBoxAccuracyParameters(Parameters):
-    """The map is cut at 0, 1 / ``thresholds``, ..., 1 - 1 / ``thresholds`` of its maximum."""
+    """Parameters of maximal box accuracy."""
 
-    thresholds: int = Field(default=100, ge=1, le=1000)
+    thresholds: int = Field(
+        default=100,
+        ge=1,
+        le=1000,
+        description="n, number of thresholds: 0, 1 / n, ..., 1 - 1 / n of the map's maximum",
+    )
 
 
 @register
 class MaxBoxAccuracy:
-    """The share of images whose box is found at the best of the thresholds, one threshold for all of them.
+    """The share of images whose box is found at the best threshold, which is the same for all images.
 
-    At threshold t the boxes of a map are those around the connected components of its pixels above t. An
-    image is a hit if one of them has an intersection over union of at least delta with one of the image's
-    boxes. MaxBoxAcc looks at the largest component, delta being 0.5, and is the highest over t of the share
-    of hits; MaxBoxAccV2 looks at all components and is the mean over delta 0.3, 0.5, 0.7 of that highest.
+    At threshold t, the boxes of a map are those around the connected components of its pixels above t. An
+    image is a hit if one of these boxes has an intersection over union of at least delta with one of the
+    image's boxes. MaxBoxAcc looks at the largest component alone, with a delta of 0.5; it is the highest
+    share of hits over all t. MaxBoxAccV2 looks at all components; it is the mean, over the deltas 0.3, 0.5
+    and 0.7, of the highest share over all t.
 
-    The threshold is the best for the very images that are scored, so these are upper bounds, the higher the
-    fewer the images; they are no mean over images of each one's best threshold. An all-zero map has no box
-    and misses at every threshold; a constant one has the box of the whole input at every threshold. Of many
-    components one may fit by chance: where objects are small V2 puts noise above a centred Gaussian, so it
-    should be read beside the control ``random``.
+    The threshold is chosen on the same images that are scored, so both numbers are upper bounds, and they are
+    the higher the fewer the images are. They are not means over images of each image's best threshold. An
+    all-zero map has no box and misses at every threshold. A constant map has the box of the whole input at
+    every threshold. With many components, one may fit by chance: where objects are small, V2 ranks noise
+    above a centred Gaussian, so read it beside the control ``random``.
 
-    CHOICES, beside the authors' code:
+    CHOICES, compared with the authors' code:
 
-    - Maps are compared as they are, not in 256 steps, and are bilinear as for all metrics, not bicubic.
-    - Components hold together by edges and corners, as contours do. Boxes are those of components; contours
-      have boxes of the holes in them too. The largest has the most pixels, theirs the largest area within
-      its outline; of several as large the best counts.
-    - Edges are continuous, which for a component is its first and last pixels with 1 added to the extent.
-      Theirs end at the pixel after the last, and add 1: a pixel too wide and too high.
+    - Maps are compared as they are, not in 256 steps, and are upsampled bilinearly as for all metrics, not
+      bicubically.
+    - Pixels that share an edge or a corner are connected, as in the authors' contours. Boxes are those of
+      components; contours also give boxes of the holes in components. The largest component is the one with
+      the most pixels; the authors take the one with the largest area within its outline. If several are
+      equally large, the best one counts.
+    - Edges are continuous: the extent of a component is its last pixel minus its first pixel, plus 1. The
+      authors' boxes end at the pixel after the last, and add 1, which is a pixel too wide and too high.
     - The image's boxes are cut to the input.
     """
 
@@ -80,12 +88,12 @@ class MaxBoxAccuracy:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Curves for (B, H, W) prepared maps: 1 for a hit, 0 for a miss.
+        """Give curves of hits (1) and misses (0); every value is NaN, since the numbers are a dataset's.
 
-        Of MaxBoxAcc a point a threshold, of V2 the thresholds of the first delta, the second, the third. The
-        other columns are what the control ``center_gaussian`` and the box of the whole input, a single point
-        a delta, score. NaN for images without a box inside the input and for maps of NaN. Components are
-        found on the CPU.
+        MaxBoxAcc has one point per threshold. V2 has the thresholds of the first delta, then those of the
+        second and of the third. The columns ``center`` and ``all_ones`` report what the control
+        ``center_gaussian`` and the box of the whole input would score; the latter has a single point per
+        delta. Curves are NaN for images without a box inside the input. Components are found on the CPU.
         """
         size = (maps.shape[1], maps.shape[2])
         truth = _truth(batch.boxes, size)
@@ -108,9 +116,12 @@ class MaxBoxAccuracy:
         )
 
     def _of_maps(self, maps: Tensor, truth: Floats) -> tuple[Floats, Floats]:
-        """Highest overlap of the largest component, and of any, with a box of (B, G, 4): (B, thresholds)."""
+        """Return the highest overlap of the largest component, and of any component, at each threshold.
+
+        ``truth`` (B, G, 4) holds the images' boxes. Both results are (B, thresholds).
+        """
         largest, best = np.zeros((2, len(maps), self.thresholds))
-        # How many thresholds each pixel is above.
+        # The number of thresholds that each pixel is above.
         levels = torch.bucketize(maps, _cuts(self.thresholds, maps.device), out_int32=True).cpu().numpy()
         for k in range(self.thresholds):
             found = connected_components(levels > k)
@@ -124,7 +135,7 @@ class MaxBoxAccuracy:
 
     @staticmethod
     def of_mean_curve(column: str, curves: Tensor) -> Tensor:
-        """The highest point of (R, points) mean curves; of V2 the mean over the deltas of each one's."""
+        """Return the highest point of each mean curve; for V2, the mean of the highest point per delta."""
         if "_v2" in column:
             return curves.unflatten(1, (len(DELTAS), -1)).amax(2).mean(1)
         return curves.amax(1)
@@ -136,14 +147,17 @@ def _cuts(thresholds: int, device: torch.device) -> Tensor:
 
 @cache
 def _center_boxes(size: tuple[int, int], thresholds: int) -> Floats:
-    """(thresholds, 4): of the centred Gaussian, whose pixels above any threshold are one component."""
+    """Return the (thresholds, 4) boxes of the centred Gaussian.
+
+    There is one box per threshold, since its pixels above a threshold always form one component.
+    """
     cpu = torch.device("cpu")
     above = center_map(size, cpu) > _cuts(thresholds, cpu)[:, None, None]
     return connected_components(above.numpy()).boxes
 
 
 def _truth(boxes: list[Tensor], size: tuple[int, int]) -> Floats:
-    """(B, G, 4): each image's boxes cut to the input; zeros for one that has no area, as all padding."""
+    """Cut each image's boxes to the input, as (B, G, 4); boxes without an area, and padding, are zeros."""
     padded = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True).double().cpu()
     height, width = size
     cut = padded.clamp(min=0).minimum(torch.tensor([width, height] * 2))
@@ -153,7 +167,7 @@ def _truth(boxes: list[Tensor], size: tuple[int, int]) -> Floats:
 
 
 def _overlap(boxes: Floats, truth: Floats) -> Floats:
-    """(...) highest intersection over union of boxes (..., 4) with any of theirs (..., G, 4)."""
+    """Return the highest intersection over union of boxes (..., 4) with any of ``truth`` (..., G, 4)."""
     boxes = boxes[..., None, :]
     low, high = np.maximum(boxes[..., :2], truth[..., :2]), np.minimum(boxes[..., 2:], truth[..., 2:])
     shared = (high - low).clip(min=0).prod(-1)
@@ -163,7 +177,7 @@ def _overlap(boxes: Floats, truth: Floats) -> Floats:
 
 
 def _spread(hits: NDArray[np.bool_], scored: NDArray[np.bool_]) -> Tensor:
-    """(B, points) float32: the hits of the images that are scored, NaN for the others."""
+    """Return (B, points) float32 curves: the hits of the images that are scored, NaN for the others."""
     curves = torch.full((len(scored), hits.shape[1]), torch.nan)
     curves[torch.from_numpy(scored)] = torch.from_numpy(hits).float()
     return curves

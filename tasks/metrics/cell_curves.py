@@ -1,7 +1,7 @@
-"""Accuracy while an image's cells are shown, or hidden, in order of saliency.
+"""MoXI's insertion and deletion curves: accuracy as an image's cells are shown or hidden by saliency.
 
 Sumiyasu, Kawamoto and Kera, "Identifying Important Group of Pixels using Interactions", CVPR 2024,
-arXiv 2401.03785, whose insertion and deletion curves these are.
+arXiv 2401.03785.
 """
 
 from __future__ import annotations
@@ -26,30 +26,39 @@ if TYPE_CHECKING:
 
 
 class CellCurvesParameters(Parameters):
-    """``grid`` and ``fill`` are those of the explainer ``moxi``.
+    """Parameters of the cell curves. ``grid`` and ``fill`` are those of the explainer ``moxi``."""
 
-    By default cells are the patches of a vision transformer, whose absent tokens are dropped, and of other
-    networks 14 a side, absent ones showing the mean. After step k of ``steps`` ceil(k n / steps) of n cells
-    have changed; by default a step is one cell, as in the paper: about 2 n forward passes an image.
-    """
-
-    grid: int | None = Field(default=None, ge=1)
-    steps: int | None = Field(default=None, ge=2)
-    fill: ImageFill | None = None
+    grid: int | None = Field(
+        default=None,
+        ge=1,
+        description="cells per side; by default a vision transformer's own patches, and 14 for other "
+        "networks",
+    )
+    steps: int | None = Field(
+        default=None,
+        ge=2,
+        description="number of steps: after step k, ceil(k n / steps) of n cells have changed; by default "
+        "one cell per step, as in the paper, which takes about 2 n forward passes per image",
+    )
+    fill: ImageFill | None = Field(
+        default=None,
+        description="what absent cells show; by default a vision transformer drops their tokens, and other "
+        "networks see the mean",
+    )
 
 
 @register
 class CellCurves:
-    """Areas under curves of an image's cells, ranked by the mean of the map in each.
+    """Areas under curves over an image's cells, which are ranked by the mean of the map in each cell.
 
-    ``cell_insertion_accuracy``: whether the target is the prediction with the first cells alone, as ever more
-    are shown; ``cell_deletion_accuracy``: without the first cells. Their means over images are the paper's
-    curves, over images whose prediction is the target. ``cell_insertion_probability`` and
-    ``cell_deletion_probability`` are the same for the target's probability. Curves have a point before the
-    first step and one after each; areas are trapezoids over shares of cells, from 0 to 1.
+    The curve of ``cell_insertion_accuracy`` says whether the target is the prediction when the first cells
+    alone are shown, for more and more cells; that of ``cell_deletion_accuracy`` says the same when the first
+    cells are hidden. The means of these curves over images whose prediction is the target are the paper's
+    curves. ``cell_insertion_probability`` and ``cell_deletion_probability`` are the same for the target's
+    probability. Areas are computed by trapezoids over the share of cells, from 0 to 1.
 
-    Only the order of the cells' means counts; equal ones are in the order of the image's seed, and so are all
-    of a flat map.
+    Only the order of the cells' means counts. Cells with equal means are in the random order of the image's
+    seed; for a flat map, these are all cells.
     """
 
     name: ClassVar[str] = "cell_curves"
@@ -74,7 +83,7 @@ class CellCurves:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, H, W) prepared maps; maps of NaN have values and curves of NaN."""
+        """Score maps; a curve has one point before the first step and one after each: steps + 1 points."""
         present = self._sets(ranks(means(maps, self.cells.grid), batch.seeds))
         game = self.cells.game(Batch(batch.inputs, batch.targets, batch.seeds, None, batch.forwards))
         B, sets = present.shape[:2]
@@ -82,7 +91,7 @@ class CellCurves:
         values = game.values(images, present.flatten(0, 1)).unflatten(0, (B, sets)).float()
         values[unreadable(maps)] = torch.nan
         inserted = values[:, : self.steps + 1]
-        # All cells, then ever fewer, then none: both ends are those of insertion.
+        # Deletion goes from all cells to none: both ends are known from insertion, and take no further pass.
         deleted = torch.cat([inserted[:, -1:], values[:, self.steps + 1 :], inserted[:, :1]], 1)
         both = torch.stack([inserted, deleted], 1)  # (B, 2, points, 2)
         curves = [both[:, way, :, what] for what in (1, 0) for way in (0, 1)]
@@ -91,14 +100,20 @@ class CellCurves:
         return Scores(dict(zip(names, areas, strict=True)), dict(zip(names, curves, strict=True)))
 
     def _sets(self, order: Tensor) -> Tensor:
-        """(B, 2 steps, n) bool: cells to show, from (B, n) ranks; ever more of them, then ever fewer."""
+        """Return the cells to show, (B, 2 steps, n) bool, from (B, n) ranks.
+
+        The first steps + 1 sets are those of insertion. The others are those of deletion, without its ends.
+        """
         step = torch.arange(self.steps + 1, device=order.device)
         counts = -(-step * order.shape[1] // self.steps)[:, None]
         return torch.cat([order[:, None] < counts, order[:, None] >= counts[1:-1]], 1)
 
 
 def means(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, h, w) float32 mean of (B, H, W) maps in each cell; summed in double, so that equal cells tie."""
+    """Average (B, H, W) maps in each cell, to (B, h, w) float32.
+
+    Sums are in float64, so that cells with equal values tie after rounding to float32.
+    """
     rows, columns = (
         _members(cells, size).to(maps.device) for cells, size in zip(grid, maps.shape[1:], strict=True)
     )
@@ -106,7 +121,10 @@ def means(maps: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _members(cells: int, size: int) -> Tensor:
-    """(cells, size) float64: each pixel's weight, along one axis, in the mean of the cell it is drawn in."""
+    """Return each pixel's weight in the mean of its cell, along one axis: (cells, size) float64.
+
+    A pixel belongs to the cell that nearest-neighbour upsampling draws there.
+    """
     drawn = F.interpolate(torch.arange(cells)[None, None].double(), size)[0, 0].long()
     members = F.one_hot(drawn, cells).double().T
     return members / members.sum(1, keepdim=True)

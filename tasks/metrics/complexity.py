@@ -1,8 +1,8 @@
-"""How much a map shows, whatever the classifier makes of it: entropy, effective complexity, mask area.
+"""How much a map shows, whatever the classifier does: entropy, effective complexity, mask area.
 
-All depend on how maps are prepared and on how many sites there are, and say nothing about faithfulness: maps
-of one site are the simplest. A map of zeros shows nothing, which is not simple: it has no value in any of
-them, nor in those of :mod:`tasks.metrics.shape`.
+All three depend on how maps are prepared and on the number of sites. They say nothing about faithfulness: a
+map of a single site is the simplest. A map of zeros shows nothing, which does not count as simple: it has no
+value in these metrics, nor in those of :mod:`tasks.metrics.shape`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 @register
 class Entropy:
-    """Entropy of the map as a distribution over its n sites: 0 for a single site, ln n for a flat map."""
+    """The entropy of the map as a distribution over its n sites: 0 for a single site, ln n for a flat map.
+
+    It is -sum p ln p with p = map / sum, in nats.
+    """
 
     name: ClassVar[str] = "entropy"
     title: ClassVar[str] = "Entropy of the map in nats (Bhatt et al. 2020)"
@@ -40,7 +43,7 @@ class Entropy:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:  # noqa: ARG002
-        """Score (B, \\*sites) prepared maps: -sum p ln p with p = map / sum; NaN for maps of zeros or NaN."""
+        """Score maps; maps of zeros are NaN."""
         values = maps.flatten(1).double().clamp(min=0)
         total = values.sum(1, keepdim=True)
         entropy = torch.special.entr(values / total).sum(1)
@@ -48,17 +51,24 @@ class Entropy:
 
 
 class EffectiveComplexityParameters(Parameters):
-    """``threshold``: a site counts if its value in the prepared map, in [0, 1], is above this."""
+    """Parameters of effective complexity."""
 
-    threshold: float = Field(default=1e-5, ge=0, lt=1)
+    threshold: float = Field(
+        default=1e-5,
+        ge=0,
+        lt=1,
+        description="a site counts if its value in the prepared map, which is in [0, 1], is above this; the "
+        "default is that of Quantus",
+    )
 
 
 @register
 class EffectiveComplexity:
-    """The share of sites that the map uses.
+    """The share of sites whose value is above a threshold: at least 1 / n for n sites, 1 for a flat map.
 
-    CHOICE: values above a threshold are counted, as Quantus does, whose threshold is the default; a share, so
-    that sizes compare. Nguyen and Martínez themselves mean the fewest sites that tell the prediction.
+    CHOICE: values above a threshold are counted, as in Quantus. The count is divided by the number of sites,
+    so that inputs of different sizes can be compared. Nguyen and Martínez themselves define the smallest
+    number of sites that determines the prediction.
     """
 
     name: ClassVar[str] = "effective_complexity"
@@ -74,14 +84,17 @@ class EffectiveComplexity:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:  # noqa: ARG002
-        """Score (B, \\*sites) prepared maps: at least 1 / n, 1 for a flat one; NaN for zeros or NaN."""
+        """Score maps; maps of zeros are NaN."""
         share = (maps.flatten(1) > self.threshold).sum(1) / sites_of(maps)
         return Scores({"effective_complexity": share.masked_fill(shows_nothing(maps), torch.nan)})
 
 
 @register
 class MaskArea:
-    """The mean of the map: the area of the mask it is, and the complexity of ADCC."""
+    """The mean of the map: its area as a mask, at least 1 / n for n sites, 1 for a flat map.
+
+    It is also the complexity in ADCC.
+    """
 
     name: ClassVar[str] = "mask_area"
     title: ClassVar[str] = "Mean of the map (Poppi et al. 2021)"
@@ -96,11 +109,11 @@ class MaskArea:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:  # noqa: ARG002
-        """Score (B, \\*sites) prepared maps: at least 1 / n, 1 for a flat one; NaN for zeros or NaN."""
+        """Score maps; maps of zeros are NaN."""
         mean = maps.flatten(1).double().clamp(min=0).sum(1) / sites_of(maps)
         return Scores({"mask_area": mean.to(maps.dtype).masked_fill(shows_nothing(maps), torch.nan)})
 
 
 def shows_nothing(maps: Tensor) -> Tensor:
-    """(B,) bool: which prepared (B, \\*sites) maps are zero, or NaN, at all of their sites."""
+    """Return (B,) bool: which prepared (B, \\*sites) maps are zero, or NaN, at all of their sites."""
     return ~(maps.flatten(1) > 0).any(1)

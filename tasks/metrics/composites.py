@@ -1,4 +1,4 @@
-"""Forward passes over altered inputs, several an image, made on the device a chunk at a time."""
+"""Forward passes over altered inputs, several per image, which are made on the device chunk by chunk."""
 
 from __future__ import annotations
 
@@ -21,11 +21,22 @@ def target_probabilities(
     compose: Callable[[Tensor, Tensor], Tensor],
     same: Tensor | None = None,
 ) -> Tensor:
-    """(B, variants) softmax probability of each input's target on each of its variants, at least one.
+    """Compute the softmax probability of each input's target on each of its variants.
 
-    ``compose`` makes n altered inputs (n, C, \\*sites) from input and variant indices, (n,) int64 each, n at
-    most ``batch.forwards``, so B * variants inputs never exist together. Where ``same`` (B, variants) has the
-    same number twice for an input, so are the altered ones.
+    Parameters
+    ----------
+    variants
+        Number of variants per input, at least 1.
+    compose
+        Makes n altered inputs (n, C, \\*sites) from the indices of n inputs and n variants, (n,) int64 each.
+        n is at most ``batch.forwards``, so that B * variants inputs never exist at the same time.
+    same
+        (B, variants). Two variants of an input with the same number are equal, and are passed once.
+
+    Returns
+    -------
+    (B, variants)
+        Probabilities, in [0, 1].
     """
     masked = MaskedForward(classifier, batch.targets, batch.forwards, target_probability)
     return masked.variants(variants, compose, same)

@@ -1,6 +1,6 @@
-"""What a classifier says of an input while its sites are shown, or hidden, in order of saliency.
+"""Curves of the classifier's score as the sites of an input are shown or hidden in order of saliency.
 
-Sites are an image's pixels, a text's tokens or the steps of a series.
+Sites are the pixels of an image, the tokens of a text or the steps of a series.
 """
 
 from __future__ import annotations
@@ -24,36 +24,43 @@ from tasks.metrics.ranking import ranks, sites_of
 if TYPE_CHECKING:
     from explainers.models.black_box import BlackBox
 
-# Here a blur is RISE's, not the classifier's.
+# In curves, a blur is RISE's, and not the classifier's own.
 _RISE_BLUR = "the input blurred (11x11 kernel, sigma 5, zero padding after normalisation)"
 _INFINITE = float("inf")
-# Logits of one classifier say nothing beside another's.
+# Logits of different classifiers cannot be compared.
 WITHIN: dict[str, Literal["classifier"] | None] = {"probability": None, "logit": "classifier"}
 RANGES = {"probability": (0.0, 1.0), "logit": (-_INFINITE, _INFINITE)}
 
 
 class CurveParameters(Parameters):
-    """After step k of ``steps`` ceil(k N / steps) of N sites have changed; ``fill`` hides sites.
+    """Parameters of metrics that show or hide sites step by step."""
 
-    ``output`` is what is read of the explained class: its softmax probability, or its logit.
-    """
-
-    steps: int = Field(default=28, ge=2)
-    fill: Fill | None = None
-    output: Literal["probability", "logit"] = "probability"
+    steps: int = Field(
+        default=28,
+        ge=2,
+        description="number of steps: after step k, ceil(k N / steps) of N sites have changed",
+    )
+    fill: Fill | None = Field(default=None, description="what hides sites")
+    output: Literal["probability", "logit"] = Field(
+        default="probability",
+        description="what is read for the explained class: its softmax probability, or its logit, which has "
+        "no bounds",
+    )
 
 
 class Curve:
-    """Scores of inputs of which more and more sites have changed sides, the most salient first.
+    """Scores of inputs in which more and more sites are shown or hidden, the most salient first.
 
     Parameters
     ----------
     steps
-        How many; after step k ceil(k N / steps) of N sites have changed.
+        Number of steps; after step k, ceil(k N / steps) of N sites have changed.
     fill
-        What hides sites. None: ``image_fill`` for images, and for others the first of the classifier's.
+        What hides sites. None: ``image_fill`` for images, and the first of the classifier's fills for others.
+    image_fill
+        The default fill for images.
     score
-        From (n, K) logits and (n,) targets to (n, ...) numbers.
+        A function from (n, K) logits and (n,) targets to (n, ...) numbers.
 
     Raises
     ------
@@ -71,23 +78,31 @@ class Curve:
 
     @property
     def filled_with(self) -> str:
-        """The fill in words."""
+        """The fill in words, for :attr:`Column.fill`."""
         return _RISE_BLUR if self.fill == "blur" else MODALITIES[self.classifier.modality].fills[self.fill]
 
     def counts(self, maps: Tensor) -> Tensor:
-        """(B, steps + 1) int64: how many sites of each of (B, \\*sites) maps have changed, none to all."""
+        """Return (B, steps + 1) int64: the number of changed sites before step 1 and after each step.
+
+        It goes from 0 to the number of sites that have a value in the map, for each of (B, \\*sites) maps.
+        """
         step = torch.arange(self.steps + 1, device=maps.device)
         return -(-step * sites_of(maps)[:, None] // self.steps)
 
     def points(self, batch: MetricBatch, maps: Tensor, *, inserts: bool) -> Tensor:
-        """(B, steps + 1, ...) scores before the first step and after each; NaN for maps of NaN.
+        """Score the inputs before the first step and after each step.
 
         Parameters
         ----------
         maps
-            (B, \\*sites) prepared, whose order alone counts.
+            (B, \\*sites) prepared. Only the order of their values counts.
         inserts
-            Whether sites are shown on the fill, or else hidden by it.
+            True: sites are shown on the fill. False: sites are hidden by it.
+
+        Returns
+        -------
+        (B, steps + 1, ...)
+            The scores; NaN for maps of NaN.
         """
         masked = MaskedForward(self.classifier, batch.targets, batch.forwards, self.score)
         fill = self._fill(batch.inputs)
@@ -103,7 +118,10 @@ class Curve:
     def _between(
         self, masked: MaskedForward, batch: MetricBatch, maps: Tensor, sides: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """(B, steps - 1, ...) scores while sites change from the first of ``sides`` to the second."""
+        """Score the inputs after each step but the last, as sites change from ``sides[0]`` to ``sides[1]``.
+
+        The result is (B, steps - 1, ...).
+        """
         order = ranks(maps, batch.seeds).view_as(maps).int()
         counts = self.counts(maps)[:, 1:-1]
         start, end = sides
@@ -113,37 +131,37 @@ class Curve:
             changed = (order.index_select(0, image) < count)[:, None]
             if not self.classifier.graded:
                 return torch.where(changed, rows_of(end, image), rows_of(start, image))
-            # With weights of exactly 0 and 1 this copies, and is faster on the CPU than torch.where.
+            # With weights of exactly 0 and 1, lerp copies values, and is faster on the CPU than torch.where.
             return torch.lerp(rows_of(start, image), rows_of(end, image), changed.to(start.dtype))
 
-        # A text of few tokens changes at some of the steps only.
+        # A text of few tokens changes at some of the steps only: equal inputs are passed once.
         return masked.variants(self.steps - 1, compose, same=counts)
 
     def _whole(self, masked: MaskedForward, batch: MetricBatch) -> Tensor:
-        """(B, ...) scores of the inputs as they are, which the batch may know."""
+        """Score the inputs as they are, (B, ...); the batch knows the probabilities without a pass."""
         if self.score is target_probability:
             return batch.confidence
         return masked.variants(1, lambda image, _: batch.inputs[image])[:, 0]
 
     def _bare(self, masked: MaskedForward, batch: MetricBatch, fill: Tensor) -> Tensor:
-        """(B, ...) scores where nothing of the input is left; one pass for a common fill."""
+        """Score the fill alone, (B, ...); a fill that is the same for all inputs takes a single pass."""
         if len(fill) == 1:
             logits = self.classifier.logits(fill.expand_as(batch.inputs[:1]))
             return self.score(logits.expand(len(batch.targets), -1), batch.targets)
         return masked.variants(1, lambda image, _: fill[image].expand_as(batch.inputs[image]))[:, 0]
 
     def _fill(self, inputs: Tensor) -> Tensor:
-        """What hides a site: (B, C, \\*sites), or (1, 3, 1, 1) if it is the same everywhere."""
+        """Return what hides a site: (B, C, \\*sites), or (1, 3, 1, 1) if it is the same everywhere."""
         if self.fill == "blur":
             mean = self.classifier.fill(inputs, "mean")
-            # Equal to blurring the normalised input: once the mean is taken off, the two differ by a scale
-            # per channel, and blurring with zero padding is linear.
+            # This equals blurring the normalised input: without the mean, the two differ by a scale per
+            # channel, and blurring with zero padding is linear.
             return _blur(inputs - mean) + mean
         return self.classifier.fill(inputs, self.fill)
 
 
 def _blur(inputs: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
-    """Each channel convolved with RISE's kernel, which is separable, zero beyond the border."""
+    """Convolve each channel with RISE's kernel, which is separable, with zeros beyond the border."""
     kernel = _kernel(size, sigma).to(inputs)
     planes = inputs.flatten(0, 1)[:, None]
     planes = F.conv2d(planes, kernel[None, None, :, None], padding=(size // 2, 0))
@@ -152,9 +170,11 @@ def _blur(inputs: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
 
 
 def _kernel(size: int, sigma: float) -> Tensor:
-    """(size,) float64: a unit impulse filtered by a Gaussian cut at 4 sigma, mirrored at the array's ends.
+    """Return RISE's (size,) float64 kernel.
 
-    So RISE makes it. With sigma half the size the mirroring folds the tails back: nearly a box.
+    As in RISE's code, it is a unit impulse, filtered by a Gaussian that is cut at 4 sigma and mirrored at the
+    array's ends. With a sigma of half the size, the mirroring folds the tails back, and the kernel is nearly
+    a box.
     """
     reach = int(4 * sigma + 0.5)
     offsets = torch.arange(-reach, reach + 1)

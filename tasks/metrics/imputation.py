@@ -1,13 +1,13 @@
-"""Removed pixels, made up from those that are left.
+"""Imputation: removed pixels are filled in from those that are left.
 
 Noisy linear imputation: Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution
 Methods", ICML 2022, section 4. Inpainting: Telea, "An Image Inpainting Technique Based on the Fast Marching
 Method", Journal of Graphics Tools 2004.
 
-The linear system is solved for many images at once by conjugate gradients on the pixel grid, without ever
-writing down its matrix. They are preconditioned by one multigrid V-cycle, which is what makes the number of
-steps small and nearly the same for all images, shares and sizes (Tatebe, "The Multigrid Preconditioned
-Conjugate Gradient Method", 1993).
+The linear system is solved for many images at once by conjugate gradients on the pixel grid, without building
+its matrix. The preconditioner is one multigrid V-cycle, which makes the number of steps small and nearly the
+same for all images, shares and sizes (Tatebe, "The Multigrid Preconditioned Conjugate Gradient Method",
+1993).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from explainers.numerics.batching import in_chunks
 from explainers.numerics.randomness import seed_of, uniform
 
 Imputation = Literal["linear", "telea"]
-TOLERANCE = 2e-3
-RADIUS = 3  # of Telea's neighbourhood, in pixels: P-TAME's evaluation
-NOTHING_LEFT = 0.5
-_STEPS = 100  # of conjugate gradients at most; by default 1 to 6 are taken
-_SMALL = 64  # pixels a side
-_CACHED = 1 << 18  # numbers in a tensor: on the CPU larger ones would fall out of its caches
-_NORMAL = seed_of("imputation")  # keeps the noise apart from tie-breaks
+TOLERANCE = 2e-3  # change of a pixel, in [0, 1], below which an image is finished
+RADIUS = 3  # pixels, of Telea's neighbourhood, as in P-TAME's evaluation
+NOTHING_LEFT = 0.5  # mid-grey, for images of which all is removed
+_STEPS = 100  # most steps of conjugate gradients; by default 1 to 6 are taken
+_SMALL = 64  # pixels per side
+_CACHED = 1 << 18  # numbers per tensor on the CPU; larger tensors would not fit into its caches
+_NORMAL = seed_of("imputation")  # makes the noise independent of tie-breaks
 
 
 def imputed(images: Tensor, removed: Tensor, how: Imputation = "linear") -> Tensor:
@@ -41,7 +41,7 @@ def imputed(images: Tensor, removed: Tensor, how: Imputation = "linear") -> Tens
     Parameters
     ----------
     images
-        (N, 3, H, W) floats, pixels in [0, 1]. What they have where pixels are removed does not matter.
+        (N, 3, H, W) floats, pixels in [0, 1]. The values of removed pixels do not matter.
     removed
         (N, H, W) bool.
     how
@@ -51,7 +51,8 @@ def imputed(images: Tensor, removed: Tensor, how: Imputation = "linear") -> Tens
     Returns
     -------
     (N, 3, H, W)
-        The images, each as if it were alone. CHOICE: one of which all is removed becomes mid-grey, 0.5.
+        The images. Each depends on itself alone. CHOICE: an image without any pixel left becomes mid-grey,
+        0.5.
     """
     lost = removed.flatten(1).all(1)[:, None, None]
     filled = {"linear": linear, "telea": telea}[how](images, removed & ~lost)
@@ -59,7 +60,7 @@ def imputed(images: Tensor, removed: Tensor, how: Imputation = "linear") -> Tens
 
 
 def normal(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(B, \\*shape) float32 standard normal numbers of each seed (Box and Muller 1958)."""
+    """Draw (B, \\*shape) float32 standard normal numbers from seeds (B,) int64 (Box and Muller 1958)."""
     count = math.prod(shape)
     pairs = uniform(seeds ^ _NORMAL, count + count % 2).view(len(seeds), 2, -1)
     radius, angle = (-2 * (1 - pairs[:, 0]).log()).sqrt(), 2 * math.pi * pairs[:, 1]
@@ -68,17 +69,31 @@ def normal(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def linear(images: Tensor, removed: Tensor, tolerance: float = TOLERANCE) -> Tensor:
-    """(N, 3, H, W) images whose removed pixels are weighted means of their neighbours.
+    """Fill in removed pixels so that each is the weighted mean of its 8 neighbours.
 
-    Of the 8 neighbours those above, below, left and right weigh 1/6, diagonal ones 1/12; at the border
-    weights are divided by their sum. Of each image at least one pixel must be left.
+    The weight of the neighbours above, below, left and right is 1/6, and that of diagonal neighbours is 1/12.
+    At the border, weights are divided by their sum.
 
-    Where a pixel is removed: sum of weights * own value - weighted values of removed neighbours = weighted
-    values of those that are left. This is positive definite. An image is done with after the first step at
-    which a V-cycle would change none of its values by more than ``tolerance``, in units of the pixels,
-    however long others of the batch take. The step is still taken, and what is wrong then is less: by default
-    at most 1e-3, and 1e-4 in the root mean square, in photographs of 224x224 pixels without 10 to 90 % of
-    them.
+    The equation of a removed pixel is: sum of weights * own value - weighted values of removed neighbours =
+    weighted values of the neighbours that are left. The system is positive definite. An image is finished
+    after the first step at which a V-cycle would change none of its values by more than ``tolerance``,
+    however many steps other images of the batch take. That step is still taken, so the remaining error is
+    smaller: with the default, at most 1e-3, and 1e-4 in the root mean square, for photographs of 224x224
+    pixels with 10 to 90 % of their pixels removed.
+
+    Parameters
+    ----------
+    images
+        (N, 3, H, W), pixels in [0, 1].
+    removed
+        (N, H, W) bool. At least one pixel of each image must be left.
+    tolerance
+        In units of the pixels.
+
+    Returns
+    -------
+    (N, 3, H, W)
+        The images with removed pixels filled in.
     """
     size = images[0].numel()
     chunk = max(1, _CACHED // size) if images.device.type == "cpu" else len(images)
@@ -86,13 +101,20 @@ def linear(images: Tensor, removed: Tensor, tolerance: float = TOLERANCE) -> Ten
 
 
 def telea(images: Tensor, removed: Tensor) -> Tensor:
-    """(N, 3, H, W) images with removed pixels inpainted by OpenCV, radius 3, on the CPU, one after the other.
+    """Inpaint removed pixels of images with OpenCV, with radius 3, on the CPU, one image after the other.
 
-    OpenCV inpaints colours of 8 bits, so made-up pixels are multiples of 1/255; the others stay as they are.
-    CHOICE: removed pixels are set to mid-grey before. OpenCV reads some of them: by up to 9/255 what it makes
-    up depends on what was there.
+    OpenCV inpaints colours of 8 bits, so filled-in pixels are multiples of 1/255; the others stay as they
+    are. CHOICE: removed pixels are set to mid-grey first. OpenCV reads some of them, and otherwise its result
+    would depend, by up to 9/255, on the values that were removed.
+
+    Parameters
+    ----------
+    images
+        (N, 3, H, W), pixels in [0, 1].
+    removed
+        (N, H, W) bool.
     """
-    import cv2  # only here: nothing else needs it
+    import cv2  # imported here, since nothing else in this file needs it
 
     left = images.masked_fill(removed[:, None], NOTHING_LEFT)
     pixels = (left * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -109,14 +131,15 @@ def telea(images: Tensor, removed: Tensor) -> Tensor:
 class _Grid:
     """The system on one grid: ``total`` x - :func:`_neighbours` of x = b where ``unknown``, else x = 0.
 
-    Weights are 6 times those of the paper: 1 and, of diagonal neighbours, 1/2. On coarser grids of cells of
-    2x2 they are the same, a cell is unknown if one of its pixels is, and ``total`` has, besides the weights
-    of neighbouring cells, those by which its unknown pixels hang on known ones.
+    Weights are 6 times those of the paper: 1, and 1/2 for diagonal neighbours. They are the same on coarser
+    grids, whose cells are 2x2 cells of the finer grid. A cell is unknown if one of its pixels is. Its
+    ``total`` is the sum of the weights of its neighbouring cells and of the weights between its unknown
+    pixels and known ones.
 
     Attributes
     ----------
     unknown
-        (N, 1, h, w), 0 or 1; 0 throughout for an image that does not need so coarse a grid.
+        (N, 1, h, w), 0 or 1; 0 everywhere for an image that does not need a grid as coarse as this.
     total
         (N, 1, h, w) or (1, 1, h, w), positive.
     share
@@ -129,11 +152,11 @@ class _Grid:
 
 
 def _solve(images: Tensor, removed: Tensor, tolerance: float) -> Tensor:
-    """Conjugate gradients, started from a pyramid's fill; images that are done with do not change."""
+    """Run conjugate gradients from a pyramid's fill; images that are finished no longer change."""
     grids = _grids(removed[:, None].to(images.dtype))
     known, total = 1 - grids[0].unknown, grids[0].total
     found = _pyramid(images * known, known)
-    residual = _neighbours(found).addcmul_(found, total, value=-1)  # counts where unknown alone
+    residual = _neighbours(found).addcmul_(found, total, value=-1)  # only unknown pixels of it are used
     tiny = torch.finfo(images.dtype).tiny
     going = torch.ones_like(known[:, :, :1, :1], dtype=torch.bool)
     direction, before = torch.zeros_like(found), torch.ones_like(known[:, :, :1, :1])
@@ -153,10 +176,10 @@ def _solve(images: Tensor, removed: Tensor, tolerance: float) -> Tensor:
 
 
 def _v_cycle(grids: list[_Grid], b: Tensor) -> Tensor:
-    """Roughly what solves ``grids[0]`` for (N, 3, h, w) b: a symmetric, positive definite function of it."""
+    """Solve ``grids[0]`` for (N, 3, h, w) b roughly, by a symmetric, positive definite function of b."""
     grid = grids[0]
-    # Two Jacobi steps: with these weights they are the best of all damped ones, reducing what coarser grids
-    # cannot show by a factor of 3. The first starts from zero, and leaves the neighbours' part as residual.
+    # Two Jacobi steps. With these weights, no damping is better: they reduce the part that coarser grids
+    # cannot represent by a factor of 3. The first starts from zero, so its residual is the neighbours' part.
     first = b * grid.share
     x = first
     if len(grids) > 1:
@@ -167,9 +190,10 @@ def _v_cycle(grids: list[_Grid], b: Tensor) -> Tensor:
 
 
 def _grids(unknown: Tensor) -> list[_Grid]:
-    """The grids for (N, 1, H, W) ``unknown``, the pixels first, as coarse as one of the images needs.
+    """Make the grids for (N, 1, H, W) ``unknown``, from the pixels to the coarsest that an image needs.
 
-    It needs a coarser one where a cell is enclosed, which hangs on known pixels by less than one side.
+    An image needs a coarser grid if one of its cells is enclosed: if the weights between the cell and known
+    pixels add up to less than that of one side.
     """
     total = _neighbours(torch.ones_like(unknown[:1]))
     held = (total - _neighbours(unknown)).mul_(unknown)  # by known pixels
@@ -182,7 +206,10 @@ def _grids(unknown: Tensor) -> list[_Grid]:
 
 
 def _pyramid(values: Tensor, known: Tensor) -> Tensor:
-    """(N, 3, h, w) ``values``, zero where not ``known``, made up from ever larger cells, smoothed."""
+    """Fill in (N, 3, h, w) ``values``, which are zero where not ``known``, from larger and larger cells.
+
+    The result is smoothed; it is the start of the iteration.
+    """
     if known.all():
         return values
     counts = _sums(known)
@@ -194,16 +221,16 @@ def _pyramid(values: Tensor, known: Tensor) -> Tensor:
     return filled
 
 
-# Large grids are summed slice by slice, which is fastest on the CPU. On small ones calls would be all that it
-# costs: there a product with a matrix along each axis does the same in a few.
+# Large grids are summed slice by slice, which is fastest on the CPU. On small grids, the calls themselves
+# would be the whole cost; there, a product with a matrix along each axis does the same in a few calls.
 
 
 def _neighbours(x: Tensor) -> Tensor:
-    """Of each pixel: the sum of those above, below, left and right, and half the sum of the diagonal ones."""
+    """Sum the neighbours of each pixel: above, below, left and right with weight 1, diagonal with 1/2."""
     if _is_small(x.shape):
         down, across = (_matrices(side, x.dtype, x.device)[0] for side in x.shape[-2:])
         return (down @ x @ across).mul_(0.5).sub_(x, alpha=2)
-    wide = torch.empty_like(x)  # each with its neighbours left and right, itself twice
+    wide = torch.empty_like(x)  # each pixel twice, plus its neighbours on the left and on the right
     torch.mul(x[..., :1], 2, out=wide[..., :1])
     torch.add(x[..., :-1], x[..., 1:], alpha=2, out=wide[..., 1:])
     wide[..., :-1].add_(x[..., 1:])
@@ -214,7 +241,7 @@ def _neighbours(x: Tensor) -> Tensor:
 
 
 def _finer(coarse: Tensor, size: torch.Size) -> Tensor:
-    """Bilinear interpolation to (H, W) ``size``, cells half as large; beyond the border lies the border."""
+    """Interpolate bilinearly to ``size`` (H, W), twice as fine; the border is repeated beyond itself."""
     if _is_small(size):
         down, across = (_matrices(side, coarse.dtype, coarse.device)[1] for side in size)
         return down @ coarse @ across.T
@@ -230,13 +257,13 @@ def _finer(coarse: Tensor, size: torch.Size) -> Tensor:
 
 
 def _coarser(x: Tensor) -> Tensor:
-    """The transpose of :func:`_finer`."""
+    """Apply the transpose of :func:`_finer`, without which the V-cycle would not be symmetric."""
     if _is_small(x.shape):
         down, across = (_matrices(side, x.dtype, x.device)[1] for side in x.shape[-2:])
         return down.T @ x @ across
     x = F.pad(_even(x), (1, 1, 1, 1), mode="replicate")
     x = (x[..., :-2:2, :] + x[..., 3::2, :]).add_(x[..., 1:-1:2, :] + x[..., 2::2, :], alpha=3)
-    # Along rows, whose values lie side by side, it is faster to make all sums and leave half of them.
+    # Along rows, whose values are contiguous, it is faster to make all sums and drop half of them.
     x = x[..., 1:] + x[..., :-1]
     x = x[..., 1:] + x[..., :-1]
     return (x[..., ::2] + x[..., 1::2]).mul_(1 / 16)
@@ -244,8 +271,8 @@ def _coarser(x: Tensor) -> Tensor:
 
 @cache
 def _matrices(side: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(side, side) and (side, cells) matrices that do to one axis what the slices of large grids do."""
-    with torch.inference_mode(False):  # they outlive the caller's mode
+    """Return (side, side) and (side, cells) matrices that do along one axis what large grids do by slices."""
+    with torch.inference_mode(False):  # the cached matrices are also used outside the caller's mode
         each = torch.eye(-(-side // 2), dtype=dtype, device=device)
         stretched = F.interpolate(each[None], scale_factor=2, mode="linear")[0, :, :side].T.contiguous()
         beside = torch.ones(side - 1, dtype=dtype, device=device)
@@ -258,18 +285,18 @@ def _is_small(shape: torch.Size) -> bool:
 
 
 def _sums(x: Tensor) -> Tensor:
-    """Sums of cells of 2x2, of fewer at the end of an odd side."""
+    """Sum cells of 2x2 values; cells at the end of an odd side have fewer."""
     x = _even(x)
     x = x[..., ::2, :] + x[..., 1::2, :]
     return x[..., ::2] + x[..., 1::2]
 
 
 def _even(x: Tensor) -> Tensor:
-    """With a row and a column of zeros more where sides are odd."""
+    """Add a row or a column of zeros where the side is odd."""
     height, width = x.shape[-2:]
     return F.pad(x, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """(N, 1, 1, 1) inner products."""
+    """Return the (N, 1, 1, 1) inner products of (N, 3, h, w) tensors."""
     return (a * b).sum((1, 2, 3), keepdim=True)

@@ -1,4 +1,4 @@
-"""Infidelity: whether the saliency of a region says how much the classifier loses without it.
+"""Infidelity: how far the saliency of regions is from what the classifier loses without them.
 
 Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019.
 """
@@ -24,37 +24,44 @@ from tasks.metrics.registry import register
 if TYPE_CHECKING:
     from explainers.models.black_box import BlackBox
 
-_SQUARES = seed_of("infidelity")  # keeps the squares apart from tie-breaks
+_SQUARES = seed_of("infidelity")  # makes the squares independent of tie-breaks
 
 
 class InfidelityParameters(Parameters):
-    """``samples`` random squares of each image are replaced by ``fill``, one at a time.
+    """Parameters of infidelity."""
 
-    Their sides are 1 to ``largest`` times the shorter side of the image. The authors' code takes all squares
-    of sides 1 to 10 in images of 28x28 pixels: CHOICE: the default is in proportion.
-    """
-
-    samples: int = Field(default=100, ge=2)
-    largest: float = Field(default=0.36, gt=0, le=1)
-    fill: ImageFill = "mean"
+    samples: int = Field(
+        default=100, ge=2, description="number of random squares per image, which are replaced one at a time"
+    )
+    largest: float = Field(
+        default=0.36,
+        gt=0,
+        le=1,
+        description="side of the largest square, as a share of the image's shorter side; the smallest has a "
+        "side of 1 pixel. CHOICE: the default is in proportion to the authors' code, which takes all squares "
+        "with sides of 1 to 10 pixels in images of 28x28 pixels",
+    )
+    fill: ImageFill = Field(default="mean", description="what replaces a square")
 
 
 @register
 class Infidelity:
-    """The mean over random squares of (beta s - d)^2: s the map's sum in the square, d what its loss costs.
+    """The mean of (beta s - d)^2 over random squares: s is the map's sum in a square, d the loss without it.
 
-    d is the target's logit on the image less that on the image with the square replaced: definition 2.1 with
-    their square perturbation, the removed pixels counting 1 each in s. As in the authors' code maps of any
-    scale are made comparable: beta = mean(d s) / mean(s^2) is the best factor for each image, so that the
-    values are squared logits of the classifier, and compare between explainers of one classifier alone.
+    d is the target's logit on the image minus the logit on the image with the square replaced. This is
+    definition 2.1 with the authors' square perturbation, where each removed pixel counts 1 in s. As in the
+    authors' code, maps of any scale are made comparable: beta = mean(d s) / mean(s^2) is the best factor for
+    each image. The values are squared logits of the classifier, so they can be compared between explainers of
+    the same classifier only.
 
-    CHOICE: sides are drawn uniformly, then places, of all where the square lies in the image. CHOICE: maps
-    are those that all metrics score, rectified and stretched to [0, 1]. They cannot say that a region speaks
-    against the class, and the paper's other perturbation, signed noise, would ask them to.
+    CHOICE: the side of a square is drawn uniformly, and then its position, uniformly among those where the
+    square lies in the image. CHOICE: maps are those that all metrics score, rectified and stretched to
+    [0, 1]. They cannot express that a region is evidence against the class, which the paper's other
+    perturbation, signed noise, would require.
 
-    A map of zeros has beta = 0, and the mean of d^2, which no map exceeds; one of ones says that a square
-    costs in proportion to its area, which is a strong control. On 32 photographs of 32x32 pixels and a small
-    network zeros had 4.0; ones, noise and gradients 2.2; and occlusion 1.5.
+    A map of zeros has beta = 0 and the value mean(d^2), which no map exceeds. A map of ones says that a
+    square costs in proportion to its area, which is a strong control. On 32 photographs of 32x32 pixels and a
+    small network, zeros had 4.0; ones, noise and gradients had 2.2; and occlusion had 1.5.
     """
 
     name: ClassVar[str] = "infidelity"
@@ -72,7 +79,6 @@ class Infidelity:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, H, W) prepared maps; NaN for maps of NaN."""
         squares = self.squares(batch.seeds, (maps.shape[1], maps.shape[2]))
         cost, inside = self._costs(batch, squares), sums(maps, squares)
         beta = (cost * inside).mean(1) / inside.square().mean(1)
@@ -81,7 +87,18 @@ class Infidelity:
         return Scores({"infidelity": found.float()})
 
     def squares(self, seeds: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, samples, 4) int64 of each image's seed: first row, first column, and those behind the last."""
+        """Draw squares from the images' seeds (B,).
+
+        Parameters
+        ----------
+        size
+            (H, W) of the images, in pixels.
+
+        Returns
+        -------
+        (B, samples, 4) int64
+            First row, first column, and the row and the column after the last.
+        """
         numbers = uniform(seeds ^ _SQUARES, 3 * self.parameters.samples).view(len(seeds), -1, 3)
         largest = max(1, round(self.parameters.largest * min(size)))
         side = 1 + (numbers[..., 0] * largest).long()
@@ -90,10 +107,10 @@ class Infidelity:
         return torch.cat([start, start + side[..., None]], 2)
 
     def _costs(self, batch: MetricBatch, squares: Tensor) -> Tensor:
-        """(B, samples) float64: the target's logit on the inputs less that without each square."""
+        """Return the target's logit on the inputs minus that without each square: (B, samples) float64."""
         fill = self.classifier.fill(batch.inputs, self.parameters.fill)
         places = [torch.arange(size, device=squares.device) for size in batch.inputs.shape[2:]]
-        every = F.pad(squares, (0, 0, 1, 0))  # before the first square an empty one: the whole input
+        every = F.pad(squares, (0, 0, 1, 0))  # an empty square comes first: it gives the whole input
 
         def compose(image: Tensor, variant: Tensor) -> Tensor:
             edges = every[image, variant]
@@ -110,7 +127,8 @@ class Infidelity:
 
 
 def sums(maps: Tensor, squares: Tensor) -> Tensor:
-    """(B, n) float64 sums of (B, H, W) maps in (B, n, 4) squares, given as by :meth:`Infidelity.squares`."""
+    """Sum (B, H, W) maps in (B, n, 4) squares, given as by :meth:`Infidelity.squares`: (B, n) float64."""
+    # A summed-area table takes four look-ups per square, whatever its size.
     table = F.pad(maps.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
     width = table.shape[2]
     top, left, bottom, right = squares.unbind(2)

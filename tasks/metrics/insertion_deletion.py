@@ -1,4 +1,4 @@
-"""Insertion and deletion: how fast the class appears or vanishes as sites are shown or hidden in order.
+"""Insertion and deletion: how fast the class appears or vanishes as sites are shown or hidden by saliency.
 
 Petsiuk, Das and Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
-from explainers.models.modality import ImageFill
+from explainers.models.modality import Fill, ImageFill
 from explainers.probes.masked_forward import SCALARS
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.curves import RANGES, WITHIN, Curve, CurveParameters
@@ -22,26 +23,33 @@ if TYPE_CHECKING:
 
 
 class InsertionParameters(CurveParameters):
-    """After step k of ``steps`` ceil(k N / steps) of N sites have changed; ``fill`` hides sites.
+    """Parameters of insertion. RISE's evaluation of whole datasets takes 28 steps at 224x224."""
 
-    RISE's evaluation of whole data sets: 28 steps at 224x224. By default ``fill`` is blur for images, as in
-    RISE, the mask token for texts (remove where there is none), and zero for numbers. ``output`` is what the
-    area is under: the probability, as in RISE, or the logit, whose areas have no bounds.
-    """
+    fill: Fill | None = Field(
+        default=None,
+        description="what hides sites; by default blur for images, as in RISE, mask for texts (remove where "
+        "there is no mask token), and zero for numbers",
+    )
 
 
 class DeletionParameters(InsertionParameters):
-    """As for insertion, with the mean as the fill of images."""
+    """Parameters of deletion. RISE's evaluation of whole datasets takes 28 steps at 224x224."""
+
+    fill: Fill | None = Field(
+        default=None,
+        description="what hides sites; by default mean for images, mask for texts (remove where there is no "
+        "mask token), and zero for numbers",
+    )
 
 
 class _CurveArea:
-    """The area under the target's probability while pixels change sides in order of saliency."""
+    """The area under the target's probability as sites are shown or hidden in order of saliency."""
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset()
     better: ClassVar[str]
     inserts: ClassVar[bool]
-    image_fill: ClassVar[ImageFill]  # RISE's
+    image_fill: ClassVar[ImageFill]  # the default for images
 
     def __init__(self, classifier: BlackBox, parameters: InsertionParameters) -> None:
         self.range, self.within = RANGES[parameters.output], WITHIN[parameters.output]
@@ -54,10 +62,7 @@ class _CurveArea:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, \\*sites) prepared maps; maps of NaN have a value and a curve of NaN.
-
-        The curve has a point before the first step and one after each: steps + 1 points.
-        """
+        """Score maps; a curve has one point before the first step and one after each: steps + 1 points."""
         points = self.curve.points(batch, maps, inserts=self.inserts)
         area = torch.trapezoid(points, dim=1) / (points.shape[1] - 1)
         return Scores({self.name: area}, {self.name: points})
@@ -65,7 +70,7 @@ class _CurveArea:
 
 @register
 class Insertion(_CurveArea):
-    """Sites are shown on the fill, the most salient first."""
+    """The area under the target's probability as sites are shown on the fill, the most salient first."""
 
     name: ClassVar[str] = "insertion"
     title: ClassVar[str] = "Area under the probability as salient sites are shown (Petsiuk et al. 2018)"
@@ -77,10 +82,11 @@ class Insertion(_CurveArea):
 
 @register
 class Deletion(_CurveArea):
-    """Sites are hidden by the fill, the most salient first.
+    """The area under the target's probability as sites are hidden by the fill, the most salient first.
 
-    A hole in the shape of the object still shows the object: on the demo's digits a map of the digit's true
-    pixels scores no better than noise, which breaks up everything at once. Read it beside the controls.
+    A hole in the shape of the object still shows the object. On the demo's digits, a map of the digit's true
+    pixels scores no better than noise, which breaks up the whole image at once. Read this metric beside the
+    controls.
     """
 
     name: ClassVar[str] = "deletion"

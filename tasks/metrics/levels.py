@@ -1,4 +1,4 @@
-"""Levels: the percentages of sites at which a metric looks."""
+"""Levels: the percentages of sites at which a metric is measured."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ def _distinct(levels: tuple[int, ...]) -> tuple[int, ...]:
     return levels
 
 
-DISTINCT = AfterValidator(_distinct)  # each level has columns, or points of a curve, of its own
+DISTINCT = AfterValidator(_distinct)  # each level gives its own columns, or its own points of a curve

@@ -22,14 +22,19 @@ if TYPE_CHECKING:
 
 
 class PointingGameParameters(Parameters):
-    """``tolerance`` in pixels: a miss by less than this is a hit. TorchRay's is 15, short sides being 224."""
+    """Parameters of the pointing game."""
 
-    tolerance: float = Field(default=0.0, ge=0)
+    tolerance: float = Field(
+        default=0.0,
+        ge=0,
+        description="in pixels of the input: a miss by less than this counts as a hit; TorchRay takes 15 for "
+        "short sides of 224",
+    )
 
 
 @register
 class PointingGame:
-    """A hit (1) if the most salient pixel lies in a box of the image, a miss (0) if not."""
+    """A hit (1) if the most salient pixel lies in one of the image's boxes, and a miss (0) if it does not."""
 
     name: ClassVar[str] = "pointing_game"
     title: ClassVar[str] = "Whether the most salient pixel lies in a box (Zhang et al. 2016)"
@@ -47,10 +52,10 @@ class PointingGame:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, H, W) prepared maps.
+        """Score maps; the reference column reports what the pixel at (H // 2, W // 2) would score.
 
-        The second column is what the pixel at (H // 2, W // 2) scores. Both are NaN for images without a box
-        and for maps of NaN, so that their means are over the same images.
+        Both columns are NaN for images without a box and for maps of NaN, so that their means are over the
+        same images.
         """
         height, width = maps.shape[1:]
         extents = _pixel_extents(batch.boxes, (height, width), maps.device)
@@ -64,7 +69,7 @@ class PointingGame:
         return Scores({name: hit.masked_fill(undefined, torch.nan) for name, hit in hits.items()})
 
     def _hits(self, x: Tensor, y: Tensor, extents: Tensor) -> Tensor:
-        """(B,) bool: whether pixel (x, y), or one closer to it than the tolerance, lies in a box."""
+        """Return (B,) bool: whether pixel (x, y), or a pixel closer to it than the tolerance, is in a box."""
         left, top, right, bottom = extents.unbind(2)
         across = torch.maximum(left - x[:, None], x[:, None] - right).clamp(min=0)
         down = torch.maximum(top - y[:, None], y[:, None] - bottom).clamp(min=0)
@@ -89,10 +94,10 @@ class EnergyPointingGame:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, H, W) prepared maps.
+        """Score maps; the reference column reports the boxes' share of the input, which a flat map scores.
 
-        The second column is the boxes' share of the input, which is what a flat map scores. Both are NaN for
-        images without a box, for maps of zeros, which have no share to give, and for maps of NaN.
+        Both columns are NaN for images without a box, for maps of NaN, and for maps of zeros, where the share
+        is 0 / 0.
         """
         height, width = maps.shape[1:]
         inside = _union(_pixel_extents(batch.boxes, (height, width), maps.device), (height, width))
@@ -108,9 +113,13 @@ class EnergyPointingGame:
 
 
 def _pixel_extents(boxes: list[Tensor], size: tuple[int, int], device: torch.device) -> Tensor:
-    """(B, K, 4) int64: first and last column and row (left, top, right, bottom) of each box's pixels.
+    """Return the extent of each box's pixels, cut to the input of ``size`` (H, W).
 
-    Cut to the input; a box that holds no pixel, as all padding up to the largest K, ends before it begins.
+    Returns
+    -------
+    (B, K, 4) int64
+        First column, first row, last column and last row. Images with fewer than K boxes are padded. A box
+        that holds no pixel, as all padding, ends before it begins.
     """
     padded = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True).to(device)
     bounds = (padded - 0.5).ceil().long()
@@ -122,16 +131,16 @@ def _pixel_extents(boxes: list[Tensor], size: tuple[int, int], device: torch.dev
 
 
 def _occupied(extents: Tensor) -> Tensor:
-    """(B, K) bool: which boxes hold a pixel at all."""
+    """Return (B, K) bool: which boxes hold at least one pixel."""
     return (extents[..., 2:] >= extents[..., :2]).all(2)
 
 
 def _union(extents: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, H, W) bool: pixels in at least one box."""
+    """Return (B, H, W) bool: which pixels are in at least one box."""
     x = torch.arange(size[1], device=extents.device)
     y = torch.arange(size[0], device=extents.device)
     left, top, right, bottom = extents[..., None].unbind(2)
     columns = (x >= left) & (x <= right)
     rows = (y >= top) & (y <= bottom)
-    # How many boxes hold each pixel, without a (B, K, H, W) tensor.
+    # The number of boxes that hold each pixel, counted without a (B, K, H, W) tensor.
     return torch.einsum("bkh,bkw->bhw", rows.float(), columns.float()) > 0

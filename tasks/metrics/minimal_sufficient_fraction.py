@@ -1,7 +1,7 @@
-"""How little of an input, taken in order of saliency, is enough for the classifier.
+"""Minimal sufficient fraction: the smallest share of an input, by saliency, that keeps the class.
 
 The threshold is that of Shitole et al., "One Explanation is Not Enough: Structured Attention Graphs for Image
-Classification", NeurIPS 2021, who search for the smallest sets themselves. Here the map gives the order.
+Classification", NeurIPS 2021. They search for the smallest sets; here the map gives the order.
 """
 
 from __future__ import annotations
@@ -24,29 +24,34 @@ if TYPE_CHECKING:
 
 
 class MinimalSufficientFractionParameters(Parameters):
-    """``level`` of the confidence has to be kept; shares of 0, 1 / ``steps``, 2 / ``steps``, ... are tried.
+    """Parameters of the minimal sufficient fraction."""
 
-    ``fill`` stands in the place of all other sites: by default black for images, the mask token for texts
-    (remove where there is none), and zero for numbers.
-    """
-
-    level: float = Field(default=0.9, gt=0, le=1)
-    steps: int = Field(default=50, ge=2)
-    fill: Fill | None = None
+    level: float = Field(
+        default=0.9, gt=0, le=1, description="share of the probability on the whole input that has to be kept"
+    )
+    steps: int = Field(
+        default=50, ge=2, description="number of steps: shares of 0, 1 / steps, 2 / steps, ..., 1 are tried"
+    )
+    fill: Fill | None = Field(
+        default=None,
+        description="what replaces all other sites; by default black for images, mask for texts (remove "
+        "where there is no mask token), and zero for numbers",
+    )
 
 
 @register
 class MinimalSufficientFraction:
-    """The smallest tried share of sites, the most salient ones, with which alone the class is still there.
+    """The smallest tried share of sites, the most salient ones, that is enough for the class.
 
-    ``minimal_sufficient_prediction``: the target is the class with the highest logit;
-    ``minimal_sufficient_confidence``: its probability is at least ``level`` times that on the whole input.
-    Curves are whether it is, 0 or 1, and the probability, at all shares tried. They need not rise, so all
-    shares are tried and the smallest counts, not the one from which on it holds. 0 where the fill alone is
-    enough; 1 where no share is, as for a target that is not the prediction of the whole input either.
+    A share is enough for ``minimal_sufficient_prediction`` if the target is the class with the highest logit,
+    and for ``minimal_sufficient_confidence`` if the target's probability is at least ``level`` times that on
+    the whole input. The curves hold, at all shares tried, whether the target is predicted (0 or 1), and its
+    probability. They need not rise, so all shares are tried. The value is the smallest share that is enough;
+    larger shares may not be. It is 0 if the fill alone is enough. It is 1 if no share is enough, for instance
+    for a target that is not the prediction on the whole input.
 
-    A share is the number of sites kept, k of ``steps`` times all rounded up, over all: of a text of three
-    tokens 0, 1/3, 2/3 or 1. Flat maps keep sites in the order of the image's seed.
+    After step k, ceil(k N / steps) of N sites are kept, and the share is that number divided by N: for a text
+    of three tokens, it is 0, 1/3, 2/3 or 1. A flat map keeps sites in the random order of the image's seed.
     """
 
     name: ClassVar[str] = "minimal_sufficient_fraction"
@@ -66,10 +71,7 @@ class MinimalSufficientFraction:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, \\*sites) prepared maps; maps of NaN have values and curves of NaN.
-
-        Curves have a point before the first step and one after each: steps + 1 points.
-        """
+        """Score maps; a curve has one point before the first step and one after each: steps + 1 points."""
         probability, predicted = self.curve.points(batch, maps, inserts=True).unbind(2)
         counts = self.curve.counts(maps)
         shares = counts / counts[:, -1:]

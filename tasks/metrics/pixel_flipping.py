@@ -1,4 +1,4 @@
-"""Pixel flipping: what is left of the class as sites are replaced, the most salient first.
+"""Pixel flipping: the target's score as sites are replaced, the most salient first.
 
 Bach et al., "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance
 Propagation", PLOS ONE 2015; Samek et al., "Evaluating the Visualization of What a Deep Neural Network Has
@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
+from explainers.models.modality import Fill
 from explainers.probes.masked_forward import SCALARS
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.curves import RANGES, WITHIN, Curve, CurveParameters
@@ -23,28 +25,33 @@ if TYPE_CHECKING:
 
 
 class PixelFlippingParameters(CurveParameters):
-    """After step k of ``steps`` ceil(k N / steps) of N sites are replaced by ``fill``.
+    """Parameters of pixel flipping.
 
-    CHOICE: by default ``fill`` is black for images, the mask token for texts (remove where there is none) and
-    zero for numbers. Bach et al. invert the pixels of binary images, Samek et al. draw regions of 9x9 pixels
-    at random, 100 of them. ``output`` is what is read of the explained class, its probability or its logit.
+    CHOICE: the default fill. Bach et al. invert the pixels of binary images; Samek et al. replace 100 regions
+    of 9x9 pixels by random values.
     """
+
+    fill: Fill | None = Field(
+        default=None,
+        description="what replaces sites; by default black for images, mask for texts (remove where there is "
+        "no mask token), and zero for numbers",
+    )
 
 
 @register
 class PixelFlipping:
-    """Two numbers of one curve f(x_0), ..., f(x_L), x_k being the input x_0 with sites replaced in k steps.
+    """Two means of the curve f(x_0), ..., f(x_L), where x_k is the input x_0 with sites replaced in k steps.
 
-    ``pixel_flipping`` is the mean of f(x_k) over k = 1, ..., L, the curve that Bach et al. draw; ``aopc`` the
-    mean of f(x_0) - f(x_k) over k = 0, ..., L (Samek et al., eq. 12), which takes off what the class had to
-    begin with. The order of sites is all that counts of a map: one that is flat has the order of the image's
+    ``pixel_flipping`` is the mean of f(x_k) over k = 1, ..., L, the curve that Bach et al. draw. ``aopc`` is
+    the mean of f(x_0) - f(x_k) over k = 0, ..., L (Samek et al., eq. 12), which is relative to the score on
+    the whole input. Only the order of the sites counts. For a flat map, it is the random order of the image's
     seed.
 
-    As in deletion, a hole in the shape of the object still shows it: noise does as well as the true pixels of
-    the demo's digits.
+    As in deletion, a hole in the shape of the object still shows the object: noise does as well as the true
+    pixels of the demo's digits.
 
-    With the same fill, ``pixel_flipping`` is deletion's area less (f(x_0) - f(x_L)) / 2L. CHOICE: in the end
-    all sites are replaced.
+    With the same fill, ``pixel_flipping`` is deletion's area minus (f(x_0) - f(x_L)) / 2L. CHOICE: after the
+    last step all sites are replaced.
     """
 
     name: ClassVar[str] = "pixel_flipping"
@@ -66,9 +73,9 @@ class PixelFlipping:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, \\*sites) prepared maps; maps of NaN have values and a curve of NaN.
+        """Score maps; the curve has one point before the first step and one after each: steps + 1 points.
 
-        The curve has a point before the first step and one after each: steps + 1 points.
+        ``aopc`` has no curve of its own.
         """
         points = self.curve.points(batch, maps, inserts=False)
         values = {"pixel_flipping": points[:, 1:].mean(1), "aopc": (points[:, :1] - points).mean(1)}

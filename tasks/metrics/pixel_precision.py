@@ -1,4 +1,4 @@
-"""How well a map's values tell the object's pixels from the others, without a threshold.
+"""How well a map's values separate the object's pixels from the others, without a threshold.
 
 Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020: PxAP.
 """
@@ -22,25 +22,29 @@ if TYPE_CHECKING:
 
 
 class PixelPrecisionParameters(Parameters):
-    """``bins``: of the histograms of map values that the precision over the whole dataset is made of.
+    """Parameters of pixel precision."""
 
-    The authors' program has 100 by default.
-    """
-
-    bins: int = Field(default=100, ge=2, le=1000)
+    bins: int = Field(
+        default=100,
+        ge=2,
+        le=1000,
+        description="number of bins of the histograms of map values, from which pxap, the precision over the "
+        "whole dataset, is computed; the authors' program has 100 by default",
+    )
 
 
 @register
 class PixelPrecision:
     """Average precision of the pixels: the area under precision against recall as the threshold falls.
 
-    Both are sums of precision times the recall gained, over thresholds, all pixels of a value entering at
-    once: a constant map, an all-zero one too, has the object's share of the pixels, and so on average a map
-    of noise. ``pxap`` is of all pixels of the dataset under common thresholds, large objects and maps of
-    large values weighing more; ``pixel_precision`` is of one image, at every value its map takes.
+    ``pxap`` takes all pixels of the dataset together, at common thresholds, so large objects and maps with
+    large values have more weight. ``pixel_precision`` takes one image, at every value of its map. Both are
+    sums, over thresholds, of precision times the recall gained. All pixels with the same value enter at once,
+    so a constant map, an all-zero one too, scores the object's share of the pixels; a map of noise does so on
+    average.
 
-    CHOICES, beside the authors' code: no pixels are left out, since masks mark none to ignore; and the last
-    bin holds the value 1 too, which there has a bin of its own.
+    CHOICES, compared with the authors' code: no pixels are left out, since masks mark none to ignore. The
+    last bin includes the value 1, which has its own bin in the authors' code.
     """
 
     name: ClassVar[str] = "pixel_precision"
@@ -63,12 +67,12 @@ class PixelPrecision:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, H, W) prepared maps.
+        """Score maps; the curves of ``pxap`` are histograms, of which a dataset's number is computed.
 
-        A curve is how many of the object's pixels lie in each bin, from 0 to 1, and then of the others. The
-        columns ``center`` are what the control ``center_gaussian`` scores, ``all_ones`` what a constant map
-        does, from a single bin: the object's share of the pixels. All are NaN for images without a mask and
-        for maps of NaN.
+        A curve has 2 bins points: the number of the object's pixels in each bin, from 0 to 1, and then the
+        number of the other pixels. The columns ``center`` report what the control ``center_gaussian`` would
+        score. The columns ``all_ones`` report what a constant map would score, which is the object's share of
+        the pixels, from a single bin. All are NaN for images without a mask.
         """
         masks = torch.zeros_like(maps, dtype=torch.bool) if batch.masks is None else batch.masks
         objects, values = masks.flatten(1), maps.flatten(1)
@@ -92,7 +96,7 @@ class PixelPrecision:
 
     @staticmethod
     def of_mean_curve(column: str, curves: Tensor) -> Tensor:  # noqa: ARG004
-        """(R,) average precision of (R, 2 bins) histograms, of any scale."""
+        """Compute the average precision of (R, 2 bins) histograms, whose scale does not matter."""
         inside, outside = curves.unflatten(1, (2, -1)).flip(2).unbind(1)
         found, taken = inside.cumsum(1), (inside + outside).cumsum(1)
         precision = torch.where(taken > 0, found / taken, 0)
@@ -100,9 +104,20 @@ class PixelPrecision:
 
 
 def histograms(values: Tensor, objects: Tensor, bins: int) -> Tensor:
-    """(B, 2 bins) float32: counts of (B, N) values in [0, 1], or the same (1, N), in and out of the object.
+    """Count values in bins, inside and outside the object.
 
-    Bin i holds [i, i + 1) / bins, the last one 1 too; NaN is counted anywhere.
+    Parameters
+    ----------
+    values
+        (B, N) in [0, 1], or (1, N) for values that all images share.
+    objects
+        (B, N) bool, the object's pixels.
+
+    Returns
+    -------
+    (B, 2 bins) float32
+        Counts inside the object, then counts outside it. Bin i holds [i, i + 1) / bins, and the last bin
+        holds 1 too. NaN is counted in an arbitrary bin.
     """
     places = (values * bins).nan_to_num().long().clamp(0, bins - 1) + torch.where(objects, 0, bins)
     counts = torch.zeros(len(objects), 2 * bins, device=values.device)
@@ -111,14 +126,24 @@ def histograms(values: Tensor, objects: Tensor, bins: int) -> Tensor:
 
 
 def average_precision(values: Tensor, objects: Tensor) -> Tensor:
-    """(B,) float32 average precision of (B, N) values, or of the same (1, N), for (B, N) bool objects.
+    """Compute the average precision of each row; equal values enter at once.
 
-    Ties enter together. NaN where no object is.
+    Parameters
+    ----------
+    values
+        (B, N), or (1, N) for values that all images share.
+    objects
+        (B, N) bool, the object's pixels.
+
+    Returns
+    -------
+    (B,) float32
+        In [0, 1]; NaN for rows without an object.
     """
     descending, order = values.sort(1, descending=True)
     hits = objects.gather(1, order.expand_as(objects)).double().cumsum(1)
     taken = torch.arange(1, hits.shape[1] + 1, device=hits.device)
-    # Precision is read where the next value is lower; in between a threshold would divide a tie.
+    # Precision is read only where the next value is lower: elsewhere a threshold would divide a tie.
     last = torch.ones_like(descending, dtype=torch.bool)
     last[:, :-1] = descending[:, 1:] != descending[:, :-1]
     read = torch.where(last, hits, 0).cummax(1).values

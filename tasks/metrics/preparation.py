@@ -1,4 +1,4 @@
-"""How a raw map is read before it is scored: one place, the same for every explainer and every metric."""
+"""How raw maps are prepared for scoring, in one place, the same for every explainer and every metric."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ RECORD = {
 
 @torch.inference_mode()
 def prepare(maps: Tensor, size: tuple[int, ...], sites: Tensor | None = None) -> tuple[Tensor, list[Status]]:
-    """Read raw maps for scoring, as :data:`RECORD` says.
+    """Prepare raw maps for scoring, as :data:`RECORD` says.
 
     Parameters
     ----------
     maps
         (B, \\*grid) floats, raw and signed, on the explainer's native grid.
     size
-        The input's sites, (H, W) or (T,), along no axis fewer than the grid's.
+        The shape of the input's sites, (H, W) or (T,). Along each axis it is at least the grid's.
     sites
-        (B, \\*size) bool: which of them can be hidden, and so have a value at all; all of them by default.
+        (B, \\*size) bool: which sites can be hidden, and so have a value; all of them by default.
 
     Returns
     -------
     prepared, statuses
-        (B, \\*size) float32 in [0, 1], or NaN throughout, -inf where ``sites`` is False; and what became of
-        each map after rectification, so a map with nothing positive is ``all_zero``.
+        (B, \\*size) float32 in [0, 1], with -inf where ``sites`` is False; a map that is not finite is NaN at
+        all sites. One status per map, that of the map after rectification, so that a map without a positive
+        value is ``all_zero``.
 
     Raises
     ------
@@ -52,30 +53,30 @@ def prepare(maps: Tensor, size: tuple[int, ...], sites: Tensor | None = None) ->
     finite = (maps.isfinite() | ~own).flatten(1).all(1)
     positive = maps.float().relu().masked_fill(~_like(finite, maps), torch.nan)
     low, high = _bounds(positive, own)
-    # Stretched once before interpolating, so that its rounding is small beside the map's span even if the
-    # map varies little around a large value; the result is the same otherwise.
+    # Maps are also stretched before the interpolation, so that its rounding errors are small compared with
+    # the map's range even if the map varies little around a large value. Otherwise the result is the same.
     stretched = (positive - low) / (high - low)
     mode = "bilinear" if len(size) == 2 else "linear"
     upsampled = F.interpolate(stretched[:, None], size, mode=mode, align_corners=False)[:, 0]
     lowest, highest = _bounds(upsampled, there)
-    # Where sites are few, they may see one value of a map that has several.
+    # If there are few sites, they may all have the same value although the map has several.
     level = (low == high) | (lowest == highest)
     prepared = torch.where(level, (high > 0).float(), (upsampled - lowest) / (highest - lowest))
     return prepared.masked_fill(~there & _like(finite, there), -torch.inf), statuses_of(positive, own)
 
 
 def unreadable(maps: Tensor) -> Tensor:
-    """(B,) bool: which prepared (B, \\*sites) maps are NaN, and so have no score."""
+    """Return (B,) bool: which prepared (B, \\*sites) maps have NaN, and so no score."""
     return maps.isnan().flatten(1).any(1)
 
 
 def _bounds(maps: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Lowest and highest value of each map where ``own`` is True, in as many dimensions as the maps have."""
+    """Return the lowest and the highest value of each map where ``own`` is True, as (B, 1, ...)."""
     flat, away = maps.flatten(1), ~own.flatten(1)
     low, high = flat.masked_fill(away, torch.inf).amin(1), flat.masked_fill(away, -torch.inf).amax(1)
     return _like(low, maps), _like(high, maps)
 
 
 def _like(values: Tensor, maps: Tensor) -> Tensor:
-    """(B,) values as (B, 1, ...), to go with maps."""
+    """Reshape (B,) values to (B, 1, ...), so that they broadcast with maps."""
     return values.view(-1, *[1] * (maps.ndim - 1))

@@ -1,4 +1,4 @@
-"""Copies of a classifier with some of its weights drawn anew."""
+"""Copies of a classifier with some of its weights replaced by random ones."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def network_of(classifier: BlackBox) -> nn.Module:
-    """The network behind a classifier.
+    """Return the network of a classifier.
 
     Raises
     ------
     ValueError
-        In one line, if it has none whose weights could be drawn anew.
+        In one line, if the classifier has no network, or one without parameters.
     """
     network = getattr(classifier, "network", None)
     if not isinstance(network, nn.Module) or not layers_with_weights(network):
@@ -30,11 +30,12 @@ def network_of(classifier: BlackBox) -> nn.Module:
 
 
 def layers_with_weights(network: nn.Module) -> list[nn.Module]:
-    """The modules that own what was learnt, from the logits towards the input.
+    """Return the modules that own learnt values, from the logits towards the input.
 
-    Those with parameters of their own, or with running statistics, in the reverse of the order in which they
-    were registered. What a network holds itself comes last: class token and position embedding, where it
-    belongs, but also the projection behind an open_clip tower.
+    These are the modules with parameters of their own, or with running statistics, in the reverse of the
+    order in which they were registered. The parameters that the network itself owns come last. For the class
+    token and the position embedding this is the right place; for the projection after an open_clip tower it
+    is not.
     """
     return [module for module in network.modules() if _has_weights(module)][::-1]
 
@@ -44,16 +45,21 @@ def _has_weights(module: nn.Module) -> bool:
     return own is not None or getattr(module, "running_mean", None) is not None
 
 
-@torch.inference_mode(False)  # or no explainer could take gradients through the copy
+@torch.inference_mode(False)  # otherwise no explainer could take gradients through the copy
 @torch.no_grad()
 def with_random_weights(classifier: BlackBox, layers: Iterable[int]) -> BlackBox:
-    """A copy of the classifier with ``layers``, numbers into :func:`layers_with_weights`, drawn anew.
+    """Copy the classifier and draw new weights for some of its layers.
 
-    A layer's weights depend on its number alone, so that all copies share them, in every batch, shard and
-    job; they come from the device's own generator, and are others on another kind of device.
+    The new weights of a layer depend on its index alone, so they are the same in all copies, and in every
+    batch, shard and job. They come from the device's own generator, so another kind of device draws others.
+
+    Parameters
+    ----------
+    layers
+        Indices into :func:`layers_with_weights`.
     """
     clone = copy.deepcopy(classifier)
-    vars(clone).pop("fingerprint", None)  # where it was asked for, and so kept, it is that of other weights
+    vars(clone).pop("fingerprint", None)  # a cached fingerprint belongs to the original weights
     modules = layers_with_weights(network_of(clone))
     with global_generators(0, clone.device):
         for layer in layers:
@@ -64,24 +70,27 @@ def with_random_weights(classifier: BlackBox, layers: Iterable[int]) -> BlackBox
 
 @torch.inference_mode(False)
 def free_weights(clone: BlackBox) -> None:
-    """Free the weights of a copy that is done with.
+    """Free the weights of a copy that is no longer needed.
 
-    Both halves of a cut network refer to themselves: without this, copies would stay on the device until
-    Python looks for such cycles.
+    The two halves of a cut network contain reference cycles. Without this call, copies would stay on the
+    device until Python collects such cycles.
     """
     for parameter in network_of(clone).parameters():
         parameter.data = parameter.data.new_empty(0)
 
 
 def _randomise(module: nn.Module) -> None:
-    """Draw a module's own parameters anew.
+    """Draw new values for a module's own parameters.
 
-    By its ``reset_parameters`` if it has one, as for an untrained network: batch normalisation forgets its
-    running statistics as well, and signals shrink from layer to layer (raw maps of a MobileNetV2 by 1e-10),
-    which prepared maps do not show. Parameters that this does not reach, or that a module of modules holds
-    (class tokens, position embeddings, the input projection of attention), since its own reset might reach
-    too far, are drawn from a normal distribution around 0 that keeps their root mean square. CHOICE: rather
-    than one of their mean and deviation, so that single numbers and constants change too; only zeros stay.
+    A module without trainable submodules is reset by its ``reset_parameters``, if it has one, as in an
+    untrained network. Batch normalisation then loses its running statistics as well, and signals shrink from
+    layer to layer (the raw maps of a MobileNetV2 by 1e-10), which prepared maps do not show.
+
+    The other parameters are drawn from a normal distribution around 0 with their root mean square. These are
+    parameters that no reset reaches, and parameters of modules with trainable submodules (class tokens,
+    position embeddings, the input projection of attention), whose reset might change the submodules too.
+    CHOICE: the distribution does not have the parameters' mean and deviation, so that single numbers and
+    constants change too; only zeros stay.
     """
     for parameter in module.parameters(recurse=False):
         parameter.normal_(0, float(parameter.float().square().mean().sqrt()))

@@ -1,7 +1,8 @@
 """Whether maps change with what they should explain: the network's weights, and the class.
 
-An explainer whose maps stay as they are does not show what the network has learnt. To pass is necessary, not
-sufficient. The controls, the random one too, keep the seeds of their images, and so have similarity 1.
+An explainer whose maps do not change does not show what the network has learnt. To pass these tests is
+necessary, but not sufficient. The controls, the random one included, depend on their images' seeds alone, so
+their similarity is 1.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tasks.metrics.similarity import flat, spearman, ssim
 if TYPE_CHECKING:
     from explainers.models.black_box import BlackBox
 
-_CLASSES = seed_of("random_logit")  # keeps the draw of a class apart from tie-breaks
+_CLASSES = seed_of("random_logit")  # makes the draw of a class independent of tie-breaks
 _FILLS = {
     "cascading": "weights drawn anew, from the logits down to the input",
     "independent": "weights of one layer at a time drawn anew",
@@ -33,7 +34,7 @@ _FILLS = {
 
 
 class _Similarity:
-    """Rank correlation of maps with others of the same input; of images the structural similarity too."""
+    """The common part: the rank correlation of two maps of the same input, and for images their SSIM."""
 
     name: ClassVar[str]
     fill: str | None = None
@@ -46,10 +47,11 @@ class _Similarity:
         return [Column(name, -1.0, 1.0, "lower", self.fill) for name in names]
 
     def _similarities(self, maps: Tensor, others: Tensor) -> dict[str, Tensor]:
-        """{column: (B,)} of maps and others, prepared; without a rank correlation if ``maps`` are flat.
+        """Compare prepared maps with others of the same inputs: {column: (B,)}.
 
-        A flat map among ``others`` has a rank correlation of 0, which is what ties broken at random give on
-        average: nothing is left of the order. To leave it out would favour explainers whose maps vanish.
+        The rank correlation is NaN for flat maps in ``maps``. For a flat map in ``others`` it is 0, which is
+        the average if ties are broken at random: nothing is left of the order. Leaving such maps out would
+        favour explainers whose maps vanish.
         """
         ranked = spearman(maps, others)
         vanished = flat(others) & ~flat(maps) & ~unreadable(maps)
@@ -63,30 +65,39 @@ class _Similarity:
 
 
 class RandomisationParameters(Parameters):
-    """``order``: the layers from the logits down to this one, or this one alone; ``stages`` at most.
+    """Parameters of randomisation.
 
-    The stages are spread evenly over the layers: the first draws the layer of the logits anew, the last all
-    layers (of order "independent": the one closest to the input). CHOICE: 5, for a network may have hundreds
-    of layers and every stage explains everything once more.
+    Stages are spread evenly over the layers. The first stage randomises the layer of the logits. The last
+    stage randomises all layers, or, with the order "independent", the layer closest to the input.
     """
 
-    order: Literal["cascading", "independent"] = "cascading"
-    stages: int = Field(default=5, ge=1)
+    order: Literal["cascading", "independent"] = Field(
+        default="cascading",
+        description="what a stage randomises: cascading, all layers from the logits down to one layer; "
+        "independent, that layer alone",
+    )
+    stages: int = Field(
+        default=5,
+        ge=1,
+        description="largest number of stages, each of which explains all inputs once more. CHOICE: 5, since "
+        "a network may have hundreds of layers",
+    )
 
 
 @register
 class Randomisation(_Similarity):
-    """Similarity of the map with the maps of randomised networks, as the mean over stages; lower is better.
+    """The similarity of the map with the maps of randomised networks, averaged over stages; lower is better.
 
     Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, section 3. Layers are the modules that
-    own parameters; :mod:`tasks.metrics.random_weights` says how they are drawn, among them class tokens,
-    position embeddings and the input projections of attention. Buffers stay, running statistics excepted: the
-    class embeddings of a CLIP-like model are its text tower's, and no weights of the network. The class
-    explained is the original one in every network. Maps are compared as prepared, so without the evidence
-    against a class, by Spearman's correlation with mean ranks for ties and, of images, by the structural
-    similarity.
+    own parameters. :mod:`tasks.metrics.random_weights` describes how new weights are drawn, also for class
+    tokens, position embeddings and the input projections of attention. Buffers stay, except running
+    statistics: the class embeddings of a CLIP-like model come from its text tower, and are no weights of the
+    network. The explained class is the original one in every network. Maps are compared as prepared, so
+    without evidence against a class, by Spearman's correlation, with mean ranks for ties, and for images also
+    by the structural similarity.
 
-    Curves hold the similarity after each stage; their last point is the network of which nothing is left.
+    Curves hold the similarity after each stage. With the order "cascading", the last point belongs to a
+    network without any of its learnt weights.
     """
 
     name: ClassVar[str] = "randomisation"
@@ -103,20 +114,19 @@ class Randomisation(_Similarity):
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        r"""Score (B, \*sites) prepared maps.
+        """Score maps; a curve has one point per stage.
 
-        NaN throughout for explainers to which the test does not apply: those with trained weights of their
-        own, which do not follow the network's, and those that explain the predicted class only. NaN for maps
-        of NaN, and where a stage gives one; the rank correlation also for flat maps, which have no order. A
-        stage whose map is flat has a rank correlation of 0. A map of zeros that stays one has a structural
-        similarity of 1.
+        All is NaN for explainers to which the test does not apply: those with trained weights of their own,
+        which do not follow the network's, and those that explain the predicted class only. Values are NaN
+        where the map of a stage is. The rank correlation is NaN for flat maps, which have no order, and 0 at
+        a stage whose map is flat. A map of zeros that stays one has a structural similarity of 1.
         """
         explain = batch.explainer
         if explain.needs & {ExplainerNeed.TRAINED, ExplainerNeed.PREDICTION}:
             return Scores(self._undefined(maps), self._undefined(maps, len(self.deepest)))
         rows = torch.arange(len(maps), device=maps.device)
         found = []
-        for layer in self.deepest:  # one copy at a time
+        for layer in self.deepest:  # only one copy at a time, to save memory
             network = with_random_weights(self.classifier, range(layer + 1) if self.cascading else [layer])
             found.append(self._similarities(maps, explain(batch.inputs, rows, classifier=network)))
             free_weights(network)
@@ -126,10 +136,10 @@ class Randomisation(_Similarity):
 
 @register
 class RandomLogit(_Similarity):
-    """Similarity of the map with that of another class of the same input; lower is better.
+    """The similarity of the map with the map of another class for the same input; lower is better.
 
-    Sixt, Granz and Landgraf, "When Explanations Lie", ICML 2020, section 4. The other class is drawn for each
-    input, uniformly, from its seed. Of two classes there is one other.
+    Sixt, Granz and Landgraf, "When Explanations Lie", ICML 2020, section 4. The other class is drawn
+    uniformly, per input, from its seed. With two classes, it is always the other one.
     """
 
     name: ClassVar[str] = "random_logit"
@@ -142,11 +152,10 @@ class RandomLogit(_Similarity):
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        r"""Score (B, \*sites) prepared maps.
+        """Score maps; all is NaN for explainers that explain the predicted class only.
 
-        NaN throughout for explainers that explain the predicted class only. NaN for maps of NaN, and where
-        that of the other class is; the rank correlation also for flat maps, which have no order. Where that
-        of the other class is flat it is 0.
+        Values are NaN where the map of the other class is. The rank correlation is NaN for flat maps, which
+        have no order, and 0 where the map of the other class is flat.
         """
         explain = batch.explainer
         if ExplainerNeed.PREDICTION in explain.needs:

@@ -1,4 +1,4 @@
-"""The map localisation is compared with: what a control that looks at no image scores on the same images."""
+"""The map of the reference columns of localisation: that of a control that looks at no image."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from tasks.metrics.preparation import prepare
 
 
 def center_map(size: tuple[int, int], device: torch.device) -> Tensor:
-    """(H, W) in [0, 1]: the control ``center_gaussian`` with its default width, prepared as any map."""
+    """Return the control ``center_gaussian`` of default width, prepared as any map: (H, W) in [0, 1]."""
     gaussian = center_gaussian(size, CenterGaussianParameters().sigma)
     return prepare(gaussian[None], size)[0][0].to(device)

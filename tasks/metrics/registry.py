@@ -1,4 +1,4 @@
-"""The metrics by name."""
+"""The registry of the metrics, by name."""
 
 from typing import Any
 

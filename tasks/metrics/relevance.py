@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _Relevance:
-    """A score in [0, 1] of a map against a mask, beside the mask's share of the input."""
+    """The common part: a score of a map against a mask, in [0, 1], and the mask's share of the input."""
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.MASKS})
@@ -36,10 +36,9 @@ class _Relevance:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, H, W) prepared maps.
+        """Score maps; the reference column reports the mask's share of the input.
 
-        The second column is the mask's share of the input. Both are NaN for images without a mask, for maps
-        of NaN, and where the first is not defined.
+        Both columns are NaN for images without a mask, for maps of NaN, and where the first is undefined.
         """
         masks = torch.zeros_like(maps, dtype=torch.bool) if batch.masks is None else batch.masks
         accuracy = self.accuracy(batch, maps, masks)
@@ -53,38 +52,46 @@ class _Relevance:
         )
 
     def accuracy(self, batch: MetricBatch, maps: Tensor, masks: Tensor) -> Tensor:
-        """(B,), anything or NaN where it is not defined."""
+        """Return the (B,) scores.
+
+        Where a score is undefined, the value is NaN, or any value if the mask is empty or the map is NaN.
+
+        Parameters
+        ----------
+        maps
+            (B, H, W) prepared.
+        masks
+            (B, H, W) bool, the object's pixels.
+        """
         raise NotImplementedError
 
 
 @register
 class RelevanceMassAccuracy(_Relevance):
-    """The share of the map that lies on the object's pixels, which for a flat map is their share.
+    """The map's sum over the object's pixels, divided by the map's sum.
 
-    A map of zeros has no share to give and no score.
+    A flat map scores the object's share of the pixels. A map of zeros has no score.
     """
 
     name: ClassVar[str] = "relevance_mass_accuracy"
     title: ClassVar[str] = "Share of the map on the object's pixels (Arras et al. 2022)"
 
     def accuracy(self, batch: MetricBatch, maps: Tensor, masks: Tensor) -> Tensor:  # noqa: ARG002
-        """The map's sum on the mask by its sum."""
         return (maps * masks).sum((1, 2)) / maps.sum((1, 2))
 
 
 @register
 class RelevanceRankAccuracy(_Relevance):
-    """Of the K most salient pixels the share on the object, which has K pixels.
+    """The share of the K most salient pixels that lie on the object, which has K pixels.
 
-    For a map in random order this is the object's share of the pixels on average. Ties are in the random
-    order of the image's seed, so flat maps, all-zero ones too, are maps in random order.
+    For a map in random order this is, on average, the object's share of the pixels. Ties are in the random
+    order of the image's seed, so flat maps, all-zero ones included, are maps in random order.
     """
 
     name: ClassVar[str] = "relevance_rank_accuracy"
     title: ClassVar[str] = "Share of the K most salient pixels on an object of K pixels (Arras et al. 2022)"
 
     def accuracy(self, batch: MetricBatch, maps: Tensor, masks: Tensor) -> Tensor:
-        """Pixels that are on the mask and among the first K, by K."""
         objects = masks.flatten(1)
         size = objects.sum(1)
         first = ranks(maps, batch.seeds) < size[:, None]

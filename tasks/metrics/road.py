@@ -1,4 +1,4 @@
-"""ROAD: what is left of the class when pixels are removed in order and made up from those around them.
+"""ROAD: the target's probability as pixels are removed by saliency and filled in from those around them.
 
 Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML 2022.
 """
@@ -24,44 +24,53 @@ from tasks.metrics.registry import register
 if TYPE_CHECKING:
     from explainers.models.black_box import BlackBox
 
-_NOISE = 0.01  # Rong et al.'s
+_NOISE = 0.01  # as in the code of Rong et al.
 
 
 class RoadParameters(Parameters):
-    """``levels``: percentages of pixels that are removed, in both orders; by default as in the paper's code.
-
-    ``imputation`` makes them up: ``linear`` from their neighbours, or ``telea``, inpainting as in P-TAME's
-    evaluation. ``noise``: standard deviation of what is added to them, for pixels in [0, 1]; by default 0.01
-    to linear ones and none to inpainted ones, as there.
-    """
+    """Parameters of ROAD."""
 
     levels: Annotated[tuple[Annotated[int, Field(ge=1, le=99)], ...], Field(min_length=1), DISTINCT] = Field(
-        default=(10, 20, 30, 40, 50, 70, 90)
+        default=(10, 20, 30, 40, 50, 70, 90),
+        description="percentages of pixels that are removed, in both orders; the default is that of the "
+        "paper's code",
     )
-    imputation: Imputation = "linear"
-    noise: float | None = Field(default=None, ge=0, le=1)
+    imputation: Imputation = Field(
+        default="linear",
+        description="how removed pixels are filled in: linear, from their neighbours; telea, by inpainting, "
+        "as in P-TAME's evaluation",
+    )
+    noise: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="standard deviation of the noise that is added to filled-in pixels, in units of pixels "
+        "in [0, 1]; by default 0.01 for linear and none for telea, as in the same sources",
+    )
 
 
 @register
 class Road:
-    """The target's probability, and whether it is the prediction, on images without some of their pixels.
+    """The target's probability, and whether the target is predicted, on images with some pixels removed.
 
-    Removed are the most relevant pixels first (MoRF), or the least relevant ones (LeRF). A level is the share
-    that is removed in either order; in the paper's code and pytorch-grad-cam that of LeRF is kept. At least
-    one pixel is removed and one is left. Which they are is decided by exact ranks, equal values being in the
-    order of the image's seed: maps that are flat remove pixels at random.
+    The most relevant pixels are removed first (MoRF), or the least relevant ones (LeRF). In both orders, a
+    level is the share that is removed; in the paper's code and in pytorch-grad-cam, the level of LeRF is the
+    share that is kept. At least one pixel is removed, and at least one is left. Exact ranks decide which
+    pixels are removed, and pixels with equal values are in the random order of the image's seed, so flat maps
+    remove pixels at random.
 
-    Values are means over the levels, and curves have a point a level: ``road_morf`` and ``road_lerf`` of the
-    probability, ``road_morf_accuracy`` and ``road_lerf_accuracy`` of being the prediction, 0 or 1. The means
-    of the latter over images are the paper's curves, but for the explained class instead of the label: the
-    same where labels are explained. ``road_combined`` is (road_lerf - road_morf) / 2, as in pytorch-grad-cam.
+    Values are means over the levels. ``road_morf`` and ``road_lerf`` are the target's probability;
+    ``road_morf_accuracy`` and ``road_lerf_accuracy`` say whether the target is predicted, 0 or 1. The means
+    of the latter over images are the paper's curves, but for the explained class instead of the label; they
+    are the same if labels are explained. ``road_combined`` is (road_lerf - road_morf) / 2, as in
+    pytorch-grad-cam.
 
-    Made up from its surroundings, an object's hole shows no shape: on the demo's digits a map of the true
-    pixels beats every control by far, as it does not in deletion.
+    A hole that is filled in from its surroundings does not show the object's shape. On the demo's digits, a
+    map of the true pixels beats every control by far, which it does not in deletion.
 
-    CHOICE: the noise is drawn once an image, for all its pixels, levels and both orders, which then differ in
-    nothing but what is removed. What is made up with noise is not clamped to [0, 1]: nor is it in the paper's
-    code.
+    CHOICE: the noise is drawn once per image, for all its pixels, and used at all levels and in both orders,
+    which then differ only in the pixels removed. As in the paper's code, filled-in pixels with noise are not
+    clamped to [0, 1].
     """
 
     name: ClassVar[str] = "road"
@@ -92,7 +101,7 @@ class Road:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, H, W) prepared maps; maps of NaN have values and curves of NaN."""
+        """Score maps; a curve has one point per level, and ``road_combined`` has none."""
         found = self._found(batch, maps).unflatten(1, (2, -1))  # (B, 2, levels, 2)
         found[unreadable(maps)] = torch.nan
         names = [column.name for column in self.columns()]
@@ -105,7 +114,10 @@ class Road:
         return Scores(values, curves)
 
     def _found(self, batch: MetricBatch, maps: Tensor) -> Tensor:
-        """(B, 2 levels, 2): the target's probability, and whether it is the prediction; MoRF, then LeRF."""
+        """Score the inputs at each level: (B, 2 levels, 2), for MoRF and then for LeRF.
+
+        The last axis is the target's probability, and 1 where the target is predicted, else 0.
+        """
         order = ranks(maps, batch.seeds)
         pixels, levels = order.shape[1], len(self.levels)
         shares = torch.tensor(self.levels, device=maps.device) / 100

@@ -1,4 +1,4 @@
-"""Sensitivity: how far a map moves when the input moves a little.
+"""Sensitivity: how much a map changes if the input changes a little.
 
 Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019.
 """
@@ -21,28 +21,35 @@ if TYPE_CHECKING:
 
 
 class SensitivityParameters(Parameters):
-    """``samples`` noisy copies of each image, none of whose pixels moves by more than ``radius``.
+    """Parameters of sensitivity. CHOICE: both defaults are Captum's.
 
-    The radius is in pixels in [0, 1]. CHOICE: Captum's two defaults; 0.02 is about five grey levels of 255.
-    Captum's 0.02 is in whatever units the network is given, mostly normalised ones, where it is less.
+    Captum's 0.02 is in the units of the network's input. These are mostly normalised, where 0.02 is a smaller
+    change than for pixels in [0, 1].
     """
 
-    radius: float = Field(default=0.02, gt=0, le=1)
-    samples: int = Field(default=10, ge=1)
+    radius: float = Field(
+        default=0.02,
+        gt=0,
+        le=1,
+        description="largest change of a pixel, in units of pixels in [0, 1]; 0.02 is about five grey levels "
+        "of 255",
+    )
+    samples: int = Field(default=10, ge=1, description="number of noisy copies per image")
 
 
 @register
 class Sensitivity:
-    """||map(x + d) - map(x)|| / ||map(x)||, Euclidean norms, over noise d: the largest and the mean.
+    """The largest and the mean ||map(x + d) - map(x)|| / ||map(x)|| over noise d, with Euclidean norms.
 
-    The noise is uniform in [-radius, radius], independent for every pixel and channel. Max-sensitivity (their
-    definition 2) is estimated from the samples, and is too small by what they miss. They do not divide by the
-    norm; Captum and Quantus do, and maps of any scale then compare. CHOICE: noisy pixels are kept in [0, 1],
-    as explainers expect them; of black and white ones half of the noise is lost. CHOICE: maps are those that
-    all metrics score, rectified and stretched to [0, 1], so that a mere change of scale is none.
+    The noise is uniform in [-radius, radius], and independent for every pixel and channel. Max-sensitivity
+    (the authors' definition 2) is estimated from the samples, so it can only be too small. The authors do not
+    divide by the norm. Captum and Quantus do, so that maps of any scale can be compared. CHOICE: noisy pixels
+    are clamped to [0, 1], as explainers expect them, so black and white pixels lose half of the noise.
+    CHOICE: maps are those that all metrics score, rectified and stretched to [0, 1], so a mere change of
+    scale counts as no change.
 
-    The class and the explainer's own random numbers stay as they were. Constant maps have the best value, and
-    smooth ones a good one, whatever they explain: to be read beside faithfulness.
+    The class and the explainer's own random numbers stay the same. Constant maps have the best value, and
+    smooth maps have a good one, whatever they explain: read this metric beside those of faithfulness.
     """
 
     name: ClassVar[str] = "sensitivity"
@@ -62,11 +69,10 @@ class Sensitivity:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
-        """Score (B, H, W) prepared maps.
+        """Score maps; maps of zeros are NaN, since their norm is 0, and so are inputs with a copy of NaN.
 
-        NaN for maps of zeros, which have no norm, and for maps of NaN; also where a noisy copy has a map of
-        NaN, as explainers of the predicted class give it once noise changes the prediction. A copy whose map
-        is zero counts as 1.
+        A noisy copy has a map of NaN if the explainer fails, as those of the predicted class do if the noise
+        changes the prediction. A copy whose map is zero counts as 1.
         """
         rows = torch.arange(len(maps), device=maps.device)
         norms = maps.flatten(1).norm(dim=1)
@@ -78,7 +84,7 @@ class Sensitivity:
         return Scores({"max_sensitivity": found.amax(0), "average_sensitivity": found.mean(0)})
 
     def _noisy(self, batch: MetricBatch, sample: int) -> Tensor:
-        """(B, 3, H, W) the batch's inputs with noise of their own."""
+        """Return the batch's inputs (B, 3, H, W) with the noise of one sample, drawn per image."""
         inputs = batch.inputs
         seeds = batch.seeds ^ seed_of("sensitivity", sample)
         noise = uniform(seeds, inputs[0].numel()).view_as(inputs)

@@ -1,4 +1,4 @@
-"""What a map looks like: in how many pieces it is, and how rough."""
+"""The shape of a map: the number of its connected regions, and its roughness."""
 
 from __future__ import annotations
 
@@ -22,14 +22,22 @@ if TYPE_CHECKING:
 
 
 class ConnectedRegionsParameters(Parameters):
-    """``threshold``: pixels above this share of the map's maximum belong to a region."""
+    """Parameters of connected regions."""
 
-    threshold: float = Field(default=0.5, ge=0, lt=1)
+    threshold: float = Field(
+        default=0.5,
+        ge=0,
+        lt=1,
+        description="pixels above this share of the map's maximum belong to a region",
+    )
 
 
 @register
 class ConnectedRegions:
-    """In how many pieces the map's high values are; pixels are connected by edges and by corners."""
+    """The number of connected regions of the map's high values: 1 for a flat map.
+
+    Pixels that share an edge or a corner are connected. Regions are found on the CPU.
+    """
 
     name: ClassVar[str] = "connected_regions"
     title: ClassVar[str] = "Number of connected regions above a threshold"
@@ -44,7 +52,7 @@ class ConnectedRegions:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:  # noqa: ARG002
-        """Score (B, H, W) prepared maps, on the CPU: 1 for a flat one; NaN for maps of zeros or NaN."""
+        """Score maps; maps of zeros are NaN."""
         found = connected_components((maps > self.threshold * maps.amax((1, 2), keepdim=True)).cpu().numpy())
         counts = torch.from_numpy(np.bincount(found.image, minlength=len(maps)))
         regions = counts.to(maps).masked_fill(shows_nothing(maps), torch.nan)
@@ -53,10 +61,10 @@ class ConnectedRegions:
 
 @register
 class TotalVariation:
-    """Sum of the steps between neighbouring sites along each axis, by the number of sites.
+    """The sum of the absolute differences between neighbouring sites, along each axis, per site.
 
-    0 for a flat map, and at most the number of axes. Of a text, tokens are neighbours that have nothing
-    between them; special tokens part them.
+    It is 0 for a flat map, and at most the number of axes. In a text, adjacent tokens are neighbours; tokens
+    on the two sides of a special token are not.
     """
 
     name: ClassVar[str] = "total_variation"
@@ -72,7 +80,7 @@ class TotalVariation:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:  # noqa: ARG002
-        """Score (B, H, W) or (B, T) prepared maps; NaN for maps of zeros or NaN."""
+        """Score maps; maps of zeros are NaN."""
         there = ~maps.isneginf()
         values = maps.double().clamp(min=0)
         total = values.new_zeros(len(maps))

@@ -1,4 +1,4 @@
-"""How alike two prepared maps of the same input are, for metrics that run the explainer again."""
+"""The similarity of two prepared maps of the same input, for metrics that run the explainer again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from explainers.numerics.masking import gaussian_blur
 from tasks.metrics.preparation import unreadable
 
 _SIGMA, _RADIUS = 1.5, 5  # pixels: a window of 11x11 (Wang et al. 2004, section III-B)
-_C1, _C2 = 0.01**2, 0.03**2  # their constants, for values in [0, 1]
+_C1, _C2 = 0.01**2, 0.03**2  # the constants of Wang et al., for values in [0, 1]
 
 
 def mean_ranks(values: Tensor) -> Tensor:
-    """(B, N) float64 ranks within each row, from 1 for the smallest; equal values share their mean rank."""
+    """Rank the values of each row of (B, N), as (B, N) float64.
+
+    The smallest value has rank 1. Equal values share the mean of their ranks.
+    """
     ascending = values.sort(1).values
     values = values.contiguous()
     below = torch.searchsorted(ascending, values)
@@ -22,12 +25,12 @@ def mean_ranks(values: Tensor) -> Tensor:
 
 
 def spearman(maps: Tensor, others: Tensor) -> Tensor:
-    r"""Spearman's rank correlation of maps over their sites: Pearson's of mean ranks.
+    r"""Compute Spearman's rank correlation of maps over their sites: Pearson's correlation of mean ranks.
 
     Parameters
     ----------
     maps, others
-        (B, \*sites) prepared, -inf at the same sites, which do not count.
+        (B, \*sites) prepared. Both are -inf at the same sites, which do not count.
 
     Returns
     -------
@@ -36,7 +39,7 @@ def spearman(maps: Tensor, others: Tensor) -> Tensor:
     """
     here = ~maps.flatten(1).isneginf()
     n = here.sum(1, keepdim=True)
-    # Sites that do not count tie at the bottom in both, and shift all other ranks by the same number.
+    # Sites that do not count are tied at the bottom of both maps, so they shift all other ranks equally.
     ranked = [mean_ranks(each.flatten(1)) for each in (maps, others)]
     a, b = (here * (ranks - (here * ranks).sum(1, keepdim=True) / n) for ranks in ranked)
     correlation = (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
@@ -45,16 +48,16 @@ def spearman(maps: Tensor, others: Tensor) -> Tensor:
 
 
 def flat(maps: Tensor) -> Tensor:
-    r"""(B,) bool: which prepared (B, \*sites) maps have one value at all sites that count."""
+    r"""Return (B,) bool: which prepared (B, \*sites) maps have one value at all sites that count."""
     values = maps.flatten(1)
     return values.amax(1) == values.masked_fill(values.isneginf(), torch.inf).amin(1)
 
 
 def ssim(maps: Tensor, others: Tensor) -> Tensor:
-    """Mean structural similarity (Wang, Bovik, Sheikh and Simoncelli, IEEE TIP 2004, eq. 13).
+    """Compute the mean structural similarity (Wang, Bovik, Sheikh and Simoncelli, IEEE TIP 2004, eq. 13).
 
-    The window is their Gaussian, 11x11 with sigma 1.5. Beyond the border lies the mirrored map, so that all
-    pixels count and maps may be smaller than the window.
+    The window is the authors' Gaussian, 11x11 with sigma 1.5. Maps are mirrored at the border, so that all
+    pixels count, and maps may be smaller than the window.
 
     Parameters
     ----------
@@ -64,7 +67,7 @@ def ssim(maps: Tensor, others: Tensor) -> Tensor:
     Returns
     -------
     (B,) float32
-        In [-1, 1], 1 for equal maps, flat ones too. NaN where either map is NaN.
+        In [-1, 1]; 1 for equal maps, flat ones included. NaN where either map is NaN.
     """
     x, y = maps, others
     moments = torch.stack([x, y, x * x, y * y, x * y], 1)

@@ -1,4 +1,4 @@
-"""Sparseness: how few pixels hold the map, as the Gini index of its values."""
+"""Sparseness: how few sites hold most of the map's sum, as the Gini index of its values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @register
 class Sparseness:
-    """Gini index of the n values of the prepared map: 0 for a flat map, 1 - 1/n for a single pixel."""
+    """The Gini index of the n values of the prepared map: 0 for a flat map, 1 - 1/n for a single site."""
 
     name: ClassVar[str] = "sparseness"
     title: ClassVar[str] = "Gini index of the map (Chalasani et al. 2020)"
@@ -32,15 +32,25 @@ class Sparseness:
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:  # noqa: ARG002
-        """Score (B, \\*sites) prepared maps; NaN for maps of zeros (0/0) and for maps of NaN."""
+        """Score maps; maps of zeros are NaN (0 / 0)."""
         return Scores({"sparseness": gini(maps.flatten(1))})
 
 
 def gini(values: Tensor) -> Tensor:
-    """Gini index of each row of (B, N), none negative, -inf left out: (B,) in [0, 1 - 1/n] for n values.
+    """Compute the Gini index of each row.
 
-    sum_i (2i - n - 1) v_(i) / (n sum v), the values in ascending order, i from 1; in float64, since the terms
-    of a flat row cancel. NaN for rows of zeros.
+    It is sum_i (2i - n - 1) v_(i) / (n sum v), with the values v_(i) in ascending order and i from 1. It is
+    computed in float64, since the terms of a flat row cancel.
+
+    Parameters
+    ----------
+    values
+        (B, N), not negative; values of -inf are left out.
+
+    Returns
+    -------
+    (B,)
+        In [0, 1 - 1/n] for a row of n values; NaN for rows of zeros.
     """
     away = values.isneginf()
     ascending = values.double().sort(1).values.clamp(min=0)

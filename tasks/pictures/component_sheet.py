@@ -74,6 +74,7 @@ def components_figure(run: Run, explainer: str, image: int, sample: dict[str, An
     titles = ["", "map", *(f"rank {rank}" for rank in range(1, len(found[0]) + 1))]
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
+    # An id may contain dollar signs, which Matplotlib would read as mathematics.
     figure.suptitle(f"{explainer}, components of {sample['sample_id']}", fontsize=9, parse_math=False)
     return figure
 

@@ -113,7 +113,7 @@ def small_copy(picture: bytes, most: int) -> bytes:
     with Image.open(BytesIO(picture)) as opened:
         image = opened.convert("RGB")
     width = max(1, min(image.width, 1600, 16_000 * image.width // image.height))
-    while True:
+    while True:  # the size in bytes is only known after encoding
         encoded = BytesIO()
         size = (width, max(1, round(image.height * width / image.width)))
         image.resize(size, Image.Resampling.LANCZOS).save(encoded, "WEBP", quality=85)

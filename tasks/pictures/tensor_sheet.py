@@ -62,6 +62,7 @@ def draw_tensor(axis: Any, name: str, values: np.ndarray, saliency: np.ndarray) 
         # Bars have a background too, though fainter, since the bar of a feature that is zero is not visible.
         style = {"cmap": BEHIND, "vmin": 0, "vmax": 1, "alpha": 0.3 if bars else 0.6}
         edges = np.arange(len(sites) + 1) - 0.5
+        # Under this transform, 0 and 1 are the bottom and the top of the axis, whatever the values are.
         axis.pcolormesh(edges, [0, 1], saliency[None], transform=axis.get_xaxis_transform(), **style)
     if bars:
         colours = BEHIND(saliency) if there else "white"

@@ -146,7 +146,7 @@ class _Page:
     def write(self, text: str, column: float, below: float = 0, **style: Any) -> None:
         """Write a text ``below`` lines under the current position, which does not change."""
         style |= {"family": self.fonts, "fontsize": POINTS, "parse_math": False}
-        self.axis.text(column, self.line + below + 0.73, text, **style)
+        self.axis.text(column, self.line + below + 0.73, text, **style)  # the baseline, below the line's top
 
     def paragraph(self, pieces: Sequence[Piece], saliency: np.ndarray, column: int) -> None:
         """Write the pieces on the colours of their saliency and move below them.

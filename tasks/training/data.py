@@ -96,7 +96,7 @@ class Crops(TorchDataset[tuple[Tensor, str]]):
         height, width = self.size
         whole = {**self.geometry, "crop": None}
         pixels = prepare_image(image, [], **whole)[0]
-        # Preprocessing crops, and pads an image that is too small for a random crop.
+        # Held-out images take the centre crop of the preprocessing, which also pads images that are small.
         if epoch < 0 or pixels.shape[1] < height or pixels.shape[2] < width:
             pixels = prepare_image(image, [], **self.geometry)[0]
         if pixels.shape[1] < height or pixels.shape[2] < width:

@@ -174,7 +174,7 @@ def fit(setup: TrainingSetup, rank: int, emit: Emit, stopped: Callable[[], bool]
     module: nn.Module = DistributedDataParallel(head) if setup.order.processes > 1 else head
     training = Training(classifier, auxiliary, module, setup.settings)
     if rank == 0:
-        setup.folder.remove_partial_files()
+        setup.folder.remove_partial_files()  # those of a process that was killed while it wrote
     if setup.folder.checkpoint.exists():
         _resume(training, setup.folder)
     crops = crops_of(setup)
@@ -238,7 +238,7 @@ class _Fitting:
             One line per image that was replaced.
         """
         self._refuse_too_many(len(pixels), problems)
-        rate = self.training.learning_rate
+        rate = self.training.learning_rate  # read before the step, which advances the schedule
         found = self.training.train(pixels.chunk(self.setup.accumulate))
         self.seen += len(pixels) * self.setup.order.processes
         done, setup = self.training.step, self.setup

@@ -67,6 +67,7 @@ class DivergedError(FloodlitError):
 def new_head(classifier: Classifier, auxiliary: Auxiliary, seed: int) -> Head:
     """Create an untrained head for these networks; the same seed gives the same weights."""
     shapes = auxiliary.shapes(classifier.input_size)
+    # Made on the CPU, so that the weights are the same whatever the device is.
     with global_generators(seed, torch.device("cpu")):
         head = Head([channels for channels, _, _ in shapes], classifier.num_classes)
     return head.to(classifier.device)
@@ -128,12 +129,13 @@ class Training:
             together share the gradient, so all of them stop.
         """
         self.module.train()
+        # The forward pass updates the statistics of batch normalisation, which a refused step has to restore.
         statistics = [buffer.clone() for buffer in self.module.buffers()]
         self.optimiser.zero_grad(set_to_none=True)
         found = []
         for pixels in batches:
             one = self._losses(pixels)
-            (one.total / len(batches)).backward()
+            (one.total / len(batches)).backward()  # at once, so that one batch's graph is in memory at a time
             found.append(one)
         parts = ("total", "ce", "area", "tv", "mask_area")
         means = Losses(

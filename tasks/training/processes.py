@@ -117,7 +117,7 @@ def _end(processes: Sequence[BaseProcess], events: Any) -> None:
 
 def _fit_one(rank: int, setup: TrainingSetup, address: str, events: Any, stop: Any) -> None:
     """The main function of a process: join the others and train."""
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=_end_with_parent, daemon=True).start()  # a killed parent cannot end its children
     try:
         _meet(rank, setup.order.processes, address)
         fit(setup, rank, events.put, stop.is_set)
@@ -148,4 +148,4 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)
+    os._exit(1)  # sys.exit would only end this thread

@@ -48,7 +48,7 @@ def test_cam_is_refused_where_more_than_pooling_and_a_linear_layer_follows(name:
         lacking = unmet(frozenset({Need.POOLED}), classifier)
     assert lacking is not None
     assert lacking.startswith(
-        "needs a head that is global average pooling and one linear layer, and behind '"
+        "needs a head that is global average pooling and one linear layer, and the head behind '"
     )
 
 

@@ -88,7 +88,7 @@ def test_controls_are_added_unless_switched_off(tmp_path: Path) -> None:
         (
             '"insertion"',
             '"insertion"\nstepz = 3',
-            r"insertion has no parameter 'stepz'; it takes: .*steps",
+            r"insertion has no parameter 'stepz'; close are steps",
         ),
         ('"insertion"', '"insertion"\nsteps = 0', r"metric insertion: steps: .*greater"),
         ('"insertion"', '"insertion"\n[[metrics]]\nname = "insertion"', r"metric insertion is named twice"),

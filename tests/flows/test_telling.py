@@ -18,10 +18,10 @@ from prefect.client.schemas.objects import Artifact
 from flows import progress
 from flows.explain import explain
 from flows.job import Job
-from flows.report import PICTURE_BYTES, _links
 from runs import SLOW, newest_flow_run, prepared, task_runs_of, tiny_job
 from storage.datasets import digits
 from storage.records import STAGES, Step, read_record
+from tasks.artifacts import PICTURE_BYTES, _links
 
 pytestmark = pytest.mark.service
 

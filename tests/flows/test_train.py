@@ -23,10 +23,11 @@ from prefect.states import Cancelling
 from pydantic import ValidationError
 
 from explainers.ptame import load_head
+from explainers.registry import complaints
 from flows import server as prefect
 from flows.explain import explain
-from flows.job import Job, JobError, complaints
-from flows.job_commands import _train
+from flows.job import Job, JobError
+from flows.job_commands import _one_line_failures, _train
 from flows.prepare import _fetched
 from flows.train import _ended, prepare_training, publish_head, train_ptame
 from flows.train_job import TrainJob
@@ -292,7 +293,7 @@ def test_what_ends_a_training_is_one_line(
         raise error
 
     monkeypatch.setattr("flows.train.train_ptame", fails)
-    with pytest.raises(typer.Exit) as end:
+    with pytest.raises(typer.Exit) as end, _one_line_failures():
         _train(toml(raw_job(tmp_path / "run"), tmp_path / "job.toml"), None, lambda: "http://here/api")
     assert end.value.exit_code == 1
     assert capsys.readouterr().err == f"floodlit: {error}\n"
@@ -301,7 +302,7 @@ def test_what_ends_a_training_is_one_line(
 def test_the_last_lines_of_what_fails_leave_before_the_server_does(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    monkeypatch.setattr(prefect, "_start", lambda *_: Mock(terminate=lambda: done.append("end")))
+    monkeypatch.setattr(prefect._Server, "_start", lambda _: Mock(terminate=lambda: done.append("end")))
     monkeypatch.setattr(prefect.APILogHandler, "flush", lambda _: done.append("flush"))
     with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(OSError, match="cut"):
         fails_while_served()

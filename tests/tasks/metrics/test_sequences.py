@@ -205,7 +205,7 @@ def test_a_map_of_nan_has_no_score_and_the_other_texts_have_theirs(name: str) ->
         ),
         (
             lambda c: AverageDrop(c, AverageDropParameters(levels=(100,))),
-            "every token is kept; choose some below",
+            "every token is kept; choose levels below 100",
         ),
     ],
 )
