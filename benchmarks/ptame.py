@@ -26,7 +26,7 @@ from torchvision import models
 
 from explainers.models.auxiliary import Auxiliary
 from explainers.models.classifier import Classifier
-from explainers.ptame import maps_of
+from explainers.models.ptame_head import maps_of
 from tasks.training.optimisation import PRESETS, Training, TrainingSettings, new_head
 
 SIZE = 224

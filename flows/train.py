@@ -20,7 +20,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from explainers.ptame import load_head, save_head
+from explainers.models.ptame_head import load_head, save_head
 from flows.job import JobError
 from flows.prepare import LIBRARIES, geometry_of
 from flows.retries import not_retried

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from explainers.base import Batch
 from explainers.models.auxiliary import Auxiliary
 from explainers.models.classifier import Classifier
-from explainers.ptame import Head, HeadConfig, normalisation_of, save_head
+from explainers.models.ptame_head import Head, HeadConfig, normalisation_of, save_head
 from tasks.training.optimisation import new_head
 
 SIZE = 32  # pixels a side

@@ -1,6 +1,6 @@
-"""What is known about published architectures: the default target layer and how tokens are laid out.
+"""A table of published architectures: the default target layer of each, and how its tokens are laid out.
 
-Keyed by the network's class, so that a network is recognised wherever it comes from.
+The keys are the classes of networks, so that a network is recognised wherever it comes from.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the class of a network says about it.
+    """What is known about a network from its class. Each function takes the network.
 
     Attributes
     ----------
     layer
-        Name of the default target layer: what the classification head pools; for a transformer that reads
-        its class token, the input of the last block, after which patches no longer reach that token.
+        Gives the name of the default target layer, whose output the classification head pools. For a
+        transformer that reads its class token it is the input of the last block, after which patches no
+        longer reach that token.
     prefix_tokens
-        Number of tokens before the patch tokens, for transformers.
+        Gives the number of tokens before the patch tokens; for transformers only.
     embedded
         Name of the module whose output is all tokens with their positions, where patches can be left out.
     reads_prefix
-        Whether the head reads a prefix token, so that logits exist without any patch.
+        Says whether the head reads a prefix token, so that there are logits without any patch.
     """
 
     layer: Callable[[Any], str]
@@ -88,14 +89,14 @@ def _open_clip_vit_layer(network: Any) -> str:
     return f"{last}:input" if _open_clip_reads_class_token(network) else last
 
 
-# Keyed by the class of the image tower of a Clip.
+# The keys are the classes of a Clip's image tower.
 _KNOWN_TOWERS = {
     "open_clip.modified_resnet.ModifiedResNet": _at("visual.layer4"),
     "open_clip.transformer.VisionTransformer": Architecture(
         layer=_open_clip_vit_layer,
         prefix_tokens=lambda network: 1,  # noqa: ARG005
         embedded="visual.patch_dropout",
-        # An attentional pool attends to the class token too.
+        # An attentional pool attends to the class token as well.
         reads_prefix=lambda network: (
             network.visual.pool_type == "tok" or network.visual.attn_pool is not None
         ),
@@ -110,32 +111,47 @@ _KNOWN_TOWERS = {
 
 
 def architecture_of(network: nn.Module) -> Architecture | None:
-    """What is known of the network's class, or a Clip's tower's, or the nearest one it derives from."""
+    """What is known about a network's class, or else about its nearest base class; None if nothing.
+
+    For a :class:`Clip` the class of its image tower counts.
+    """
     if isinstance(network, Clip):
         return by_class(_KNOWN_TOWERS, network.visual)
     return by_class(_KNOWN, network)
 
 
 def prefix_tokens_of(network: nn.Module) -> int | None:
-    """Number of tokens before the patch tokens of a known transformer; None of any other network."""
+    """Number of tokens before the patch tokens of a known transformer; None for any other network."""
     known = architecture_of(network)
     return known.prefix_tokens(network) if known and known.prefix_tokens else None
 
 
 def by_class(known: Mapping[str, T], network: nn.Module) -> T | None:
-    """What a table, keyed by ``module.name`` of classes, has of the network's or the nearest base class."""
+    """The entry of a table for the network's class, or else for its nearest base class; None without one.
+
+    The keys of the table are ``module.name`` of classes, so that no library is imported to look one up.
+    """
     names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(network).__mro__]
     return next((known[name] for name in names if name in known), None)
 
 
 def resolve_layer(network: nn.Module, layer: str | None, inputs: Tensor) -> str:
-    """The target layer's name: as given, or the architecture's default.
+    """The name of the target layer: the given one, or else the default of the network's architecture.
+
+    Parameters
+    ----------
+    network
+        The network that has the layer.
+    layer
+        A module's name, which may end in ``:input``; None for the default.
+    inputs
+        (B, 3, H, W) as the network takes them; it is run on them to list the layers that could be named.
 
     Raises
     ------
     ValueError
-        If the layer does not exist (with close matches), or none is given for a network of unknown
-        architecture (with the layers that could be named, found by running it on ``inputs``).
+        If the layer does not exist (with close matches), or if none is given and the architecture is unknown
+        (with the layers that could be named).
     """
     if layer is None:
         known = architecture_of(network)
@@ -151,18 +167,18 @@ def resolve_layer(network: nn.Module, layer: str | None, inputs: Tensor) -> str:
         close = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or names[-5:]
         raise ValueError(f"model.layer: the network has no layer {name!r}; close are {', '.join(close)}")
     if colon and side != "input":
-        raise ValueError(f"model.layer: after {name!r} can only stand ':input', not ':{side}'")
+        raise ValueError(f"model.layer: only ':input' may follow {name!r}, not ':{side}'")
     return layer
 
 
 def _candidates(network: nn.Module, inputs: Tensor, most: int = 8) -> list[str]:
-    """The last modules to run whose outputs are maps or token sequences, the last one first."""
+    """The modules whose outputs are maps or token sequences, in reverse order of their last call."""
     found: dict[str, str] = {}
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
             if isinstance(output, Tensor) and output.ndim in (3, 4) and output[0, 0].numel() > 1:
-                found.pop(name, None)
+                found.pop(name, None)  # a module that runs again moves behind those that ran in between
                 found[name] = f"{name} {tuple(output.shape[1:])}"
 
         return hook

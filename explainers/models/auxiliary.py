@@ -1,4 +1,4 @@
-"""P-TAME's auxiliary network: a frozen classifier of images whose inner maps are read."""
+"""P-TAME's auxiliary network: a frozen classifier of images that gives its inner feature maps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from explainers.models.architectures import by_class
 from explainers.models.frozen import Frozen
 from explainers.models.reasons import one_line
 
-# The released choices, by the class of the network.
+# The taps of P-TAME's release, by the class of the network.
 TAPS = {
     "torchvision.models.resnet.ResNet": ("layer1", "layer2", "layer3", "layer4"),
     "timm.models.resnet.ResNet": ("layer1", "layer2", "layer3", "layer4"),
@@ -20,31 +20,32 @@ TAPS = {
 }
 
 
-class _Enough(Exception):  # noqa: N818  no error: the last tap has been read
+class _Enough(Exception):  # noqa: N818  it is no error: the last tap has been read
     pass
 
 
 class Auxiliary(Frozen):
-    """A network g and its taps: modules whose outputs, maps (B, C, h, w), are its features.
+    """A network g and its taps: the modules whose outputs, maps (B, C, h, w), are its features.
 
-    It is in eval mode, and its parameters ask for no gradient, as of every
-    :class:`explainers.models.frozen.Frozen`. In-place activations are switched off as well: one that follows
-    a tap would write into its output, as in MNASNet, where ``layers.16`` would turn ``layers.15`` into
-    itself.
+    It is in eval mode and its parameters require no gradient, as in every
+    :class:`explainers.models.frozen.Frozen`. In-place activations are switched off as well, because an
+    in-place activation after a tap would overwrite the tap's output. In MNASNet, ``layers.16`` would turn the
+    output of ``layers.15`` into its own.
 
     Parameters
     ----------
     network
         Any module that takes normalised pixels (B, 3, H, W).
     taps
-        Names of modules, as in ``network.named_modules()``; known for ResNets, MobileNetV3 and MNASNet.
+        Names of modules, as in ``network.named_modules()``. There are defaults for ResNets, MobileNetV3 and
+        MNASNet.
     device
-        Where the network is moved to.
+        The device that the network is moved to.
 
     Raises
     ------
     ValueError
-        In one line: no taps known, or no such module.
+        In one line: no taps are known for this network, or it has no module of that name.
     """
 
     def __init__(
@@ -65,9 +66,17 @@ class Auxiliary(Frozen):
         self._modules = [modules[name] for name in self.taps]
 
     def features(self, normalised: Tensor) -> list[Tensor]:
-        """Output of each tap, (B, C, h, w), of normalised pixels (B, 3, H, W).
+        """Run the network up to its last tap, and give the output of each tap.
 
-        What the network would do after its last tap is left out.
+        Parameters
+        ----------
+        normalised
+            (B, 3, H, W), pixels after the network's own normalisation.
+
+        Returns
+        -------
+        list
+            One tensor (B, C, h, w) per tap, in the order of :attr:`taps`.
 
         Raises
         ------
@@ -80,14 +89,14 @@ class Auxiliary(Frozen):
         for place, name in enumerate(self.taps):
             if place not in found:
                 kind = type(self.network).__name__
-                raise ValueError(f"auxiliary.taps: {kind} does not run {name}; name modules that it does")
+                raise ValueError(f"auxiliary.taps: {kind} does not run {name}; name modules that it runs")
             if not isinstance(found[place], Tensor):
                 kind = type(found[place]).__name__
                 raise ValueError(f"auxiliary.taps: {name} gives a {kind}, not maps; name a convolution")
         return [found[place] for place in range(len(self.taps))]
 
     def _outputs(self, normalised: Tensor) -> dict[int, Tensor]:
-        """What each tap gave, by its place."""
+        """The output of each tap that was run, by its place in :attr:`taps`."""
         found: dict[int, Tensor] = {}
 
         def keep(place: int) -> Callable[..., None]:
@@ -110,20 +119,30 @@ class Auxiliary(Frozen):
 
     @torch.no_grad()
     def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """(C, h, w) of each tap for inputs of that size, the first tap's maps being the largest.
+        """The shapes of the features for inputs of one size.
+
+        Parameters
+        ----------
+        size
+            (H, W) of the inputs, in pixels.
+
+        Returns
+        -------
+        list
+            (C, h, w) for each tap; no later map is larger than the first tap's.
 
         Raises
         ------
         ValueError
-            In one line, if the network does not take such inputs, an output is no map, or a later one is
-            larger than the first.
+            In one line, if the network does not take such inputs, if an output is no map, or if a later map
+            is larger than the first tap's.
         """
         inputs = torch.zeros(2, 3, *size, device=self.device)
         try:
             found = self._outputs(inputs)
         except (MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # networks refuse inputs in any way
+        except Exception as error:  # a network may refuse inputs with an exception of any kind
             kind = type(self.network).__name__
             raise ValueError(
                 f"auxiliary: {kind} does not take {size[0]}x{size[1]} pixels ({one_line(error)}); "

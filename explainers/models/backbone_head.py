@@ -1,8 +1,8 @@
 """Cut a network at one layer into backbone (inputs -> activations) and head (activations -> logits).
 
 The network is traced with :mod:`torch.fx`, but only through the modules that contain the layer: every
-other module is called as it is, so what it does inside does not matter. Both parts share the modules and
-parameters of the network.
+other module is called as it is, so that its inner code does not have to be traceable. Both parts share the
+modules and parameters of the network.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 
 from explainers.models.reasons import one_line
 
-# Elementwise activations that a forward may call as functions, where no module bears their output's name.
+# Elementwise activations that a forward may call as functions. No module has their output, so that no name
+# of a layer could stand for it.
 _ACTIVATIONS = frozenset(
     [
         "relu",
@@ -39,7 +40,7 @@ _ACTIVATIONS = frozenset(
 
 
 class _Entry(nn.Module):
-    """Calls the network with its input alone, so that further arguments keep their defaults."""
+    """Calls the network with its input alone, so that tracing leaves further arguments at their defaults."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class _Entry(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Traces the forwards of the modules that contain ``target`` and notes where it is called."""
+    """Traces the forwards of the modules that contain ``target``, and records the calls of ``target``."""
 
     def __init__(self, target: nn.Module, containing: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -72,16 +73,28 @@ class _Tracer(fx.Tracer):
 
 
 def split_at_layer(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
-    """Backbone and head of ``network`` around the output of the module ``layer``.
+    """Cut ``network`` at the output of the module ``layer``.
 
-    ``layer`` may end in ``:input`` for the module's (first) input instead. Of a module that is called
-    several times, the last call counts. Where the only use of the output is an elementwise activation
-    called as a function, as in ``F.relu(self.conv3(x))``, the cut is behind it.
+    If a module is called several times, the last call counts. If the only use of the output is an elementwise
+    activation that is called as a function, as in ``F.relu(self.conv3(x))``, the cut is after the activation.
+
+    Parameters
+    ----------
+    network
+        Any module that takes one tensor.
+    layer
+        Name of a module, as in ``network.named_modules()``. If it ends in ``:input``, the cut is at the
+        module's (first) input instead.
+
+    Returns
+    -------
+    backbone, head
+        From inputs to the layer's output, and from there to the logits.
 
     Raises
     ------
     ValueError
-        In one line: the layer cannot be traced, is never called, or is bypassed by a later connection.
+        In one line: the layer cannot be traced, is never called, or is bypassed by another connection.
     """
     name, _, side = layer.partition(":")
     target = network.get_submodule(name)
@@ -98,7 +111,7 @@ def split_at_layer(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module
             "without such branches"
         ) from error
     if not tracer.calls:
-        raise ValueError(f"model.layer: {name!r} is never called by itself; name a module inside or after it")
+        raise ValueError(f"model.layer: {name!r} is never called as a module; name one inside or after it")
     _functionalise(graph)
     node = _cut_node(tracer.calls[-1], side)
     _share_batch_size(graph, node)
@@ -121,7 +134,7 @@ def _function_name(node: fx.Node) -> str:
 
 
 def _functionalise(graph: fx.Graph) -> None:
-    """Replace in-place operations, so that neither part of a cut network writes to what it is given."""
+    """Replace in-place operations, so that neither part of a cut network writes to its input."""
     order = {node: position for position, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         name = _function_name(node)
@@ -131,6 +144,7 @@ def _functionalise(graph: fx.Graph) -> None:
             node.op, node.target = "call_method", name[:-1]
         else:
             continue
+        # Later operations read the changed tensor by its old name, and have to read the new result instead.
         changed = node.all_input_nodes[0]
         for user in list(changed.users):
             if order[user] > order[node]:
@@ -138,7 +152,10 @@ def _functionalise(graph: fx.Graph) -> None:
 
 
 def _share_batch_size(graph: fx.Graph, node: fx.Node) -> None:
-    """Let the head read the batch size off its own input, where the forward read it earlier."""
+    """Let the head read the batch size from its own input, where the forward read it before the cut.
+
+    Otherwise the head would depend on the network's input as well.
+    """
     behind = _reachable(node)
     for read in list(graph.nodes):
         later = [user for user in read.users if user in behind]
@@ -150,6 +167,7 @@ def _share_batch_size(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _is_batch_size(node: fx.Node) -> bool:
+    """Whether a node is ``x.size(0)``, ``x.size()[0]`` or ``x.shape[0]``."""
     if node.op == "call_method" and node.target == "size":
         return bool(node.args[1:] == (0,))
     if node.target is not operator.getitem or node.args[1] != 0:
@@ -175,7 +193,7 @@ def _reachable(node: fx.Node) -> set[fx.Node]:
 
 
 def _needed(node: fx.Node, stop: fx.Node | None = None) -> set[fx.Node]:
-    """The nodes that ``node`` is computed from, itself included, without looking behind ``stop``."""
+    """The nodes that ``node`` is computed from, with ``node`` itself, but not those before ``stop``."""
     found: set[fx.Node] = set()
     waiting = [node]
     while waiting:
@@ -204,7 +222,7 @@ def _head(entry: nn.Module, graph: fx.Graph, node: fx.Node, layer: str) -> nn.Mo
         raise ValueError(f"model.layer: the logits do not depend on {layer!r}; name another layer")
     if any(each.op == "placeholder" for each in needed):
         raise ValueError(
-            f"model.layer: the network also goes around {layer!r} (a skip connection or a second branch); "
+            f"model.layer: the network has a path around {layer!r} (a skip connection or a second branch); "
             "name a later layer, or the module that contains it"
         )
     head = fx.Graph()

@@ -25,7 +25,7 @@ from explainers.models.modality import ModalityName
 class BlackBox(Protocol):
     """A function from inputs (B, C, \\*sites) to logits (B, K), with K of two or more.
 
-    The classifier owns the preprocessing. Explainers and metrics perturb inputs in the form that this module's
+    The classifier owns the preprocessing: explainers and metrics perturb inputs in the form that the module's
     docstring describes, and never see what the network itself is given.
     """
 

@@ -1,4 +1,4 @@
-"""Weights from files."""
+"""Load weights from files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ from explainers.models.reasons import one_line
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Load the state dict in ``path`` (safetensors, or a torch file read with ``weights_only``).
+    """Load the state dict in a file into a network.
 
-    A state dict under the key ``state_dict`` or ``model`` is unwrapped, and ``module.`` before its names,
-    from data-parallel training, taken off.
+    A state dict under the key ``state_dict`` or ``model`` is unwrapped, and the prefix ``module.`` of its
+    names, which data-parallel training adds, is removed.
+
+    Parameters
+    ----------
+    network
+        The network whose parameters and buffers are replaced.
+    path
+        A safetensors file, or a torch file, which is read with ``weights_only``.
 
     Raises
     ------
     ValueError
-        If there is no such file, it holds no state dict, or that does not fit the network; in one line.
+        In one line, if there is no such file, if it holds no state dict, or if that does not fit the network.
     """
     state = _read(path)
     expected = network.state_dict()
@@ -35,7 +42,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    """The state dict in a file, out of its wrapping."""
+    """The state dict in a file, unwrapped."""
     if not path.is_file():
         raise ValueError(f"model.weights: there is no file {path}")
     state: Any
@@ -57,13 +64,14 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def _current_name(name: str, expected: Mapping[str, Tensor]) -> str:
-    """torchvision's published DenseNet files say ``norm.1`` where the network says ``norm1``."""
+    """The name that the network has for a tensor of a file."""
+    # torchvision's published DenseNet files say norm.1 where the network says norm1.
     renamed = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", name)
     return renamed if name not in expected and renamed in expected else name
 
 
 def _misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """The first difference between two state dicts, and what it may come from."""
+    """The first difference between two state dicts, and its likely cause."""
     for name, value in expected.items():
         if name in state and state[name].shape != value.shape:
             found, wanted = tuple(state[name].shape), tuple(value.shape)
@@ -74,7 +82,7 @@ def _misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     extra = [name for name in state if name not in expected]
     parts = [
         f"{len(names)} {what}, such as {names[0]}"
-        for names, what in ((missing, "tensors are missing"), (extra, "are unknown to it"))
+        for names, what in ((missing, "tensors are missing"), (extra, "tensors are unknown to the network"))
         if names
     ]
     return "; ".join(parts) + "; check model.name"

@@ -1,4 +1,4 @@
-"""The model under explanation, as explainers and metrics see it: inputs in [0, 1] to logits."""
+"""A classifier of images, cut at a layer: what explainers and metrics run on inputs in [0, 1]."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _BLUR_SIGMA = 10.0  # pixels
 
 
 class Classifier(Frozen):
-    """A network of images with its preprocessing, cut at the target layer.
+    """A network of images with its preprocessing, cut at the target layer: a :class:`BlackBox`.
 
-    While it is wrapped, the network is in eval mode, its parameters ask for no gradient and its in-place
-    activations are switched off; :meth:`close`, or leaving the ``with`` block, restores all of that. The
+    While it is wrapped, the network is in eval mode, its parameters require no gradient and its in-place
+    activations are switched off. :meth:`close`, or leaving the ``with`` block, restores all of that. The
     network stays on ``device``.
 
     Parameters
@@ -36,21 +36,23 @@ class Classifier(Frozen):
     network
         Any module that takes (B, 3, H, W) and returns logits (B, C).
     layer
-        Name of the target module, as in ``network.named_modules()``; its output is explained, or with
-        ``:input`` behind the name its input. Of a module called several times the last call counts, and an
-        elementwise activation called as a function right behind it, ``F.relu(self.conv3(x))``, belongs to
-        it. Default: known for published architectures, see :mod:`explainers.models.architectures`.
+        Name of the target module, as in ``network.named_modules()``. The module's output is explained, or its
+        input where the name ends in ``:input``. If a module is called several times, the last call counts. An
+        elementwise activation that is called as a function directly after the module, as in
+        ``F.relu(self.conv3(x))``, belongs to it. The default is known for published architectures; see
+        :mod:`explainers.models.architectures`.
     input_size
         (H, W) in pixels.
     mean, std
-        Per channel; the network sees (inputs - mean) / std.
+        Per channel, for pixels in [0, 1]; the network sees (inputs - mean) / std.
     device
-        Where the network is moved to.
+        The device that the network is moved to.
 
     Raises
     ------
     ValueError
-        In one line that names the key: no such layer, none known, not to be cut there, unreadable output.
+        In one line that names the key: the layer does not exist, no default layer is known, the network
+        cannot be cut at the layer, or the layer's output cannot be read.
     """
 
     modality: ClassVar[ModalityName] = "image"
@@ -74,7 +76,7 @@ class Classifier(Frozen):
         self._architecture = architecture_of(network)
         try:
             self._prepare(layer)
-        except BaseException:
+        except BaseException:  # the caller gets its network back as it was, after an interrupt as well
             self.close()
             raise
 
@@ -91,10 +93,11 @@ class Classifier(Frozen):
             self._layout = self._read_layout(activations)
             logits = self.head(activations)
         self.num_classes = expected.shape[1]
+        # Logits near zero may differ by rounding of the largest ones, hence a tolerance relative to those.
         tolerance = 1e-3 * float(expected.abs().max())
         if not torch.allclose(logits, expected, rtol=1e-3, atol=tolerance, equal_nan=True):
             raise ValueError(
-                f"model.layer: cut at {self.layer!r}, the network does not give its own logits again (it "
+                f"model.layer: cut at {self.layer!r}, the network does not reproduce its own logits (it "
                 "draws random numbers, or writes to a tensor in place); name another layer"
             )
 
@@ -110,12 +113,12 @@ class Classifier(Frozen):
 
     @property
     def activation_shape(self) -> tuple[int, ...]:
-        """Shape of the activations without the batch axis."""
+        """Shape of the activations at the target layer, without the batch axis."""
         return self._layout.shape
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(h, w) of the maps, or of the patch tokens."""
+        """(h, w): height and width of the channel maps, or of the grid of patch tokens."""
         return self._layout.grid
 
     @property
@@ -125,75 +128,115 @@ class Classifier(Frozen):
 
     @property
     def units(self) -> Units:
-        """What can be masked at the target layer."""
+        """The units that can be masked at the target layer: channels or patch tokens."""
         return self._layout.units
 
     @property
     def channels(self) -> int:
-        """D of :meth:`spatial`: the number of channel maps, or the length of a token."""
+        """D in :meth:`spatial`: the number of channel maps, or the length of a token."""
         return self._layout.channels
 
     def mask_units(self, activations: Tensor, keep: Tensor) -> Tensor:
-        """(B, \\*activation_shape) with the units outside ``keep`` (B, U) bool set to zero.
+        """Set the units outside ``keep`` to zero; prefix tokens are always kept.
 
-        Prefix tokens are always kept.
+        Parameters
+        ----------
+        activations
+            (B, \\*activation_shape).
+        keep
+            (B, U) bool, the units that keep their activations.
+
+        Returns
+        -------
+        Tensor
+            (B, \\*activation_shape).
         """
         return self._layout.mask(activations, keep)
 
     def mask_channels(self, activations: Tensor, keep: Tensor) -> Tensor:
-        """(B, \\*activation_shape) with the channels outside ``keep`` (B, D) bool set to zero.
+        """Set the channels outside ``keep`` to zero; prefix tokens are always kept.
 
-        Of tokens, a channel is one of their D numbers, on all patches; prefix tokens are always kept.
+        Where the units are tokens, a channel is one of their D numbers, on all patches.
+
+        Parameters
+        ----------
+        activations
+            (B, \\*activation_shape).
+        keep
+            (B, D) bool, the channels that keep their activations.
+
+        Returns
+        -------
+        Tensor
+            (B, \\*activation_shape).
         """
         return self._layout.mask_channels(activations, keep)
 
     def spatial(self, activations: Tensor) -> Tensor:
-        """(B, D, h, w): channel maps; tokens are laid on the grid, without prefix tokens."""
+        """Activations as channel maps (B, D, h, w); tokens are laid on the grid, without prefix tokens."""
         return self._layout.spatial(activations)
 
     def place(self, weights: Tensor, activations: Tensor) -> Tensor:
-        """(B, h, w) from ``weights`` (B, U): the weighted sum of channel maps, or token weights laid out."""
+        """Make maps (B, h, w) from ``weights`` (B, U), one weight per unit.
+
+        Where the units are channels, a map is the sum of the channel maps, each times its weight. Where they
+        are tokens, the weights themselves are laid on the grid.
+        """
         return self._layout.place(weights, activations)
 
-    # The inputs, and what is seen in their place
+    # The inputs, and what is shown in place of absent pixels
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """(3, H, W)."""
         return 3, *self.input_size
 
     def inputs_of(self, stored: Tensor) -> Tensor:
-        """Inputs in [0, 1] from (B, 3, H, W) uint8."""
         return stored.float() / 255
 
     def sites(self, inputs: Tensor) -> Tensor:
-        """(B, H, W): every pixel can be hidden."""
         return _IMAGES.sites(inputs)
 
     def fill(self, inputs: Tensor, how: str) -> Tensor:
-        """What stands in for absent pixels of (B, 3, H, W) inputs, or (1, 3, 1, 1) if the same everywhere.
-
-        ``mean`` is the mean that is subtracted (zero after normalisation), ``blur`` the input under a
-        Gaussian of 10 pixels.
-        """
         check_fill(self, how)
         if how == "blur":
             return gaussian_blur(inputs, _BLUR_SIGMA)
+        # A colour is (1, 3, 1, 1). The mean is the one that is subtracted, so it is zero after normalisation.
         mean = self.mean[None]
         return mean if how == "mean" else torch.full_like(mean, float(how == "white"))
 
     # Passes through the network; callers choose inference_mode
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """(B, C) logits of (B, 3, H, W) inputs in [0, 1]; differentiable."""
         return self._pass(self.network, self.normalised(inputs))
 
     def activations(self, inputs: Tensor) -> Tensor:
-        """(B, \\*activation_shape) at the target layer, of (B, 3, H, W) inputs in [0, 1]; differentiable."""
+        """Run the backbone: from inputs to the activations at the target layer; differentiable.
+
+        Parameters
+        ----------
+        inputs
+            (B, 3, H, W), pixels in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            (B, \\*activation_shape).
+        """
         return self._pass(self._backbone, self.normalised(inputs))
 
     def head(self, activations: Tensor) -> Tensor:
-        """(B, C) logits from (B, \\*activation_shape), by the rest of the network; differentiable."""
+        """Run the rest of the network: from activations to logits; differentiable.
+
+        Parameters
+        ----------
+        activations
+            (B, \\*activation_shape), masked ones as well.
+
+        Returns
+        -------
+        Tensor
+            (B, C) logits. From unchanged activations they are those of :meth:`logits`.
+        """
         return self._pass(self._head, activations)
 
     def _parts(self) -> list[nn.Module]:
@@ -201,12 +244,12 @@ class Classifier(Frozen):
         return [*whole, self._at_tokens[1]] if self.supports_patches else whole
 
     def normalised(self, inputs: Tensor) -> Tensor:
-        """What the network sees of (B, 3, H, W) inputs."""
+        """What the network sees of (B, 3, H, W) inputs in [0, 1]: (inputs - mean) / std."""
         return (inputs - self.mean) / self.std
 
     @property
     def logit_scale(self) -> float:
-        """What cosine similarities of a CLIP-like model are multiplied with to become logits; else 1."""
+        """The factor from cosine similarities to logits of a CLIP-like model; 1 for other networks."""
         return self.network.logit_scale if isinstance(self.network, Clip) else 1.0
 
     @property
@@ -215,17 +258,27 @@ class Classifier(Frozen):
         return self._architecture is not None and self._architecture.embedded is not None
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """(B, prefix + N, D) tokens of (B, 3, H, W) inputs, with their positions, as the encoder sees them.
+        """Make the tokens that the encoder sees, with their positions added.
+
+        Parameters
+        ----------
+        inputs
+            (B, 3, H, W), pixels in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            (B, prefix + N, D): the prefix tokens, then the tokens of N patches in row-major order.
 
         Raises
         ------
         ValueError
-            If the network is no transformer that is known to run on a subset of its patches.
+            If the network is not a transformer that is known to run on a subset of its patches.
         """
         return self._pass(self._at_tokens[0], self.normalised(inputs))
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """(B, C) logits from tokens of :meth:`embed`, any of the patches left out; differentiable."""
+        """(B, C) logits from tokens of :meth:`embed`; any patches may be left out; differentiable."""
         return self._pass(self._at_tokens[1], tokens)
 
     @cached_property
@@ -237,12 +290,12 @@ class Classifier(Frozen):
 
     @cached_property
     def patch_prefix(self) -> int:
-        """Tokens before the patches in :meth:`embed`, which are never left out."""
+        """Number of tokens before the patches in :meth:`embed`; these are never left out."""
         return prefix_tokens_of(self.network) or 0
 
     @cached_property
     def patch_grid(self) -> tuple[int, int]:
-        """(h, w) of the patches in :meth:`embed`."""
+        """(h, w): rows and columns of the patches in :meth:`embed`."""
         probe = torch.zeros(2, 3, *self.input_size, device=self.device)
         with torch.no_grad():
             tokens = self.embed(probe)
@@ -250,34 +303,65 @@ class Classifier(Frozen):
 
     @property
     def needs_patches(self) -> bool:
-        """Whether the head reads nothing but patches, so that there are no logits without any."""
+        """Whether the head reads patches alone, so that there are no logits when every patch is left out."""
         known = self._architecture
         return known is None or known.reads_prefix is None or not known.reads_prefix(self.network)
 
     def logits_of_patches(self, inputs: Tensor, keep: Tensor) -> Tensor:
-        """(B, C) logits when the transformer sees only the patches in ``keep`` (B, N) bool.
+        """Compute logits when the transformer sees only some of the patches.
 
-        All patches are embedded and given their positions, then the absent ones are left out, so that the
-        encoder works on the prefix tokens and the present patches alone. Rows may keep different numbers.
+        All patches are embedded and get their positions. Then the absent ones are left out, so that the
+        encoder works on the prefix tokens and the present patches alone.
+
+        Parameters
+        ----------
+        inputs
+            (B, 3, H, W), pixels in [0, 1].
+        keep
+            (B, N) bool, the patches that are present. Rows may keep different numbers of patches.
+
+        Returns
+        -------
+        Tensor
+            (B, C) logits.
 
         Raises
         ------
         ValueError
-            If the network is no such transformer, if ``keep`` does not fit its patches, or if a row keeps
-            no patch and the head reads nothing but patches.
+            If the network is not such a transformer, if ``keep`` does not fit its patches, or if a row keeps
+            no patch and the head reads patches alone.
         """
         tokens = self.embed(inputs)
         counts = keep.sum(1)
         if self.needs_patches and bool((counts == 0).any()):
             raise ValueError("a network that pools its patches has no logits without any patch")
         logits = inputs.new_empty(len(inputs), self.num_classes)
+        # Rows that keep equally many patches have token sequences of one length, and share a pass.
         for count in counts.unique().tolist():
             rows = (counts == count).nonzero().squeeze(1)
             logits = logits.index_copy(0, rows, self.encode(self.kept_tokens(tokens[rows], keep[rows])))
         return logits
 
     def kept_tokens(self, tokens: Tensor, keep: Tensor) -> Tensor:
-        """(B, prefix + k, D): the prefix tokens and those in ``keep`` (B, N) bool, k in each row."""
+        """Leave out the tokens of absent patches.
+
+        Parameters
+        ----------
+        tokens
+            (B, prefix + N, D), as from :meth:`embed`.
+        keep
+            (B, N) bool, the patches that are present; every row keeps the same number k.
+
+        Returns
+        -------
+        Tensor
+            (B, prefix + k, D): the prefix tokens and those of the present patches, in their order.
+
+        Raises
+        ------
+        ValueError
+            If ``keep`` does not have one column per patch.
+        """
         prefix = self.patch_prefix
         if keep.shape[1] != tokens.shape[1] - prefix:
             raise ValueError(f"keep has {keep.shape[1]} columns for {tokens.shape[1] - prefix} patches")

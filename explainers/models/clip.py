@@ -1,4 +1,4 @@
-"""CLIP-like models as classifiers: the image tower, and every class as the embedding of its prompts."""
+"""CLIP-like models as classifiers: an image tower, and one embedding per class, made from its prompts."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ class Clip(nn.Module):
 
     The logit of a class is ``logit_scale`` times the cosine similarity of the image's embedding and the
     class's, plus ``logit_bias``, so that the softmax over classes is the model's own probability. A bias
-    (SigLIP has one) is the same for every class and leaves the softmax as it is.
+    (SigLIP has one) is the same for every class and does not change the softmax.
 
-    The class embeddings are not in the state dict: their last bits depend on the machine that computed
-    them. The fingerprint of what they were computed from stands there in their place.
+    The class embeddings are not in the state dict, because their last bits depend on the machine that
+    computed them. The state dict holds a fingerprint of what they were computed from instead.
 
     Parameters
     ----------
     visual
-        The image tower: normalised pixels (B, 3, H, W) to embeddings (B, d), of any length.
+        The image tower: from normalised pixels (B, 3, H, W) to embeddings (B, d), of any length.
     class_embeddings
-        (C, d), of length 1.
+        (C, d), each of length 1.
     logit_scale
-        What cosine similarities are multiplied with: the exponential of the parameter that models learn.
+        The factor of the cosine similarities: the exponential of the parameter that the model learned.
     logit_bias
-        Added to every logit.
+        The number that is added to every logit.
     text_fingerprint
-        32 bytes that tell text towers, prompts and scales apart.
+        32 bytes that differ where text tower, prompts or scales differ.
     """
 
     class_embeddings: Tensor
@@ -58,17 +58,18 @@ class Clip(nn.Module):
         self.register_buffer("text_fingerprint", torch.tensor(list(text_fingerprint), dtype=torch.uint8))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, C) logits of normalised pixels (B, 3, H, W)."""
+        """Compute logits (B, C) of normalised pixels (B, 3, H, W)."""
         return (
             self.logit_scale * self.similarity(self.visual(inputs), self.class_embeddings) + self.logit_bias
         )
 
 
 class _Similarity(nn.Module):
-    """Cosines of embeddings (B, d), of any length, and class embeddings (C, d) of length 1: (B, C).
+    """Cosine similarities (B, C) of embeddings (B, d) of any length and class embeddings (C, d) of length 1.
 
-    Lower precision leaves them alone: they are multiplied with a scale of 100 or so. A module of its own,
-    so that this stays true of a network that was cut.
+    They are not computed in lower precision, since they are multiplied by a scale of about 100, which would
+    multiply the rounding as well. This is a module of its own so that the same holds after the network is
+    cut: tracing calls it as it is.
     """
 
     def forward(self, embeddings: Tensor, classes: Tensor) -> Tensor:
@@ -77,10 +78,10 @@ class _Similarity(nn.Module):
 
 
 class HuggingFaceVit(nn.Module):
-    """The image tower of a Hugging Face ``CLIPModel``: (B, 3, H, W) to embeddings (B, d).
+    """The image tower of a Hugging Face ``CLIPModel``: from (B, 3, H, W) to embeddings (B, d).
 
-    It shares the model's modules and puts them together as the model's own forward does, which is wrapped
-    so that it cannot be traced.
+    It shares the model's modules and connects them as the model's own forward does. That forward itself
+    cannot be used, because it is wrapped in a way that cannot be traced.
     """
 
     def __init__(self, model: Any) -> None:
@@ -93,6 +94,7 @@ class HuggingFaceVit(nn.Module):
         self.projection = model.visual_projection
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Compute embeddings (B, d) of normalised pixels (B, 3, H, W)."""
         tokens = self.pre_layrnorm(self.embeddings(inputs))
         for layer in self.layers:
             tokens = layer(tokens, None)  # no attention mask
@@ -103,9 +105,21 @@ class HuggingFaceVit(nn.Module):
 def embed_classes(
     encode: Callable[[list[str]], Tensor], classes: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
-    """(C, d) class embeddings of length 1: the mean direction of a class's prompts (section 3.1.4).
+    """Embed every class as the mean direction of its prompts (section 3.1.4).
 
-    ``encode`` gives (n, d) embeddings of n prompts. Every ``{}`` of a template becomes the class's name.
+    Parameters
+    ----------
+    encode
+        From n prompts to embeddings (n, d), of any length.
+    classes
+        Names of the C classes.
+    templates
+        Prompts; every ``{}`` in one is replaced by the name of the class.
+
+    Returns
+    -------
+    Tensor
+        (C, d), each of length 1.
     """
     prompts = [template.replace("{}", name) for name in classes for template in templates]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Where CLIP-like models come from: open_clip and Hugging Face, which load the weights themselves."""
+"""Build CLIP-like models from open_clip and Hugging Face, which load the weights themselves."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _CONFIG = "open_clip_config.json"
 
 
 def check_prompts(spec: ModelSpec) -> None:
-    """Whether class names can be told apart, and templates filled in.
+    """Check that the class names differ and that every template has a place for a name.
 
     Raises
     ------
     ValueError
-        In one line that begins with the key: they are missing, empty or named twice, or a template has no
-        place for a name.
+        In one line that begins with the key: class names are missing, empty or given twice, or a template
+        has no place for a name.
     """
     _check_classes(spec.classes or ())
     _check_templates((DEFAULT_TEMPLATE,) if spec.templates is None else spec.templates)
@@ -62,7 +62,7 @@ def _square(spec: ModelSpec, height: int, width: int) -> int:
 
 def _resizes_otherwise(spec: ModelSpec, how: str) -> ValueError:
     return ValueError(
-        f"model.resize: {spec.name} resizes images by {how}, which is not done here; say the length of the "
+        f"model.resize: {spec.name} resizes images by {how}, which is not supported; give the length of the "
         "short side instead"
     )
 
@@ -70,8 +70,13 @@ def _resizes_otherwise(spec: ModelSpec, how: str) -> ValueError:
 def _clip(
     spec: ModelSpec, model: Any, visual: nn.Module, tower: str, encode: Callable[[list[str]], Tensor]
 ) -> Clip:
-    """The classifier, after which ``model``, whose image tower's weights are under ``tower``, can go."""
+    """The classifier made of an image tower and the embeddings of the job's classes.
+
+    The class embeddings are computed here, so that ``model`` is not needed afterwards, except for ``visual``.
+    The weights of the image tower have names in ``model`` that begin with ``tower`` and a dot.
+    """
     classes, templates = spec.classes or (), spec.templates or (DEFAULT_TEMPLATE,)
+    # The image tower's weights are in the classifier's own state dict.
     fingerprint = sha256_of({k: v for k, v in model.state_dict().items() if not k.startswith(f"{tower}.")})
     fingerprint.update(json.dumps([classes, templates]).encode())
     bias = getattr(model, "logit_bias", None)
@@ -88,7 +93,7 @@ def _clip(
 
 
 def _open_clip_settings(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model's configuration, and that of its weights where it differs from the library's default."""
+    """The model's configuration, and the part of its weights' configuration that is not the default."""
     import open_clip
     from open_clip.pretrained import download_pretrained_from_hf
 
@@ -115,6 +120,14 @@ def _open_clip_settings(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def open_clip_preprocessing(spec: ModelSpec) -> Preprocessing:
+    """The preprocessing of an open_clip model: that of its weights, at the size of its image tower.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key: the name or the weights are unknown, the configuration cannot be
+        read, inputs are not square, or images are not resized by their short side.
+    """
     import open_clip
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
@@ -124,7 +137,7 @@ def open_clip_preprocessing(spec: ModelSpec) -> Preprocessing:
         size = open_clip.CLIPVisionCfg(**model["vision_cfg"]).image_size
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"model.name: the configuration of {spec.name} is not open_clip's: {one_line(error)}"
+            f"model.name: {spec.name} has no valid open_clip configuration: {one_line(error)}"
         ) from error
     side = size if isinstance(size, int) else _square(spec, *size)
     if found.resize_mode != "shortest" and spec.resize is None:
@@ -133,6 +146,13 @@ def open_clip_preprocessing(spec: ModelSpec) -> Preprocessing:
 
 
 def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
+    """An open_clip model on ``device``, with its weights, as a classifier of the job's classes.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key: the weights cannot be found, downloaded or loaded.
+    """
     import open_clip
 
     settings = _open_clip_settings(spec)[1]
@@ -143,21 +163,24 @@ def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
     try:
         model = open_clip.create_model(
             name,
-            pretrained=None if ":" in name or not wanted else weights,  # a folder or a repository has its own
+            # A folder or a repository has weights of its own.
+            pretrained=None if ":" in name or not wanted else weights,
             load_weights=wanted,
             require_pretrained=wanted,
             pretrained_text=False,
-            # 27 tags were trained with another activation than their architecture's; the library only warns.
+            # 27 tags were trained with another activation than their architecture has, and the library only
+            # warns about that.
             force_quick_gelu=settings.get("quick_gelu", False),
             device=device,
         ).eval()
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:
-        # What comes without a network depends on the hub client; random weights may need a tokenizer from it.
+        # Without an internet connection the kind of error depends on the hub client. Random weights may fail
+        # as well, since their tokenizer may come from the hub.
         if name.startswith(LOCAL_DIR) or is_file(weights):
             raise ValueError(f"model.weights: open_clip cannot load {name}: {one_line(error)}") from error
         raise not_downloaded(spec, error, "folder" if ":" in name else "file") from error
-    model.visual.output_tokens = False  # of CoCa, whose tower returns the patch tokens as well
+    model.visual.output_tokens = False  # CoCa's tower would return the patch tokens as well
     return _clip(
         spec, model, model.visual, "visual", lambda prompts: model.encode_text(tokenizer(prompts).to(device))
     )
@@ -176,6 +199,14 @@ def _check_clip(spec: ModelSpec) -> None:
 
 
 def huggingface_preprocessing(spec: ModelSpec) -> Preprocessing:
+    """The preprocessing of a Hugging Face CLIP model: that of its image processor.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key: it is no CLIP model, or its image processor cannot be read or
+        does something that is not supported.
+    """
     from transformers import AutoImageProcessor
 
     _check_clip(spec)
@@ -186,7 +217,7 @@ def huggingface_preprocessing(spec: ModelSpec) -> Preprocessing:
     if not found["do_rescale"] or not math.isclose(found["rescale_factor"], 1 / 255):
         raise ValueError(
             f"model.name: the image processor of {spec.name} does not scale pixels to [0, 1] before it "
-            "normalises them, which is what is done here; give the network as a callable"
+            "normalises them, and nothing else is supported; give the network as a callable"
         )
     crop = found["crop_size"] if found.get("do_center_crop") else None
     side = crop and _square(spec, crop["height"], crop["width"])
@@ -206,6 +237,14 @@ def huggingface_preprocessing(spec: ModelSpec) -> Preprocessing:
 
 
 def huggingface_network(spec: ModelSpec, device: str | torch.device) -> Clip:
+    """A Hugging Face CLIP model on ``device``, with its weights, as a classifier of the job's classes.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key: it is no CLIP model, or the weights cannot be found, downloaded
+        or loaded, or lack tensors.
+    """
     from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
     _check_clip(spec)

@@ -1,4 +1,4 @@
-"""How forward passes of a classifier are computed: in which precision, and compiled or not."""
+"""How the forward passes of a classifier are computed: in which precision, and compiled or not."""
 
 from __future__ import annotations
 
@@ -20,30 +20,36 @@ _LOG = logging.getLogger(__name__)
 class Compute(BaseModel):
     """The ``[compute]`` table of a job.
 
-    It holds for the classifier's forward passes that nobody differentiates. Passes that gradients are taken
-    through run in float32, because gradients underflow in float16 and cancel badly in bfloat16; those through
-    the whole network in TF32 where that is asked for. The layer that gives the logits, softmax, maps and
+    It applies to the classifier's forward passes that are not differentiated. Passes through which gradients
+    are taken run in float32, because gradients underflow in float16 and cancel badly in bfloat16; gradients
+    through the whole network use TF32 if ``tf32`` is set. The layer that gives the logits, softmax, maps and
     decompositions stay in float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="of the network's forward passes; products are summed in float32"
+        "float32",
+        description="precision of the network's forward passes; products are summed in float32",
     )
-    tf32: bool = Field(False, description="float32 products of forward passes in TF32, on GPUs that have it")
+    tf32: bool = Field(
+        False, description="whether forward passes compute float32 products in TF32, on GPUs that have it"
+    )
     compile: bool = Field(
-        False, description="the network through torch.compile; as it is where that fails, with a warning"
+        False,
+        description="whether the network is compiled with torch.compile; where that fails, it runs "
+        "uncompiled, with a warning",
     )
 
 
+# Context variables, so that a block holds for its own thread alone.
 _full: ContextVar[bool] = ContextVar("full", default=False)
 _eager: ContextVar[bool] = ContextVar("eager", default=False)
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Forward passes in float32, uncompiled, whatever the classifier's :class:`Compute` says."""
+    """Within the block, forward passes run in float32 and uncompiled, whatever :class:`Compute` says."""
     before = _full.set(True)
     try:
         yield
@@ -53,7 +59,10 @@ def full_precision() -> Iterator[None]:
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Forward passes uncompiled: a compiled network does not see hooks and forwards put on it later."""
+    """Within the block, forward passes run uncompiled.
+
+    A compiled network ignores hooks, and replaced ``forward`` methods, that are set after its compilation.
+    """
     before = _eager.set(True)
     try:
         yield
@@ -73,9 +82,10 @@ def wants_eager() -> bool:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Products of float32, of matrices and in convolutions, in TF32 or not; as before afterwards.
+    """Within the block, allow or forbid TF32 in float32 matrix products and convolutions.
 
-    By default PyTorch has TF32 in convolutions and not in products of matrices.
+    The settings are restored afterwards. By default PyTorch uses TF32 in convolutions and not in matrix
+    products.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
@@ -88,7 +98,7 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 @contextmanager
 def lowered(compute: Compute, device: torch.device) -> Iterator[None]:
-    """What is computed within is computed in the precision that ``compute`` says."""
+    """Within the block, operations on ``device`` run in the precision that ``compute`` says."""
     with ExitStack() as undo:
         if compute.precision != "float32":
             undo.enter_context(torch.autocast(device.type, getattr(torch, compute.precision)))
@@ -98,15 +108,19 @@ def lowered(compute: Compute, device: torch.device) -> Iterator[None]:
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that lower precision leaves alone."""
+    """A linear layer that computes in the type of its weights, float32, also in a lower precision."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        # Autocast would cast the operands down again, so it is off here.
         with torch.autocast(input.device.type, enabled=False):
             return super().forward(input.to(self.weight.dtype))
 
 
 class Compiled:
-    """A module through torch.compile, for batches of any size; the module itself where that fails."""
+    """A module that runs through torch.compile, for batches of any size.
+
+    Where the compilation fails, a warning is logged and the module itself runs from then on.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -114,12 +128,12 @@ class Compiled:
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """What the module gives for ``inputs``; not differentiable."""
+        """The module's output for ``inputs``; not differentiable."""
         from torch._dynamo import maybe_mark_dynamic
         from torch._dynamo.exc import TorchDynamoException
 
         for each in inputs:
-            if len(each) > 1:  # of one row a graph of its own is made anyway
+            if len(each) > 1:  # torch.compile makes a separate graph for one row anyway
                 maybe_mark_dynamic(each, 0)
         try:
             found: Tensor = self._run(*inputs)

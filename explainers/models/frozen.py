@@ -1,4 +1,4 @@
-"""A network that is held still while it is explained."""
+"""A network that is kept in eval mode, without gradients of its parameters, while it is explained."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from explainers.numerics.fingerprint import sha256_of
 
 
 class Frozen:
-    """A network in eval mode, whose parameters ask for no gradient, until :meth:`close`.
+    """A network in eval mode, whose parameters require no gradient, until :meth:`close`.
 
-    Leaving the ``with`` block closes it too. The network stays on ``device``.
+    Leaving the ``with`` block closes it as well. The network stays on ``device``.
 
     Attributes
     ----------
     compute
-        How its forward passes are computed; see :meth:`use`.
+        How the network's forward passes are computed; see :meth:`use`.
     """
 
     def __init__(self, network: nn.Module, device: str | torch.device) -> None:
@@ -47,32 +47,35 @@ class Frozen:
             self._set(parameter, "requires_grad", False)
 
     def _set(self, owner: Any, attribute: str, value: Any) -> None:
+        """Set an attribute until :meth:`close`, which restores its old value."""
         self._restore.append((owner, attribute, getattr(owner, attribute)))
         setattr(owner, attribute, value)
 
     def _switch_off_in_place(self) -> None:
-        """Let no activation write into what it is given, which may be read as well."""
+        """Let no activation overwrite its input, which may be read elsewhere as well."""
         for module in self.network.modules():
             if hasattr(module, "inplace"):
                 self._set(module, "inplace", False)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of the weights: names, types, shapes and values."""
+        """SHA-256, in hexadecimal, of the state dict: names, types, shapes and values."""
         return sha256_of(self.network.state_dict()).hexdigest()
 
     def logits(self, inputs: Tensor) -> Tensor:
+        """(B, K) logits of B inputs; every classifier defines it."""
         raise NotImplementedError
 
     def use(self, compute: Compute) -> None:
-        """Compute forward passes as ``compute`` says from now on, until :meth:`close`.
+        """Compute forward passes as ``compute`` says, until :meth:`close`.
 
-        A linear layer whose output the logits are stays in float32: rounded logits would be rounded scores.
+        A linear layer that gives the logits stays in float32, because rounded logits would be rounded scores.
 
         Raises
         ------
         ValueError
-            In one line: the network does not run like that here, or its logits are too large for float16.
+            In one line: the network does not run in this way on its device, or its logits are too large for
+            float16.
         """
         if compute == Compute():
             return
@@ -86,11 +89,15 @@ class Frozen:
             raise ValueError("compute.precision: the network's logits are beyond float16; use bfloat16")
 
     def _parts(self) -> list[nn.Module]:
-        """What :meth:`_pass` is called with, as far as it is worth compiling."""
+        """The modules that :meth:`_pass` is called with and that are worth compiling."""
         return [self.network]
 
     @torch.no_grad()
     def _keep_logits_whole(self) -> None:
+        """Let every linear layer that may give the logits compute in float32.
+
+        These are the layers whose outputs have as many columns as the logits.
+        """
         outputs: dict[nn.Module, Tensor] = {}
 
         def note(module: nn.Module, _: Any, output: Tensor) -> None:
@@ -105,10 +112,11 @@ class Frozen:
                 handle.remove()
         for module, output in outputs.items():
             if output.shape[-1] == logits.shape[-1]:  # the logits may be a part or a mean of it
+                # A new class for the same object: the parts of a network that was cut share it.
                 self._set(module, "__class__", Float32Linear)
 
     def _pass(self, part: nn.Module, *inputs: Tensor) -> Tensor:
-        """A part of the network on ``inputs``, as :attr:`compute` says; what it gives has full precision."""
+        """Run a part of the network as :attr:`compute` says; the output is float32, not a lower precision."""
         differentiated = torch.is_grad_enabled() and any(each.requires_grad for each in inputs)
         found: Tensor
         if self.compute == Compute() or differentiated or wants_full_precision():
@@ -120,17 +128,20 @@ class Frozen:
 
     @contextmanager
     def differentiating(self) -> Iterator[None]:
-        """Around gradients through the whole network: products in TF32 where :attr:`compute` says so."""
+        """Within the block, products are computed in TF32 if :attr:`compute` says so.
+
+        It is for gradients through the whole network.
+        """
         with tf32(True) if self.compute.tf32 and not wants_full_precision() else nullcontext():
             yield
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of copies, whose weights are changed: they are not compiled."""
+        """Copies drop compiled parts, since their weights change."""
         return vars(self) | {"_compiled": {}}
 
     @torch.no_grad()
     def _probe(self, inputs: Tensor, key: str, what: str) -> Tensor:
-        """(B, K) logits of ``inputs``.
+        """Run the network on ``inputs`` and check that it returns logits (B, K).
 
         Raises
         ------
@@ -151,8 +162,8 @@ class Frozen:
         return logits
 
     def close(self) -> None:
-        """Restore what was changed; a second call does nothing."""
-        while self._restore:
+        """Restore what was changed on the network; a second call does nothing."""
+        while self._restore:  # in reverse order, so that the oldest value of an attribute stays
             owner, attribute, value = self._restore.pop()
             setattr(owner, attribute, value)
 

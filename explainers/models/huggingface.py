@@ -1,4 +1,4 @@
-"""Models and what belongs to them, from a Hugging Face repository or a folder."""
+"""Load models, tokenizers and configurations from a Hugging Face repository or a folder."""
 
 from __future__ import annotations
 
@@ -15,18 +15,41 @@ from explainers.models.sources import check_known, not_downloaded
 
 
 def check_repository(spec: ModelSpec, example: str) -> None:
-    """Whether the job names a repository or a folder, and weights that such a place can have."""
+    """Check that the job names a repository or a folder, and that the weights are "pretrained" or "none".
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key; without a name it proposes ``example``.
+    """
     if spec.name is None:
-        raise ValueError(f"model.name: say which, such as {example}, or a folder")
+        raise ValueError(f"model.name: it is missing; give a name such as {example}, or a folder")
     check_known("weights", spec.weights, ["pretrained", "none"])
 
 
 def from_pretrained(spec: ModelSpec, read: Callable[..., Any], **options: Any) -> Any:
-    """What ``read`` finds in a repository or a folder; a bar shows what is downloaded, and nothing else."""
+    """Load an object from a repository or a folder.
+
+    A progress bar shows downloads; loading from a folder shows none.
+
+    Parameters
+    ----------
+    spec
+        The ``[model]`` table; its name is the repository or the folder.
+    read
+        A ``from_pretrained`` of the library, or a function like it.
+    options
+        Further arguments of ``read``.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key: the folder cannot be read, or the repository not downloaded.
+    """
     try:
         with _no_bar() if Path(str(spec.name)).is_dir() else nullcontext():
             return read(spec.name, **options)
-    except Exception as error:  # what comes without a network depends on the hub client
+    except Exception as error:  # without an internet connection, the kind of error depends on the hub client
         if Path(str(spec.name)).is_dir():
             raise ValueError(f"model.name: cannot read {spec.name}: {one_line(error)}") from error
         raise not_downloaded(spec, error, "folder") from error
@@ -46,7 +69,15 @@ def _no_bar() -> Iterator[None]:
 
 
 def pretrained_model(spec: ModelSpec, kind: Any) -> Any:
-    """A model in float32 whatever the file has, and not with random numbers where the file has nothing."""
+    """Load a model in float32, whatever type its file has.
+
+    The library gives random values to tensors that the file lacks; here that is an error.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key: the model cannot be loaded, or its file lacks tensors.
+    """
     model, report = from_pretrained(spec, kind.from_pretrained, dtype=torch.float32, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"model.weights: {spec.name} lacks {len(missing)} tensors, such as {missing[0]}")

@@ -1,4 +1,4 @@
-"""Where the units of an activation tensor lie: channels of a map, or tokens on a grid."""
+"""The layout of an activation tensor: which axes hold channels, and which hold tokens on a grid."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-_MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens; more would be a misread sequence
+_MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens; more mean that a sequence is misread
 
 
 @dataclass(frozen=True)
 class Units:
-    """What can be masked at the target layer: ``count`` channels, or ``count`` patch tokens."""
+    """The units that can be masked at the target layer: ``count`` channels, or ``count`` patch tokens."""
 
     kind: Literal["channels", "tokens"]
     count: int
@@ -22,10 +22,21 @@ class Units:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one activation tensor of shape ``shape`` (without the batch axis) is to be read.
+    """How activations of one shape are read.
 
-    (D, h, w) maps have channels as units; (h, w, D) maps and (prefix + h * w, D) sequences have tokens,
-    in row-major order of the grid.
+    In maps (D, h, w) the units are channels. In maps (h, w, D) and in sequences (prefix + h * w, D) they are
+    tokens, in row-major order of the grid.
+
+    Attributes
+    ----------
+    shape
+        Shape of the activations, without the batch axis.
+    units
+        The units that can be masked.
+    grid
+        (h, w) of the channel maps or of the patch tokens.
+    prefix_tokens
+        Number of tokens before the patch tokens of a sequence.
     """
 
     shape: tuple[int, ...]
@@ -35,11 +46,11 @@ class Layout:
 
     @property
     def channels(self) -> int:
-        """D: of maps their number, of tokens the length of each."""
+        """D: the number of channel maps, or the length of a token."""
         return self.units.count if self.units.kind == "channels" else self.shape[-1]
 
     def mask(self, activations: Tensor, keep: Tensor) -> Tensor:
-        """(B, \\*shape) with the units outside ``keep`` (B, U) set to zero; prefix tokens stay."""
+        """Set the units outside ``keep`` (B, U) bool to zero in (B, \\*shape); prefix tokens stay."""
         B = len(activations)
         if self.units.kind == "channels":
             keep = keep.view(B, -1, 1, 1)
@@ -51,7 +62,7 @@ class Layout:
         return activations.masked_fill(~keep, 0)
 
     def mask_channels(self, activations: Tensor, keep: Tensor) -> Tensor:
-        """(B, \\*shape) with the channels outside ``keep`` (B, D) set to zero; prefix tokens stay."""
+        """Set the channels outside ``keep`` (B, D) bool to zero in (B, \\*shape); prefix tokens stay."""
         B = len(activations)
         if self.units.kind == "channels":
             return self.mask(activations, keep)
@@ -61,7 +72,7 @@ class Layout:
         return activations.masked_fill(~keep[:, None] & (position >= self.prefix_tokens), 0)
 
     def spatial(self, activations: Tensor) -> Tensor:
-        """(B, D, h, w): channel maps, tokens laid on the grid without the prefix."""
+        """Activations as channel maps (B, D, h, w); tokens are laid on the grid, without the prefix."""
         if self.units.kind == "channels":
             return activations
         if len(self.shape) == 3:
@@ -69,18 +80,27 @@ class Layout:
         return activations[:, self.prefix_tokens :].transpose(1, 2).unflatten(2, self.grid)
 
     def place(self, weights: Tensor, activations: Tensor) -> Tensor:
-        """(B, h, w): the channel maps summed with ``weights`` (B, U), or the tokens' weights on the grid."""
+        """Maps (B, h, w): the channel maps summed with ``weights`` (B, U), or token weights on the grid."""
         if self.units.kind == "channels":
             return torch.einsum("bu,buhw->bhw", weights, activations)
         return weights.unflatten(1, self.grid)
 
 
 def layout_of(shape: tuple[int, ...], input_size: tuple[int, int], prefix_tokens: int | None) -> Layout:
-    """Read an activation shape (without batch axis), for inputs of ``input_size`` (H, W).
+    """Find the layout of activations from their shape.
 
-    Of the two ways to read a 4-D tensor, (B, D, h, w) and (B, h, w, D), the one is taken whose grid has
-    the shape of the input. A sequence (B, T, D) holds ``prefix_tokens`` tokens before the patches if those
-    fill a grid of the input's proportions, and else the fewest that leave such a grid.
+    A 4-D tensor can be read as (B, D, h, w) or as (B, h, w, D); the reading is chosen whose grid has the
+    proportions of the input. A sequence (B, T, D) holds ``prefix_tokens`` tokens before the patches if those
+    fill a grid of the input's proportions, and otherwise the fewest that leave such a grid.
+
+    Parameters
+    ----------
+    shape
+        Shape of the activations, without the batch axis.
+    input_size
+        (H, W) of the inputs, in pixels.
+    prefix_tokens
+        Number of tokens before the patch tokens; None if it is not known.
 
     Raises
     ------
@@ -105,6 +125,7 @@ def layout_of(shape: tuple[int, ...], input_size: tuple[int, int], prefix_tokens
 
 
 def _distortion(grid: tuple[int, int], size: tuple[int, int]) -> float:
+    """How far the proportions of two sizes differ: 0 if they are the same."""
     return abs(math.log(grid[0] * size[1]) - math.log(grid[1] * size[0]))
 
 

@@ -1,4 +1,4 @@
-"""From the ``[model]`` table of a job to a classifier and its preprocessing."""
+"""Load the classifier, and the preprocessing, that the ``[model]`` table of a job describes."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ __all__ = ["ModelSpec", "Preprocessing", "load", "preprocessing"]
 
 @dataclass(frozen=True)
 class _Source:
-    """Where networks of images, or of numbers, come from.
+    """A source of networks for images, or for numbers.
 
     Attributes
     ----------
     network
-        Builds the network on a device, with published weights where the job names them.
+        Builds the network on a device, with published weights if the job names them.
     preprocessing
-        The source's own, before the job's values take its place.
+        Gives the source's own preprocessing, before the job's values replace parts of it.
     reads_weights
-        Whether ``network`` reads a file of weights too.
+        Whether ``network`` reads a file of weights as well.
     takes_classes
         Whether the job names the classes and their prompts.
     """
@@ -61,7 +61,7 @@ class _Source:
 def _moved_later(
     build: Callable[[ModelSpec], nn.Module],
 ) -> Callable[[ModelSpec, str | torch.device], nn.Module]:
-    """The classifier moves what was built to its device."""
+    """A builder that ignores the device, because the classifier moves the network there itself."""
     return lambda spec, device: build(spec)  # noqa: ARG005
 
 
@@ -126,19 +126,24 @@ def load(
     input_size: tuple[int, ...] | None = None,
     modality: ModalityName = "image",
 ) -> Classifier | TextClassifier | TensorClassifier:
-    """The classifier a job asks for.
+    """Load the classifier that a job names.
 
     Parameters
     ----------
     spec
-        The ``[model]`` table, with paths that lead to the files from here.
+        The ``[model]`` table, with paths that are absolute or relative to the working directory.
     device
-        Where it computes.
+        The device that the classifier computes on.
     input_size
-        Of images their own (H, W), used where neither the job nor the source states a crop; of plain tensors
-        the shape of the dataset's rows, (T,) or (C, T).
+        For images their own (H, W) in pixels, used if neither the job nor the source states a crop. For plain
+        tensors the shape of the dataset's rows, (T,) or (C, T).
     modality
-        What the dataset's inputs are.
+        The kind of the dataset's inputs.
+
+    Returns
+    -------
+    Classifier, TextClassifier or TensorClassifier
+        The classifier of that modality; the caller closes it.
 
     Raises
     ------
@@ -189,23 +194,25 @@ def _of_tensors(
             "path/to/file.py:callable"
         )
     if shape is None:
-        raise ValueError("input_size: say the shape of the dataset's rows, (T,) or (C, T)")
+        raise ValueError("input_size: give the shape of the dataset's rows, (T,) or (C, T)")
     return TensorClassifier(network_of(spec, device), shape, device)
 
 
 def preprocessing(spec: ModelSpec) -> Preprocessing:
-    """Resize, crop and normalisation of images: the source's own, with the job's values in their place.
+    """Resize, crop and normalisation of images: the source's own, each replaced where the job gives a value.
 
-    For torchvision they are those of the named weights, and for a file or random weights those of the
-    network's first published weights; for timm those of its data configuration; for open_clip those of the
-    named weights at the network's own size; for Hugging Face those of its image processor; a callable has
-    none.
+    - torchvision: those of the named weights; for a file or random weights, those of the network's first
+      published weights.
+    - timm: those of its data configuration.
+    - open_clip: those of the named weights, at the network's own size.
+    - Hugging Face: those of the model's image processor.
+    - A callable has none.
 
     Raises
     ------
     ValueError
-        For an unknown source, name or weights, for class names that are missing or have no place, and for a
-        crop larger than what it is cut from.
+        If the source, the name or the weights are unknown, if class names are missing or not allowed, or if
+        the crop is larger than the resized image.
     """
     source = _source_of(spec)
     if source.takes_classes:
@@ -228,7 +235,7 @@ def _refuse_prompts(spec: ModelSpec) -> None:
 
 
 def network_of(spec: ModelSpec, device: str | torch.device) -> nn.Module:
-    """The network of images or numbers a model table asks for, with its weights; drawn ones are seeded."""
+    """The network of images or numbers that a model table names, with its weights; random ones are seeded."""
     source = _source_of(spec)
     with global_generators(0, torch.device(device)):
         network = source.network(spec, device)

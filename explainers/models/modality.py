@@ -1,4 +1,4 @@
-"""What the kinds of inputs differ in, in one table: how they are stored, hidden, and named in messages."""
+"""The kinds of inputs in one table: how each is stored, hidden, and named in messages."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 ModalityName = Literal["image", "text", "tensor"]
 ImageFill = Literal["mean", "black", "white", "blur"]
-Fill = Literal[ImageFill, "mask", "remove", "zero"]  # of any modality
+Fill = Literal[ImageFill, "mask", "remove", "zero"]  # the fills of every modality
 
-NO_TOKEN = -1  # of a text, as an id: no token here; as the number of a word: no word's token
+NO_TOKEN = -1  # in a text, as an id: there is no token; as a word's number: the token belongs to no word
 
 
 @dataclass(frozen=True)
@@ -23,21 +23,22 @@ class Modality:
     Attributes
     ----------
     plural
-        What messages call several inputs.
+        The word for several inputs in messages.
     fills
-        What can stand in the place of a hidden site, and the same in words; the first one is the default.
+        What can be shown in place of a hidden site: the name of each fill, and its description. The first one
+        is the default.
     graded
         Whether a site can be shown in part: pixels and numbers can, a token is there or not.
     stored
         NumPy type of the inputs as a run stores them.
     nothing
-        What is stored everywhere in the place of an input that could not be read.
+        The value that is stored everywhere for an input that could not be read.
     site_pixels
-        As many pixels as one site costs in a forward pass.
+        The cost of one site in a forward pass, as a number of pixels.
     masked
-        What average drop's masks do to an input, in words; ``{mask}`` is the mask.
+        What the masks of average drop do to an input, in words; ``{mask}`` stands for the mask.
     sites
-        (B, \\*sites) bool of stored or prepared inputs (B, C, \\*sites): which sites can be hidden.
+        From stored or prepared inputs (B, C, \\*sites) to (B, \\*sites) bool: the sites that can be hidden.
     """
 
     plural: str
@@ -55,7 +56,7 @@ def _every_site(inputs: Tensor) -> Tensor:
 
 
 def _tokens_of_words(inputs: Tensor) -> Tensor:
-    """Padding and special tokens belong to no word, and cannot be hidden."""
+    """The sites of tokens that belong to a word; padding and special tokens cannot be hidden."""
     return inputs[:, 1] != NO_TOKEN
 
 
@@ -81,7 +82,7 @@ MODALITIES: dict[ModalityName, Modality] = {
         graded=False,
         stored="int32",
         nothing=NO_TOKEN,
-        site_pixels=16 * 16,  # a token costs about what a transformer's patch does
+        site_pixels=16 * 16,  # a token costs about as much as a patch of a vision transformer
         masked="tokens that are not kept are hidden: mask tokens, or none where there is no mask token",
         sites=_tokens_of_words,
     ),

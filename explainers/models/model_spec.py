@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 _FILE_SUFFIXES = frozenset([".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"])
 DEFAULT_TEMPLATE = "a photo of a {}."
 DEFAULT_MAX_LENGTH = 512  # tokens
-LOCAL_DIR = "local-dir:"  # open_clip's word for a folder
+LOCAL_DIR = "local-dir:"  # open_clip's prefix for a folder
 _Positive = Annotated[float, Field(gt=0)]
 
 
 class ModelSpec(BaseModel):
-    """The model of a job."""
+    """The model that a job explains: the ``[model]`` table."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,42 +31,48 @@ class ModelSpec(BaseModel):
     )
     weights: str | None = Field(
         None,
-        description="A file (.safetensors, .pth, ...), a name the source knows (torchvision: DEFAULT, "
+        description="A file (.safetensors, .pth, ...), a name that the source knows (torchvision: DEFAULT, "
         "IMAGENET1K_V1, ...; timm: pretrained, or a tag; open_clip: a tag; a folder or a repository: "
         "pretrained), or none for random weights.",
     )
     classes: tuple[str, ...] | None = Field(
-        None, description="Names of the classes, of a CLIP-like model (open_clip, huggingface) and no other."
+        None, description="Names of the classes; for CLIP-like models (open_clip, huggingface) only."
     )
     templates: tuple[str, ...] | None = Field(
         None,
-        description="Prompts of every class of a CLIP-like model, with {} for its name; their text "
-        f"embeddings are averaged. By default {DEFAULT_TEMPLATE!r}.",
+        description="Prompts for every class of a CLIP-like model, in which {} stands for the name of the "
+        f"class; their text embeddings are averaged. By default {DEFAULT_TEMPLATE!r}.",
     )
     max_length: int | None = Field(
         None,
         ge=1,
-        description="Tokens that a text is cut to, special ones included. By default what network and "
-        f"tokenizer take, at most {DEFAULT_MAX_LENGTH}.",
+        description="Number of tokens that a text is cut to, including special tokens. By default as many as "
+        f"the network and the tokenizer take, at most {DEFAULT_MAX_LENGTH}.",
     )
-    num_classes: int | None = Field(None, ge=1, description="Number of classes, where not the source's own.")
+    num_classes: int | None = Field(
+        None, ge=1, description="Number of classes, if it differs from the source's own."
+    )
     layer: str | None = Field(
-        None, description="Target layer, of image models; known for published architectures."
+        None, description="Target layer of an image model. By default known for published architectures."
     )
-    resize: int | None = Field(None, ge=1, description="Length in pixels the short side is resized to.")
-    crop: int | None = Field(None, ge=1, description="Side in pixels of the square cut from the centre.")
+    resize: int | None = Field(
+        None, ge=1, description="Length in pixels that the short side of an image is resized to."
+    )
+    crop: int | None = Field(
+        None, ge=1, description="Side in pixels of the square that is cut from the centre of an image."
+    )
     mean: tuple[float, float, float] | None = Field(
-        None, description="Mean per channel, of pixels in [0, 1]."
+        None, description="Mean per channel, for pixels in [0, 1]."
     )
     std: tuple[_Positive, _Positive, _Positive] | None = Field(
-        None, description="Standard deviation per channel, of pixels in [0, 1]"
+        None, description="Standard deviation per channel, for pixels in [0, 1]."
     )
 
     def relative_to(self, folder: Path) -> ModelSpec:
-        """The same model with its files and folders looked up from ``folder``.
+        """The same model, with relative paths to its files and folders taken from ``folder``.
 
-        Those are weights, the callable's file, and the folder that a name stands for; of a Hugging Face name,
-        which may be a repository's, only if there is such a folder.
+        These paths are the weights, the callable's file, and a name that stands for a folder. A Hugging Face
+        name may also be a repository's, so it counts as a path only if there is such a folder.
         """
         changes = {}
         path, _, name = self.source.rpartition(":")
@@ -88,13 +94,13 @@ class Preprocessing:
     Attributes
     ----------
     resize
-        Pixels the short side is resized to, the proportions kept; None: not resized.
+        Length in pixels that the short side is resized to, with the proportions kept; None for no resizing.
     crop
-        Side in pixels of the square cut from the centre; None: not cropped.
+        Side in pixels of the square that is cut from the centre; None for no crop.
     interpolation
-        Of the resizing: bilinear, bicubic, ...
+        How pixels are interpolated when the image is resized: bilinear, bicubic, ...
     mean, std
-        Per channel, of pixels in [0, 1].
+        Per channel, for pixels in [0, 1]; the network sees (pixels - mean) / std.
     """
 
     resize: int | None = None
@@ -105,5 +111,5 @@ class Preprocessing:
 
 
 def is_file(weights: str) -> bool:
-    """Whether ``weights`` names a file, by its suffix or a slash, and not published weights."""
+    """Whether ``weights`` names a file rather than published weights: it has a file's suffix or a slash."""
     return Path(weights).suffix in _FILE_SUFFIXES or "/" in weights

@@ -1,4 +1,4 @@
-"""What any exception says, as part of a message of one line."""
+"""The text of an exception, as part of a message of one line."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ _LONGEST = 200  # characters
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an exception's message, cut where it is long; its class where it says nothing.
+    """The first line of an exception's message, shortened to 200 characters; its class if there is none.
 
-    A first line that ends in a colon announces the next one, which is added: PyTorch's "Error(s) in loading
-    state_dict for Net:" says nothing alone.
+    If the first line ends in a colon, the second line is added: PyTorch's "Error(s) in loading state_dict for
+    Net:" says nothing alone.
     """
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Where networks come from: torchvision, timm, or a callable."""
+"""Build networks from torchvision, timm, or a callable."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from explainers.models.reasons import one_line
 
 
 def _torchvision_entry(spec: ModelSpec) -> tuple[Any, bool]:
-    """The entry of published weights that describes the preprocessing, and whether its weights are wanted."""
+    """The entry of published weights that has the preprocessing, and whether its weights are loaded too."""
     from torchvision import models
 
     check_known("name", spec.name, models.list_models(module=models))
@@ -34,6 +34,15 @@ def _torchvision_entry(spec: ModelSpec) -> tuple[Any, bool]:
 
 
 def torchvision_preprocessing(spec: ModelSpec) -> Preprocessing:
+    """The preprocessing of a torchvision network.
+
+    It is that of the named weights; for a file or random weights, that of the first published weights.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key: the name or the weights are unknown.
+    """
     steps = _torchvision_entry(spec)[0].transforms()
     return Preprocessing(
         resize=steps.resize_size[0],
@@ -45,6 +54,14 @@ def torchvision_preprocessing(spec: ModelSpec) -> Preprocessing:
 
 
 def torchvision_network(spec: ModelSpec) -> nn.Module:
+    """A torchvision network on the CPU, with published weights if the job names them.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key: the name or the weights are unknown, published weights have
+        another number of classes, or they cannot be downloaded.
+    """
     from torchvision import models
 
     entry, wanted = _torchvision_entry(spec)
@@ -69,6 +86,7 @@ def _check_published_classes(spec: ModelSpec, classes: int) -> None:
 
 
 def not_downloaded(spec: ModelSpec, error: Exception, instead: str = "file") -> ValueError:
+    """The error for weights that cannot be downloaded; the message proposes ``instead``."""
     return ValueError(
         f"model.weights: {spec.weights!r} of {spec.name} cannot be downloaded ({one_line(error)}); give a "
         f"{instead} instead"
@@ -79,7 +97,7 @@ def not_downloaded(spec: ModelSpec, error: Exception, instead: str = "file") -> 
 
 
 def _timm_name(spec: ModelSpec) -> tuple[str, bool]:
-    """timm's full name (architecture.tag), and whether published weights are wanted."""
+    """timm's full name (architecture.tag), and whether published weights are loaded."""
     import timm
 
     base, _, tag = (spec.name or "").partition(".")
@@ -96,6 +114,13 @@ def _timm_name(spec: ModelSpec) -> tuple[str, bool]:
 
 
 def timm_preprocessing(spec: ModelSpec) -> Preprocessing:
+    """The preprocessing of a timm network: that of its data configuration.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key: the name or the weights are unknown.
+    """
     import timm
 
     settings = timm.get_pretrained_cfg(_timm_name(spec)[0])
@@ -111,6 +136,14 @@ def timm_preprocessing(spec: ModelSpec) -> Preprocessing:
 
 
 def timm_network(spec: ModelSpec) -> nn.Module:
+    """A timm network on the CPU, with published weights if the job names them.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key: the name or the weights are unknown, published weights have no
+        head or another number of classes, or they cannot be downloaded.
+    """
     import timm
 
     name, pretrained = _timm_name(spec)
@@ -123,7 +156,8 @@ def timm_network(spec: ModelSpec) -> nn.Module:
     try:
         network: nn.Module = timm.create_model(name, pretrained=pretrained, **size)
     except Exception as error:
-        # What timm raises without a network depends on the hub client; without weights nothing is fetched.
+        # Without an internet connection, the kind of error depends on the hub client. Where no weights are
+        # named nothing is downloaded, so that the error has another cause.
         if pretrained:
             raise not_downloaded(spec, error) from error
         raise
@@ -134,8 +168,19 @@ def timm_network(spec: ModelSpec) -> nn.Module:
 
 
 def called_network(spec: ModelSpec) -> nn.Module:
+    """The network that the job's callable returns; a file of weights is not loaded here.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key: the weights are no file, the callable cannot be loaded, it
+        raises an exception, or it returns something other than a module.
+    """
     if spec.weights is not None and published_weights(spec) is not None:
-        raise ValueError(f"model.weights: {spec.weights!r} is no file, and a callable knows no other names")
+        raise ValueError(
+            f"model.weights: {spec.weights!r} is no file, and a callable has no published weights; give a "
+            "file, or none"
+        )
     build = _callable(spec.source)
     try:
         network = build() if spec.name is None else build(spec.name)
@@ -158,12 +203,13 @@ def _callable(source: str) -> Any:
 
 def _file_module(path: Path) -> Any:
     path = path.resolve()
+    # The name contains a hash of the path, so that two files model.py are two modules.
     name = f"floodlit_model_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up there
+    sys.modules[name] = module  # dataclasses and pickle look up a class's module there
     try:
         module_spec.loader.exec_module(module)
     except BaseException:
@@ -173,18 +219,34 @@ def _file_module(path: Path) -> Any:
 
 
 def published_weights(spec: ModelSpec) -> str | None:
-    """The name of published weights, None for a file and for "none"."""
+    """The name of published weights; None for a file and for "none".
+
+    Raises
+    ------
+    ValueError
+        In one line, if the job gives no weights.
+    """
     if spec.weights is None:
-        raise ValueError("model.weights: say a file, a name the source knows, or none for random weights")
+        raise ValueError(
+            "model.weights: they are missing; give a file, a name that the source knows, or none for random "
+            "weights"
+        )
     return None if spec.weights == "none" or is_file(spec.weights) else spec.weights
 
 
 def check_known(key: str, found: str | None, known: Iterable[str]) -> None:
+    """Check that ``model.key`` has one of the known values.
+
+    Raises
+    ------
+    ValueError
+        In one line with an example if no value is given, and with similar names if it is unknown.
+    """
     known = list(known)
     if found in known:
         return
     if found is None:
-        raise ValueError(f"model.{key}: say which, such as {known[0]}")
+        raise ValueError(f"model.{key}: it is missing; give a name such as {known[0]}")
     longer = [name for name in known if name.startswith(found)]
     close = longer[:5] or difflib.get_close_matches(found, known, n=5, cutoff=0.4) or known[:10]
     raise ValueError(f"model.{key}: there is no {found!r}; close are {', '.join(close)}")

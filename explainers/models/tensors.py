@@ -15,10 +15,10 @@ _TENSORS = MODALITIES["tensor"]
 
 
 class TensorClassifier(Frozen):
-    """A network of plain tensors, as explainers and metrics see it: a :class:`BlackBox`.
+    """A network of plain tensors: a :class:`BlackBox`.
 
-    Every input is (C, T): a table's row is one channel with a feature a site. While it is wrapped, the
-    network is in eval mode and its parameters ask for no gradient; :meth:`close`, or leaving the ``with``
+    Every input is (C, T); a table's row is one channel with one feature per site. While it is wrapped, the
+    network is in eval mode and its parameters require no gradient. :meth:`close`, or leaving the ``with``
     block, restores that.
 
     Parameters
@@ -27,14 +27,15 @@ class TensorClassifier(Frozen):
         Any module that takes float32 inputs and returns logits (B, K), with K of two or more. It is called
         with (B, C, T) where ``shape`` is (C, T), and with (B, T) where it is (T,).
     shape
-        Of one row of the dataset.
+        Shape of one row of the dataset: (C, T), or (T,).
     device
-        Where the network is moved to.
+        The device that the network is moved to.
 
     Raises
     ------
     ValueError
-        In one line that names the key: the network does not run on such rows, or returns something else.
+        In one line that names the key: rows have another number of axes, the network does not run on such
+        rows, or it does not return logits.
     """
 
     modality: ClassVar[ModalityName] = "tensor"
@@ -46,7 +47,7 @@ class TensorClassifier(Frozen):
         self, network: nn.Module, shape: tuple[int, ...], device: str | torch.device = "cpu"
     ) -> None:
         if len(shape) not in {1, 2} or 0 in shape:
-            raise ValueError(f"dataset.path: rows are (T,) or (C, T), and these are {shape}")
+            raise ValueError(f"dataset.path: rows must be (T,) or (C, T), and these are {shape}")
         super().__init__(network, device)
         self._flat = len(shape) == 1
         self.input_shape = (1, *shape) if self._flat else shape
@@ -59,18 +60,15 @@ class TensorClassifier(Frozen):
             raise
 
     def inputs_of(self, stored: Tensor) -> Tensor:
-        """(B, C, T) float32 from the rows of a run."""
         return stored.float()
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """(B, K) logits of (B, C, T) inputs; differentiable."""
         return self._pass(self.network, inputs.squeeze(1) if self._flat else inputs)
 
     def sites(self, inputs: Tensor) -> Tensor:
-        """(B, T): every step, or feature, can be hidden."""
         return _TENSORS.sites(inputs)
 
     def fill(self, inputs: Tensor, how: str) -> Tensor:
-        """What stands in for absent steps: (1, 1, 1) zero, or (B, C, 1) each channel's own mean."""
         check_fill(self, how)
+        # (1, 1, 1), or (B, C, 1) with the mean of each channel over the input's own sites.
         return inputs.new_zeros(1, 1, 1) if how == "zero" else inputs.mean(-1, keepdim=True)

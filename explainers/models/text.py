@@ -20,31 +20,32 @@ _TEXTS = MODALITIES["text"]
 
 
 class TextClassifier(Frozen):
-    """A sequence classifier with its tokenizer, as explainers and metrics see it: a :class:`BlackBox`.
+    """A sequence classifier with its tokenizer: a :class:`BlackBox`.
 
     An input is (2, T): the id of each token, and the number of the word it belongs to; see
-    :mod:`explainers.models.black_box`. The network sees the tokens that are there, side by side, as if the
-    others had never been written: their positions close up. While it is wrapped, the network is in eval mode,
-    its parameters ask for no gradient, and its configuration has a padding token and keeps no keys and
-    values; :meth:`close`, or leaving the ``with`` block, restores all of that.
+    :mod:`explainers.models.black_box`. The network sees only the tokens that are present, next to each other,
+    as if the others had never been written: the present tokens get consecutive positions. While it is
+    wrapped, the network is in eval mode, its parameters require no gradient, and its configuration has a
+    padding token and does not cache keys and values. :meth:`close`, or leaving the ``with`` block, restores
+    all of that.
 
     Parameters
     ----------
     network
-        A Hugging Face model: called with ``input_ids`` and ``attention_mask`` (B, n), it returns an object
+        A Hugging Face model. Called with ``input_ids`` and ``attention_mask`` (B, n), it returns an object
         whose ``logits`` are (B, K), with K of two or more.
     tokenizer
-        Its tokenizer, one of those that know the word of each token ("fast" ones).
+        The network's tokenizer. It has to know which word each token belongs to, as "fast" tokenizers do.
     max_length
-        T, in tokens, special ones included.
+        T, in tokens, including special tokens.
     device
-        Where the network is moved to.
+        The device that the network is moved to.
 
     Raises
     ------
     ValueError
-        In one line that names the key: another kind of tokenizer, a network that does not run on T tokens, or
-        one to which padding makes a difference.
+        In one line that names the key: the tokenizer is of another kind, the network does not run on T
+        tokens, or padding changes its logits.
     """
 
     modality: ClassVar[ModalityName] = "text"
@@ -71,13 +72,14 @@ class TextClassifier(Frozen):
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes, by number; empty where nobody has named them."""
+        """Names of the classes, by number; empty where the model has no names of its own."""
         config: Any = self.network.config
         names = [str(config.id2label.get(number, "")) for number in range(self.num_classes)]
+        # LABEL_0, LABEL_1, ... are the names that transformers makes up where a model has none.
         return [] if names == [f"LABEL_{number}" for number in range(self.num_classes)] else names
 
     def _configure(self) -> int:
-        """The id that pads, which causal networks look for to find the last token."""
+        """The id of the padding token; causal networks search for it to find the last token of a text."""
         config: Any = self.network.config
         config = config.get_text_config()
         if hasattr(config, "use_cache"):
@@ -91,13 +93,21 @@ class TextClassifier(Frozen):
         return int(config.pad_token_id)
 
     def _try_out(self) -> int:
-        """The number of classes, seen on a text of one token, alone and padded to T."""
+        """The number of classes; the network is run on a text of one token, alone and padded to T.
+
+        Raises
+        ------
+        ValueError
+            In one line that names the key: T leaves no room for a token, the network does not run on T
+            tokens, or padding changes its logits.
+        """
         length = self.input_shape[1]
         special = self._tokenizer("").input_ids
         if length <= len(special):
             raise ValueError(
                 f"model.max_length: {length} leaves no room for a token beside {len(special)} special ones"
             )
+        # Tokens from the whole vocabulary, so that one larger than the network's table of embeddings fails.
         ordinary = sorted(set(self._tokenizer.get_vocab().values()) - self._special)
         room = length - len(special)
         some = [ordinary[i * len(ordinary) // room] for i in range(room)]
@@ -114,23 +124,24 @@ class TextClassifier(Frozen):
         return len(alone)
 
     def encode(self, text: str) -> tuple[NDArray[np.int32], list[str], int]:
-        """A text as an input, and what stands in it.
+        """Turn a text into an input.
 
-        It is cut to T tokens where the tokenizer cuts, at the end or the beginning; special tokens stay.
+        A longer text is cut to T tokens, at its end or at its beginning, as the tokenizer does; special
+        tokens stay. Special tokens that the text itself spells out, such as "[SEP]", are ordinary characters.
 
         Returns
         -------
         array
-            (2, T) int32, padded with -1 behind.
+            (2, T) int32, ids and word numbers, padded with -1 at the end.
         tokens
-            What stands on each site that holds a token, for people to read.
+            The token on each site that holds one, in a form that people can read.
         total
-            Number of tokens of the whole text, special ones included.
+            Number of tokens of the whole text, including special tokens.
 
         Raises
         ------
         ValueError
-            If nothing of it can be hidden.
+            If the text has no token that can be hidden.
         """
         length = self.input_shape[1]
         found = self._tokenizer(text, verbose=False, split_special_tokens=True)
@@ -140,29 +151,25 @@ class TextClassifier(Frozen):
         words = [NO_TOKEN if word is None else word for word in found.word_ids()]
         if not any(word >= 0 for word in words):
             raise ValueError("has no token to explain")
-        first = min(word for word in words if word >= 0)  # of a text cut at its beginning not 0
+        first = min(word for word in words if word >= 0)  # more than 0 if the text was cut at its beginning
         words = [word if word < 0 else word - first for word in words]
         array = np.full((2, length), NO_TOKEN, np.int32)
         array[:, : len(words)] = found.input_ids, words
         return array, [self._shown(token) for token in found.input_ids], total
 
     def _shown(self, token: int) -> str:
-        """A token as it reads in a text; part of a character, or a blank, as the vocabulary writes it."""
+        """A token as it reads in a text; for part of a character, or a blank, the vocabulary's spelling."""
         name: str = self._tokenizer.convert_ids_to_tokens(token)
         read: str = "" if token in self._special else self._tokenizer.decode([token]).strip()
         return name if not read or "\N{REPLACEMENT CHARACTER}" in read else read
 
     def inputs_of(self, stored: Tensor) -> Tensor:
-        """(B, 2, T) int64 from the rows of a run, as :meth:`encode` makes them."""
         return stored.long()
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """(B, K) logits of (B, 2, T) inputs.
-
-        The tokens of each are packed to the left and padded up to the longest of the batch, on the right
-        whatever the tokenizer does: positions then begin at the first token. Of a text without any token,
-        special ones included, one padding token is shown: no network reads nothing.
-        """
+        # The tokens of each text are packed to the left and padded to the longest text of the batch, on the
+        # right whatever the tokenizer does, so that positions begin at the first token. A text without any
+        # token, not even a special one, is shown as one padding token: no network takes an empty sequence.
         ids = inputs[:, 0]
         there = ids != NO_TOKEN
         lengths = there.sum(1, keepdim=True)
@@ -176,21 +183,19 @@ class TextClassifier(Frozen):
         return [self._logits]
 
     def sites(self, inputs: Tensor) -> Tensor:
-        """(B, T): tokens that belong to a word can be hidden."""
         return _TEXTS.sites(inputs)
 
     def fill(self, inputs: Tensor, how: str) -> Tensor:
-        """(B, 2, T) with the mask token, or no token, on every site that can be hidden."""
         check_fill(self, how)
         hidden = self._tokenizer.mask_token_id if how == "mask" else NO_TOKEN
         return torch.stack([torch.where(self.sites(inputs), hidden, inputs[:, 0]), inputs[:, 1]], 1)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of the weights, and of the tokenizer that decides what they see."""
         tokenizer = self._tokenizer
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
-        del rules["truncation"], rules["padding"]  # of the last text, not of the tokenizer
+        # These two were set by the last call, and are no property of the tokenizer.
+        del rules["truncation"], rules["padding"]
         digest = sha256_of(self.network.state_dict())
         read = [rules, tokenizer.special_tokens_map, tokenizer.truncation_side]
         digest.update(json.dumps(read, sort_keys=True).encode())
@@ -198,7 +203,7 @@ class TextClassifier(Frozen):
 
 
 class _Logits(nn.Module):
-    """A Hugging Face model as a function of tensors alone, in eval mode as the model is."""
+    """A Hugging Face model as a function of tensors alone; it is in eval mode, as the model is."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -212,13 +217,14 @@ class _Logits(nn.Module):
 def _check_tokenizer(tokenizer: Any) -> None:
     if not tokenizer.is_fast:
         raise ValueError(
-            f"model.name: {type(tokenizer).__name__} does not know the word of each token; give a model "
-            "with a tokenizer.json"
+            f"model.name: {type(tokenizer).__name__} does not say which word each token belongs to; give a "
+            "model with a tokenizer.json"
         )
-    # Without the files of a tokenizer the library makes one that knows special tokens and a blank at most.
+    # Without a tokenizer's files the library makes one that knows special tokens and a blank at most.
     if len(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)) < 2:
         raise ValueError("model.name: the tokenizer knows no words; put its files beside the configuration")
     if any(tokenizer("", return_token_type_ids=True).token_type_ids):
         raise ValueError(
-            f"model.name: {type(tokenizer).__name__} numbers the parts of a text, which is not done here"
+            f"model.name: {type(tokenizer).__name__} numbers the segments of a text (token_type_ids), which "
+            "is not supported; give another model"
         )

@@ -1,4 +1,4 @@
-"""Where classifiers of texts come from: Hugging Face's sequence classifiers."""
+"""Load classifiers of texts: the sequence classifiers of Hugging Face."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from explainers.numerics.randomness import global_generators
 
 
 def load_text(spec: ModelSpec, device: str | torch.device) -> TextClassifier:
-    """The sequence classifier of a repository or a folder, with its tokenizer.
+    """Load the sequence classifier of a repository or a folder, with its tokenizer.
 
     Raises
     ------
     ValueError
-        In one line that begins with the key: another source, no such model or one that does not classify
-        texts, weights that lack tensors, more tokens than it takes.
+        In one line that begins with the key: the source is another one, there is no such model, it does not
+        classify texts, its weights lack tensors, or it does not take as many tokens.
     """
     from transformers import (
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -32,7 +32,7 @@ def load_text(spec: ModelSpec, device: str | torch.device) -> TextClassifier:
     if spec.source != "huggingface":
         raise ValueError(f"model.source: texts need huggingface, not {spec.source!r}")
     check_repository(spec, "distilbert/distilbert-base-uncased-finetuned-sst-2-english")
-    # Code that comes with a model is never run: nobody can be asked whether it may.
+    # Code that comes with a model is never run, because a worker can ask nobody for permission.
     config = from_pretrained(spec, AutoConfig.from_pretrained, trust_remote_code=False)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise ValueError(
@@ -40,7 +40,7 @@ def load_text(spec: ModelSpec, device: str | torch.device) -> TextClassifier:
         )
     tokenizer = from_pretrained(spec, AutoTokenizer.from_pretrained, trust_remote_code=False)
     if spec.weights == "none":
-        with global_generators(0, torch.device("cpu")):  # or every process would draw weights of its own
+        with global_generators(0, torch.device("cpu")):  # seeded: every worker must draw the same weights
             network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     else:
         network = pretrained_model(spec, AutoModelForSequenceClassification)
@@ -64,7 +64,7 @@ def _positions(network: Any) -> int | None:
     if count is None or count < 1:
         return None
     for name, module in network.named_modules():
-        # RoBERTa and its kin count from behind the padding token's position.
+        # RoBERTa and models like it begin to count positions after the padding token's position.
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return int(count) if module.padding_idx is None else int(count) - module.padding_idx - 1
     return int(count)

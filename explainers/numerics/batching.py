@@ -1,4 +1,4 @@
-"""Forward passes in chunks that fit the device."""
+"""Run forward passes in chunks that fit the memory of the device."""
 
 from __future__ import annotations
 
@@ -10,20 +10,35 @@ import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
-# Of the host's allocator, of CUDA outside PyTorch's own allocator, and of cuBLAS when it makes its workspace.
+# The messages of the host's allocator, of CUDA outside PyTorch's own allocator, and of cuBLAS when it
+# allocates its workspace. PyTorch raises a plain RuntimeError for these.
 _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def in_chunks(evaluate: Callable[[slice], Tensor], total: int, size: int) -> Tensor:
     """Concatenate ``evaluate(slice)`` over consecutive slices of at most ``size`` out of ``total`` rows.
 
-    When the device runs out of memory the slice is halved, down to one row, and evaluation goes on: the
-    rows that come out are the same.
+    When the device runs out of memory, the slices are halved, down to one row, and evaluation continues. The
+    resulting rows are the same.
+
+    Parameters
+    ----------
+    evaluate
+        From a slice of n rows to a tensor (n, ...); a row must not depend on the others of its slice.
+    total
+        Number of rows, 1 or more.
+    size
+        The largest number of rows in a slice.
+
+    Returns
+    -------
+    Tensor
+        (total, ...).
 
     Raises
     ------
-    torch.OutOfMemoryError
-        If even a single row does not fit.
+    RuntimeError
+        If even a single row does not fit: usually :class:`torch.OutOfMemoryError`; see :func:`out_of_memory`.
     """
     found: Tensor | None = None
     start = 0
@@ -31,7 +46,8 @@ def in_chunks(evaluate: Callable[[slice], Tensor], total: int, size: int) -> Ten
         stop = min(start + size, total)
         try:
             part = evaluate(slice(start, stop))
-            # One block for all: small ones that stay, between large ones that go, leave holes in the heap.
+            # One tensor for all rows. Small ones that stay, between large ones that are freed, would fragment
+            # the heap.
             found = part.new_empty(total, *part.shape[1:]) if found is None else found
             found[start:stop] = part
             start = stop
@@ -39,7 +55,7 @@ def in_chunks(evaluate: Callable[[slice], Tensor], total: int, size: int) -> Ten
         except RuntimeError as error:
             if not out_of_memory(error) or size == 1:
                 raise
-        # Outside the handler, whose traceback holds on to what the failed chunk allocated.
+        # This is outside the handler, because its traceback keeps alive what the failed chunk allocated.
         size = max(1, size // 2)
         _warn(size)
         if torch.cuda.is_available():
@@ -50,8 +66,8 @@ def in_chunks(evaluate: Callable[[slice], Tensor], total: int, size: int) -> Ten
 
 @cache
 def _warn(size: int) -> None:
-    """Once a process: each call begins with whole chunks again."""
-    logger.warning("out of memory: chunks of %s rows and fewer from here on", size)
+    """Log a halved size once per process, since each call of :func:`in_chunks` begins with whole chunks."""
+    logger.warning("out of memory: this step continues with chunks of at most %s rows", size)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -7,12 +7,23 @@ from torch import Tensor
 
 
 def svd(matrices: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """U (B, n, r) and S (B, r) of (B, n, m) matrices, r = min(n, m).
+    """Left singular vectors and singular values of a batch of matrices.
 
-    A matrix that is not finite gets factors of NaN instead of an error for the whole batch. What lies beyond
-    a matrix's numerical rank has the singular value zero, so that rounding cannot pass for structure.
-    ``size`` (B,) says how large the numbers were that the matrices were made of, if not as large as the
-    matrices' own first singular values.
+    A matrix that is not finite gets factors of NaN instead of an error for the whole batch. Singular values
+    beyond a matrix's numerical rank are set to zero, so that rounding is not taken for structure.
+
+    Parameters
+    ----------
+    matrices
+        (B, n, m).
+    size
+        (B,), the magnitude of the numbers that the matrices were computed from, which sets the size of their
+        rounding errors. By default each matrix's own first singular value.
+
+    Returns
+    -------
+    U, S
+        (B, n, r) and (B, r) with r = min(n, m).
     """
     finite = matrices.isfinite().all(-1).all(-1)
     U, S, _ = torch.linalg.svd(matrices.masked_fill(~finite[:, None, None], 0), full_matrices=False)

@@ -1,7 +1,7 @@
-"""1-minimal sets of units: greedy passes where effects add up, delta debugging where they interact.
+"""Find 1-minimal sets of units: greedy passes where effects add up, delta debugging where they interact.
 
-A set is *preserved* when the classifier still predicts the target with every unit outside the set at zero.
-It is *1-minimal* when it is preserved and no set with one unit less is.
+A set is *preserved* if the classifier still predicts the target when every unit outside the set is zero.
+It is *1-minimal* if it is preserved and no set with one unit less is preserved.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from torch.nn import functional as F
 
 Search = Generator[Tensor, Any, Tensor]
 
-_HANDICAP = 100  # in units of rounding: a thousand subtractions err by some thirty
+_HANDICAP = 100  # in units of rounding; the error of a thousand subtractions is about thirty
 
 
 def ddmin(order: Tensor) -> Search:
     """The minimising delta debugging algorithm (Zeller and Hildebrandt, 2002, fig. 4) for one image.
 
-    It presupposes that all units are preserved and that none of them are not. Where it leaves a choice, the
-    first chunk that is preserved is kept, or else the last chunk that can go is removed.
+    It assumes that the set of all units is preserved and that the empty set is not. Where the algorithm
+    leaves a choice, the first chunk that is preserved is kept, or else the last chunk that can be left out is
+    removed.
 
     Parameters
     ----------
     order
-        (U,) int64, every unit once; chunks are consecutive in this order. On the CPU.
+        (U,) int64 on the CPU, every unit once; chunks are consecutive in this order.
 
     Yields
     ------
     Tensor
-        (n, U) bool, candidate sets; the caller sends back (n,) bool, which of them are preserved.
+        (n, U) bool, candidate sets; the caller sends back (n,) bool, whether each of them is preserved.
 
     Returns
     -------
@@ -61,13 +62,19 @@ def ddmin(order: Tensor) -> Search:
 
 
 def _mask(units: Tensor, total: int) -> Tensor:
+    """(total,) bool, True for the given units."""
     return torch.zeros(total, dtype=torch.bool).index_fill_(0, units, True)
 
 
 class _Remembering:
-    """One image's search, answered from memory where a set was tested before.
+    """One image's search, which is answered from memory where a set was tested before.
 
-    ``new`` are the sets to be tested next, by fingerprint; without any, ``found`` (U,) is the result.
+    Attributes
+    ----------
+    new
+        The sets to test next, by fingerprint; empty when the search has ended.
+    found
+        (U,) bool, the result of a search that has ended.
     """
 
     def __init__(self, search: Search) -> None:
@@ -77,7 +84,7 @@ class _Remembering:
         self._go_on(None)
 
     def learn(self, answers: Sequence[bool]) -> None:
-        """Go on with the answers for ``new``, up to sets of which some were never tested."""
+        """Give the answers for ``new``, and advance the search until it asks for sets not yet tested."""
         self.known.update(zip(self.new, answers, strict=True))
         self._go_on(self._recall())
 
@@ -100,21 +107,22 @@ class _Remembering:
 
 
 def _fingerprint(mask: Tensor) -> bytes:
-    """Short, so that remembering thousands of sets stays small."""
+    """16 bytes that identify a set; they are short, so that thousands of sets take little memory."""
     return hashlib.blake2b(mask.numpy().tobytes(), digest_size=16).digest()
 
 
 def search_together(searches: Sequence[Search], test: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Advance the searches of many images in step, so that their candidates share batches.
+    """Advance the searches of many images together, so that their candidates share batches.
 
     No set is tested twice for the same image.
 
     Parameters
     ----------
     searches
-        One generator an image, as :func:`ddmin`.
+        One generator per image, such as :func:`ddmin` returns.
     test
-        From (M,) image numbers and (M, U) bool sets to (M,) bool, on the CPU.
+        From (M,) image numbers and (M, U) bool sets to (M,) bool, whether each set is preserved; all on the
+        CPU.
 
     Returns
     -------
@@ -135,18 +143,19 @@ def search_together(searches: Sequence[Search], test: Callable[[Tensor, Tensor],
 class Sums:
     """Logits that are sums over units: ``logits(b, S) = bias + sum over u in S of scale[b, u] * row[b, u]``.
 
-    ``row[b, u]`` is ``rows[index[b, u]]``, so that images can share rows.
+    ``row[b, u]`` is ``rows[index[b, u]]``, so that images can share rows. There are B images, U units, C
+    classes and R rows.
 
     Attributes
     ----------
     bias
         (C,) logits of the empty set.
     scale
-        (B, U) float.
+        (B, U) float, the factor of each unit's row.
     rows
-        (R, C) float.
+        (R, C) float, contributions to the logits.
     index
-        (B, U) int64, into ``rows``.
+        (B, U) int64, the row of each unit, in [0, R).
     """
 
     bias: Tensor
@@ -155,22 +164,51 @@ class Sums:
     index: Tensor
 
     def logits(self, images: Tensor, units: Tensor, present: Tensor) -> Tensor:
-        """(b, C) for b images, each with those of its (b, R) ``units`` that are ``present``."""
+        """Logits of b images, each with some units present.
+
+        Parameters
+        ----------
+        images
+            (b,) int64, in [0, B).
+        units
+            (b, n) int64, in [0, U).
+        present
+            (b, n) bool, which of these units are present; all other units are absent.
+
+        Returns
+        -------
+        Tensor
+            (b, C).
+        """
         scale = self.scale[images[:, None], units] * present
         index = self.index[images[:, None], units]
         return self.bias + F.embedding_bag(index, self.rows, mode="sum", per_sample_weights=scale)
 
     def margins(self, targets: Tensor, logits: Tensor) -> Tensor:
-        """(B, U) what each unit adds to the target's logit over that of the strongest rival in ``logits``."""
+        """Contribution of each unit to the margin between the target's logit and its strongest rival's.
+
+        Parameters
+        ----------
+        targets
+            (B,) int64.
+        logits
+            (B, C), which determine the strongest rival of each target.
+
+        Returns
+        -------
+        Tensor
+            (B, U).
+        """
         rivals = logits.scatter(1, targets[:, None], -torch.inf).argmax(1)
         return self.scale * (self.rows[self.index, targets[:, None]] - self.rows[self.index, rivals[:, None]])
 
 
 def greedy_passes(sums: Sums, targets: Tensor) -> Tensor:
-    """1-minimal sets where logits are sums over units.
+    """Find 1-minimal sets where logits are sums over units.
 
-    Units are tried in rising order of what they add to the margin; each is removed if the prediction stays.
-    A unit that could not go may be free to go once others have, so passes repeat until one removes nothing.
+    Units are tried in rising order of their contribution to the margin; each one is removed if the prediction
+    stays the same. A unit that could not be removed may become removable once others are gone, so passes are
+    repeated until one removes nothing.
 
     Parameters
     ----------
@@ -182,15 +220,16 @@ def greedy_passes(sums: Sums, targets: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        (B, U) bool.
+        (B, U) bool, True for the units in the set.
     """
     images = torch.arange(len(targets), device=targets.device)
     present = torch.ones_like(sums.index, dtype=torch.bool)
     everything = torch.arange(present.shape[1], device=targets.device).expand_as(present)
     logits = sums.logits(images, everything, present)
     order = sums.margins(targets, logits).argsort(dim=1, stable=True)
-    # Subtracting unit after unit, rounding errors add up, and where a head has no bias the empty set is a tie
-    # that they would decide. So the target carries a handicap until a pass removes nothing.
+    # Rounding errors add up while one unit after the other is subtracted. If a head has no bias, the empty
+    # set is a tie, which these errors would decide. Therefore the target carries a handicap until a pass
+    # removes nothing.
     handicap = _HANDICAP * torch.finfo(logits.dtype).eps * logits.abs().amax(1)
     kept = torch.zeros_like(present)
     while True:
@@ -200,7 +239,8 @@ def greedy_passes(sums: Sums, targets: Tensor) -> Tensor:
         kept[images[done]] = kept[images[done]].scatter(1, order[done], stays[done])
         if done.all():
             return kept
-        # The units still there move to the front, in the same order; whatever follows them is not present.
+        # The units that stay move to the front, in the same order, so that the next pass is shorter. The
+        # units that fill up a row behind them are not present.
         front = (~stays).int().argsort(dim=1, stable=True)[~done, : max(1, int(stays.sum(1).max()))]
         images, order, present = images[~done], order[~done].gather(1, front), stays[~done].gather(1, front)
         handicap = handicap.masked_fill(unchanged, 0)[~done]
@@ -216,10 +256,29 @@ def _one_pass(
     logits: Tensor,
     handicap: Tensor,
 ) -> Tensor:
-    """(b, R) bool, which of the present units stay after each has been tried once, in order.
+    """Try to remove each present unit once, in order.
 
-    ``logits`` (b, C) are those of the present units, ``handicap`` (b,) what the target's logit has to be
-    above all others by.
+    Parameters
+    ----------
+    sums
+        The logits of every set.
+    images
+        (b,) int64, the images to search for.
+    order
+        (b, n) int64, their units in the order in which they are tried.
+    present
+        (b, n) bool, which of these units are present.
+    targets
+        (b,) int64.
+    logits
+        (b, C), those of the present units.
+    handicap
+        (b,), the margin by which the target's logit has to exceed all others.
+
+    Returns
+    -------
+    Tensor
+        (b, n) bool, the units that stay.
     """
     scales = (sums.scale[images[:, None], order] * present).T.contiguous()
     indices = sums.index[images[:, None], order].T.contiguous()
@@ -227,9 +286,10 @@ def _one_pass(
     column = targets[:, None]
     own = logits.gather(1, column)[:, 0] - handicap
     rivals = logits.scatter(1, column, -torch.inf)
-    first = targets == 0  # argmax is the first of equals: this class wins every tie
+    first = targets == 0  # argmax takes the first of equal logits, so class 0 wins every tie
     for stay, index, scale in zip(stays, indices, scales.unsqueeze(2), strict=True):
-        # Rounded as in the sum, not fused into the subtraction, so that a unit taken away leaves no rest.
+        # The product is rounded here as it is in the sum, and not fused into the subtraction, so that
+        # nothing is left of a unit that is subtracted.
         contribution = sums.rows.index_select(0, index).mul_(scale)
         less = own - contribution.gather(1, column)[:, 0]
         strongest = (rivals - contribution).amax(1)

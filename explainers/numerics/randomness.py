@@ -1,4 +1,4 @@
-"""Random numbers that depend on a seed per image and on nothing else: not on the batch, not the device."""
+"""Random numbers that depend on a seed per image alone, not on the batch and not on the device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as the signed 64-bit integers torch computes with
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed 64-bit integer, the type that torch computes with
 _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX2 = 0x94D049BB133111EB - (1 << 64)
 
@@ -22,7 +22,15 @@ def seed_of(*parts: object) -> int:
 
 
 def random_bits(seeds: Tensor, count: int) -> Tensor:
-    """(B, count) int64 random bits: the SplitMix64 stream of each seed (Steele et al. 2014, fig. 17)."""
+    """Random bits (B, count) int64: the SplitMix64 stream of each seed (Steele et al. 2014, fig. 17).
+
+    Parameters
+    ----------
+    seeds
+        (B,) int64.
+    count
+        Numbers per seed.
+    """
     steps = torch.arange(1, count + 1, device=seeds.device, dtype=torch.int64)
     z = seeds[:, None] + steps * _GOLDEN
     z = (z ^ _shift(z, 30)) * _MIX1
@@ -31,13 +39,16 @@ def random_bits(seeds: Tensor, count: int) -> Tensor:
 
 
 def uniform(seeds: Tensor, count: int) -> Tensor:
-    """(B, count) float32 in [0, 1), 24 random bits each."""
+    """Uniform random numbers (B, count) float32 in [0, 1), 24 random bits each, from seeds (B,) int64."""
     return _shift(random_bits(seeds, count), 40).float() / (1 << 24)
 
 
 @contextmanager
 def global_generators(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators of torch and NumPy, which libraries draw from; restore them afterwards."""
+    """Within the block, seed the global generators of torch and NumPy, which libraries draw from.
+
+    Their states are restored afterwards.
+    """
     state = np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -49,5 +60,5 @@ def global_generators(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64, which torch has only as an arithmetic one."""
+    """Logical right shift of int64; torch has the arithmetic shift only."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,9 +1,9 @@
-"""How an input is split into the regions that PAMI shows one at a time: windows, or segments of an image.
+"""Split an input into the regions that PAMI shows one at a time: windows, or segments of an image.
 
-Sizes in pixels are those for an image whose short side is 224; for another one, ``scale`` = short side / 224
-times as long, they are in proportion (CHOICE): lengths times ``scale``; areas, and Felzenszwalb's scale,
-which is weighed against them, times its square; the watershed's compactness, a price a pixel, divided by it.
-Numbers of segments stay.
+Sizes in pixels are given for an image whose short side is 224. For another image they are scaled in
+proportion (CHOICE), with ``scale`` = short side / 224: lengths are multiplied by ``scale``; areas, and
+Felzenszwalb's scale, which is compared with areas, by its square; the watershed's compactness, a cost per
+pixel, is divided by ``scale``. Numbers of segments stay the same.
 """
 
 from __future__ import annotations
@@ -27,45 +27,56 @@ try:
 except ImportError:
     ximgproc: Any = None
 else:
-    ximgproc = getattr(cv2, "ximgproc", None)  # in OpenCV's contrib builds alone
+    ximgproc = getattr(cv2, "ximgproc", None)  # only OpenCV's contrib builds have it
 
-_ROUNDING = 1 + 1e-9  # so that a pixel on a disc's edge is in it at every scale
-_SEEDS_SCALE = 32 / 224  # five levels of blocks do not fit into fewer pixels, and OpenCV 5.0 crashes
-_AHEAD = 16  # inputs segmented, or on their way, before they are asked for
+_ROUNDING = 1 + 1e-9  # so that a pixel on the edge of a disc belongs to it at every scale
+_SEEDS_SCALE = 32 / 224  # five levels of blocks do not fit into fewer pixels, and OpenCV 5.0 crashes then
+_AHEAD = 16  # inputs that are segmented, or being segmented, before they are requested
 
 
 class Partition(Protocol):
-    """Splits inputs of one kind into regions, each split being a label map over the input's sites."""
+    """Splits inputs of one kind into regions; each split is a label map over the input's sites."""
 
     def label_maps(self, inputs: Iterable[Tensor]) -> Generator[Tensor, None, None]:
-        """(L, \\*sites) whole numbers of each input in turn.
+        """Yield the label maps of each input in turn.
 
-        The sites of one label map with the same label, 1 or more, are one region; sites labelled 0 are in
-        none. Label maps of inputs of one shape have the same L.
+        The sites of one label map that have the same label, 1 or more, are one region; sites with the label
+        0 are in no region.
+
+        Yields
+        ------
+        Tensor
+            (L, \\*sites) whole numbers; L is the same for all inputs of one shape.
         """
         ...
 
 
 class Windows:
-    """Runs of neighbouring units, of every length and at every place: tokens or words of a text, numbers.
+    """Windows of neighbouring units (tokens, words or numbers), of several lengths and at every place.
 
-    An input of fewer units than a length has one window of that length, which holds all of them.
+    If an input has fewer units than a length, it has one window of that length, which holds all units.
+
+    Parameters
+    ----------
+    lengths
+        Lengths of the windows, in units.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = lengths
 
     def label_maps(self, inputs: Iterable[Tensor]) -> Generator[Tensor, None, None]:
-        """(L, T) int64 of (T,) whole numbers: the unit 0, 1, ... each site belongs to, or -1.
+        """Yield label maps (L, T) int64 of each input.
 
-        L is what the lengths up to T add up to.
+        An input is (T,) whole numbers: the number 0, 1, ... of the unit that each site belongs to, or -1 if
+        it belongs to none. L is the sum of the lengths, each counted as T at most.
         """
         for units in inputs:
             lengths = dict.fromkeys(min(length, units.shape[-1]) for length in self.lengths)
             yield torch.cat([self._of_length(units, length) for length in lengths])
 
     def _of_length(self, units: Tensor, length: int) -> Tensor:
-        """(length, T): a label map holds the windows that begin ``length`` units apart."""
+        """Label maps (length, T); each one holds the windows that begin ``length`` units apart."""
         count = int(units.max()) + 1
         offset = torch.arange(length, device=units.device)[:, None]
         first = (units - offset).div(length, rounding_mode="floor") * length + offset
@@ -74,11 +85,18 @@ class Windows:
 
 
 class SlidingWindow:
-    """Discs around the points of a grid, over inputs (3, H, W): the same for every input.
+    """Discs around the points of a grid, over inputs (3, H, W); they are the same for every input.
 
-    The grid starts in pixel (0, 0) and goes on in steps of ``stride`` pixels, which may be fractions, as long
-    as it is inside the input. A disc holds the pixels whose centres are ``radius`` pixels from its own or
-    nearer, however the last digits of fractions fall.
+    The points of the grid are ``stride`` pixels apart, beginning with pixel (0, 0), as far as they are inside
+    the input. A disc holds the pixels whose centres are at most ``radius`` pixels from its own centre; how
+    fractions are rounded in their last digits makes no difference.
+
+    Parameters
+    ----------
+    radius
+        In pixels.
+    stride
+        In pixels; it may be a fraction.
     """
 
     def __init__(self, radius: float, stride: float) -> None:
@@ -92,7 +110,7 @@ class SlidingWindow:
             yield labels
 
     def _labels(self, height: int, width: int) -> Tensor:
-        """(G * G, H, W): discs that are G steps apart cannot meet, and share a map."""
+        """Label maps (G * G, H, W); discs that are G steps apart cannot overlap, so they share a map."""
         G = math.floor(2 * self.radius / self.stride) + 1
         row, down = self._nearest(height, every=G)
         column, across = self._nearest(width, every=G)
@@ -105,10 +123,13 @@ class SlidingWindow:
         return torch.cat(maps)
 
     def _nearest(self, size: int, every: int) -> tuple[Tensor, Tensor]:
-        """Of the grid lines ``every`` steps apart, the nearest to each pixel: its number, and how far it is.
+        """Find the nearest grid line to each pixel of an axis, among lines that are ``every`` steps apart.
 
-        (every, size) int64 and (every, size) float64 in pixels, by the step at which the lines begin;
-        infinite where there is none.
+        Returns
+        -------
+        nearest, distance
+            (every, size) int64, the number of the line, and (every, size) float64, its distance in pixels,
+            infinite where there is no line. Row i is for the lines that begin at step i.
         """
         first = torch.arange(every)[:, None]
         last = (math.ceil(size / self.stride / _ROUNDING) - 1 - first).div(every, rounding_mode="floor")
@@ -124,19 +145,20 @@ Segmentation = Callable[[np.ndarray], np.ndarray]  # from (H, W, 3) uint8 to int
 class PreSegmentation:
     """Segmentations of an image (3, H, W) in [0, 1], rounded to 8 bits: PAMI's 20, or 17 without SEEDS.
 
-    Felzenszwalb, SLIC and watershed are scikit-image's, SEEDS is that of OpenCV's contrib builds: it is left
-    out where no such build is installed, and of images under 32 pixels.
+    Felzenszwalb, SLIC and watershed are those of scikit-image. SEEDS is that of OpenCV's contrib builds; it
+    is left out if no such build is installed, and for images of less than 32 pixels.
 
-    They run in threads, as many as PyTorch's, up to 16 images ahead of the one that is asked for. Processes,
-    which Dask's workers may not start, would gain little, since the libraries let go of the interpreter: on a
-    busy machine MobileNetV2 made 7.1 images a second beside such a thread and 7.9 beside such a process.
+    They run in as many threads as PyTorch has, up to 16 images ahead of the requested one. Processes, which
+    Dask's workers may not start, would gain little, since the libraries release the interpreter's lock: on a
+    busy machine MobileNetV2 processed 7.1 images per second beside such a thread and 7.9 beside such a
+    process.
 
     Parameters
     ----------
     scale
-        Short side of the images over 224 pixels.
+        Short side of the images, divided by 224 pixels.
     superpixels
-        The largest number that SLIC is asked for: 10, 20, ... up to this one.
+        The largest number of segments for SLIC, which runs with 10, 20, ... up to this number.
     """
 
     def __init__(self, scale: float, superpixels: int = 80) -> None:
@@ -158,7 +180,15 @@ class PreSegmentation:
 
 
 def segmentations(scale: float, superpixels: int = 80) -> list[Segmentation]:
-    """The authors' settings, for images of ``scale``."""
+    """PAMI's segmentations with the authors' settings, for images of ``scale``.
+
+    Parameters
+    ----------
+    scale
+        Short side of the images, divided by 224 pixels.
+    superpixels
+        The largest number of segments for SLIC.
+    """
     smallest = max(1, round(784 * scale**2))
     found: list[Segmentation] = [
         partial(felzenszwalb, scale=k * scale**2, sigma=0.8 * scale, min_size=smallest)

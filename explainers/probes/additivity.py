@@ -1,4 +1,4 @@
-"""Whether the units of a classifier's head add up, asked of the head itself and of no list of names."""
+"""Find out whether a classifier's head is a sum over units, by running the head, not from a list of names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from explainers.numerics.delta_debugging import Sums
 from explainers.numerics.randomness import uniform
 
 _PROBES = 4
-_CHUNK = 8  # of passes through the head; fixed, so that every worker rounds, and decides, alike
+_CHUNK = 8  # passes through the head; fixed, so that every worker rounds alike and comes to the same result
 # In units of rounding: published additive heads stay below 10, interacting ones were seen above 20,000.
 _TOLERANCE = 200
 
@@ -30,15 +30,26 @@ class AdditiveHead:
     bias
         (C,) logits with every unit at zero.
     per_mean
-        (D, C), if the logits are the channels' spatial means times their rows here, over all patches where
-        the units are tokens; None if not, and then contributions are read from the head one unit at a time.
+        (D, C), or None. If it is given, the logits are ``bias`` plus the product of the channels' spatial
+        means (D,) with it; where the units are tokens, the means are over all patches. If it is None,
+        contributions are read from the head, one unit at a time.
     """
 
     bias: Tensor
     per_mean: Tensor | None
 
     def sums(self, classifier: Classifier, activations: Tensor, forwards: int) -> Sums:
-        """Contributions of all units to all logits, for B images."""
+        """Contributions of all units to all logits, for B images.
+
+        Parameters
+        ----------
+        classifier
+            The classifier that has this head.
+        activations
+            (B, \\*classifier.activation_shape).
+        forwards
+            Passes through the head per step, where contributions are read from it.
+        """
         B, U = len(activations), classifier.units.count
         every = torch.arange(B * U, device=activations.device)
         if self.per_mean is not None and classifier.units.kind == "channels":
@@ -62,13 +73,14 @@ _known: WeakKeyDictionary[Classifier, AdditiveHead | None] = WeakKeyDictionary()
 
 
 def additive_head(classifier: Classifier) -> AdditiveHead | None:
-    """The head as a sum over units, or None if units interact in it; found out once a classifier.
+    """The head as a sum over units, or None if units interact in it; examined once per classifier.
 
     The head is additive if ``logits(S u T) + logits(0) = logits(S) + logits(T)`` up to rounding, for random
     disjoint sets S and T of units, on the activations of four fixed, seeded inputs.
     """
     if classifier not in _known:
-        with torch.inference_mode(), full_precision():  # it is a matter of the network, not of rounding
+        # Full precision: additivity is a property of the network, which rounding would hide.
+        with torch.inference_mode(), full_precision():
             _known[classifier] = _examine(classifier)
     return _known[classifier]
 
@@ -94,7 +106,7 @@ def _examine(classifier: Classifier) -> AdditiveHead | None:
 
 
 def _per_mean(classifier: Classifier, bias: Tensor) -> Tensor:
-    """(D, C) what a channel that is one everywhere adds to the logits."""
+    """(D, C): the contribution to the logits of each channel when it is one everywhere."""
     D = classifier.channels
 
     def constant(rows: slice) -> Tensor:
@@ -112,7 +124,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _probe_inputs(classifier: Classifier) -> Tensor:
-    """(4, 3, H, W) seeded inputs in [0, 1]: blurred noise under fine noise, so that all scales occur."""
+    """(4, 3, H, W) seeded inputs in [0, 1]: coarse noise mixed with fine noise, so that all scales occur."""
     H, W = classifier.input_size
     seeds = torch.arange(_PROBES)
     coarse = uniform(seeds, 3 * 4 * 4).view(-1, 3, 4, 4)

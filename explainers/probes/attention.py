@@ -1,9 +1,9 @@
-"""Attention matrices of vision transformers, computed in the open while somebody reads them.
+"""Read the attention matrices of vision transformers.
 
-Transformers run fused kernels that never form the matrix softmax(q k^T / sqrt(d)). Here every
-self-attention module of a known kind is made to form it, for as long as a ``with`` block lasts. Kinds are
-told by class, so that a network is recognised wherever it comes from: timm's ``Attention``,
-``torch.nn.MultiheadAttention`` (torchvision, open_clip) and Hugging Face's ``CLIPAttention``.
+Transformers run fused kernels that never form the matrix softmax(q k^T / sqrt(d)). Within a ``with`` block
+of this module, every self-attention module of a known kind forms it. The kind is recognised by class, so that
+it does not matter where a network comes from: timm's ``Attention``, ``torch.nn.MultiheadAttention``
+(torchvision, open_clip) and Hugging Face's ``CLIPAttention``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,18 @@ Kind = Literal["timm", "torch", "hugging_face"]
 
 @contextmanager
 def explicit_attention(network: nn.Module, read: Read) -> Iterator[None]:
-    """Call ``read`` with the (B, heads, T, T) matrix of every self-attention module, as ``network`` runs.
+    """Within the block, call ``read`` with the attention matrix of every self-attention module that runs.
 
-    Matrices come in the order of the blocks. Each is the tensor that the values are multiplied with, hence
-    lies between inputs and logits for :func:`torch.autograd.grad`; it asks for a gradient if the inputs do.
-    The network is in eval mode. When the block ends, by an error too, nothing of this is left on it.
+    The block restores the network when it ends, after an error as well.
+
+    Parameters
+    ----------
+    network
+        The network, in eval mode.
+    read
+        It is called with a matrix (B, heads, T, T) for each block of the network, in the order of the blocks.
+        The matrix is the very tensor by which the values are multiplied, so that :func:`torch.autograd.grad`
+        can take gradients on it; it requires a gradient if the inputs do.
 
     Raises
     ------
@@ -40,7 +47,7 @@ def explicit_attention(network: nn.Module, read: Read) -> Iterator[None]:
     """
     with ExitStack() as undo:
         undo.enter_context(eager())
-        # The layers of torch.nn would run whole in a kernel of their own, past their attention modules.
+        # On its fast path a layer of torch.nn runs as one kernel and does not call its attention module.
         undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
         for module in network.modules():
@@ -51,9 +58,9 @@ def explicit_attention(network: nn.Module, read: Read) -> Iterator[None]:
 
 
 def attention_tokens(classifier: Classifier) -> Layout:
-    """Where the tokens lie that the network's attention matrices have as rows and columns.
+    """The layout of the tokens that are the rows and columns of the network's attention matrices.
 
-    Asked of the network itself, which is run once on two grey inputs; the target layer does not matter.
+    It is found by running the network once on two grey inputs; the target layer does not matter.
 
     Raises
     ------
@@ -73,7 +80,7 @@ def attention_tokens(classifier: Classifier) -> Layout:
 
 
 def reads_attention(classifier: Classifier) -> bool:
-    """Whether :func:`attention_tokens` has an answer."""
+    """Whether the network's attention can be read: :func:`attention_tokens` raises no error."""
     try:
         attention_tokens(classifier)
     except ValueError:
@@ -87,14 +94,14 @@ def _timm(module: Any, read: Read, undo: ExitStack) -> None:
 
 
 def _hugging_face(module: Any, read: Read, undo: ExitStack) -> None:
-    config = module.config  # shared by the blocks of a tower, and put back in the reverse order
+    config = module.config  # the blocks of a tower share it; it is restored in reverse order
     undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
     config._attn_implementation = "eager"
     undo.callback(module.register_forward_hook(lambda *call: read(call[-1][1])).remove)
 
 
 def _torch(module: Any, read: Read, undo: ExitStack) -> None:
-    # The weights that the module itself can return are a view made beside the path to its output.
+    # The module can return its attention weights, but no gradient of the output passes through those.
     def forward(
         query: Tensor,
         key: Tensor,
@@ -106,6 +113,7 @@ def _torch(module: Any, read: Read, undo: ExitStack) -> None:
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         masked = key_padding_mask is not None or attn_mask is not None or is_causal
+        # Both options append a token, so that the matrix would have one more column than rows.
         extended = module.bias_k is not None or module.add_zero_attn
         if key is not query or value is not query or masked or extended:
             raise ValueError("only self-attention without a mask can be read")
@@ -122,7 +130,10 @@ def _torch(module: Any, read: Read, undo: ExitStack) -> None:
 
 
 def replace_on(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an attribute of the object itself until ``undo`` closes."""
+    """Set an attribute of an object until ``undo`` closes.
+
+    An attribute that only the object's class had is deleted again, so that the class's is seen as before.
+    """
     if name in vars(owner):
         undo.callback(setattr, owner, name, vars(owner)[name])
     else:
@@ -137,13 +148,13 @@ _MAKE_EXPLICIT: dict[Kind, Callable[[Any, Read, ExitStack], None]] = {
 }
 _KINDS: dict[str, Kind] = {
     "timm.layers.attention.Attention": "timm",
-    "timm.models.vision_transformer.Attention": "timm",  # its home in older versions of timm
+    "timm.models.vision_transformer.Attention": "timm",  # its module in older versions of timm
     "torch.nn.modules.activation.MultiheadAttention": "torch",
     "transformers.models.clip.modeling_clip.CLIPAttention": "hugging_face",
 }
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """Whose self-attention ``module`` is; None if it is none of a known kind."""
+    """The kind of self-attention that ``module`` is; None if it is of no known kind."""
     cls = type(module)
     return _KINDS.get(f"{cls.__module__}.{cls.__qualname__}")

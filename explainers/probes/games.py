@@ -1,7 +1,7 @@
-"""Cells of the input as players of a game: what the classifier says when only some are present.
+"""Games whose players are cells of the input: the output of the classifier when only some are present.
 
 A transformer drops the tokens of absent cells; any other network sees a fill in their place. Both games take
-sets from many images at once and stream them in full forward batches.
+sets from many images at once and evaluate them in full forward batches.
 """
 
 from __future__ import annotations
@@ -28,59 +28,83 @@ from explainers.probes.masked_forward import (
 )
 from explainers.probes.narrowing import class_token_alone
 
-CELLS = 14  # a side
+CELLS = 14  # per side of the grid
 
 REWARDS: dict[str, Score] = {"log_odds": target_log_odds, "confidence": target_probability}
 
 
 class CellParameters(PresetParameters):
-    """Which cells play, what an absent one shows, and what a set of them is worth."""
+    """The cells that are players, what an absent cell shows, and the value of a set of cells."""
 
     grid: int | None = Field(
         None,
         ge=1,
-        description="cells a side; by default a transformer's own patches, else 14, or as many as pixels",
+        description="cells per side; by default a transformer's own patches, else 14, or the number of "
+        "pixels where there are fewer",
     )
     fill: ImageFill | None = Field(
-        None, description="what absent cells show; by default a transformer drops their tokens, else mean"
+        None,
+        description="what absent cells show; by default a transformer drops their tokens, and any other "
+        "network sees the mean",
     )
     reward: Literal["log_odds", "confidence"] = Field(
-        "log_odds", description="of the target: log(p / (1 - p)), or p"
+        "log_odds",
+        description="value of a set of cells, from the target's probability p: log(p / (1 - p)), or p",
     )
 
 
 class Game(Protocol):
-    """Values of sets of cells, for the images of one batch.
-
-    ``passes`` and ``tokens`` (B,) count forward passes, and the tokens the encoder saw in them (0 for
-    networks without).
-    """
+    """The value of every set of cells, for the images of one batch."""
 
     @property
-    def passes(self) -> Tensor: ...
+    def passes(self) -> Tensor:
+        """(B,) whole numbers: the forward passes so far, per image."""
+        ...
 
     @property
-    def tokens(self) -> Tensor: ...
+    def tokens(self) -> Tensor:
+        """(B,) whole numbers: the tokens that the encoder saw in them; 0 for networks without tokens."""
+        ...
 
     def values(self, images: Tensor, present: Tensor) -> Tensor:
-        """(M, 2) for (M,) images and the cells in ``present`` (M, n) bool.
+        """Evaluate M sets of cells.
 
-        The reward of the target, and 1 where it is the prediction, else 0.
+        Parameters
+        ----------
+        images
+            (M,) int64: the image of each set, as an index into the batch.
+        present
+            (M, n) bool: the cells in each set.
+
+        Returns
+        -------
+        Tensor
+            (M, 2): the reward of the target, and 1 where the target is the prediction, else 0.
         """
         ...
 
 
 class Cells:
-    """The cells of a classifier's inputs: their (h, w) ``grid``, and what takes the place of absent ones.
+    """The cells of a classifier's inputs, and the game that they play.
+
+    Attributes
+    ----------
+    grid
+        (h, w): rows and columns of cells.
+    count
+        n = h * w.
+    encode
+        From tokens to logits, where the tokens of absent cells are dropped; None where these show a fill.
 
     Raises
     ------
     ValueError
-        In one line, if cells do not consist of whole patches, or of at least a pixel.
+        In one line, if the cells do not consist of whole patches, or are smaller than a pixel.
     """
 
     def __init__(self, classifier: Classifier, parameters: CellParameters) -> None:
         self.classifier, self.parameters = classifier, parameters
+        # The empty set of cells needs logits as well, which a head that reads patches alone does not have.
         drops = parameters.fill is None and classifier.supports_patches and not classifier.needs_patches
         if parameters.grid is not None:
             self.grid = parameters.grid, parameters.grid
@@ -92,7 +116,7 @@ class Cells:
         self.encode = class_token_alone(classifier) if drops else None
 
     def game(self, batch: Batch) -> Game:
-        """The game of a batch."""
+        """The game for the images and targets of a batch."""
         score = with_prediction(REWARDS[self.parameters.reward])
         if self.encode is not None:
             return DroppedTokens(self.classifier, batch, self.grid, score, self.encode)
@@ -107,13 +131,13 @@ class Cells:
         rows, columns = self.classifier.patch_grid
         if rows % h or columns % w:
             raise ValueError(
-                f"grid: {h}x{w} cells do not consist of whole patches of {rows}x{columns}; choose a divisor, "
-                "or a fill instead of dropping tokens"
+                f"grid: {h}x{w} cells do not consist of whole patches, of which there are {rows}x{columns}; "
+                "choose a divisor, or a fill instead of dropping tokens"
             )
 
 
 class FilledCells:
-    """Absent cells show a fill."""
+    """A game in which absent cells show a fill."""
 
     def __init__(
         self, classifier: Classifier, batch: Batch, grid: tuple[int, int], fill: ImageFill, score: Score
@@ -138,7 +162,7 @@ class FilledCells:
 
 
 class DroppedTokens:
-    """The tokens of absent cells are left out, after all patches have been embedded once."""
+    """A game in which the tokens of absent cells are left out, after all patches are embedded once."""
 
     def __init__(
         self,
@@ -152,7 +176,7 @@ class DroppedTokens:
         self.embedded = in_chunks(
             lambda rows: classifier.embed(batch.inputs[rows]), len(batch), batch.forwards
         )
-        self.budget = batch.forwards * self.embedded.shape[1]
+        self.budget = batch.forwards * self.embedded.shape[1]  # tokens per step: those of whole images
         self.grid = grid
         self.passes, self.tokens = torch.zeros_like(batch.targets), torch.zeros_like(batch.targets)
 
@@ -165,7 +189,7 @@ class DroppedTokens:
         return found
 
     def _of_size(self, images: Tensor, present: Tensor) -> Tensor:
-        """Values of sets of one size, at once as many as have the tokens of ``forwards`` whole images."""
+        """Values of sets of one size, in steps of as many tokens as ``forwards`` whole images have."""
         cells = present[:1].sum() * (self.embedded.shape[1] - self.classifier.patch_prefix)
         length = self.classifier.patch_prefix + int(cells) // present.shape[1]
 

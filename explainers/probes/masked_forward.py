@@ -1,8 +1,8 @@
-"""The classifier on masked inputs: what each black-box explainer asks for, in full forward batches.
+"""Run the classifier on masked inputs, in full forward batches, for every explainer of black boxes.
 
-An explainer names the masked inputs it needs by numbers, over all images of its batch at once. They are made
-on the device a chunk at a time, from whatever is small (label maps, cells, seeds), passed, and forgotten, so
-that neither masks nor masked inputs of a whole batch ever exist together.
+An explainer numbers the masked inputs it needs, over all images of its batch at once. They are made on the
+device, one chunk at a time, from something small (label maps, cells, seeds), passed through the network and
+released, so that the masks, or the masked inputs, of a whole batch never exist together.
 """
 
 from __future__ import annotations
@@ -20,28 +20,29 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def target_logit(logits: Tensor, targets: Tensor) -> Tensor:
-    """(n,) logit of each row's target."""
+    """(n,) logit of each row's target, from logits (n, K) and targets (n,) int64."""
     return logits.gather(1, targets[:, None])[:, 0]
 
 
 def target_probability(logits: Tensor, targets: Tensor) -> Tensor:
-    """(n,) softmax probability of each row's target."""
+    """(n,) softmax probability of each row's target, in [0, 1]."""
     return target_logit(logits.softmax(1), targets)
 
 
 def target_log_odds(logits: Tensor, targets: Tensor) -> Tensor:
-    """(n,) log(p / (1 - p)) of each row's target: its logit less the logsumexp of the others."""
+    """(n,) log(p / (1 - p)) of each row's target: its logit minus the logsumexp of the others."""
+    # From the logits, since 1 - p would be rounded to zero where p is close to one.
     others = logits.scatter(1, targets[:, None], -torch.inf)
     return target_logit(logits, targets) - others.logsumexp(1)
 
 
 def target_sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
-    """(n,) sigmoid of each row's target: its probability where classes do not exclude each other."""
+    """(n,) sigmoid of each row's target logit: its probability where classes do not exclude each other."""
     return target_logit(logits, targets).sigmoid()
 
 
 def with_prediction(score: Score) -> Score:
-    """(n, 2): ``score``, and 1 where the target is the prediction, else 0."""
+    """Extend a score (n,) to (n, 2): the second number is 1 where the target is the prediction, else 0."""
 
     def both(logits: Tensor, targets: Tensor) -> Tensor:
         scores = score(logits, targets)
@@ -58,26 +59,35 @@ SCALARS: dict[str, Score] = {
 
 
 def scalar(name: str) -> Score:
-    """The function from (n, K) logits and (n,) targets to (n,) numbers, as :data:`SCALARS` or at an address.
+    """The function from (n, K) logits and (n,) targets to (n,) numbers that has this name or address.
+
+    Parameters
+    ----------
+    name
+        A key of :data:`SCALARS`, or an address ``package.module:function``.
 
     Raises
     ------
     ValueError
-        If there is none.
+        In one line, if there is no such function.
     """
     if name not in SCALARS and ":" not in name:
-        raise ValueError(f"scalar: no {name!r}; choose {', '.join(SCALARS)} or package.module:function")
+        raise ValueError(
+            f"scalar: there is no {name!r}; choose {', '.join(SCALARS)} or package.module:function"
+        )
     found: Score = SCALARS[name] if name in SCALARS else import_address(name, "scalar")
     return found
 
 
 class MaskedForward:
-    """Scores of masked inputs of one batch, counting the forward passes of each image.
+    """Scores of masked inputs of one batch; it counts the forward passes of each image.
 
     Parameters
     ----------
+    classifier
+        The classifier to run.
     targets
-        (B,) int64, the class of each image to score.
+        (B,) int64, the class to score for each image.
     forwards
         Forward passes per step; fewer when memory runs out, which changes no score.
     score
@@ -86,7 +96,7 @@ class MaskedForward:
     Attributes
     ----------
     passes
-        (B,) int32, forward passes so far.
+        (B,) int32, the forward passes so far, per image.
     """
 
     def __init__(self, classifier: BlackBox, targets: Tensor, forwards: int, score: Score) -> None:
@@ -96,19 +106,26 @@ class MaskedForward:
     def scores(
         self, images: Tensor, compose: Callable[[Tensor], Tensor], same: Tensor | None = None
     ) -> Tensor:
-        """(M, ...) scores of M masked inputs.
+        """Score M masked inputs.
 
         Parameters
         ----------
         images
-            (M,) int64: the image each belongs to.
+            (M,) int64: the image that each masked input belongs to, as an index into the batch.
         compose
-            From indices (n,) into the M to masked inputs (n, C, \\*sites); n is at most ``forwards``.
+            Makes masked inputs (n, C, \\*sites) from their numbers (n,) in [0, M); n is at most ``forwards``.
         same
-            (M,) int64: inputs of one image with the same number here are the same, and are passed once.
+            (M,) int64: inputs of one image that have the same number here are equal, and are passed through
+            the network once.
+
+        Returns
+        -------
+        Tensor
+            (M, ...) scores.
         """
         if same is not None:
             pairs, place = torch.stack([images, same], 1).unique(dim=0, return_inverse=True)
+            # The first of equal inputs stands for all of them: the smallest number with the same pair.
             every = torch.arange(len(images), device=images.device)
             first = every.new_full((len(pairs),), len(images)).scatter_reduce(0, place, every, "amin")
             return self.scores(images[first], lambda rows: compose(first[rows]))[place]
@@ -125,10 +142,22 @@ class MaskedForward:
     def variants(
         self, count: int, compose: Callable[[Tensor, Tensor], Tensor], same: Tensor | None = None
     ) -> Tensor:
-        """(B, count, ...) scores of ``count`` masked inputs of every image.
+        """Score ``count`` masked inputs of every image.
 
-        ``compose`` makes them from image and variant indices, (n,) int64 each. Where ``same`` (B, count) has
-        the same number twice for an image, so are the inputs.
+        Parameters
+        ----------
+        count
+            Masked inputs per image.
+        compose
+            Makes masked inputs (n, C, \\*sites) from image and variant indices, (n,) int64 each.
+        same
+            (B, count) int64: inputs of one image that have the same number here are equal, and are passed
+            through the network once.
+
+        Returns
+        -------
+        Tensor
+            (B, count, ...) scores.
         """
         B = len(self.targets)
         images = torch.arange(B, device=self.targets.device).repeat_interleave(count)

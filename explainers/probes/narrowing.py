@@ -1,4 +1,4 @@
-"""The last block of a transformer for its class token alone, which is all that the head reads of it."""
+"""Run the last block of a transformer for its class token alone, where the head reads nothing else of it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ from explainers.models.classifier import Classifier
 from explainers.models.compute import eager, full_precision
 from explainers.probes.attention import Kind, kind_of, replace_on
 
-_SECOND_NORMS = ("norm2", "ln_2", "layer_norm2")  # of timm; torchvision and open_clip; Hugging Face
+_SECOND_NORMS = ("norm2", "ln_2", "layer_norm2")  # in timm; in torchvision and open_clip; in Hugging Face
 _PROBES = 2
 
 
 def class_token_alone(classifier: Classifier) -> Callable[[Tensor], Tensor]:
-    """:meth:`Classifier.encode`, without computing what the last block does to other tokens than the first.
+    """A cheaper :meth:`Classifier.encode`, whose last block computes the class token alone.
 
-    The block's attention then has one query, and its MLP one row. Where the block is of an unknown kind, or
-    the head reads more than the first token, it is ``encode`` itself.
+    The block's attention then has one query per input, and its MLP one row. If the block is of an unknown
+    kind, or the head reads more than the first token, ``encode`` itself is returned. Both are compared on two
+    seeded inputs.
+
+    Returns
+    -------
+    Callable
+        From tokens (B, prefix + k, D) to logits (B, C).
     """
     parts = _last_block(classifier)
     if parts is None:
@@ -31,7 +37,7 @@ def class_token_alone(classifier: Classifier) -> Callable[[Tensor], Tensor]:
 
     def narrowed(tokens: Tensor) -> Tensor:
         with ExitStack() as undo:
-            undo.enter_context(eager())
+            undo.enter_context(eager())  # a compiled network would not see what is replaced here
             _narrow(*parts, undo)
             return classifier.encode(tokens)
 
@@ -39,7 +45,7 @@ def class_token_alone(classifier: Classifier) -> Callable[[Tensor], Tensor]:
 
 
 def _last_block(classifier: Classifier) -> tuple[nn.Module, nn.Module] | None:
-    """The attention of the last block and the norm behind it."""
+    """The attention of the last block, and the norm after it; None if they are not found."""
     known = architecture_of(classifier.network)
     name, _, side = (known.layer(classifier.network) if known else "").partition(":")
     if side != "input":
@@ -65,7 +71,8 @@ def _narrow(attention: nn.Module, norm: nn.Module, undo: ExitStack) -> None:
     assert kind is not None
     project = _PROJECT[kind]
 
-    # One row is added to all by the skip connections: only the first is right, and only it is read.
+    # The skip connection adds this one row to the rows of all tokens. Only the first row is then right, and
+    # only that one is read.
     def forward(*args: Any, **kwargs: Any) -> Any:
         return project(attention, args[0] if args else kwargs["hidden_states"])
 
@@ -74,14 +81,14 @@ def _narrow(attention: nn.Module, norm: nn.Module, undo: ExitStack) -> None:
 
 
 def _attended(heads: int, q: Tensor, k: Tensor, v: Tensor, norms: tuple[Any, Any] = (None, None)) -> Tensor:
-    """(B, 1, D) from a query (B, 1, D), keys and values (B, T, D)."""
+    """Attention output (B, 1, D) from a query (B, 1, D), and keys and values (B, T, D)."""
     q, k, v = (each.unflatten(2, (heads, -1)).transpose(1, 2) for each in (q, k, v))
     q, k = (each if norm is None else norm(each) for each, norm in zip((q, k), norms, strict=True))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def _split(weight: Tensor, bias: Tensor | None, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query of the first token, keys and values of all, from one joint projection."""
+    """The query of the first token, and the keys and values of all tokens, from one joint projection."""
     D = len(weight) // 3
     q = F.linear(tokens[:, :1], weight[:D], None if bias is None else bias[:D])
     k, v = F.linear(tokens, weight[D:], None if bias is None else bias[D:]).chunk(2, 2)

@@ -21,7 +21,7 @@ from explainers.models.auxiliary import Auxiliary
 from explainers.models.classifier import Classifier
 from explainers.models.loading import ModelSpec, load, network_of
 from explainers.models.model_spec import is_file
-from explainers.ptame import Head, HeadConfig, normalisation_of, save_head
+from explainers.models.ptame_head import Head, HeadConfig, normalisation_of, save_head
 from storage.datasets.spec import DatasetSpec
 from storage.errors import FloodlitError
 from storage.files import replacing

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from explainers.models.auxiliary import Auxiliary
 from explainers.models.classifier import Classifier
+from explainers.models.ptame_head import Head
 from explainers.numerics.randomness import global_generators
-from explainers.ptame import Head
 from storage.errors import FloodlitError
 from tasks.training.loss import Losses, LossWeights, losses
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from explainers.models.classifier import Classifier
-from explainers.ptame import Head, maps_of
+from explainers.models.ptame_head import Head, maps_of
 from tasks.metrics.average_drop import AverageDrop, AverageDropParameters
 from tasks.metrics.base import MetricBatch
 from tasks.metrics.preparation import prepare

@@ -227,7 +227,8 @@ def test_an_image_with_pixels_that_are_not_finite_is_reported_alone() -> None:
 
 def test_cells_that_cut_through_patches_or_outnumber_pixels_are_refused() -> None:
     with vit() as classifier:
-        with pytest.raises(ValueError, match="3x3 cells do not consist of whole patches of 4x4; choose"):
+        refusal = "3x3 cells do not consist of whole patches, of which there are 4x4; choose"
+        with pytest.raises(ValueError, match=refusal):
             Moxi(classifier, MoxiParameters(grid=3))
         with pytest.raises(ValueError, match="65x65 cells do not fit into 64x64 pixels"):
             Moxi(classifier, MoxiParameters(grid=65, fill="mean"))

@@ -175,7 +175,10 @@ def test_an_image_can_be_explained_by_another_scalar_too() -> None:
     [
         ({"fill": "blur"}, "fill: 'blur' is not for texts; choose mask or remove"),
         ({"strategy": "sliding"}, "strategy: it has no meaning for texts; leave it out"),
-        ({"scalar": "entropy"}, "scalar: no 'entropy'; choose probability, sigmoid, logit or package"),
+        (
+            {"scalar": "entropy"},
+            "scalar: there is no 'entropy'; choose probability, sigmoid, logit or package",
+        ),
         ({"scalar": "no.such:thing"}, "cannot load scalar 'no.such:thing'"),
     ],
 )

@@ -17,8 +17,9 @@ from torchvision import models
 import toys
 from explainers.models.auxiliary import Auxiliary
 from explainers.models.classifier import Classifier
+from explainers.models.ptame_head import Head, load_head
 from explainers.models.tensors import TensorClassifier
-from explainers.ptame import Head, PTame, load_head
+from explainers.ptame import PTame
 from explainers.registry import explainers
 from sequences import LinearSeries
 from tasks.training.loss import LossWeights, losses
@@ -130,7 +131,7 @@ class Peculiar(nn.Module):
 @pytest.mark.parametrize(
     ("taps", "size", "told"),
     [
-        (["body", "idle"], 32, "^auxiliary.taps: Peculiar does not run idle; name modules that it does$"),
+        (["body", "idle"], 32, "^auxiliary.taps: Peculiar does not run idle; name modules that it runs$"),
         (["pool"], 32, "^auxiliary.taps: pool gives a tuple, not maps; name a convolution$"),
         (["body"], 64, r"^auxiliary: Peculiar does not take 64x64 pixels \(Input height \(64\) .*; choose"),
     ],

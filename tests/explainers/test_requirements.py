@@ -59,7 +59,7 @@ def test_second_derivatives_are_refused_where_the_head_has_none() -> None:
         assert unmet(frozenset({Need.GRADIENTS}), classifier) is None
         lacking = unmet(frozenset({Need.CURVATURE}), classifier)
     assert lacking is not None
-    assert "cannot; name a later layer" in lacking
+    assert "cannot be; name a later layer" in lacking
 
 
 class _Encoder(nn.Module):

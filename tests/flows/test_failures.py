@@ -105,8 +105,8 @@ def test_what_fails_twice_is_marked_left_alone_and_done_again_when_asked(server:
     told = failures(root)
     assert set(told) == {Step("saliency", shard, "fragile_plugin:Fragile") for shard in (0, 1)}
     for failure in told.values():
-        assert failure["attempts"] == 2
-        assert any("in explain" in line for line in failure["traceback"])
+        assert failure.attempts == 2
+        assert any("in explain" in line for line in failure.traceback)
     shown = CliRunner().invoke(app, ["status", str(root)])
     assert shown.exit_code == 1
     assert (

@@ -22,7 +22,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 from pydantic import ValidationError
 
-from explainers.ptame import load_head
+from explainers.models.ptame_head import load_head
 from explainers.registry import complaints
 from flows import server as prefect
 from flows.explain import explain

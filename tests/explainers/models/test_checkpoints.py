@@ -76,7 +76,7 @@ def test_torchvisions_published_densenet_names_are_understood(tmp_path):
         ),
         (
             lambda state: state | {"extra": torch.zeros(1)},
-            r"1 are unknown to it, such as extra; check model.name",
+            r"1 tensors are unknown to the network, such as extra; check model.name",
         ),
     ],
 )

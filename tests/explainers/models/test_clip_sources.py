@@ -91,7 +91,7 @@ def test_other_ways_of_resizing_are_refused_unless_the_job_says_how(tmp_path):
     assert line(squashed, preprocessing).startswith("model.resize: ViT-B-16-SigLIP resizes images by squash")
     keys = repository(tmp_path, size={"height": 224, "width": 224})
     assert line(keys, preprocessing) == (
-        f"model.resize: {tmp_path} resizes images by height and width, which is not done here; say the "
+        f"model.resize: {tmp_path} resizes images by height and width, which is not supported; give the "
         "length of the short side instead"
     )
     assert preprocessing(ModelSpec(**keys, resize=230)).resize == 230
@@ -128,7 +128,7 @@ def test_a_folder_with_another_kind_of_configuration_is_refused(vision, tmp_path
     written = json.loads(config.read_text())
     written["model_cfg"]["vision_cfg"] = vision
     config.write_text(json.dumps(written))
-    assert "is not open_clip's" in line(keys, preprocessing)
+    assert "has no valid open_clip configuration: " in line(keys, preprocessing)
     config.write_text("[]")
     assert line(keys, preprocessing).startswith(f"model.name: cannot read {config}")
 
@@ -176,9 +176,12 @@ def test_prompts_are_refused_where_no_text_is_read(source, key):
             {"source": "openclip"},
             "model.source: unknown source 'openclip'; choose torchvision, timm, open_clip",
         ),
-        ({"name": None}, "model.name: say which, such as "),
+        ({"name": None}, "model.name: it is missing; give a name such as "),
         ({"name": "ViT-B-23"}, "model.name: there is no 'ViT-B-23'; close are ViT-B-32"),
-        ({"weights": None}, "model.weights: say a file, a name the source knows, or none"),
+        (
+            {"weights": None},
+            "model.weights: they are missing; give a file, a name that the source knows, or none",
+        ),
         ({"weights": "laion2b"}, "model.weights: there is no 'laion2b'; close are laion2b_e16, laion2b_s34b"),
         ({"weights": "gone.pt"}, "model.weights: there is no file gone.pt"),
         ({"name": "local-dir:gone"}, "model.name: cannot read gone/open_clip_config.json: "),
@@ -192,8 +195,11 @@ def test_open_clip_names_that_are_not_there_are_refused(keys, expected):
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ({"name": None}, "model.name: say which, such as openai/clip-vit-base-patch32, or a folder"),
-        ({"name": "a/b", "weights": None}, "model.weights: say which, such as pretrained"),
+        (
+            {"name": None},
+            "model.name: it is missing; give a name such as openai/clip-vit-base-patch32, or a folder",
+        ),
+        ({"name": "a/b", "weights": None}, "model.weights: it is missing; give a name such as pretrained"),
         ({"name": "a/b", "weights": "my.pt"}, "model.weights: there is no 'my.pt'; close are pretrained"),
     ],
 )

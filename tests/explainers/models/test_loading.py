@@ -169,12 +169,12 @@ def test_a_checkpoint_of_a_callable_is_loaded_into_what_it_returns(networks, tmp
             {"source": "{networks}:build", "num_classes": 4},
             r"model.num_classes: the network has 3 classes, not 4",
         ),
-        ({"source": "torchvision"}, r"model.name: say which, such as "),
+        ({"source": "torchvision"}, r"model.name: it is missing; give a name such as "),
         (
             {"source": "torchvision", "name": "resnet19"},
             r"model.name: there is no 'resnet19'; close are .*resnet18",
         ),
-        (RESNET, r"model.weights: say a file, a name the source knows, or none"),
+        (RESNET, r"model.weights: they are missing; give a file, a name that the source knows, or none"),
         (
             {**RESNET, "weights": "IMAGENET"},
             r"model.weights: there is no 'IMAGENET'; close are IMAGENET1K_V1",
@@ -192,7 +192,7 @@ def test_a_checkpoint_of_a_callable_is_loaded_into_what_it_returns(networks, tmp
             {**RESNET, "weights": "none", "layer": "layer5"},
             r"model.layer: .*no layer 'layer5'; close are layer4",
         ),
-        ({"source": "timm"}, r"model.name: say which, such as "),
+        ({"source": "timm"}, r"model.name: it is missing; give a name such as "),
         (
             {"source": "timm", "name": "vit_tiny"},
             r"model.name: there is no 'vit_tiny'; close are .*vit_tiny_patch16",

@@ -111,9 +111,9 @@ def test_a_folder_is_relative_to_its_job(tmp_path):
         (
             {"name": None},
             "text",
-            "model.name: say which, such as distilbert/distilbert-base-uncased-finetuned",
+            "model.name: it is missing; give a name such as distilbert/distilbert-base-uncased-finetuned",
         ),
-        ({"weights": None}, "text", "model.weights: say which, such as pretrained"),
+        ({"weights": None}, "text", "model.weights: it is missing; give a name such as pretrained"),
         ({"weights": "a.pt"}, "text", "model.weights: there is no 'a.pt'; close are pretrained, none"),
         *(
             ({key: value}, "text", f"model.{key}: is for images, not for texts; leave it out")
@@ -175,8 +175,8 @@ def test_a_tokenizer_that_does_not_know_words_is_refused(tmp_path, monkeypatch):
     read = AutoTokenizer.from_pretrained(tmp_path)
     monkeypatch.setattr(type(read), "is_fast", False)
     assert line(keys_of(tmp_path)) == (
-        f"model.name: {type(read).__name__} does not know the word of each token; give a model with a "
-        "tokenizer.json"
+        f"model.name: {type(read).__name__} does not say which word each token belongs to; give a model with "
+        "a tokenizer.json"
     )
 
 

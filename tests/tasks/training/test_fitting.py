@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from explainers.ptame import PTame, load_head
+from explainers.models.ptame_head import load_head
+from explainers.ptame import PTame
 from storage.datasets.spec import DatasetSpec
 from tasks.training.data import UnusableImagesError
 from tasks.training.fitting import CheckpointError, StoppedError, TrainingEvent, TrainingSetup, fit, networks

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import toys
 from explainers.models.auxiliary import Auxiliary
 from explainers.models.classifier import Classifier
-from explainers.ptame import maps_of
+from explainers.models.ptame_head import maps_of
 from tasks.training.loss import LossWeights
 from tasks.training.optimisation import PRESETS, DivergedError, Preset, Training, TrainingSettings, new_head
 

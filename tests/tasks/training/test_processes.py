@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from explainers.ptame import load_head
+from explainers.models.ptame_head import load_head
 from places import ROOT
 from tasks.training.fitting import StoppedError, TrainingError, TrainingEvent, TrainingSetup, fit
 from tasks.training.processes import _events, fit_in_processes
