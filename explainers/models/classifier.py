@@ -366,5 +366,6 @@ class Classifier(Frozen):
         if keep.shape[1] != tokens.shape[1] - prefix:
             raise ValueError(f"keep has {keep.shape[1]} columns for {tokens.shape[1] - prefix} patches")
         first = torch.arange(prefix, device=keep.device).expand(len(keep), prefix)
+        # nonzero lists the kept patches row by row, k in each row.
         patches = keep.nonzero()[:, 1].view(len(keep), int(keep[0].sum())) + prefix
         return tokens.take_along_dim(torch.cat([first, patches], 1).unsqueeze(-1), 1)

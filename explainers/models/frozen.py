@@ -41,6 +41,7 @@ class Frozen:
         self.compute = Compute()
         self._compiled: dict[nn.Module, Compiled] = {}
         self._restore: list[tuple[Any, str, Any]] = []
+        # One module after the other, since parts of the network may have been in different modes.
         for module in network.modules():
             self._set(module, "training", False)
         for parameter in network.parameters():

@@ -237,6 +237,7 @@ def _refuse_prompts(spec: ModelSpec) -> None:
 def network_of(spec: ModelSpec, device: str | torch.device) -> nn.Module:
     """The network of images or numbers that a model table names, with its weights; random ones are seeded."""
     source = _source_of(spec)
+    # Every worker has to draw the same random weights.
     with global_generators(0, torch.device(device)):
         network = source.network(spec, device)
     if not source.reads_weights and spec.weights is not None and is_file(spec.weights):

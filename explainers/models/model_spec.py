@@ -53,7 +53,7 @@ class ModelSpec(BaseModel):
         None, ge=1, description="Number of classes, if it differs from the source's own."
     )
     layer: str | None = Field(
-        None, description="Target layer of an image model. By default known for published architectures."
+        None, description="Target layer of an image model. The default is known for published architectures."
     )
     resize: int | None = Field(
         None, ge=1, description="Length in pixels that the short side of an image is resized to."

@@ -127,7 +127,7 @@ def timm_preprocessing(spec: ModelSpec) -> Preprocessing:
     found = timm.data.resolve_data_config(pretrained_cfg=settings.to_dict() if settings else {})
     size = found["input_size"][-1]
     return Preprocessing(
-        resize=math.floor(size / found["crop_pct"]),
+        resize=math.floor(size / found["crop_pct"]),  # timm gives the crop as a share of the resized side
         crop=size,
         interpolation=found["interpolation"],
         mean=tuple(found["mean"]),

@@ -30,5 +30,6 @@ def svd(matrices: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
     size = S[:, 0] if size is None else size
     rounding = max(matrices.shape[1:]) * torch.finfo(S.dtype).eps * size[:, None]
     S = S.masked_fill(rounding >= S, 0)
+    # Adding 0 leaves the factors of finite matrices as they are, and adding NaN marks the others.
     missing = torch.where(finite, 0.0, torch.nan).to(S)
     return U + missing[:, None, None], S + missing[:, None]

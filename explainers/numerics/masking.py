@@ -12,7 +12,7 @@ from torch import Tensor
 def rescaled(masks: Tensor) -> Tensor:
     """Shift and scale each mask (..., h, w) to [0, 1]; a constant mask becomes zero."""
     low, high = masks.amin((-2, -1), keepdim=True), masks.amax((-2, -1), keepdim=True)
-    return (masks - low) / torch.where(high > low, high - low, 1)
+    return (masks - low) / torch.where(high > low, high - low, 1)  # no division of a constant mask by zero
 
 
 def rows_of(images: Tensor, rows: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ _MIX2 = 0x94D049BB133111EB - (1 << 64)
 def seed_of(*parts: object) -> int:
     """A 63-bit seed from any printable parts, e.g. (job seed, sample id)."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return int.from_bytes(digest, "big") >> 1  # 63 bits fit a signed 64-bit integer
 
 
 def random_bits(seeds: Tensor, count: int) -> Tensor:
@@ -40,6 +40,7 @@ def random_bits(seeds: Tensor, count: int) -> Tensor:
 
 def uniform(seeds: Tensor, count: int) -> Tensor:
     """Uniform random numbers (B, count) float32 in [0, 1), 24 random bits each, from seeds (B,) int64."""
+    # A float32 holds 24 bits exactly, so that nothing is rounded up to 1.
     return _shift(random_bits(seeds, count), 40).float() / (1 << 24)
 
 
