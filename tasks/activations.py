@@ -17,6 +17,7 @@ from torch import Tensor
 
 from explainers.models.black_box import BlackBox
 from explainers.models.classifier import Classifier
+from explainers.numerics.batching import chunks
 from storage.maps import shard_file, write_shard
 from storage.records import StageFacts, Step
 from storage.run import Run
@@ -25,7 +26,6 @@ from tasks.perform import Outcome, perform
 from tasks.prefetch import prefetched
 from tasks.run_parts import classifier_of, compute_of
 from tasks.shard_reader import ShardReader
-from tasks.shard_rows import chunks
 
 logger = logging.getLogger(__name__)
 _TOO_LARGE = "its logits exceed the range of float16; use bfloat16"

@@ -1,41 +1,52 @@
-"""Runs the explainer whose maps are scored again: on altered inputs, other classes or other networks."""
+"""Runs the explainer whose maps are being scored again: on altered inputs, other classes, other networks."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from explainers.base import Batch, Need
+from explainers.base import Batch, Explainer, Explanation, Need
 from explainers.models.black_box import BlackBox
 from explainers.models.classifier import Classifier
-from explainers.registry import explainers
-from storage.run import Run
+from explainers.numerics.batching import chunks
 from tasks.metrics.preparation import prepare
-from tasks.run_parts import plugin_of
-from tasks.shard_rows import chunks
 
 
 class ExplainAgain:
-    """Implements :class:`tasks.metrics.base.Explain` for one batch of a run.
+    """Implements :class:`tasks.metrics.base.Explain` for maps with known targets and seeds.
+
+    The seeds are those of the first explanation, so that unaltered inputs get the same maps again.
 
     Parameters
     ----------
-    name
-        The explainer, as the run calls it.
+    make
+        Gives the explainer for a classifier, with the parameters of the first explanation.
+    needs
+        What the explainer needs.
     classifier
-        The run's classifier.
+        The one that was explained.
     targets, seeds
-        (B,) int64, the targets of the batch and its seeds in the saliency stage. With the same seeds,
-        unaltered inputs get the maps of the run again.
+        (B,) int64, of the maps that are scored.
+    images, forwards
+        Inputs per step, and forward passes per perturbation step.
     """
 
-    def __init__(self, run: Run, name: str, classifier: BlackBox, targets: Tensor, seeds: Tensor) -> None:
-        self.needs: frozenset[Need] = explainers.get(name).needs
-        self._run, self._name, self._classifier = run, name, classifier
-        self._targets, self._seeds = targets, seeds
-        self._made: tuple[BlackBox, Any] | None = None
+    def __init__(
+        self,
+        make: Callable[[BlackBox], Explainer],
+        needs: frozenset[Need],
+        classifier: BlackBox,
+        targets: Tensor,
+        seeds: Tensor,
+        images: int,
+        forwards: int,
+    ) -> None:
+        self.needs = needs
+        self._make, self._classifier, self._targets, self._seeds = make, classifier, targets, seeds
+        self._images, self._forwards = images, forwards
+        self._made: tuple[BlackBox, Explainer] | None = None
 
     def __call__(
         self,
@@ -47,27 +58,40 @@ class ExplainAgain:
     ) -> Tensor:
         wanted = self._targets[rows] if targets is None else targets
         asked = self._classifier if classifier is None else classifier
-        # Metrics run in inference mode, and autograd refuses tensors made there. Clones made outside it work.
+        # Metrics run in inference mode, whose tensors take no gradients: hence the copies.
         with torch.inference_mode(False), torch.enable_grad():
             parts = [
-                self._explain(
-                    asked, inputs[part].clone(), wanted[part].clone(), self._seeds[rows[part]].clone()
-                )
-                for part in chunks(len(inputs), self._run.batch_images)
+                self._maps(asked, inputs[part].clone(), wanted[part].clone(), self._seeds[rows[part]].clone())
+                for part in chunks(len(inputs), self._images)
             ]
         return torch.cat(parts)
 
-    def _explain(self, classifier: BlackBox, inputs: Tensor, targets: Tensor, seeds: Tensor) -> Tensor:
-        activations = None
-        if Need.ACTIVATIONS in self.needs and isinstance(classifier, Classifier):
-            with torch.no_grad():
-                activations = classifier.activations(inputs)
-        batch = Batch(inputs, targets, seeds, activations, self._run.batch_forwards)
-        maps = self._explainer(classifier).explain(batch).maps.detach()
-        return prepare(maps, self._run.input_size, classifier.sites(inputs))[0]
+    def _maps(self, classifier: BlackBox, inputs: Tensor, targets: Tensor, seeds: Tensor) -> Tensor:
+        """(b, \\*sites) prepared maps."""
+        if self._made is None or self._made[0] is not classifier:  # making one may cost passes
+            self._made = classifier, self._make(classifier)
+        _, explanation = explained(self._made[1], classifier, inputs, targets, seeds, self._forwards)
+        maps = explanation.maps.detach()
+        return prepare(maps, classifier.input_shape[1:], classifier.sites(inputs))[0]
 
-    def _explainer(self, classifier: BlackBox) -> Any:
-        """The explainer of ``classifier``; the last one is kept, since building it may cost passes."""
-        if self._made is None or self._made[0] is not classifier:
-            self._made = classifier, plugin_of(explainers, self._run.explainers, self._name, classifier)
-        return self._made[1]
+
+def explained(
+    explainer: Explainer,
+    classifier: BlackBox,
+    inputs: Tensor,
+    targets: Tensor | None,
+    seeds: Tensor,
+    forwards: int,
+) -> tuple[Tensor, Explanation]:
+    """The classes (b,) that were explained, the predicted ones where none are given, and the explanation.
+
+    Activations are computed here, if the explainer reads them.
+    """
+    features = logits = None
+    with torch.no_grad():
+        if Need.ACTIVATIONS in explainer.needs and isinstance(classifier, Classifier):
+            features = classifier.activations(inputs)
+            logits = classifier.head(features) if targets is None else None
+        if targets is None:
+            targets = (classifier.logits(inputs) if logits is None else logits).argmax(1)
+    return targets, explainer.explain(Batch(inputs, targets, seeds, features, forwards))

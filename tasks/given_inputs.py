@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from explainers.models.black_box import BlackBox
 from explainers.models.model_spec import Preprocessing
 from explainers.models.text import TextClassifier
+from explainers.numerics.batching import chunks
 from storage.datasets.decoding import decode, decode_mask, rgb
 from storage.datasets.geometry import prepare_image
 from storage.files import UnreadableError
@@ -46,24 +47,37 @@ class GivenInputs:
 
     def __init__(self, model: BlackBox, given: Any) -> None:
         self._model = model
-        if isinstance(given, _File):
-            items: Any = [given]
+        if hasattr(given, "shape"):
+            self._items: Any = self._batch(_tensor(given))
         else:
-            items = given if hasattr(given, "shape") else list(given)
-        if len(items) == 0:
+            self._items = self._listed(given)
+        if len(self._items) == 0:
             raise ValueError("no inputs were given; give one at least")
-        if hasattr(items, "shape"):
-            items = self._batch(_tensor(items))
-        elif hasattr(items[0], "shape"):
-            items = self._batch(torch.stack([_tensor(item) for item in items]))
-        self._items = items
+
+    def _listed(self, given: Any) -> Any:
+        """Files, PIL images or texts as a list; tensors of one shape as a batch."""
+        kinds = "files, PIL images, texts, or tensors of one shape, all of one kind"
+        if isinstance(given, _File):
+            return [given]
+        if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
+            raise ValueError(f"inputs are {kinds}; this is a {type(given).__name__}")
+        items = list(given)
+        if items and all(hasattr(item, "shape") for item in items):
+            tensors = [_tensor(item) for item in items]
+            if any(tensor.shape != tensors[0].shape for tensor in tensors):
+                raise ValueError(f"inputs are {kinds}; these tensors have several shapes")
+            return self._batch(torch.stack(tensors))
+        wrong = [type(item).__name__ for item in items if not isinstance(item, _File)]
+        if wrong:
+            raise ValueError(f"inputs are {kinds}; among these is a {wrong[0]}")
+        return items
 
     def __len__(self) -> int:
         return len(self._items)
 
     def steps(self, size: int) -> Iterator[slice]:
         """Consecutive slices of at most ``size`` inputs."""
-        return (slice(start, start + size) for start in range(0, len(self), size))
+        return iter(chunks(len(self), size))
 
     def read(self, rows: slice, boxes: Sequence[Any] | None = None) -> tuple[Tensor, list[Tensor]]:
         """The inputs at ``rows``, and their boxes.
@@ -95,6 +109,8 @@ class GivenInputs:
         stored = stored.to(self._model.device)
         if self._model.modality == "image" and stored.is_floating_point():
             return _in_range(stored.float()), kept
+        if self._model.modality == "image" and stored.dtype != torch.uint8:
+            raise ValueError(f"images are floats in [0, 1] or uint8, and these are {stored.dtype}")
         return self._model.inputs_of(stored), kept
 
     def masks(self, given: Sequence[Any]) -> Tensor:
@@ -116,7 +132,9 @@ class GivenInputs:
         if tuple(values.shape[1:]) != wanted:
             takes = f"the model takes inputs (B, {', '.join(map(str, wanted))})"
             advice = (
-                "; files and PIL images are resized and cropped" if self._model.modality == "image" else ""
+                "; channels come first, and only files and PIL images are resized and cropped"
+                if self._model.modality == "image"
+                else ""
             )
             raise ValueError(f"{takes}, and these are {tuple(values.shape)}{advice}")
         return values
@@ -145,7 +163,10 @@ class GivenInputs:
         return pixels, _boxes(moved)
 
     def _mask(self, given: _File) -> Tensor:
-        mask = given if isinstance(given, Image.Image) else decode_mask(Path(given))
+        try:
+            mask = given if isinstance(given, Image.Image) else decode_mask(Path(given))
+        except UnreadableError as error:
+            raise ValueError(f"masks: {given} cannot be read: {error}") from error
         how = self._geometry() | {"interpolation": "nearest"}
         return torch.from_numpy(prepare_image(mask.convert("RGB"), [], **how)[0].any(0))
 
@@ -160,8 +181,15 @@ def _tensor(values: Any) -> Tensor:
 
 
 def _boxes(given: Any) -> Tensor:
-    """(K, 4) from the boxes of one image."""
-    return torch.as_tensor(given, dtype=torch.float32).reshape(-1, 4)
+    """(K, 4) from the boxes of one image, None where it has none."""
+    wanted = "boxes: give per input a list of xmin, ymin, xmax, ymax in pixels, xmin < xmax and ymin < ymax"
+    try:
+        boxes = torch.as_tensor([] if given is None else given, dtype=torch.float32).reshape(-1, 4)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{wanted}; these are {given!r}") from error
+    if not bool((boxes[:, :2] <= boxes[:, 2:]).all()):
+        raise ValueError(f"{wanted}; these are {given!r}")
+    return boxes
 
 
 def _in_range(images: Tensor) -> Tensor:

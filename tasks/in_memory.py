@@ -5,6 +5,7 @@ The results are those of a job, which goes through the same explainers and metri
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,17 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainers.base import Batch, Explainer, Explanation, Need, Parameters, Status
+from explainers.base import Explainer, Need, Parameters, Status
 from explainers.models import loading
 from explainers.models.black_box import BlackBox
-from explainers.models.classifier import Classifier
 from explainers.models.compute import tf32
+from explainers.models.frozen import Frozen
 from explainers.models.modality import MODALITIES, ModalityName
 from explainers.models.model_spec import ModelSpec
 from explainers.numerics.randomness import seed_of
 from explainers.probes.masked_forward import target_probability
 from explainers.registry import explainers, validated
 from explainers.requirements import unmet
+from tasks.explain_again import ExplainAgain, explained
 from tasks.given_inputs import GivenInputs, preprocessing_of
 from tasks.metrics.base import Metric, MetricBatch, Scores
 from tasks.metrics.base import Need as MetricNeed
@@ -50,6 +52,10 @@ class Found:
         Name and parameters of the explainer.
     seed, ids
         What the random numbers of each input follow from.
+    model
+        The fingerprint of the model's weights.
+    digests
+        One per input: what tells inputs apart, so that maps are not scored on others.
     """
 
     maps: Tensor
@@ -60,6 +66,8 @@ class Found:
     parameters: Parameters
     seed: int
     ids: Sequence[object]
+    model: str
+    digests: Sequence[str]
 
     def __repr__(self) -> str:
         grid = "x".join(map(str, self.maps.shape[1:]))
@@ -104,10 +112,15 @@ def load(
         raise ValueError(f"modality: there is no {modality!r}; choose {', '.join(MODALITIES)}")
     spec = validated(ModelSpec, {"source": source, "name": name, **keys}, "model").relative_to(Path.cwd())
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    steps = loading.preprocessing(spec) if modality == "image" else None
+    if steps is not None and steps.crop is not None and input_size not in (None, (steps.crop, steps.crop)):
+        raise ValueError(
+            f"input_size: {source} {name} takes {steps.crop}x{steps.crop} pixels; set crop instead"
+        )
     with torch.inference_mode(False):  # or no explainer could take gradients through the weights
         model = loading.load(spec, where, input_size, modality)
-    if modality == "image":
-        preprocessing_of[model] = loading.preprocessing(spec)
+    if steps is not None:
+        preprocessing_of[model] = steps
     return model
 
 
@@ -150,21 +163,23 @@ def explain(
     ValueError
         In one line: which name, parameter, target or input is wrong, or what the model lacks.
     """
+    _check_arguments(model, batch=batch, forwards=forwards)
     given = GivenInputs(model, inputs)
     chosen = explainers.parameters(explainer, parameters)
     made = _explainer(explainer, model, chosen)
-    if Need.PREDICTION in made.needs and isinstance(targets, int):
+    if Need.PREDICTION in made.needs and targets is not None:
         raise ValueError(f"explainer {explainer} explains the predicted class only; leave targets out")
     names = list(range(len(given)) if ids is None else ids)
     _check_counts(len(given), ids=names)
     wanted = _targets(targets, model.num_classes, len(given))
     seeds = _seeds(seed, "saliency", names)
-    found = []
+    found, digests = [], []
     with _computing():
         for rows in given.steps(batch):
             values, _ = given.read(rows)
+            digests += _digests(values)
             classes = None if wanted is None else wanted[rows].to(model.device)
-            found.append(_explained(made, model, values, classes, seeds[rows].to(model.device), forwards))
+            found.append(explained(made, model, values, classes, seeds[rows].to(model.device), forwards))
     explanations = [explanation for _, explanation in found]
     return Found(
         maps=torch.cat([each.maps.float().cpu() for each in explanations]),
@@ -175,6 +190,8 @@ def explain(
         parameters=chosen,
         seed=seed,
         ids=names,
+        model=model.fingerprint,
+        digests=digests,
     )
 
 
@@ -215,7 +232,13 @@ def score(
     ValueError
         In one line: which name, parameter or input is wrong, or what the metric needs.
     """
+    _check_arguments(model, batch=batch, forwards=forwards)
+    if not isinstance(found, Found):
+        raise ValueError(f"found: give what explain returned; this is a {type(found).__name__}")
+    if found.model != model.fingerprint:
+        raise ValueError("found: the maps are those of another model; explain the inputs with this one first")
     given = GivenInputs(model, inputs)
+    boxes = [boxes] if boxes is not None and len(given) == 1 and _is_one_box(boxes) else boxes
     _check_counts(len(given), maps=found.maps, boxes=boxes, masks=masks)
     made = _metric(metric, model, parameters, boxes=boxes, masks=masks)
     seeds = _seeds(found.seed, "scores", found.ids)
@@ -224,8 +247,20 @@ def score(
     with _computing():
         for rows in given.steps(batch):
             values, its_boxes = given.read(rows, None if boxes is None else boxes[rows])
+            if _digests(values) != found.digests[rows]:
+                raise ValueError(
+                    "found: the maps are those of other inputs; give the same ones in the same order"
+                )
             targets = found.targets[rows].to(model.device)
-            again = Again(model, found, targets, own_seeds[rows].to(model.device), batch, forwards)
+            again = ExplainAgain(
+                lambda asked: _explainer(found.explainer, asked, found.parameters),
+                explainers.get(found.explainer).needs,
+                model,
+                targets,
+                own_seeds[rows].to(model.device),
+                batch,
+                forwards,
+            )
             with torch.no_grad():
                 confidence = target_probability(model.logits(values), targets)
             one = MetricBatch(
@@ -241,67 +276,6 @@ def score(
             maps = found.maps[rows].to(model.device)
             parts.append(made.score(one, prepare(maps, model.input_shape[1:], model.sites(values))[0]))
     return Scores(_joined([part.values for part in parts]), _joined([part.curves for part in parts]))
-
-
-class Again:
-    """Runs the explainer of some maps again; implements :class:`tasks.metrics.base.Explain`.
-
-    Parameters
-    ----------
-    targets, seeds
-        (b,) of the maps that are scored; on unaltered inputs the seeds give the same maps again.
-    """
-
-    def __init__(
-        self, model: BlackBox, found: Found, targets: Tensor, seeds: Tensor, batch: int, forwards: int
-    ) -> None:
-        self.needs: frozenset[Need] = explainers.get(found.explainer).needs
-        self._model, self._found, self._targets, self._seeds = model, found, targets, seeds
-        self._batch, self._forwards = batch, forwards
-        self._made: tuple[BlackBox, Explainer] | None = None
-
-    def __call__(
-        self,
-        inputs: Tensor,
-        rows: Tensor,
-        *,
-        targets: Tensor | None = None,
-        classifier: BlackBox | None = None,
-    ) -> Tensor:
-        model = self._model if classifier is None else classifier
-        if self._made is None or self._made[0] is not model:  # making one may cost forward passes
-            self._made = model, _explainer(self._found.explainer, model, self._found.parameters)
-        wanted = self._targets[rows] if targets is None else targets
-        maps = []
-        with _computing():  # metrics run in inference mode, whose tensors take no gradients: hence the copies
-            for start in range(0, len(inputs), self._batch):
-                part = slice(start, start + self._batch)
-                values, seeds = inputs[part].clone(), self._seeds[rows[part]].clone()
-                _, explanation = _explained(
-                    self._made[1], model, values, wanted[part].clone(), seeds, self._forwards
-                )
-                found = explanation.maps.detach()
-                maps.append(prepare(found, model.input_shape[1:], model.sites(values))[0])
-        return torch.cat(maps)
-
-
-def _explained(
-    explainer: Explainer,
-    model: BlackBox,
-    inputs: Tensor,
-    targets: Tensor | None,
-    seeds: Tensor,
-    forwards: int,
-) -> tuple[Tensor, Explanation]:
-    """The classes (b,) that were explained, the predicted ones where none are given, and the explanation."""
-    features = logits = None
-    with torch.no_grad():
-        if Need.ACTIVATIONS in explainer.needs and isinstance(model, Classifier):
-            features = model.activations(inputs)
-            logits = model.head(features) if targets is None else None
-        if targets is None:
-            targets = (model.logits(inputs) if logits is None else logits).argmax(1)
-    return targets, explainer.explain(Batch(inputs, targets, seeds, features, forwards))
 
 
 def _explainer(name: str, model: BlackBox, parameters: Parameters) -> Explainer:
@@ -335,6 +309,27 @@ def _metric(name: str, model: BlackBox, parameters: Mapping[str, Any], **given: 
     return made
 
 
+def _check_arguments(model: Any, **sizes: Any) -> None:
+    if not (isinstance(model, Frozen) or hasattr(model, "modality")):
+        raise ValueError(
+            f"model: give what floodlit.load returned, or floodlit.Classifier(network, input_size=(H, W)); "
+            f"this is a {type(model).__name__}"
+        )
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name}: give a whole number of at least 1, not {size!r}")
+
+
+def _is_one_box(boxes: Any) -> bool:
+    """Whether it is xmin, ymin, xmax, ymax of a single box."""
+    return len(boxes) == 4 and all(isinstance(each, int | float) for each in boxes)
+
+
+def _digests(inputs: Tensor) -> list[str]:
+    """One digest per input of (b, C, \\*sites)."""
+    return [hashlib.sha256(each.contiguous().numpy().tobytes()).hexdigest() for each in inputs.detach().cpu()]
+
+
 def _check_counts(inputs: int, **given: Any) -> None:
     for name, each in given.items():
         if each is not None and len(each) != inputs:
@@ -345,10 +340,14 @@ def _targets(given: Any, classes: int, count: int) -> Tensor | None:
     """(count,) classes; None where the predicted ones are wanted."""
     if given is None:
         return None
-    targets = torch.as_tensor(given)
+    wanted = f"targets: give one class number, or one for each of the {count} inputs"
+    try:
+        targets = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{wanted}; this is {given!r}") from error
     targets = targets.expand(count) if targets.ndim == 0 else targets
-    if targets.dtype.is_floating_point or targets.shape != (count,):
-        raise ValueError(f"targets: give one class number, or one for each of the {count} inputs")
+    if targets.dtype.is_floating_point or targets.dtype == torch.bool or targets.shape != (count,):
+        raise ValueError(wanted)
     wrong = targets[(targets < 0) | (targets >= classes)]
     if len(wrong):
         raise ValueError(f"targets: {int(wrong[0])} is no class of the model; choose 0 to {classes - 1}")

@@ -10,17 +10,20 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from explainers.base import Explainer
 from explainers.models.black_box import BlackBox
 from explainers.models.compute import Compute
 from explainers.models.loading import ModelSpec, load
 from explainers.models.modality import ModalityName
-from explainers.registry import Registry
+from explainers.registry import Registry, explainers
 from storage.datasets.dataset import Dataset
 from storage.datasets.opening import open_dataset
 from storage.datasets.spec import DatasetSpec
 from storage.manifest import ExplainerEntry, MetricEntry
 from storage.run import Run
+from tasks.explain_again import ExplainAgain
 
 
 def device() -> str:
@@ -81,3 +84,14 @@ def plugin_of(
     """
     cls = registry.get(name)
     return cls(classifier, cls.Parameters(**entries[name].parameters))
+
+
+def explain_again(run: Run, name: str, classifier: BlackBox, targets: Tensor, seeds: Tensor) -> ExplainAgain:
+    """The run's explainer called ``name``, to explain maps with these targets and seeds again."""
+    needs = explainers.get(name).needs
+
+    def make(asked: BlackBox) -> Explainer:
+        made: Explainer = plugin_of(explainers, run.explainers, name, asked)
+        return made
+
+    return ExplainAgain(make, needs, classifier, targets, seeds, run.batch_images, run.batch_forwards)

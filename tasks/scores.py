@@ -19,13 +19,12 @@ from storage.records import StageFacts, Step
 from storage.run import Run
 from storage.samples import read_samples_of_shard
 from storage.scores import write_scores
-from tasks.explain_again import ExplainAgain
 from tasks.metrics.base import MetricBatch, Need, Scores
 from tasks.metrics.preparation import prepare
 from tasks.metrics.registry import metrics
 from tasks.perform import Outcome, perform
 from tasks.prefetch import prefetched
-from tasks.run_parts import classifier_of, plugin_of
+from tasks.run_parts import classifier_of, explain_again, plugin_of
 from tasks.shard_reader import ShardReader
 from tasks.shard_rows import STATUSES, batches, targets_and_seeds
 
@@ -90,7 +89,7 @@ def _score(run: Run, shard: int, explainer: str) -> Outcome:
         batch = _batch(run, classifier, stored, [samples[row // run.targets_per_image] for row in rows])
         if explains_again:
             own = stored["own_seeds"]
-            batch = replace(batch, explain=ExplainAgain(run, explainer, classifier, batch.targets, own))
+            batch = replace(batch, explain=explain_again(run, explainer, classifier, batch.targets, own))
         sites = classifier.sites(batch.inputs)
         prepared, as_read = prepare(stored["maps"], run.input_size, sites)
         for row, status in zip(rows, as_read, strict=True):

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from explainers.base import Status
+from explainers.numerics.batching import chunks
 from explainers.numerics.randomness import seed_of
 from storage.run import Run
 from storage.samples import read_samples_of_shard
@@ -50,8 +51,3 @@ def batches(run: Run, targets: NDArray[Any]) -> list[NDArray[Any]]:
     """
     steps = (np.arange(step.start, step.stop) for step in chunks(len(targets), run.batch_images))
     return [able for rows in steps if len(able := rows[targets[rows] >= 0])]
-
-
-def chunks(total: int, size: int) -> list[slice]:
-    """Consecutive slices of at most ``size`` that cover ``range(total)``."""
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]

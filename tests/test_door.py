@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 import floodlit
-from explainers.base import Status
 from explainers.models.tensors import TensorClassifier
 from places import ROOT
 from runs import explained, model, prepared, tiny_job, toml
@@ -145,7 +144,8 @@ def test_targets_are_one_class_or_one_per_input_or_the_predicted_ones(gap: Any) 
     assert third.targets.tolist() == [3] * COUNT
     assert torch.equal(floodlit.explain(gap, IMAGES, "gradcam", targets=[3] * COUNT).maps, third.maps)
     other = (predicted.targets + 1) % 8
-    assert set(floodlit.explain(gap, IMAGES, "ddcam", targets=other).statuses) == {Status.FAILED}
+    with pytest.raises(ValueError, match="explains the predicted class only; leave targets out"):
+        floodlit.explain(gap, IMAGES, "ddcam", targets=other)
 
 
 def test_random_numbers_follow_seed_and_position_or_name(gap: Any) -> None:
@@ -464,3 +464,53 @@ def test_a_script_that_a_worker_imports_does_not_start_the_job_again(tmp_path: P
     )
     told = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False).stderr
     assert told.splitlines()[-1].endswith('call it under `if __name__ == "__main__":`')
+
+
+PIXELS = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"forwards": 0}, "forwards: give a whole number of at least 1, not 0"),
+        ({"batch": 2.5}, "batch: give a whole number of at least 1, not 2.5"),
+        ({"model": nn.Flatten()}, r"model: give what floodlit\.load returned, or floodlit\.Classifier"),
+        (
+            {"inputs": (PIXELS * 255).long()},
+            r"images are floats in \[0, 1\] or uint8, .* torch\.int64",
+        ),
+        (
+            {"inputs": None},
+            "inputs are files, PIL images, texts, .*; this is a NoneType",
+        ),
+        ({"inputs": [PIXELS[0], "a.png"]}, "all of one kind; among these is a Tensor"),
+        ({"inputs": [PIXELS[0], PIXELS[0, :, :9]]}, "these tensors have several shapes"),
+        ({"targets": "predicted"}, "targets: give one class number, .*; this is 'predicted'"),
+        ({"targets": True}, "targets: give one class number"),
+    ],
+)
+def test_what_cannot_be_explained_is_one_line(gap: Any, changes: dict[str, Any], said: str) -> None:
+    given = {"model": gap, "inputs": PIXELS, "explainer": "gradcam"} | changes
+    with pytest.raises(ValueError, match=said) as refusal:
+        floodlit.explain(**given)
+    assert "\n" not in str(refusal.value)
+
+
+def test_maps_are_scored_on_the_inputs_and_the_model_that_they_are_of(gap: Any) -> None:
+    found = floodlit.explain(gap, PIXELS, "gradcam")
+    with pytest.raises(ValueError, match="the maps are those of other inputs; give the same"):
+        floodlit.score(gap, PIXELS.flip(0), found, "sparseness")
+    other = floodlit.load(**model("mlp"), input_size=(64, 64))
+    with pytest.raises(ValueError, match="the maps are those of another model"):
+        floodlit.score(other, PIXELS, found, "sparseness")
+    with pytest.raises(ValueError, match="found: give what explain returned; this is a Tensor"):
+        floodlit.score(gap, PIXELS, found.maps, "sparseness")
+
+
+@pytest.mark.parametrize("boxes", [[[9, 9, 1, 1]], [[1, 2, 3]], ["box"]])
+def test_boxes_that_are_none_are_one_line(gap: Any, boxes: Any) -> None:
+    found = floodlit.explain(gap, PIXELS[:1], "gradcam")
+    with pytest.raises(ValueError, match="boxes: give per input a list of xmin, ymin, xmax, ymax"):
+        floodlit.score(gap, PIXELS[:1], found, "pointing_game", boxes=[boxes])
+    one = floodlit.score(gap, PIXELS[:1], found, "pointing_game", boxes=[0, 0, 64, 64])
+    assert one.values["pointing_game"].tolist() == [1]

@@ -15,6 +15,11 @@ logger = logging.getLogger(__name__)
 _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
+def chunks(total: int, size: int) -> list[slice]:
+    """Consecutive slices of at most ``size`` that cover ``range(total)``."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
 def in_chunks(evaluate: Callable[[slice], Tensor], total: int, size: int) -> Tensor:
     """Concatenate ``evaluate(slice)`` over consecutive slices of at most ``size`` out of ``total`` rows.
 

@@ -16,7 +16,7 @@ from storage.run import Run
 from tasks.explain_again import ExplainAgain
 from tasks.metrics.preparation import prepare
 from tasks.metrics.random_weights import with_random_weights
-from tasks.run_parts import classifier_of
+from tasks.run_parts import classifier_of, explain_again
 from tasks.scores import scores
 from tasks.shard_reader import ShardReader
 from tasks.shard_rows import targets_and_seeds
@@ -52,7 +52,7 @@ def shard_of(run: Run, name: str, shard: int = 0) -> tuple[ExplainAgain, Tensor,
     each = np.arange(stop - start) // run.targets_per_image
     inputs = classifier.inputs_of(torch.from_numpy(ShardReader(run, run.inputs, shard).rows(each)))
     maps = torch.from_numpy(read(run.saliency(name) / "maps", start, stop))
-    again = ExplainAgain(run, name, classifier, targets, seeds)
+    again = explain_again(run, name, classifier, targets, seeds)
     return again, inputs, targets, prepare(maps, run.input_size)[0]
 
 
