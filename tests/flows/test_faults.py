@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.explain import explain
+from flows.explain import IncompleteError, explain
 from flows.job import Job
 from flows.resume import remaining
 from runs import (
@@ -76,7 +76,7 @@ def test_a_worker_that_always_dies_fails_the_run_by_name(
         SLOW.replace("time.sleep(0.4)", "import os; os.kill(os.getpid(), 9)")
     )
     slow_job["dataset"]["limit"] = 16
-    with pytest.raises(RuntimeError, match=r"saliency slow_plugin:Slow shard 1/1: KilledWorker"):
+    with pytest.raises(IncompleteError, match=r"saliency slow_plugin:Slow shard 1/1: KilledWorker"):
         explain(Job.model_validate(slow_job))
     left = remaining(Run.open(Path(slow_job["store"])))
     assert {(step.stage, step.explainer) for step in left} == {
