@@ -90,9 +90,7 @@ def test_a_run_in_lower_precision_is_compared_with_float32_on_its_first_batch(tm
 
 def test_a_run_is_not_continued_in_another_precision(tmp_path: Path) -> None:
     prepared(job(tmp_path))
-    with pytest.raises(
-        JobError, match=r"another run: compute\.precision was .float32. and is .bfloat16"
-    ):
+    with pytest.raises(JobError, match=r"another run: compute\.precision was .float32. and is .bfloat16"):
         prepared(job(tmp_path, compute={"precision": "bfloat16"}))
 
 
