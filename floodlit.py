@@ -170,7 +170,7 @@ def run(job: str | Path | Job, store: str | Path | None = None, *, retry_failed:
     job
         A TOML file, or a :class:`Job`.
     store
-        Where the results go, in place of the file's ``store``.
+        Where the results go, in place of the file's ``store``; not beside a :class:`Job`.
     retry_failed
         Whether to do again what failed before.
 
@@ -189,9 +189,11 @@ def run(job: str | Path | Job, store: str | Path | None = None, *, retry_failed:
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # before Prefect is imported
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     from flows.explain import explain as flow
-    from flows.job import Job, read_job
+    from flows.job import Job, JobError, read_job
     from flows.server import prefect_server
 
+    if isinstance(job, Job) and store is not None:
+        raise JobError("store: a Job says itself where its results go; leave store out")
     made = job if isinstance(job, Job) else read_job(Path(job), Job, None if store is None else Path(store))
     with prefect_server() as address:
         address()

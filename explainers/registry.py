@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from explainers.models.reasons import one_line
+from explainers.models.reasons import first_line
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -115,7 +115,9 @@ class Registry(Generic[T]):
         """Register the classes of entry points, of those called ``name`` where it is given."""
         for point in entry_points(group=self.group):
             if name is None or point.name == name:
-                self.register(self._loaded(point))
+                found: Any = self._loaded(point)
+                self._load_module_of(found.name)  # a plug-in never takes the name of a class of the package
+                self.register(found)
 
     def _load_all(self, name: str | None = None) -> None:  # noqa: ARG002
         if self._complete:
@@ -132,7 +134,7 @@ class Registry(Generic[T]):
             found = point.load()
         except Exception as error:  # importing a foreign module may raise anything
             raise ValueError(
-                f"cannot load the {what}: {type(error).__name__}: {one_line(error)}; repair or uninstall it"
+                f"cannot load the {what}: {type(error).__name__}: {first_line(error)}; repair or uninstall it"
             ) from error
         return self._checked(found, what)
 
@@ -210,7 +212,7 @@ def import_address(address: str, kind: str) -> Any:
             raise ImportError("a relative module has no place to start from; write package.module:Name")
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # importing a foreign module may raise anything
-        raise ValueError(f"cannot load {kind} {address!r}: {one_line(error)}") from error
+        raise ValueError(f"cannot load {kind} {address!r}: {first_line(error)}") from error
 
 
 explainers: Registry[Any] = Registry(

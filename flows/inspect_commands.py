@@ -242,8 +242,9 @@ def metrics() -> None:
 def _list(registry: Any) -> None:
     """Print a table of a registry's classes with their parameters and defaults."""
     table = Table(registry.kind, "description", "parameters and defaults")
-    for name in registry.names():
-        cls = registry.get(name)
+    with _refusals():  # a plug-in that cannot be loaded
+        classes = {name: registry.get(name) for name in registry.names()}
+    for name, cls in classes.items():
         told = [
             f"{key} = {json.dumps(field.default)}" + (f"  ({field.description})" if field.description else "")
             for key, field in cls.Parameters.model_fields.items()

@@ -308,9 +308,12 @@ def failures(root: Path) -> dict[Step, Failure]:
     """Return the steps that failed and have not been done since, with the descriptions of the failures."""
     found = {}
     for path in sorted((root / "done").rglob(f"shard-*{_FAILED}")):
-        told = json.loads(path.read_bytes())
-        step = Step(told["stage"], told["shard"], told["explainer"])
-        found[step] = Failure(told["error"], told["attempts"], told["time"], told["traceback"])
+        try:
+            told = json.loads(path.read_bytes())
+            step = Step(told["stage"], told["shard"], told["explainer"])
+            found[step] = Failure(told["error"], told["attempts"], told["time"], told["traceback"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedRecordError(f"{path} cannot be read ({error!r}); delete it") from error
     return found
 
 

@@ -18,7 +18,7 @@ from explainers.models.black_box import BlackBox
 from explainers.models.model_spec import Preprocessing
 from explainers.models.text import TextClassifier
 from explainers.numerics.batching import chunks
-from storage.datasets.decoding import decode, decode_mask, rgb
+from storage.datasets.decoding import decode, decode_mask, not_zero, rgb
 from storage.datasets.geometry import prepare_image
 from storage.files import UnreadableError
 
@@ -113,9 +113,12 @@ class GivenInputs:
             raise ValueError(f"images are floats in [0, 1] or uint8, and these are {stored.dtype}")
         return self._model.inputs_of(stored), kept
 
-    def masks(self, given: Sequence[Any]) -> Tensor:
+    def masks(self, given: Sequence[Any], first: int) -> Tensor:
         """(b, H, W) bool masks of objects, from files, PIL images, or arrays as large as the input."""
-        masks = [self._mask(mask) if isinstance(mask, _File) else _tensor(mask) != 0 for mask in given]
+        masks = [
+            self._mask(mask, first + place) if isinstance(mask, _File) else _tensor(mask) != 0
+            for place, mask in enumerate(given)
+        ]
         for mask in masks:
             if tuple(mask.shape) != self._model.input_shape[1:]:
                 raise ValueError(
@@ -162,11 +165,17 @@ class GivenInputs:
             )
         return pixels, _boxes(moved)
 
-    def _mask(self, given: _File) -> Tensor:
+    def _mask(self, given: _File, row: int) -> Tensor:
         try:
-            mask = given if isinstance(given, Image.Image) else decode_mask(Path(given))
+            mask = not_zero(given) if isinstance(given, Image.Image) else decode_mask(Path(given))
         except UnreadableError as error:
             raise ValueError(f"masks: {given} cannot be read: {error}") from error
+        if isinstance(self._items, Tensor):  # which were not resized either
+            return torch.from_numpy(np.array(mask))
+        image = self._items[row]
+        size = image.size if isinstance(image, Image.Image) else decode(Path(image)).size
+        if mask.size != size:
+            raise ValueError(f"masks: one is {_size(mask.size)} where its image is {_size(size)}")
         how = self._geometry() | {"interpolation": "nearest"}
         return torch.from_numpy(prepare_image(mask.convert("RGB"), [], **how)[0].any(0))
 

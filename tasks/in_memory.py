@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainers.base import Explainer, Need, Parameters, Status
+from explainers.base import Explainer, Explanation, Need, Parameters, Status
 from explainers.models import loading
 from explainers.models.black_box import BlackBox
 from explainers.models.compute import tf32
@@ -179,13 +179,15 @@ def explain(
             values, _ = given.read(rows)
             digests += _digests(values)
             classes = None if wanted is None else wanted[rows].to(model.device)
-            found.append(explained(made, model, values, classes, seeds[rows].to(model.device), forwards))
+            its, one = explained(made, model, values, classes, seeds[rows].to(model.device), forwards)
+            details = {key: detail.cpu() for key, detail in one.details.items()}
+            found.append((its.cpu(), Explanation(one.maps.float().cpu(), one.statuses, details)))
     explanations = [explanation for _, explanation in found]
     return Found(
-        maps=torch.cat([each.maps.float().cpu() for each in explanations]),
+        maps=torch.cat([each.maps for each in explanations]),
         statuses=[status for each in explanations for status in each.statuses],
         details=_joined([each.details for each in explanations]),
-        targets=torch.cat([classes.cpu() for classes, _ in found]),
+        targets=torch.cat([classes for classes, _ in found]),
         explainer=explainer,
         parameters=chosen,
         seed=seed,
@@ -270,7 +272,7 @@ def score(
                 confidence=confidence,
                 boxes=its_boxes,
                 forwards=forwards,
-                masks=None if masks is None else given.masks(masks[rows]),
+                masks=None if masks is None else given.masks(masks[rows], rows.start),
                 explain=again if MetricNeed.EXPLAINER in made.needs else None,
             )
             maps = found.maps[rows].to(model.device)

@@ -514,3 +514,28 @@ def test_boxes_that_are_none_are_one_line(gap: Any, boxes: Any) -> None:
         floodlit.score(gap, PIXELS[:1], found, "pointing_game", boxes=[boxes])
     one = floodlit.score(gap, PIXELS[:1], found, "pointing_game", boxes=[0, 0, 64, 64])
     assert one.values["pointing_game"].tolist() == [1]
+
+
+def test_a_mask_beside_pixels_is_not_resized_and_one_of_another_size_is_refused() -> None:
+    resized = floodlit.load(**model("gap"), resize=80, crop=64)
+    corner = np.zeros((64, 64), np.uint8)
+    corner[:16, :16] = 255
+    found = floodlit.explain(resized, PIXELS[:1], "gradcam")
+
+    def area(mask: Any) -> float:
+        scored = floodlit.score(resized, PIXELS[:1], found, "relevance_mass_accuracy", masks=[mask])
+        return float(scored.values["relevance_mass_accuracy_area"][0])
+
+    assert area(corner) == area(Image.fromarray(corner)) == (16 * 16) / (64 * 64)
+    picture = Image.fromarray(np.zeros((100, 80, 3), np.uint8))
+    seen = floodlit.explain(resized, [picture], "gradcam")
+    mask = Image.fromarray(corner)
+    with pytest.raises(ValueError, match="masks: one is 64x64 where its image is 80x100"):
+        floodlit.score(resized, [picture], seen, "relevance_mass_accuracy", masks=[mask])
+
+
+def test_a_job_and_another_store_are_refused(tmp_path: Path) -> None:
+    job = floodlit.Job.model_validate(tiny_job(tmp_path / "run"))
+    with pytest.raises(FloodlitError, match="leave store out"):
+        floodlit.run(job, tmp_path / "other")
+    assert not (tmp_path / "run").exists()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from explainers.models.architectures import by_class
 from explainers.models.frozen import Frozen
-from explainers.models.reasons import one_line
+from explainers.models.reasons import first_line
 
 # The taps of P-TAME's release, by the class of the network.
 TAPS = {
@@ -145,7 +145,7 @@ class Auxiliary(Frozen):
         except Exception as error:  # a network may refuse inputs with an exception of any kind
             kind = type(self.network).__name__
             raise ValueError(
-                f"auxiliary: {kind} does not take {size[0]}x{size[1]} pixels ({one_line(error)}); "
+                f"auxiliary: {kind} does not take {size[0]}x{size[1]} pixels ({first_line(error)}); "
                 "choose another network, or a model.crop that it takes"
             ) from error
         shapes = [tuple(features.shape[1:]) for features in self._checked(found)]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from explainers.models.reasons import one_line
+from explainers.models.reasons import first_line
 
 # Elementwise activations that a forward may call as functions. No module has their output, so that no name
 # of a layer could stand for it.
@@ -107,7 +107,7 @@ def split_at_layer(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module
     except Exception as error:
         raise ValueError(
             f"model.layer: the modules around {name!r} branch in ways that cannot be traced "
-            f"({one_line(error)}); name a layer nested less deeply, or give the network as a callable "
+            f"({first_line(error)}); name a layer nested less deeply, or give the network as a callable "
             "without such branches"
         ) from error
     if not tracer.calls:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explainers.models.reasons import one_line
+from explainers.models.reasons import first_line
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -54,7 +54,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"model.weights: cannot read {path}: {one_line(error)}") from error
+        raise ValueError(f"model.weights: cannot read {path}: {first_line(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from explainers.models.clip import Clip, HuggingFaceVit, embed_classes
 from explainers.models.huggingface import check_repository, from_pretrained, pretrained_model
 from explainers.models.model_spec import DEFAULT_TEMPLATE, LOCAL_DIR, ModelSpec, Preprocessing, is_file
-from explainers.models.reasons import one_line
+from explainers.models.reasons import first_line
 from explainers.models.sources import check_known, not_downloaded, published_weights
 from explainers.numerics.fingerprint import sha256_of
 
@@ -116,7 +116,7 @@ def _open_clip_settings(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]
         settings = json.loads(file.read_text(encoding="utf-8"))
         return dict(settings["model_cfg"]), dict(settings.get("preprocess_cfg", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"model.name: cannot read {file}: {one_line(error)}") from error
+        raise ValueError(f"model.name: cannot read {file}: {first_line(error)}") from error
 
 
 def open_clip_preprocessing(spec: ModelSpec) -> Preprocessing:
@@ -137,7 +137,7 @@ def open_clip_preprocessing(spec: ModelSpec) -> Preprocessing:
         size = open_clip.CLIPVisionCfg(**model["vision_cfg"]).image_size
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"model.name: {spec.name} has no valid open_clip configuration: {one_line(error)}"
+            f"model.name: {spec.name} has no valid open_clip configuration: {first_line(error)}"
         ) from error
     side = size if isinstance(size, int) else _square(spec, *size)
     if found.resize_mode != "shortest" and spec.resize is None:
@@ -178,7 +178,7 @@ def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
         # Without an internet connection the kind of error depends on the hub client. Random weights may fail
         # as well, since their tokenizer may come from the hub.
         if name.startswith(LOCAL_DIR) or is_file(weights):
-            raise ValueError(f"model.weights: open_clip cannot load {name}: {one_line(error)}") from error
+            raise ValueError(f"model.weights: open_clip cannot load {name}: {first_line(error)}") from error
         raise not_downloaded(spec, error, "folder" if ":" in name else "file") from error
     model.visual.output_tokens = False  # CoCa's tower would return the patch tokens as well
     return _clip(
@@ -232,7 +232,7 @@ def huggingface_preprocessing(spec: ModelSpec) -> Preprocessing:
         )
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"model.name: cannot read the image processor of {spec.name}: {one_line(error)}"
+            f"model.name: cannot read the image processor of {spec.name}: {first_line(error)}"
         ) from error
 
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from explainers.models.reasons import one_line
+from explainers.models.reasons import first_line
 
 _LOG = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Compiled:
         try:
             found: Tensor = self._run(*inputs)
         except TorchDynamoException as error:
-            reason = f"{type(error).__name__}: {one_line(error)}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             _LOG.warning("compute.compile: %s is not compiled: %s", type(self._module).__name__, reason)
             self._run = self._module
             found = self._module(*inputs)

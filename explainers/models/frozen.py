@@ -20,7 +20,7 @@ from explainers.models.compute import (
     wants_eager,
     wants_full_precision,
 )
-from explainers.models.reasons import one_line
+from explainers.models.reasons import first_line
 from explainers.numerics.fingerprint import sha256_of
 
 
@@ -154,7 +154,7 @@ class Frozen:
         try:
             logits = self.logits(inputs)
         except Exception as error:
-            raise ValueError(f"{key}: the network does not run on {what}: {one_line(error)}") from error
+            raise ValueError(f"{key}: the network does not run on {what}: {first_line(error)}") from error
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(inputs):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"{key}: the network must return logits (B, K), and returned {found}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from explainers.models.model_spec import ModelSpec
-from explainers.models.reasons import one_line
+from explainers.models.reasons import first_line
 from explainers.models.sources import check_known, not_downloaded
 
 
@@ -51,7 +51,7 @@ def from_pretrained(spec: ModelSpec, read: Callable[..., Any], **options: Any) -
             return read(spec.name, **options)
     except Exception as error:  # without an internet connection, the kind of error depends on the hub client
         if Path(str(spec.name)).is_dir():
-            raise ValueError(f"model.name: cannot read {spec.name}: {one_line(error)}") from error
+            raise ValueError(f"model.name: cannot read {spec.name}: {first_line(error)}") from error
         raise not_downloaded(spec, error, "folder") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 _LONGEST = 200  # characters
 
 
-def one_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an exception's message, shortened to 200 characters; its class if there is none.
 
     If the first line ends in a colon, the second line is added: PyTorch's "Error(s) in loading state_dict for

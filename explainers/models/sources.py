@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from explainers.models.model_spec import ModelSpec, Preprocessing, is_file
-from explainers.models.reasons import one_line
+from explainers.models.reasons import first_line
 
 # torchvision
 
@@ -88,7 +88,7 @@ def _check_published_classes(spec: ModelSpec, classes: int) -> None:
 def not_downloaded(spec: ModelSpec, error: Exception, instead: str = "file") -> ValueError:
     """The error for weights that cannot be downloaded; the message proposes ``instead``."""
     return ValueError(
-        f"model.weights: {spec.weights!r} of {spec.name} cannot be downloaded ({one_line(error)}); give a "
+        f"model.weights: {spec.weights!r} of {spec.name} cannot be downloaded ({first_line(error)}); give a "
         f"{instead} instead"
     )
 
@@ -185,7 +185,7 @@ def called_network(spec: ModelSpec) -> nn.Module:
     try:
         network = build() if spec.name is None else build(spec.name)
     except Exception as error:
-        reason = f"{type(error).__name__}: {one_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ValueError(f"model.source: {spec.source} raised {reason}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"model.source: {spec.source} returned {type(network).__name__}, not a torch module")
@@ -198,7 +198,7 @@ def _callable(source: str) -> Any:
         module = _file_module(Path(path)) if path.endswith(".py") else importlib.import_module(path)
         return getattr(module, name)
     except Exception as error:
-        raise ValueError(f"model.source: cannot load {source!r}: {one_line(error)}") from error
+        raise ValueError(f"model.source: cannot load {source!r}: {first_line(error)}") from error
 
 
 def _file_module(path: Path) -> Any:

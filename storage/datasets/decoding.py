@@ -36,10 +36,10 @@ def decode_mask(path: Path) -> Image.Image:
     UnreadableError
         If the file cannot be decoded; the message is the reason in one line.
     """
-    return _decoded(path, _not_zero)
+    return _decoded(path, not_zero)
 
 
-def _not_zero(image: Image.Image) -> Image.Image:
+def not_zero(image: Image.Image) -> Image.Image:
     """Return a mask that is white where a pixel is not 0.
 
     Transparency is ignored. In an image with a palette the colours count, not the indices.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,6 +113,28 @@ def test_a_plug_in_with_the_name_of_another_class_is_refused_when_everything_is_
     for _ in range(2):
         with pytest.raises(ValueError, match=r"two methods are called 'one'.*ClassOne.*second_one.Foreign"):
             methods.names()
+
+
+def test_a_plug_in_never_takes_the_place_of_a_class_of_the_package(tmp_path: Path) -> None:
+    (tmp_path / "taker.py").write_text(MODULE.format(name="gradcam"))
+    (tmp_path / "taker-1.0.dist-info").mkdir()
+    (tmp_path / "taker-1.0.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: taker\nVersion: 1.0\n"
+    )
+    (tmp_path / "taker-1.0.dist-info/entry_points.txt").write_text(
+        "[floodlit.explainers]\nother = taker:Foreign\n"
+    )
+    program = (
+        "from explainers.registry import explainers\n"
+        "try:\n"
+        "    explainers.get('other')\n"
+        "except ValueError as error:\n"
+        "    print('two explainers are called' in str(error))\n"
+        "print(explainers.get('gradcam').__module__)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    told = subprocess.check_output([sys.executable, "-c", program], text=True, cwd=ROOT, env=environment)
+    assert told.split() == ["True", "explainers.gradcam"]
 
 
 def test_the_same_class_may_register_again() -> None:

@@ -18,6 +18,7 @@ from storage.records import (
     StageFacts,
     Step,
     drop_record,
+    failures,
     finished,
     read_record,
     write_record,
@@ -174,3 +175,12 @@ def test_a_record_is_whole_or_absent(tmp_path: Path) -> None:
     assert read_record(tmp_path, STEP) == before
     assert [path.name for path in (tmp_path / STEP.path).parent.iterdir()] == ["shard-00002.json"]
     assert (tmp_path / STEP.path).read_bytes() == text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}"])
+def test_a_damaged_failure_is_named_with_what_to_do(tmp_path: Path, text: str) -> None:
+    path = tmp_path / STEP.failure_path
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(DamagedRecordError, match=r"shard-00002\.failed\.json cannot be read .*; delete it"):
+        failures(tmp_path)

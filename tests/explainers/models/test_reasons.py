@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from explainers.models.reasons import one_line
+from explainers.models.reasons import first_line
 
 
 @pytest.mark.parametrize(
@@ -21,18 +21,18 @@ from explainers.models.reasons import one_line
     ],
 )
 def test_it_is_the_first_line_or_the_class(error: BaseException, expected: str) -> None:
-    assert one_line(error) == expected
+    assert first_line(error) == expected
 
 
 def test_a_line_that_announces_the_next_has_it_beside_it() -> None:
     with pytest.raises(RuntimeError) as refusal:
         nn.Linear(2, 3).load_state_dict({})
-    assert one_line(refusal.value) == (
+    assert first_line(refusal.value) == (
         'Error(s) in loading state_dict for Linear: Missing key(s) in state_dict: "weight", "bias".'
     )
 
 
 def test_a_long_line_is_cut() -> None:
-    found = one_line(ValueError("path/" * 100))
+    found = first_line(ValueError("path/" * 100))
     assert len(found) == 200
     assert found.endswith("...")
