@@ -63,6 +63,16 @@ def settings(workers: int) -> dict[str, object]:
     }
 
 
+def worker_variables() -> list[str]:
+    """Names of the environment variables that Dask sets for the workers of a job.
+
+    Dask sets them in the process that starts the workers and leaves them there. Later child processes would
+    inherit them, and so would the workers of the next job, whatever its own settings say.
+    """
+    with dask.config.set(settings(1)):
+        return [*dask.config.get("distributed.nanny.pre-spawn-environ"), "PYTHONHASHSEED"]
+
+
 def check(cluster: Cluster) -> None:
     """Check that this machine can have the cluster.
 

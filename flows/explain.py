@@ -17,8 +17,9 @@ from prefect_dask.task_runners import PrefectDaskFuture
 
 from explainers.base import Need
 from explainers.registry import explainers
-from flows.cluster import attach, check, resources_of
+from flows.cluster import attach, check, resources_of, worker_variables
 from flows.drain import drain
+from flows.environment import restored
 from flows.job import Job, JobError
 from flows.prepare import prepare
 from flows.progress import StageProgress
@@ -88,7 +89,7 @@ def explain(job: Job, retry_failed: bool = False) -> dict[str, Any]:
     """
     # These errors would occur again at once, so the deployment's retries are not used for them.
     final = not_retried(JobError, IncompleteError, LostLockError)
-    with final, held(job.store, job.name) as lock, Watch() as watch:
+    with final, held(job.store, job.name) as lock, Watch() as watch, restored(worker_variables()):
         return _explain(job, retry_failed, lock, watch)  # type: ignore[return-value]  # a state is Prefect's
 
 

@@ -25,6 +25,7 @@ import httpx
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
+from flows.environment import restored
 from storage.errors import LONGEST, FloodlitError
 
 START_SECONDS = 120
@@ -48,7 +49,8 @@ def prefect_server() -> Iterator[Callable[[], str]]:
         By the function: if the configured server does not answer, or a local one does not start.
     """
     configured = get_current_settings().api.url
-    with _in_environment("PYTHONSAFEPATH", "1"):
+    with restored(["PYTHONSAFEPATH"]):
+        os.environ["PYTHONSAFEPATH"] = "1"
         if configured:
             yield lambda: _configured(configured)
         else:
@@ -62,27 +64,14 @@ def _local() -> Iterator[Callable[[], str]]:
     url = f"http://127.0.0.1:{port}/api"
     server = _Server(port, url)
     try:
-        with temporary_settings({PREFECT_API_URL: url}), _in_environment("PREFECT_API_URL", url):
+        with temporary_settings({PREFECT_API_URL: url}), restored(["PREFECT_API_URL"]):
+            os.environ["PREFECT_API_URL"] = url
             try:
                 yield server.answer
             finally:
                 APILogHandler().flush()  # the last lines, while the server is there to take them
     finally:
         server.stop()
-
-
-@contextmanager
-def _in_environment(name: str, value: str) -> Iterator[None]:
-    """Set a variable of the environment, for child processes, and put back afterwards what was there."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
 
 
 def _configured(url: str) -> str:

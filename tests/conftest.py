@@ -8,7 +8,7 @@ from typing import Any
 
 # These are set before torch and Prefect are imported anywhere. Threads of many small networks slow each other
 # down on a busy machine, and tests must not write to the user's Prefect database.
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="floodlit-prefect-")
 os.environ.pop("PREFECT_API_URL", None)
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "WARNING"

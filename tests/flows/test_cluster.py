@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from flows import cluster as clusters
-from flows.cluster import ClusterError, check, resources_of, settings
+from flows.cluster import ClusterError, check, resources_of, settings, worker_variables
 from flows.explain import explain
 from flows.job import Cluster, Job
 from storage.verify import verify
@@ -38,6 +39,22 @@ def test_any_cluster_class_serves(server: str, digits_job: Raw) -> None:
     raw = digits_job(**SMALL, cluster=table)
     assert explain(Job.model_validate(raw))["steps_done"] == 4
     assert not verify(Path(raw["store"]))
+
+
+@pytest.mark.service
+def test_a_job_leaves_the_environment_as_it_was(
+    server: str, digits_job: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise later child processes would compute with the number of threads of this job's workers."""
+    for name in worker_variables():
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "3")
+    seen: list[str | None] = []
+    monkeypatch.setattr("flows.explain.send_logs", lambda _: seen.append(os.environ.get("OMP_NUM_THREADS")))
+    explain(Job.model_validate(digits_job(**SMALL, cluster={"kind": "local", "workers": 1})))
+    assert seen == [str(os.cpu_count())]  # they were set while the job ran
+    left = {name: os.environ[name] for name in worker_variables() if name in os.environ}
+    assert left == {"MALLOC_ARENA_MAX": "3"}
 
 
 @pytest.mark.service
