@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
@@ -24,10 +23,8 @@ from storage.records import Agreement, Cost, StageFacts, Step
 from storage.run import Run
 from tasks.meter import Meter
 from tasks.perform import Outcome, perform
-from tasks.prefetch import prefetched
 from tasks.results.agreement import agreement_of
 from tasks.run_parts import classifier_of, compute_of, plugin_of
-from tasks.shard_reader import ShardReader
 from tasks.shard_rows import STATUSES, batches, targets_and_seeds
 
 logger = logging.getLogger(__name__)
@@ -69,21 +66,16 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
     agreement: Agreement | None = None
     compared = False
 
-    blocks = {"inputs": ShardReader(run, run.inputs, shard)}
+    stored = {"inputs": run.inputs}
     if Need.ACTIVATIONS in explainer.needs:
-        blocks["activations"] = ShardReader(run, run.activations, shard)
-
-    def read_batch(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        images = rows // run.targets_per_image
-        stored = {name: block.rows(images) for name, block in blocks.items()}
-        return stored | {"targets": targets[rows], "seeds": seeds[rows]}
-
-    for rows, stored in prefetched(batches(run, targets), read_batch, classifier.device):
+        stored["activations"] = run.activations
+    each = {"targets": targets, "seeds": seeds}
+    for rows, values in batches(run, shard, stored, each, classifier.device):
         batch = Batch(
-            inputs=classifier.inputs_of(stored["inputs"]),
-            targets=stored["targets"],
-            seeds=stored["seeds"],
-            activations=stored.get("activations"),
+            inputs=classifier.inputs_of(values["inputs"]),
+            targets=values["targets"],
+            seeds=values["seeds"],
+            activations=values.get("activations"),
             forwards=run.batch_forwards,
         )
         with meter:
@@ -93,8 +85,8 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
             agreement, compared = _agreement(run, name, classifier, batch, explanation.maps), True
         _store(explanation, rows, arrays)
     files = []
-    for key, values in arrays.items():
-        write_shard(run.saliency(name) / key, start, values)
+    for key, array in arrays.items():
+        write_shard(run.saliency(name) / key, start, array)
         files.append(shard_file(run.saliency(name) / key, shard))
     statuses = [STATUSES[code].value for code in arrays["status"]]
     cost = Cost(int((targets >= 0).sum()), round(meter.seconds, 6), meter.peak)

@@ -23,9 +23,7 @@ from tasks.metrics.base import MetricBatch, Need, Scores
 from tasks.metrics.preparation import prepare
 from tasks.metrics.registry import metrics
 from tasks.perform import Outcome, perform
-from tasks.prefetch import prefetched
 from tasks.run_parts import classifier_of, explain_again, plugin_of
-from tasks.shard_reader import ShardReader
 from tasks.shard_rows import STATUSES, batches, targets_and_seeds
 
 
@@ -74,18 +72,10 @@ def _score(run: Run, shard: int, explainer: str) -> Outcome:
     values = {column.name: np.full(stop - start, np.nan) for metric in chosen for column in metric.columns()}
     curves: dict[str, list[np.ndarray | None]] = {name: [None] * (stop - start) for name in values}
 
-    blocks = {"inputs": ShardReader(run, run.inputs, shard)}
-    if run.manifest.masks:
-        blocks["masks"] = ShardReader(run, run.masks, shard)
+    arrays = {"inputs": run.inputs} | ({"masks": run.masks} if run.manifest.masks else {})
     each = {"maps": maps, "targets": targets, "seeds": seeds, "own_seeds": own_seeds}
     each["confidence"] = _confidences(run, samples)
-
-    def read_batch(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        images = rows // run.targets_per_image
-        stored = {name: block.rows(images) for name, block in blocks.items()}
-        return stored | {name: values[rows] for name, values in each.items()}
-
-    for rows, stored in prefetched(batches(run, targets), read_batch, classifier.device):
+    for rows, stored in batches(run, shard, arrays, each, classifier.device):
         batch = _batch(run, classifier, stored, [samples[row // run.targets_per_image] for row in rows])
         if explains_again:
             own = stored["own_seeds"]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from explainers.base import Status
 from explainers.numerics.batching import chunks
 from explainers.numerics.randomness import seed_of
 from storage.run import Run
 from storage.samples import read_samples_of_shard
+from tasks.prefetch import prefetched
+from tasks.shard_reader import ShardReader
 
 STATUSES = list(Status)  # a status is stored as its index in this list, so the order must not change
 
@@ -41,13 +47,39 @@ def targets_and_seeds(run: Run, shard: int, purpose: str) -> tuple[np.ndarray, n
     return np.array(classes, np.int64), np.array(seeds, np.int64)
 
 
-def batches(run: Run, targets: NDArray[Any]) -> list[NDArray[Any]]:
-    """The rows of a shard's maps that have a target, in batches of at most ``run.batch_images`` maps.
+def batches(
+    run: Run,
+    shard: int,
+    of_images: Mapping[str, Path],
+    of_maps: Mapping[str, NDArray[Any]],
+    device: torch.device,
+) -> Iterator[tuple[NDArray[Any], dict[str, Tensor]]]:
+    """The maps of a shard that have a target, in batches of at most ``run.batch_images``, read ahead.
 
     Parameters
     ----------
-    targets
-        (maps,) int64; -1 if there is no target.
+    of_images
+        Arrays of the run with one row per image, by name.
+    of_maps
+        Arrays with one row per map of the shard, by name; among them ``targets``, -1 if there is none.
+    device
+        Where the tensors go.
+
+    Yields
+    ------
+    rows
+        (b,) ascending, the rows of the batch among the shard's maps.
+    values
+        For each name, of both kinds, a tensor with one row per map of the batch.
     """
+    readers = {name: ShardReader(run, array, shard) for name, array in of_images.items()}
+    targets = of_maps["targets"]
+
+    def read(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        images = rows // run.targets_per_image
+        stored = {name: reader.rows(images) for name, reader in readers.items()}
+        return stored | {name: values[rows] for name, values in of_maps.items()}
+
     steps = (np.arange(step.start, step.stop) for step in chunks(len(targets), run.batch_images))
-    return [able for rows in steps if len(able := rows[targets[rows] >= 0])]
+    able = [rows for step in steps if len(rows := step[targets[step] >= 0])]
+    return prefetched(able, read, device)
