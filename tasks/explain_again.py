@@ -21,12 +21,10 @@ class ExplainAgain:
 
     Parameters
     ----------
+    explainer, classifier
+        Those of the first explanation.
     make
-        Gives the explainer for a classifier, with the parameters of the first explanation.
-    needs
-        What the explainer needs.
-    classifier
-        The one that was explained.
+        Gives the explainer for another classifier, with the same parameters.
     targets, seeds
         (B,) int64, of the maps that are scored.
     images, forwards
@@ -35,18 +33,18 @@ class ExplainAgain:
 
     def __init__(
         self,
-        make: Callable[[BlackBox], Explainer],
-        needs: frozenset[Need],
+        explainer: Explainer,
         classifier: BlackBox,
+        make: Callable[[BlackBox], Explainer],
         targets: Tensor,
         seeds: Tensor,
         images: int,
         forwards: int,
     ) -> None:
-        self.needs = needs
+        self.needs = explainer.needs
         self._make, self._classifier, self._targets, self._seeds = make, classifier, targets, seeds
         self._images, self._forwards = images, forwards
-        self._made: tuple[BlackBox, Explainer] | None = None
+        self._made = classifier, explainer
 
     def __call__(
         self,
@@ -68,7 +66,7 @@ class ExplainAgain:
 
     def _maps(self, classifier: BlackBox, inputs: Tensor, targets: Tensor, seeds: Tensor) -> Tensor:
         """(b, \\*sites) prepared maps."""
-        if self._made is None or self._made[0] is not classifier:  # making one may cost passes
+        if self._made[0] is not classifier:  # making one may cost passes
             self._made = classifier, self._make(classifier)
         _, explanation = explained(self._made[1], classifier, inputs, targets, seeds, self._forwards)
         maps = explanation.maps.detach()

@@ -247,6 +247,8 @@ def score(
     own_seeds = _seeds(found.seed, "saliency", found.ids)
     parts = []
     with _computing():
+        asks = MetricNeed.EXPLAINER in made.needs
+        explainer = _explainer(found.explainer, model, found.parameters) if asks else None
         for rows in given.steps(batch):
             values, its_boxes = given.read(rows, None if boxes is None else boxes[rows])
             if _digests(values) != found.digests[rows]:
@@ -254,15 +256,17 @@ def score(
                     "found: the maps are those of other inputs; give the same ones in the same order"
                 )
             targets = found.targets[rows].to(model.device)
-            again = ExplainAgain(
-                lambda asked: _explainer(found.explainer, asked, found.parameters),
-                explainers.get(found.explainer).needs,
-                model,
-                targets,
-                own_seeds[rows].to(model.device),
-                batch,
-                forwards,
-            )
+            again = None
+            if explainer is not None:
+                again = ExplainAgain(
+                    explainer,
+                    model,
+                    lambda asked: _explainer(found.explainer, asked, found.parameters),
+                    targets,
+                    own_seeds[rows].to(model.device),
+                    batch,
+                    forwards,
+                )
             with torch.no_grad():
                 confidence = target_probability(model.logits(values), targets)
             one = MetricBatch(
@@ -273,7 +277,7 @@ def score(
                 boxes=its_boxes,
                 forwards=forwards,
                 masks=None if masks is None else given.masks(masks[rows], rows.start),
-                explain=again if MetricNeed.EXPLAINER in made.needs else None,
+                explain=again,
             )
             maps = found.maps[rows].to(model.device)
             parts.append(made.score(one, prepare(maps, model.input_shape[1:], model.sites(values))[0]))

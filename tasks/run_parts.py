@@ -86,12 +86,21 @@ def plugin_of(
     return cls(classifier, cls.Parameters(**entries[name].parameters))
 
 
-def explain_again(run: Run, name: str, classifier: BlackBox, targets: Tensor, seeds: Tensor) -> ExplainAgain:
-    """The run's explainer called ``name``, to explain maps with these targets and seeds again."""
-    needs = explainers.get(name).needs
+def explain_again(
+    run: Run, name: str, explainer: Explainer, classifier: BlackBox, targets: Tensor, seeds: Tensor
+) -> ExplainAgain:
+    """The run's explainer called ``name``, to explain maps with these targets and seeds again.
+
+    Parameters
+    ----------
+    explainer, classifier
+        The explainer, made for this classifier.
+    targets, seeds
+        (B,) int64, of the maps.
+    """
 
     def make(asked: BlackBox) -> Explainer:
         made: Explainer = plugin_of(explainers, run.explainers, name, asked)
         return made
 
-    return ExplainAgain(make, needs, classifier, targets, seeds, run.batch_images, run.batch_forwards)
+    return ExplainAgain(explainer, classifier, make, targets, seeds, run.batch_images, run.batch_forwards)

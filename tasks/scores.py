@@ -14,6 +14,7 @@ from torch import Tensor
 
 from explainers.base import Status
 from explainers.models.black_box import BlackBox
+from explainers.registry import explainers
 from storage.maps import read
 from storage.records import StageFacts, Step
 from storage.run import Run
@@ -62,6 +63,7 @@ def _score(run: Run, shard: int, explainer: str) -> Outcome:
     classifier = classifier_of(run)
     chosen = [plugin_of(metrics, run.metrics, name, classifier) for name in run.metrics]
     explains_again = any(Need.EXPLAINER in metric.needs for metric in chosen)
+    made = plugin_of(explainers, run.explainers, explainer, classifier) if explains_again else None
     targets, seeds = targets_and_seeds(run, shard, "scores")
     # Metrics that explain again need the explainer's own seeds to get the same maps for the same inputs.
     own_seeds = targets_and_seeds(run, shard, "saliency")[1] if explains_again else seeds
@@ -77,9 +79,11 @@ def _score(run: Run, shard: int, explainer: str) -> Outcome:
     each["confidence"] = _confidences(run, samples)
     for rows, stored in batches(run, shard, arrays, each, classifier.device):
         batch = _batch(run, classifier, stored, [samples[row // run.targets_per_image] for row in rows])
-        if explains_again:
+        if made is not None:
             own = stored["own_seeds"]
-            batch = replace(batch, explain=explain_again(run, explainer, classifier, batch.targets, own))
+            batch = replace(
+                batch, explain=explain_again(run, explainer, made, classifier, batch.targets, own)
+            )
         sites = classifier.sites(batch.inputs)
         prepared, as_read = prepare(stored["maps"], run.input_size, sites)
         for row, status in zip(rows, as_read, strict=True):
