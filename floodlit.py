@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,8 +185,9 @@ def run(job: str | Path | Job, store: str | Path | None = None, *, retry_failed:
             "a worker process has imported the script that calls floodlit.run; call it under "
             '`if __name__ == "__main__":`'
         )
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # before Prefect is imported
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    from flows.environment import keep_logs_off_the_terminal
+
+    keep_logs_off_the_terminal()  # before the next lines import Prefect
     from flows.explain import explain as flow
     from flows.job import Job, JobError, read_job
     from flows.server import prefect_server

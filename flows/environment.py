@@ -1,10 +1,19 @@
-"""Variables of this process's environment that child processes need, and only for a time."""
+"""Variables of this process's environment: those that child processes need for a time, and those of logs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+
+def keep_logs_off_the_terminal() -> None:
+    """Let Prefect and MLflow log to their servers alone, where the user has not chosen otherwise.
+
+    It has to be called before Prefect is imported.
+    """
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 
 @contextmanager

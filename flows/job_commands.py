@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.environment import keep_logs_off_the_terminal
 from flows.terminal import FAILED, console, fail
 
 
@@ -41,8 +42,7 @@ def run(
 def _serving() -> Iterator[Callable[[], str]]:
     """Provide a Prefect server; yields a function that waits for the server's address."""
     # Logs and tracebacks are in Prefect; the terminal shows progress, and an error as one line.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    keep_logs_off_the_terminal()
     from flows.server import prefect_server
 
     # While the flow runs, Prefect catches SIGTERM, ends the flow and passes the signal on to this handler.
