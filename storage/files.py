@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,34 @@ PARTIAL = ".partial"  # Zarr's local store uses the same suffix for a file that 
 
 class UnreadableError(FloodlitError, ValueError):
     """An item cannot be read, because it is damaged or of an unexpected kind."""
+
+
+def regular(path: Path) -> Path:
+    """Return ``path`` if it is a regular file or does not exist; links are followed.
+
+    Call it before opening a file that is named by data. A pipe, a device or a socket is not opened, because
+    reading it may never end.
+
+    Raises
+    ------
+    UnreadableError
+        If the path leads to something else than a file.
+    """
+    if is_remote(path):  # S3 holds nothing else than objects
+        return path
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return path
+    if not stat.S_ISREG(mode):
+        raise UnreadableError(f"{path} is {_kind(mode)}, not a file")
+    return path
+
+
+def _kind(mode: int) -> str:
+    """Return the kind of a path that is no file, with its article."""
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+    return next((name for test, name in kinds.items() if test(mode)), "a device")
 
 
 @contextmanager
