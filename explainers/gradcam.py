@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from explainers import base
@@ -62,6 +63,17 @@ class GradCam(_GradientCam):
         return _weighed(gradient.mean((2, 3)), features)
 
 
+class GradCamPlusPlusParameters(base.Parameters):
+    """Parameters of Grad-CAM++. The default is the paper's; ``epsilon = 1e-6`` is pytorch-grad-cam's way."""
+
+    epsilon: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="what is added to the denominator of alpha; 0 in the paper, 1e-6 in pytorch-grad-cam",
+    )
+
+
 @register
 class GradCamPlusPlus(_GradientCam):
     """Grad-CAM++ (Chattopadhay et al., WACV 2018, eq. 5, 10 and 19).
@@ -69,14 +81,27 @@ class GradCamPlusPlus(_GradientCam):
     The weight of a channel is the sum over positions of alpha * ReLU(g), with
     alpha = g^2 / (2 g^2 + g^3 sum(A)), here reduced to 1 / (2 + g sum(A)). The paper's score is the
     exponential of the logit. The exponential is left out, since it only scales each map by a positive number.
+
+    pytorch-grad-cam adds 1e-6 to the denominator, against a division by zero. The reduced form has no such
+    division, so nothing is added here. Squared gradients are often smaller than 1e-6, and there that library
+    takes alpha * ReLU(g) for nearly zero. The maps then also depend on the scale of the logits. ``epsilon``
+    adds the same number.
     """
 
     name: ClassVar[str] = "gradcampp"
     title: ClassVar[str] = "Grad-CAM++: positive gradients with second-order coefficients (WACV 2018)"
+    Parameters: ClassVar[type[base.Parameters]] = GradCamPlusPlusParameters
+
+    def __init__(self, classifier: Classifier, parameters: GradCamPlusPlusParameters) -> None:
+        super().__init__(classifier, parameters)
+        self.epsilon = parameters.epsilon
 
     def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
         positive = gradient.relu()
         denominator = 2 + positive * features.sum((2, 3), keepdim=True)
+        if self.epsilon:
+            # Where the gradient is 0, this is infinite, and the ratio 0 as it should be.
+            denominator = denominator + self.epsilon / positive.square()
         return _weighed(_ratio(positive, denominator).sum((2, 3)), features)
 
 

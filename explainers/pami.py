@@ -32,7 +32,7 @@ from torch import Tensor
 from explainers import base
 from explainers.base import Batch, Description, Detail, Explanation, Need, statuses_of
 from explainers.models.black_box import BlackBox, check_fill
-from explainers.numerics.masking import gaussian_blur, rescaled
+from explainers.numerics.masking import kernel_blur, rescaled
 from explainers.numerics.randomness import random_bits
 from explainers.numerics.segmentation import Partition, PreSegmentation, SlidingWindow, Windows
 from explainers.probes.masked_forward import MaskedForward, scalar
@@ -110,10 +110,10 @@ class PamiParameters(base.PresetParameters):
 class Pami:
     """PAMI (arXiv 2302.03318; Pattern Recognition 2024): each pixel's mean score over regions that show it.
 
-    Each region is shown alone on the fill, which for images is a blurred version of the input (kernel of 49
-    pixels, sigma 100, zeros beyond the border). Its score is the softmax probability of the target, or
-    another scalar. The value at a site p is the mean score of the regions that contain p. It is 0 at a text's
-    special tokens and padding, which no region contains.
+    Each region is shown alone on the fill, which for images is a blurred version of the input (RISE's kernel
+    of 49 pixels and sigma 100, which is nearly a box; zeros beyond the border). Its score is the softmax
+    probability of the target, or another scalar. The value at a site p is the mean score of the regions that
+    contain p. It is 0 at a text's special tokens and padding, which no region contains.
 
     Details: ``forward_passes``, one per distinct region of each stage and shift; ``segmentations``, their
     number per image: 20, or 17 without SEEDS, fewer with a lower ``superpixels``, and 0 for the sliding disc
@@ -234,8 +234,8 @@ class Pami:
     def _fill(self, inputs: Tensor) -> Tensor:
         """Return what (V, C, \\*sites) inputs show outside a region, in the same shape."""
         if self.fill == "blur":
-            radius = round(_BLUR_RADIUS * self.scale)
-            return gaussian_blur(inputs, _BLUR_SIGMA * self.scale, radius, "constant")
+            size = 2 * round(_BLUR_RADIUS * self.scale) + 1
+            return kernel_blur(inputs, size, _BLUR_SIGMA * self.scale)
         return self.classifier.fill(inputs, self.fill).expand_as(inputs)
 
 

@@ -1,12 +1,12 @@
-"""Parts of masked inputs: masks in [0, 1], and the blurred image that is shown where they are 0."""
+"""Parts of masked inputs: masks in [0, 1], and the blurred images that are shown where they are 0."""
 
 from __future__ import annotations
 
-from typing import Literal
-
+import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def rescaled(masks: Tensor) -> Tensor:
@@ -20,13 +20,8 @@ def rows_of(images: Tensor, rows: Tensor) -> Tensor:
     return images if len(images) == 1 else images.index_select(0, rows)
 
 
-def gaussian_blur(
-    inputs: Tensor,
-    sigma: float,
-    radius: int | None = None,
-    beyond: Literal["reflect", "constant"] = "reflect",
-) -> Tensor:
-    """Blur images with a Gaussian.
+def gaussian_blur(inputs: Tensor, sigma: float, radius: int | None = None) -> Tensor:
+    """Blur images with a Gaussian; beyond its border an image is mirrored.
 
     The blur is one matrix product per axis, so that the Gaussian may be wider than the image.
 
@@ -38,8 +33,6 @@ def gaussian_blur(
         Standard deviation in pixels.
     radius
         Where the Gaussian is cut off, in pixels; by default 4 sigma.
-    beyond
-        What lies outside of the image: the mirrored image (``reflect``), or zero (``constant``).
 
     Returns
     -------
@@ -49,8 +42,38 @@ def gaussian_blur(
     # The filter applied to the identity matrix is the filter as a matrix.
     down, across = (
         torch.from_numpy(
-            gaussian_filter1d(torch.eye(size).double().numpy(), sigma, axis=0, radius=radius, mode=beyond)
+            gaussian_filter1d(torch.eye(size).double().numpy(), sigma, axis=0, radius=radius)
         ).to(inputs)
         for size in inputs.shape[-2:]
     )
     return down @ inputs @ across.T
+
+
+def kernel_blur(inputs: Tensor, size: int, sigma: float) -> Tensor:
+    """Blur images with the kernel of RISE's code, which PAMI's authors use too; beyond the border are zeros.
+
+    The kernel is a unit impulse on ``size`` x ``size`` pixels that was filtered by a Gaussian. What the
+    Gaussian carries beyond the array is mirrored back into it, so that the kernel adds up to 1. It is not a
+    Gaussian that was cut off: with a sigma of half the size or more it is nearly a box.
+
+    Parameters
+    ----------
+    inputs
+        (B, C, H, W).
+    size
+        Side of the kernel in pixels, odd.
+    sigma
+        Standard deviation of the Gaussian in pixels.
+
+    Returns
+    -------
+    Tensor
+        (B, C, H, W).
+    """
+    impulse = np.zeros(size)
+    impulse[size // 2] = 1
+    kernel = torch.from_numpy(gaussian_filter1d(impulse, sigma)).to(inputs)
+    planes = inputs.flatten(0, 1)[:, None]
+    planes = F.conv2d(planes, kernel[None, None, :, None], padding=(size // 2, 0))
+    planes = F.conv2d(planes, kernel[None, None, None, :], padding=(0, size // 2))
+    return planes.view_as(inputs)

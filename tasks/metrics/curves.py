@@ -8,14 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
 from explainers.models.black_box import check_fill
 from explainers.models.modality import MODALITIES, Fill, ImageFill
-from explainers.numerics.masking import rows_of
+from explainers.numerics.masking import kernel_blur, rows_of
 from explainers.probes.masked_forward import MaskedForward, Score, target_probability
 from tasks.metrics.base import MetricBatch
 from tasks.metrics.preparation import unreadable
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from explainers.models.black_box import BlackBox
 
 # In curves, a blur is RISE's, and not the classifier's own.
+_BLUR_SIZE, _BLUR_SIGMA = 11, 5.0  # pixels
 _RISE_BLUR = "the input blurred (11x11 kernel, sigma 5, zero padding after normalisation)"
 _INFINITE = float("inf")
 # Logits of different classifiers cannot be compared.
@@ -156,29 +156,5 @@ class Curve:
             mean = self.classifier.fill(inputs, "mean")
             # This equals blurring the normalised input: without the mean, the two differ by a scale per
             # channel, and blurring with zero padding is linear.
-            return _blur(inputs - mean) + mean
+            return kernel_blur(inputs - mean, _BLUR_SIZE, _BLUR_SIGMA) + mean
         return self.classifier.fill(inputs, self.fill)
-
-
-def _blur(inputs: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
-    """Convolve each channel with RISE's kernel, which is separable, with zeros beyond the border."""
-    kernel = _kernel(size, sigma).to(inputs)
-    planes = inputs.flatten(0, 1)[:, None]
-    planes = F.conv2d(planes, kernel[None, None, :, None], padding=(size // 2, 0))
-    planes = F.conv2d(planes, kernel[None, None, None, :], padding=(0, size // 2))
-    return planes.view_as(inputs)
-
-
-def _kernel(size: int, sigma: float) -> Tensor:
-    """Return RISE's (size,) float64 kernel.
-
-    As in RISE's code, it is a unit impulse, filtered by a Gaussian that is cut at 4 sigma and mirrored at the
-    array's ends. With a sigma of half the size, the mirroring folds the tails back, and the kernel is nearly
-    a box.
-    """
-    reach = int(4 * sigma + 0.5)
-    offsets = torch.arange(-reach, reach + 1)
-    weights = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
-    sources = (torch.arange(size)[:, None] + offsets) % (2 * size)
-    mirrored = torch.minimum(sources, 2 * size - 1 - sources)
-    return torch.where(mirrored == size // 2, weights / weights.sum(), 0.0).sum(1)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import pytorch_grad_cam as theirs
 import torch
+from pydantic import ValidationError
 from pytorch_grad_cam.ablation_layer import AblationLayer
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torchvision import models
 import toys
 from explainers.base import Batch, Explanation, Status
 from explainers.models.classifier import Classifier
+from explainers.probes.head_gradient import head_gradient
 from explainers.registry import explainers
 from families import randomised, small_vit
 
@@ -84,8 +86,8 @@ def raw(cls: type, network: nn.Module, layer: nn.Module, inputs: Tensor, **optio
     return torch.as_tensor(np.array(seen[0]))
 
 
-def ours(name: str, classifier: Classifier, batch: Batch) -> Explanation:
-    return explainers.get(name)(classifier, explainers.get(name).Parameters()).explain(batch)
+def ours(name: str, classifier: Classifier, batch: Batch, **parameters: object) -> Explanation:
+    return explainers.get(name)(classifier, explainers.get(name).Parameters(**parameters)).explain(batch)
 
 
 def assert_near(maps: Tensor, expected: Tensor) -> None:
@@ -136,6 +138,30 @@ def test_in_front_of_a_layer_norm_hirescam_is_zero_where_pytorch_grad_cam_shows_
         noise = raw(theirs.HiResCAM, module, layer, batch.inputs)
     assert noise.abs().max() < 1e-5 * terms.abs().max()
     assert found.statuses == [Status.ALL_ZERO] * 2
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_gradcampp_with_an_epsilon_is_pytorch_grad_cams_and_without_one_the_papers(network: str) -> None:
+    """The paper's eq. 19 in float64, term by term and not reduced, beside that library with its 1e-6."""
+    with network_of(network) as (module, layer, classifier, batch):
+        found = ours("gradcampp", classifier, batch).maps
+        with_epsilon = ours("gradcampp", classifier, batch, epsilon=1e-6).maps
+        expected = raw(theirs.GradCAMPlusPlus, module, layer, batch.inputs).double()
+        g = classifier.spatial(head_gradient(classifier, batch, slice(None))).double()
+        A = classifier.spatial(batch.activations).double()
+    close = 1e-3 * float(expected.abs().max())
+    torch.testing.assert_close(with_epsilon.double(), expected, rtol=1e-3, atol=close)
+    alpha = g**2 / (2 * g**2 + g**3 * A.sum((2, 3), keepdim=True))
+    weights = (alpha.nan_to_num() * g.relu()).sum((2, 3))
+    paper = torch.einsum("bd,bdhw->bhw", weights, A)
+    torch.testing.assert_close(found.double(), paper, rtol=1e-3, atol=1e-3 * float(paper.abs().max()))
+    assert (found - with_epsilon).abs().max() > 0.05 * found.abs().max()
+
+
+def test_an_epsilon_that_is_not_a_positive_number_is_refused() -> None:
+    for wrong in (-1e-6, float("nan"), float("inf")):
+        with pytest.raises(ValidationError, match="epsilon"):
+            explainers.get("gradcampp").Parameters(epsilon=wrong)
 
 
 class _Louder(nn.Module):
@@ -194,15 +220,27 @@ def test_eigencam_projects_without_centring_which_pytorch_grad_cam_adds(network:
     """Centred, as in that library and not in the paper, projections sum to zero and have no natural sign."""
     with network_of(network) as (module, layer, classifier, batch):
         found = ours("eigencam", classifier, batch).maps
-        centred = raw(theirs.EigenCAM, module, layer, batch.inputs)
+        centred = ours("eigencam", classifier, batch, centred=True).maps.double()
+        expected = raw(theirs.EigenCAM, module, layer, batch.inputs).double()
         features = classifier.spatial(batch.activations).flatten(2).mT.double().numpy()
     for row, columns in enumerate(features):
         U, S, _ = np.linalg.svd(columns)
         own = U[:, 0] * S[0] * np.sign(U[:, 0].sum())
         np.testing.assert_allclose(found[row].flatten(), own, rtol=1e-3, atol=1e-3 * np.abs(own).max())
-        U, S, _ = np.linalg.svd(columns - columns.mean(0))
-        assert abs(np.corrcoef(U[:, 0], centred[row].flatten())[0, 1]) > NEAR
     assert (found.flatten(1).sum(1) > 0).all()
+    # That library leaves the sign to its SVD; here the value with the largest magnitude is positive.
+    flat = expected.flatten(1)
+    sign = flat.gather(1, flat.abs().argmax(1, keepdim=True)).sign()[..., None]
+    close = 1e-3 * float(expected.abs().max())
+    torch.testing.assert_close(centred, sign * expected, rtol=1e-3, atol=close)
+
+
+def test_channels_that_are_constant_leave_nothing_once_they_are_centred() -> None:
+    activations = torch.full((1, 3, 2, 2), 0.1).double() * torch.tensor([1.0, 3, 7]).view(1, 3, 1, 1)
+    with toys.linear(WEIGHT) as classifier:
+        batch = toys.batch_of(classifier, activations)
+        assert ours("eigencam", classifier, batch).statuses == [Status.CONSTANT]
+        assert ours("eigencam", classifier, batch, centred=True).statuses == [Status.ALL_ZERO]
 
 
 @pytest.mark.parametrize(
