@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 import dask
 import distributed
 import torch
+from distributed.security import Security
 from prefect.utilities.importtools import from_qualified_name
 from prefect_dask import DaskTaskRunner
 
@@ -21,6 +23,11 @@ from tasks.signals import kept_from_children
 
 GPU = {"GPU": 1}  # the Dask resource that a computing step takes, if workers offer it
 START_SECONDS = 600.0  # time limit for the first worker; a cluster may have to start machines
+# Pages about the tasks, which any user of the machine could open. A local job has its progress in Prefect.
+NO_PAGES: dict[str, list[str]] = {
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+}
 SAME = ("floodlit", "torch", "zarr", "prefect", "dask", "distributed")  # same version on flow and workers
 
 
@@ -162,10 +169,22 @@ def _arguments(cluster: Cluster) -> dict[str, Any]:
     """Return the arguments of the cluster class.
 
     A worker of this machine runs one task at a time, because a task fills its cores or its GPU.
+
+    Whoever connects to a scheduler or a worker can run code in it, and any user of the machine can reach
+    their ports. Therefore both sides of each connection prove that they have the key of this job. The key is
+    made here, is kept in memory and goes to the workers through pipes. The SSL library of Python reads keys
+    from files only, so each process writes one for a moment into a folder that only its user can enter.
     """
     if cluster.kind == "class":
         return cluster.arguments
-    common = {"threads_per_worker": 1, "dashboard_address": None}
+    common = {
+        "threads_per_worker": 1,
+        "security": Security.temporary(),
+        # The scheduler always opens an HTTP port. Port 0 is any free one: 8787 may be taken.
+        "scheduler_kwargs": {"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+        # Dask logs strangers at the ports and lost workers with tracebacks; the flow deals with the workers.
+        "silence_logs": logging.CRITICAL,
+    }
     return common | ({"processes": True} if cluster.kind == "local" else {"resources": GPU})
 
 
@@ -173,7 +192,8 @@ def _workers(runner: DaskTaskRunner, cluster: Cluster) -> int:
     """Start the runner's client; return how many workers there are, or will be."""
     try:
         # Ctrl-C goes to every process of the terminal, but only the flow must end by it.
-        with kept_from_children([signal.SIGINT]):
+        pages: dict[str, Any] = NO_PAGES if cluster.kind in {"local", "cuda"} else {}
+        with kept_from_children([signal.SIGINT]), dask.config.set(pages):
             client = runner.client
     except Exception as error:  # a cluster class may raise anything, and a scheduler may not answer
         if cluster.kind == "address":

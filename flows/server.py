@@ -2,6 +2,7 @@
 
 Without an address every Dask worker would start a temporary server of its own. ``python -P -m flows.server
 PORT PARENT`` is the process started here: a Prefect server that ends when its parent does, however that ends.
+It listens on this machine only, and refuses what the web pages of others make a browser send to it.
 
 The working directory of a job may hold a folder ``flows``, as Prefect projects do, or a ``tasks.py``. Python
 started with ``-m`` would import those; with ``-P``, or ``PYTHONSAFEPATH`` in the environment, it does not.
@@ -9,26 +10,37 @@ started with ``-m`` would import those; with ``-P``, or ``PYTHONSAFEPATH`` in th
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
-import runpy
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import httpx
+import uvicorn
 from prefect.logging.handlers import APILogHandler
-from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_SERVER_CORS_ALLOWED_ORIGINS,
+    get_current_settings,
+    temporary_settings,
+)
+from starlette.datastructures import Headers
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flows.environment import restored
 from storage.errors import LONGEST, FloodlitError
 
 START_SECONDS = 120
+MOST_ERRORS = 1_000_000  # bytes of a server's standard error that are kept, about; older ones are dropped
 
 
 class ServerError(FloodlitError, RuntimeError):
@@ -92,6 +104,8 @@ class _Server:
     def __init__(self, port: int, url: str) -> None:
         self._port, self._url = port, url
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by stop
+        # A process then goes on at the end of the file, wherever that is after the file was emptied.
+        fcntl.fcntl(self._errors, fcntl.F_SETFL, os.O_APPEND)
         self._process = self._start()
         self._answered, self._left = threading.Event(), threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -131,6 +145,8 @@ class _Server:
 
     def _watch(self) -> None:
         while not self._left.wait(0.5):
+            if os.fstat(self._errors.fileno()).st_size > MOST_ERRORS:
+                self._errors.truncate(0)
             if self._answered.is_set() and self._process.poll() is not None:
                 self._process = self._start()
 
@@ -165,8 +181,39 @@ def _end_with(parent: int) -> None:
     os._exit(0)
 
 
+class _OwnPages:
+    """ASGI middleware that refuses requests of a web page that this server has not served.
+
+    A browser sends them, although it keeps the answer from the page, and they could change runs.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        self._app, self._origins = app, origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        foreign = False
+        if scope["type"] in {"http", "websocket"}:
+            origin = Headers(scope=scope).get("origin")  # only browsers send it
+            foreign = origin is not None and origin not in self._origins
+        answer = PlainTextResponse("This page is not one of this server's.", 403) if foreign else self._app
+        await answer(scope, receive, send)
+
+
+def _serve(port: int) -> None:
+    """Run Prefect's server in this process until it is told to end."""
+    from prefect.server.api.server import create_app
+
+    names = ["127.0.0.1", "localhost"]
+    origins = [f"http://{name}:{port}" for name in names]
+    with temporary_settings({PREFECT_SERVER_CORS_ALLOWED_ORIGINS: ",".join(origins)}):
+        app = create_app(final=True)
+        app.add_middleware(_OwnPages, origins=origins)
+        # A page can give its own name this machine's address after it was loaded (DNS rebinding).
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
+        uvicorn.run(app, host=names[0], port=port, log_level="warning")
+
+
 if __name__ == "__main__":
     # Told and not looked up: it may be gone by now.
     threading.Thread(target=_end_with, args=[int(sys.argv[2])], daemon=True).start()
-    sys.argv = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", sys.argv[1]]
-    runpy.run_module("prefect", run_name="__main__")
+    _serve(int(sys.argv[1]))

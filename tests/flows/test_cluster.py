@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import dask
 import distributed
+import psutil
 import pytest
 import torch
+from distributed.security import Security
 from pydantic import ValidationError
 
 from flows import cluster as clusters
@@ -55,6 +60,86 @@ def test_a_job_leaves_the_environment_as_it_was(
     assert seen == [str(os.cpu_count())]  # they were set while the job ran
     left = {name: os.environ[name] for name in worker_variables() if name in os.environ}
     assert left == {"MALLOC_ARENA_MAX": "3"}
+
+
+@pytest.mark.service
+def test_strangers_neither_reach_the_processes_of_a_job_nor_disturb_it(
+    server: str, digits_job: Raw, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever is let in can run code as the user of the job."""
+    seen: dict[str, Any] = {}
+
+    def intrude(client: distributed.Client) -> None:
+        me = psutil.Process()
+        seen["ports"] = {
+            (listening.laddr.ip, listening.laddr.port)
+            for process in [me, *me.children(recursive=True)]
+            if "flows.server" not in " ".join(process.cmdline())
+            for listening in process.net_connections("tcp")
+            if listening.status == psutil.CONN_LISTEN and listening.laddr.port != 8787  # the test's own
+        }
+        scheduler = client.scheduler_info()
+        seen["addresses"] = [scheduler["address"]] + [
+            address for worker, facts in scheduler["workers"].items() for address in (worker, facts["nanny"])
+        ]
+        seen["errors"] = [
+            _error_of_a_stranger(address.replace("tls:", protocol), security)
+            for address in seen["addresses"]
+            for protocol, security in (("tcp:", None), ("tls:", Security.temporary()))
+        ]
+        seen["answers"] = [_http(port) for _, port in seen["ports"]]
+
+    monkeypatch.setattr("flows.explain.send_logs", intrude)
+    with socket.socket() as taken:
+        with suppress(OSError):
+            taken.bind(("127.0.0.1", 8787))
+            taken.listen()
+        done = explain(Job.model_validate(digits_job(**SMALL, cluster={"kind": "local", "workers": 2})))
+    assert done["steps_done"] == 4
+    assert {ip for ip, _ in seen["ports"]} == {"127.0.0.1"}
+    assert len(seen["addresses"]) == 5  # the scheduler; two workers, each with its nanny
+    assert all(address.startswith("tls://127.0.0.1:") for address in seen["addresses"])
+    assert len(seen["errors"]) == 10
+    assert all(isinstance(error, OSError) for error in seen["errors"]), seen["errors"]
+    assert all(answer == b"" or b" 404 " in answer for answer in seen["answers"]), seen["answers"]
+    said = capfd.readouterr()
+    for word in ("Traceback", "8787", "TLS", "SSL", "distributed"):
+        assert word not in said.err + said.out
+
+
+def _error_of_a_stranger(address: str, security: Security | None) -> Exception | None:
+    """What an attempt to ask this address of Dask for its identity raises; None if it answers."""
+
+    async def ask() -> None:
+        async with distributed.rpc(address, timeout=3, **_arguments_of(security)) as there:
+            await there.identity()
+
+    try:
+        asyncio.run(ask())
+    except Exception as error:
+        return error
+    return None
+
+
+def _arguments_of(security: Security | None) -> dict[str, Any]:
+    return {} if security is None else {"connection_args": security.get_connection_args("client")}
+
+
+def _http(port: int) -> bytes:
+    """The first line that a port answers an HTTP request with, empty if it hangs up."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as stranger:
+        stranger.sendall(b"GET /info/main/workers.html HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        with suppress(ConnectionResetError, BrokenPipeError):
+            return stranger.recv(1000).partition(b"\r\n")[0]
+    return b""
+
+
+def test_each_job_has_a_key_of_its_own() -> None:
+    from flows.cluster import _arguments
+
+    keys = [_arguments(Cluster(kind=kind))["security"].tls_worker_key for kind in ("local", "local", "cuda")]
+    assert len(set(keys)) == 3
+    assert all("BEGIN PRIVATE KEY" in key for key in keys)  # the text, not the name of a file
 
 
 @pytest.mark.service

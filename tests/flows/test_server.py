@@ -14,7 +14,7 @@ import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.server import ServerError, free_port, prefect_server
+from flows.server import ServerError, _Server, free_port, prefect_server
 from places import ROOT
 
 
@@ -102,3 +102,74 @@ def test_processes_of_a_job_do_not_import_from_the_working_directory(
         safe = subprocess.check_output([sys.executable, "-c", "import sys; print(sys.flags.safe_path)"])
         assert safe.strip() == b"True"
     assert os.environ.get("PYTHONSAFEPATH") == before
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("path", ["/api/admin/version", "/api/events/filter", "/ui-settings"])
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1", "http://127.0.0.1:1"])
+def test_pages_of_others_are_refused_and_no_browser_shows_them_an_answer(
+    server: str, origin: str, method: str, path: str
+) -> None:
+    url = server.removesuffix("/api") + path
+    headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    answer = httpx.request(method, url, headers=headers)
+    assert answer.status_code == 403
+    assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.service
+def test_its_own_pages_are_answered_under_both_names_of_the_machine(server: str) -> None:
+    port = httpx.URL(server).port
+    for name in ("127.0.0.1", "localhost"):
+        origin = f"http://{name}:{port}"
+        headers = {"Origin": origin, "Host": f"{name}:{port}"}
+        answer = httpx.post(f"{server}/flow_runs/filter", json={"limit": 1}, headers=headers)
+        assert answer.is_success
+        assert answer.headers["access-control-allow-origin"] == origin
+    assert "<html" in httpx.get(server.removesuffix("/api"), follow_redirects=True).text
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::1]", ""])
+def test_a_name_that_was_bound_to_this_machine_afterwards_is_refused(server: str, host: str) -> None:
+    """DNS rebinding: the page's own name leads here, so that the browser takes the answer for the page's."""
+    answer = httpx.get(f"{server}/admin/version", headers={"Host": host})
+    assert answer.status_code == 400
+    assert "3." not in answer.text
+
+
+@pytest.mark.service
+def test_streams_of_events_are_closed_to_pages_of_others(server: str) -> None:
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    url = f"{server.replace('http', 'ws', 1)}/events/in"
+    with connect(url):
+        pass
+    for wrong in ({"origin": "http://evil.example"}, {"additional_headers": {"Host": "evil.example"}}):
+        with pytest.raises(InvalidStatus, match=r"HTTP 40[03]"):
+            connect(url, **wrong)
+
+
+@pytest.mark.service
+def test_what_it_writes_to_its_standard_error_does_not_fill_the_disk(
+    without_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.server.MOST_ERRORS", 2000)
+    monkeypatch.setattr("flows.server._answers", lambda url: False)
+    talks = (
+        "import os, time\nfor i in range(300): os.write(2, b'%d %b\\n' % (i, b'x' * 99)); time.sleep(0.01)"
+    )
+    real = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command, **rest: real([sys.executable, "-c", talks], **rest)
+    )
+    told = _Server(1, "http://127.0.0.1:1/api")
+    try:
+        with pytest.raises(ServerError, match=r"did not start: 299 x"):
+            told.answer()
+        assert os.fstat(told._errors.fileno()).st_size < 20_000  # it wrote 31,000 bytes
+        assert os.fstat(told._errors.fileno()).st_mode & 0o077 == 0
+    finally:
+        told.stop()
