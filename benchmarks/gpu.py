@@ -74,9 +74,7 @@ def pixels(spec: ModelSpec, folder: Path | None, count: int, size: int) -> Tenso
         return torch.nn.functional.interpolate(coarse, size, mode="bilinear")
     how = preprocessing(spec)
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    images = [
-        prepare_image(decode(file), [], how.resize, how.crop, how.interpolation)[0] for file in files[:count]
-    ]
+    images = [prepare_image(decode(file), [], **how.geometry)[0] for file in files[:count]]
     return torch.from_numpy(np.stack(images)).float() / 255
 
 

@@ -81,7 +81,7 @@ def bare_loop(job: Job) -> float:
     """The seconds that the same work takes in one process that stores nothing, without loading the model."""
     dataset = open_dataset(job.dataset)
     how = preprocessing(job.model)
-    pixels, _ = prepare_image(dataset.load(0), [], how.resize, how.crop, how.interpolation)
+    pixels, _ = prepare_image(dataset.load(0), [], **how.geometry)
     classifier = load(job.model, input_size=(pixels.shape[1], pixels.shape[2]))
     methods = [explainers.get(name)(classifier, p) for name, p in job.explainer_parameters().items()]
     judges = [metrics.get(name)(classifier, p) for name, p in job.metric_parameters().items()]
@@ -89,10 +89,7 @@ def bare_loop(job: Job) -> float:
     count = len(dataset.samples)
     for start in range(0, count, job.batch.images):
         rows = range(start, min(start + job.batch.images, count))
-        prepared = [
-            prepare_image(dataset.load(i), dataset.samples[i].boxes, how.resize, how.crop, how.interpolation)
-            for i in rows
-        ]
+        prepared = [prepare_image(dataset.load(i), dataset.samples[i].boxes, **how.geometry) for i in rows]
         inputs = torch.stack([torch.from_numpy(image) for image, _ in prepared]).float() / 255
         boxes = [torch.tensor(own).reshape(-1, 4) for _, own in prepared]
         seeds = torch.tensor([seed_of(job.seed, dataset.samples[i].sample_id) for i in rows])

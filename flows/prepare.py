@@ -93,11 +93,10 @@ def geometry_of(model: ModelSpec, dataset: Dataset) -> tuple[dict[str, Any], tup
     The size is that of the crop. Without a crop it is the size of the first readable image.
     """
     how = preprocessing(model)
-    geometry: dict[str, Any] = {"resize": how.resize, "crop": how.crop, "interpolation": how.interpolation}
-    if how.crop is not None:
-        return geometry, (how.crop, how.crop)
-    _, height, width = prepare_image(_first_readable(dataset), [], **geometry)[0].shape
-    return geometry, (height, width)
+    if how.size is not None:
+        return how.geometry, how.size
+    _, height, width = prepare_image(_first_readable(dataset), [], **how.geometry)[0].shape
+    return how.geometry, (height, width)
 
 
 def _first_readable(dataset: Dataset) -> Any:

@@ -110,8 +110,8 @@ class Manifest(_Entry):
     activation_shape
         Shape of one input's activations; None if no activations are kept.
     geometry
-        For images: resize, crop and interpolation of :func:`storage.datasets.geometry.prepare_image`. For
-        tensors: ``shape``, the shape of a row of the dataset. Empty for texts.
+        For images: the keyword arguments of :func:`storage.datasets.geometry.prepare_image`. For tensors:
+        ``shape``, the shape of a row of the dataset. Empty for texts.
     masks
         Whether the images' masks are stored beside the images.
     map_dtype

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,7 +18,7 @@ from explainers.models.model_spec import Preprocessing
 from explainers.models.text import TextClassifier
 from explainers.numerics.batching import chunks
 from storage.datasets.decoding import decode, decode_mask, not_zero, rgb
-from storage.datasets.geometry import prepare_image
+from storage.datasets.geometry import of_masks, prepare_image
 from storage.files import UnreadableError
 
 # How image files become inputs of the classifiers that were loaded from a model table.
@@ -176,12 +175,11 @@ class GivenInputs:
         size = image.size if isinstance(image, Image.Image) else decode(Path(image)).size
         if mask.size != size:
             raise ValueError(f"masks: one is {_size(mask.size)} where its image is {_size(size)}")
-        how = self._geometry() | {"interpolation": "nearest"}
+        how = of_masks(self._geometry())
         return torch.from_numpy(prepare_image(mask.convert("RGB"), [], **how)[0].any(0))
 
     def _geometry(self) -> dict[str, Any]:
-        how = asdict(preprocessing_of.get(self._model, Preprocessing()))
-        return {key: how[key] for key in ("resize", "crop", "interpolation")}
+        return preprocessing_of.get(self._model, Preprocessing()).geometry
 
 
 def _tensor(values: Any) -> Tensor:

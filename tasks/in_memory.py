@@ -113,10 +113,9 @@ def load(
     spec = validated(ModelSpec, {"source": source, "name": name, **keys}, "model").relative_to(Path.cwd())
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     steps = loading.preprocessing(spec) if modality == "image" else None
-    if steps is not None and steps.crop is not None and input_size not in (None, (steps.crop, steps.crop)):
-        raise ValueError(
-            f"input_size: {source} {name} takes {steps.crop}x{steps.crop} pixels; set crop instead"
-        )
+    if steps is not None and steps.size is not None and input_size not in (None, steps.size):
+        height, width = steps.size
+        raise ValueError(f"input_size: {source} {name} takes {height}x{width} pixels; set crop instead")
     with torch.inference_mode(False):  # or no explainer could take gradients through the weights
         model = loading.load(spec, where, input_size, modality)
     if steps is not None:

@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from explainers.models.modality import MODALITIES
 from explainers.models.text import TextClassifier
 from storage.datasets.dataset import Dataset, Sample
-from storage.datasets.geometry import prepare_image
+from storage.datasets.geometry import of_masks, prepare_image
 from storage.maps import shard_file, write_shard
 from storage.records import Step
 from storage.run import Run
@@ -93,10 +93,8 @@ def _put_mask(run: Run, dataset: Dataset, index: int, out: np.ndarray, row: Row)
         if mask.size != (row["width"], row["height"]):
             has, wants = "{}x{}".format(*mask.size), f"{row['width']}x{row['height']}"
             raise ValueError(f"its mask is {has}, but the image is {wants}")
-        # A pixel belongs to the mask if any channel is not zero. Interpolation would enlarge it, and
-        # prepare_image takes RGB images.
-        geometry = run.geometry | {"interpolation": "nearest"}
-        out[:] = prepare_image(mask.convert("RGB"), [], **geometry)[0].any(0)
+        # A pixel belongs to the mask if any channel is not zero; prepare_image takes RGB images.
+        out[:] = prepare_image(mask.convert("RGB"), [], **of_masks(run.geometry))[0].any(0)
     except Exception as error:
         row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 

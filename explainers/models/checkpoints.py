@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from explainers.models.reasons import first_line
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def load_weights(network: nn.Module, path: Path, training_only: tuple[str, ...] = ()) -> None:
     """Load the state dict in a file into a network.
 
     A state dict under the key ``state_dict`` or ``model`` is unwrapped, and the prefix ``module.`` of its
@@ -25,13 +25,15 @@ def load_weights(network: nn.Module, path: Path) -> None:
         The network whose parameters and buffers are replaced.
     path
         A safetensors file, or a torch file, which is read with ``weights_only``.
+    training_only
+        Beginnings of names of tensors that only training needs, and that the network does without.
 
     Raises
     ------
     ValueError
         In one line, if there is no such file, if it holds no state dict, or if that does not fit the network.
     """
-    state = _read(path)
+    state = {name: value for name, value in _read(path).items() if not name.startswith(training_only)}
     expected = network.state_dict()
     try:
         network.load_state_dict({_current_name(name, expected): value for name, value in state.items()})

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from explainers.models.clip import Clip, HuggingFaceVit, embed_classes
@@ -18,6 +16,7 @@ from explainers.models.huggingface import check_repository, from_pretrained, pre
 from explainers.models.model_spec import DEFAULT_TEMPLATE, LOCAL_DIR, ModelSpec, Preprocessing, is_file
 from explainers.models.reasons import first_line
 from explainers.models.sources import check_known, not_downloaded, published_weights
+from explainers.models.transforms import of_processor, of_steps
 from explainers.numerics.fingerprint import sha256_of
 
 _CONFIG = "open_clip_config.json"
@@ -52,19 +51,6 @@ def _check_templates(templates: Sequence[str]) -> None:
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"model.templates: {template!r} has no {{}} for the name of a class")
-
-
-def _square(spec: ModelSpec, height: int, width: int) -> int:
-    if height != width:
-        raise ValueError(f"model.name: {spec.name} takes {height}x{width} pixels; only squares are supported")
-    return height
-
-
-def _resizes_otherwise(spec: ModelSpec, how: str) -> ValueError:
-    return ValueError(
-        f"model.resize: {spec.name} resizes images by {how}, which is not supported; give the length of the "
-        "short side instead"
-    )
 
 
 def _clip(
@@ -125,24 +111,22 @@ def open_clip_preprocessing(spec: ModelSpec) -> Preprocessing:
     Raises
     ------
     ValueError
-        In one line that begins with the key: the name or the weights are unknown, the configuration cannot be
-        read, inputs are not square, or images are not resized by their short side.
+        In one line that begins with the key: the name or the weights are unknown, or the configuration cannot
+        be read.
     """
     import open_clip
-    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     model, weights = _open_clip_settings(spec)
     try:
-        found = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), weights))
         size = open_clip.CLIPVisionCfg(**model["vision_cfg"]).image_size
-    except (KeyError, TypeError) as error:
+        found = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), {**weights, "size": size}))
+        steps = image_transform_v2(found, is_train=False).transforms
+    except (AssertionError, KeyError, TypeError) as error:
         raise ValueError(
             f"model.name: {spec.name} has no valid open_clip configuration: {first_line(error)}"
         ) from error
-    side = size if isinstance(size, int) else _square(spec, *size)
-    if found.resize_mode != "shortest" and spec.resize is None:
-        raise _resizes_otherwise(spec, found.resize_mode)
-    return Preprocessing(side, side, found.interpolation, tuple(found.mean), tuple(found.std))
+    return of_steps(steps, found.mean, found.std)
 
 
 def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
@@ -204,36 +188,12 @@ def huggingface_preprocessing(spec: ModelSpec) -> Preprocessing:
     Raises
     ------
     ValueError
-        In one line that begins with the key: it is no CLIP model, or its image processor cannot be read or
-        does something that is not supported.
+        In one line: it is no CLIP model, or its image processor cannot be read.
     """
     from transformers import AutoImageProcessor
 
     _check_clip(spec)
-    found = from_pretrained(spec, AutoImageProcessor.from_pretrained).to_dict()
-    resize = found["size"].get("shortest_edge") if found["do_resize"] else None
-    if found["do_resize"] and resize is None and spec.resize is None:
-        raise _resizes_otherwise(spec, " and ".join(found["size"]))
-    if not found["do_rescale"] or not math.isclose(found["rescale_factor"], 1 / 255):
-        raise ValueError(
-            f"model.name: the image processor of {spec.name} does not scale pixels to [0, 1] before it "
-            "normalises them, and nothing else is supported; give the network as a callable"
-        )
-    crop = found["crop_size"] if found.get("do_center_crop") else None
-    side = crop and _square(spec, crop["height"], crop["width"])
-    normalises = found["do_normalize"]
-    try:
-        return Preprocessing(
-            resize=resize,
-            crop=side,
-            interpolation=Image.Resampling(found["resample"]).name.lower(),
-            mean=tuple(found["image_mean"]) if normalises else (0.0, 0.0, 0.0),
-            std=tuple(found["image_std"]) if normalises else (1.0, 1.0, 1.0),
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"model.name: cannot read the image processor of {spec.name}: {first_line(error)}"
-        ) from error
+    return of_processor(from_pretrained(spec, AutoImageProcessor.from_pretrained), spec.mean, spec.std)
 
 
 def huggingface_network(spec: ModelSpec, device: str | torch.device) -> Clip:

@@ -20,7 +20,7 @@ from explainers.models.clip_sources import (
     open_clip_preprocessing,
 )
 from explainers.models.modality import MODALITIES, ModalityName
-from explainers.models.model_spec import ModelSpec, Preprocessing, is_file
+from explainers.models.model_spec import ModelSpec, Preprocessing, Side, is_file
 from explainers.models.sources import (
     called_network,
     timm_network,
@@ -31,6 +31,7 @@ from explainers.models.sources import (
 from explainers.models.tensors import TensorClassifier
 from explainers.models.text import TextClassifier
 from explainers.models.text_sources import load_text
+from explainers.models.transforms import UnreadableStepsError
 from explainers.numerics.randomness import global_generators
 
 __all__ = ["ModelSpec", "Preprocessing", "load", "preprocessing"]
@@ -50,12 +51,15 @@ class _Source:
         Whether ``network`` reads a file of weights as well.
     takes_classes
         Whether the job names the classes and their prompts.
+    training_only
+        Beginnings of names of tensors in a file that only training needs.
     """
 
     network: Callable[[ModelSpec, str | torch.device], nn.Module]
     preprocessing: Callable[[ModelSpec], Preprocessing]
     reads_weights: bool = False
     takes_classes: bool = False
+    training_only: tuple[str, ...] = ()
 
 
 def _moved_later(
@@ -66,7 +70,11 @@ def _moved_later(
 
 
 _SOURCES = {
-    "torchvision": _Source(_moved_later(torchvision_network), torchvision_preprocessing),
+    "torchvision": _Source(
+        _moved_later(torchvision_network),
+        torchvision_preprocessing,
+        training_only=("aux1.", "aux2.", "AuxLogits."),
+    ),
     "timm": _Source(_moved_later(timm_network), timm_preprocessing),
     "open_clip": _Source(open_clip_network, open_clip_preprocessing, reads_weights=True, takes_classes=True),
     "huggingface": _Source(
@@ -171,7 +179,7 @@ def load(
 
 def _of_images(spec: ModelSpec, device: str | torch.device, input_size: tuple[int, ...] | None) -> Classifier:
     steps = preprocessing(spec)
-    size = (steps.crop, steps.crop) if steps.crop is not None else input_size
+    size = steps.size or input_size
     if size is None:
         raise ValueError("model.crop: the source states no input size; set crop")
     height, width = size
@@ -202,7 +210,7 @@ def preprocessing(spec: ModelSpec) -> Preprocessing:
     """Resize, crop and normalisation of images: the source's own, each replaced where the job gives a value.
 
     - torchvision: those of the named weights; for a file or random weights, those of the network's first
-      published weights.
+      published weights, unless the file is the file of others.
     - timm: those of its data configuration.
     - open_clip: those of the named weights, at the network's own size.
     - Hugging Face: those of the model's image processor.
@@ -211,20 +219,50 @@ def preprocessing(spec: ModelSpec) -> Preprocessing:
     Raises
     ------
     ValueError
-        If the source, the name or the weights are unknown, if class names are missing or not allowed, or if
-        the crop is larger than the resized image.
+        If the source, the name or the weights are unknown, if class names are missing or not allowed, if what
+        the source does is not known and the job does not say all of it, or if the crop is larger than the
+        resized image.
     """
     source = _source_of(spec)
     if source.takes_classes:
         check_prompts(spec)
     else:
         _refuse_prompts(spec)
-    steps = source.preprocessing(spec)
-    given = {key: getattr(spec, key) for key in ("resize", "crop", "mean", "std")}
+    keys = ("resize", "crop", "mean", "std")
+    try:
+        steps = source.preprocessing(spec)
+    except UnreadableStepsError as error:
+        if missing := [key for key in keys if getattr(spec, key) is None]:
+            raise ValueError(
+                f"model.{missing[0]}: {spec.name} {error}, which Floodlit does not know; say with the keys "
+                "resize, crop, mean and std how its images are prepared"
+            ) from error
+        steps = Preprocessing()
+    return _with_jobs_values(steps, spec)
+
+
+def _with_jobs_values(steps: Preprocessing, spec: ModelSpec) -> Preprocessing:
+    """The source's preprocessing with the job's values in place of its own."""
+    if spec.resize is not None:  # the short side, whatever the source does; the input keeps its size
+        steps = replace(steps, resize=spec.resize, fit="short", fill=(0, 0, 0))
+    elif spec.crop is not None and steps.fit != "short":
+        raise ValueError(
+            f"model.crop: {spec.name} has inputs of {_by(steps.crop)} pixels, and a crop alone would change "
+            "how its images are resized; give resize, the length of the short side, as well"
+        )
+    given = {key: getattr(spec, key) for key in ("crop", "mean", "std")}
     steps = replace(steps, **{key: value for key, value in given.items() if value is not None})
-    if steps.resize is not None and steps.crop is not None and steps.crop > steps.resize:
-        raise ValueError(f"model.crop: {steps.crop} pixels do not fit into model.resize = {steps.resize}")
+    asked = spec.resize is not None or spec.crop is not None
+    if asked and steps.size is not None and isinstance(steps.resize, int) and max(steps.size) > steps.resize:
+        raise ValueError(
+            f"model.crop: {_by(steps.crop)} pixels do not fit into model.resize = {steps.resize}"
+        )
     return steps
+
+
+def _by(side: Side | None) -> str:
+    """A size in words: 224, or 224x112, height first."""
+    return "x".join(map(str, side)) if isinstance(side, tuple) else str(side)
 
 
 def _refuse_prompts(spec: ModelSpec) -> None:
@@ -241,7 +279,7 @@ def network_of(spec: ModelSpec, device: str | torch.device) -> nn.Module:
     with global_generators(0, torch.device(device)):
         network = source.network(spec, device)
     if not source.reads_weights and spec.weights is not None and is_file(spec.weights):
-        load_weights(network, Path(spec.weights))
+        load_weights(network, Path(spec.weights), source.training_only)
     return network
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,7 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 DEFAULT_MAX_LENGTH = 512  # tokens
 LOCAL_DIR = "local-dir:"  # open_clip's prefix for a folder
 _Positive = Annotated[float, Field(gt=0)]
+Side = int | tuple[int, int]  # the side of a square, or (height, width), in pixels
 
 
 class ModelSpec(BaseModel):
@@ -56,7 +57,10 @@ class ModelSpec(BaseModel):
         None, description="Target layer of an image model. The default is known for published architectures."
     )
     resize: int | None = Field(
-        None, ge=1, description="Length in pixels that the short side of an image is resized to."
+        None,
+        ge=1,
+        description="Length in pixels that the short side of an image is resized to, with the proportions "
+        "kept. It replaces the source's own way of resizing.",
     )
     crop: int | None = Field(
         None, ge=1, description="Side in pixels of the square that is cut from the centre of an image."
@@ -94,20 +98,42 @@ class Preprocessing:
     Attributes
     ----------
     resize
-        Length in pixels that the short side is resized to, with the proportions kept; None for no resizing.
+        Size in pixels that an image is resized to; ``fit`` says how. None for no resizing.
     crop
-        Side in pixels of the square that is cut from the centre; None for no crop.
+        Size in pixels of what is cut from the centre; None for no crop.
     interpolation
         How pixels are interpolated when the image is resized: bilinear, bicubic, ...
     mean, std
         Per channel, for pixels in [0, 1]; the network sees (pixels - mean) / std.
+    fit
+        "short": ``resize`` is the length of the short side. "squash": it is the size, and the proportions
+        change. "cover", "contain": the image just covers it, or just fits into it.
+    fill
+        Colour of what is around an image that is smaller than the crop, per channel in 0 to 255.
+    centre, resampler
+        Details in which libraries differ: how the place of the crop is rounded, and which library resizes.
+        The values are those of ``storage.datasets.geometry.prepare_image``.
     """
 
-    resize: int | None = None
-    crop: int | None = None
+    resize: Side | None = None
+    crop: Side | None = None
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    fit: Literal["short", "squash", "cover", "contain"] = "short"
+    fill: tuple[int, int, int] = (0, 0, 0)
+    centre: Literal["round", "truncate", "floor"] = "round"
+    resampler: Literal["pillow", "torch"] = "pillow"
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) of the network's input; None where it depends on the image."""
+        return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """All but ``mean`` and ``std``: the keyword arguments of ``prepare_image``."""
+        return {key: value for key, value in asdict(self).items() if key not in {"mean", "std"}}
 
 
 def is_file(weights: str) -> bool:

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
-import math
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import nn
 
 from explainers.models.model_spec import ModelSpec, Preprocessing, is_file
 from explainers.models.reasons import first_line
+from explainers.models.transforms import of_steps, of_torchvision
 
 # torchvision
 
@@ -28,33 +29,42 @@ def _torchvision_entry(spec: ModelSpec) -> tuple[Any, bool]:
     entries = models.get_model_weights(spec.name)
     published = published_weights(spec)
     if published is None:
-        return next(iter(entries)), False
+        return _entry_of_file(spec, list(entries)), False
     check_known("weights", published, ["none", *entries.__members__])
     return entries[published], True
+
+
+def _entry_of_file(spec: ModelSpec, entries: list[Any]) -> Any:
+    """The published weights that a file holds, found by its checksum; else the first of the network."""
+    path = Path(str(spec.weights))
+    if is_file(str(spec.weights)) and path.is_file():
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        for entry in entries:
+            begins = re.search(r"-([0-9a-f]{8,})\.pth$", entry.url)
+            if begins and digest.startswith(begins[1]):
+                return entry
+    return entries[0]
 
 
 def torchvision_preprocessing(spec: ModelSpec) -> Preprocessing:
     """The preprocessing of a torchvision network.
 
-    It is that of the named weights; for a file or random weights, that of the first published weights.
+    It is that of the named weights; for a file or random weights, that of the first published weights, unless
+    the file is the file of others.
 
     Raises
     ------
     ValueError
         In one line that begins with the key: the name or the weights are unknown.
     """
-    steps = _torchvision_entry(spec)[0].transforms()
-    return Preprocessing(
-        resize=steps.resize_size[0],
-        crop=steps.crop_size[0],
-        interpolation=steps.interpolation.value,
-        mean=tuple(steps.mean),
-        std=tuple(steps.std),
-    )
+    return of_torchvision(_torchvision_entry(spec)[0].transforms())
 
 
 def torchvision_network(spec: ModelSpec) -> nn.Module:
     """A torchvision network on the CPU, with published weights if the job names them.
+
+    Without them it is built as for published weights, because a file fits no other network.
 
     Raises
     ------
@@ -67,7 +77,9 @@ def torchvision_network(spec: ModelSpec) -> nn.Module:
     entry, wanted = _torchvision_entry(spec)
     if not wanted:
         size = {} if spec.num_classes is None else {"num_classes": spec.num_classes}
-        network: nn.Module = models.get_model(spec.name, weights=None, **size)
+        network: nn.Module = models.get_model(
+            spec.name, weights=None, **_as_published(str(spec.name), entry), **size
+        )
         return network
     _check_published_classes(spec, len(entry.meta["categories"]))
     try:
@@ -75,6 +87,17 @@ def torchvision_network(spec: ModelSpec) -> nn.Module:
     except OSError as error:
         raise not_downloaded(spec, error) from error
     return network
+
+
+def _as_published(name: str, entry: Any) -> dict[str, Any]:
+    """What torchvision's builder sets for published weights, besides the number of classes."""
+    if name in {"googlenet", "inception_v3"}:
+        # Their published weights take inputs in another scaling than torchvision's transform gives; the
+        # network converts them. The auxiliary heads are for training.
+        return {"transform_input": True, "aux_logits": False, "init_weights": True}
+    if name.startswith("vit_"):  # some weights are for larger images than the others of their network
+        return {"image_size": entry.meta["min_size"][0]}
+    return {}
 
 
 def _check_published_classes(spec: ModelSpec, classes: int) -> None:
@@ -125,14 +148,11 @@ def timm_preprocessing(spec: ModelSpec) -> Preprocessing:
 
     settings = timm.get_pretrained_cfg(_timm_name(spec)[0])
     found = timm.data.resolve_data_config(pretrained_cfg=settings.to_dict() if settings else {})
-    size = found["input_size"][-1]
-    return Preprocessing(
-        resize=math.floor(size / found["crop_pct"]),  # timm gives the crop as a share of the resized side
-        crop=size,
-        interpolation=found["interpolation"],
-        mean=tuple(found["mean"]),
-        std=tuple(found["std"]),
-    )
+    if found["input_size"][0] != 3:
+        channels = found["input_size"][0]
+        raise ValueError(f"model.name: {spec.name} takes {channels} channels, and images have 3")
+    transform = timm.data.create_transform(**found, is_training=False)
+    return of_steps(transform.transforms, found["mean"], found["std"])
 
 
 def timm_network(spec: ModelSpec) -> nn.Module:

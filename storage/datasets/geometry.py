@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 Box = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax in pixel edges: a 5x5 image is (0, 0, 5, 5)
+Side = int | Sequence[int]  # the side of a square, or (height, width), in pixels
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -18,16 +20,21 @@ _RESAMPLING = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
+_FITS = ("short", "squash", "cover", "contain")
 
 
 def prepare_image(
     image: Image.Image,
     boxes: Iterable[Box],
-    resize: int | None,
-    crop: int | None,
+    resize: Side | None,
+    crop: Side | None,
     interpolation: str = "bilinear",
+    fit: str = "short",
+    fill: Sequence[int] = (0, 0, 0),
+    centre: str = "round",
+    resampler: str = "pillow",
 ) -> tuple[NDArray[np.uint8], list[Box]]:
-    """Resize and crop an image as ``torchvision.transforms.v2`` does with PIL images, and move its boxes.
+    """Resize and crop an image as a model's source does, and move its boxes.
 
     Parameters
     ----------
@@ -36,12 +43,24 @@ def prepare_image(
     boxes
         Boxes in pixels of ``image``.
     resize
-        New length of the short side in pixels, antialiased; the long side is rounded down. None keeps both.
+        New size in pixels, antialiased; ``fit`` says what it is the size of. None leaves the image as it is.
     crop
-        Side in pixels of the square that is cut from the centre; a smaller image is padded with black. None
-        cuts nothing.
+        Size in pixels of what is cut from the centre; where the image is smaller it is padded with ``fill``.
+        None cuts nothing.
     interpolation
         Name of Pillow's filter for resizing.
+    fit
+        "short": the short side becomes ``resize`` pixels long, and the long one is rounded down. "squash":
+        each side becomes as long as ``resize`` says. "cover" and "contain": the image becomes as small as
+        possible while it covers ``resize``, or as large as possible within it, each side rounded. All but
+        "squash" keep the proportions.
+    fill
+        Colour of what is padded, per channel in 0 to 255.
+    centre
+        How the first pixel of the crop is rounded: "round" as in torchvision, whose padding begins with the
+        smaller half; "truncate" and "floor" as in the two backends of Hugging Face's image processors.
+    resampler
+        The library that resizes: "pillow", or "torch", whose values may differ by one level.
 
     Returns
     -------
@@ -53,32 +72,89 @@ def prepare_image(
     Raises
     ------
     ValueError
-        If the interpolation is unknown.
+        If the interpolation is unknown, or a side of the image would be resized to nothing.
     """
     if interpolation not in _RESAMPLING:
         raise ValueError(f"unknown interpolation {interpolation!r}; choose from {', '.join(_RESAMPLING)}")
     old = image.size
-    if resize is not None:
-        short = min(old)
-        width, height = (resize if side == short else int(resize * side / short) for side in old)
-        if (width, height) != old:
-            image = image.resize((width, height), _RESAMPLING[interpolation])
-    scale = image.width / old[0], image.height / old[1]
-    left = top = 0
+    width, height = old if resize is None else _fitted(old, resize, fit)
+    pixels = _resized(image, (width, height), interpolation, resampler)
+    offset = 0, 0
     if crop is not None:
-        left, top = _offset(image.width, crop), _offset(image.height, crop)
-        image = image.crop((left, top, left + crop, top + crop))  # Pillow fills with black outside the image
-    moved = (_move(box, scale, (left, top), image.size) for box in boxes)
-    pixels = np.ascontiguousarray(np.moveaxis(np.asarray(image), -1, 0))
-    return pixels, [box for box in moved if box[2] > box[0] and box[3] > box[1]]
+        rows, columns = _pair(crop)
+        offset = _offset(width, columns, centre), _offset(height, rows, centre)
+        pixels = _cropped(pixels, offset, (columns, rows), fill)
+    scale = width / old[0], height / old[1]
+    moved = (_move(box, scale, offset, (pixels.shape[2], pixels.shape[1])) for box in boxes)
+    return np.ascontiguousarray(pixels), [box for box in moved if box[2] > box[0] and box[3] > box[1]]
 
 
-def _offset(side: int, crop: int) -> int:
-    """Return the first pixel of the crop; it is negative if the image is smaller than the crop.
+def of_masks(geometry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the geometry of images' masks: no interpolation, which would enlarge them, and zeros around."""
+    return {**geometry, "interpolation": "nearest", "fill": (0, 0, 0), "resampler": "pillow"}
 
-    torchvision pads the smaller half first, and rounds half to even when it cuts.
-    """
-    return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)
+
+def _pair(side: Side) -> tuple[int, int]:
+    """Return (height, width)."""
+    height, width = (side, side) if isinstance(side, int) else side
+    return height, width
+
+
+def _fitted(old: tuple[int, int], resize: Side, fit: str) -> tuple[int, int]:
+    """Return the new (width, height) of an image."""
+    if fit not in _FITS:
+        raise ValueError(f"unknown fit {fit!r}; choose from {', '.join(_FITS)}")
+    height, width = _pair(resize)
+    if fit == "squash":
+        return width, height
+    if fit == "short":
+        short = min(old)
+        found = tuple(height if side == short else int(height * side / short) for side in old)
+    else:
+        ratio = (min if fit == "cover" else max)(old[0] / width, old[1] / height)
+        found = tuple(round(side / ratio) for side in old)
+    if min(found) < 1:
+        raise ValueError(f"{old[0]}x{old[1]} pixels are too thin to be resized to {found[0]}x{found[1]}")
+    return found[0], found[1]
+
+
+def _resized(
+    image: Image.Image, size: tuple[int, int], interpolation: str, resampler: str
+) -> NDArray[np.uint8]:
+    """Return the pixels (3, height, width) of the image at the size (width, height)."""
+    if size == image.size or resampler == "pillow":
+        resized = image if size == image.size else image.resize(size, _RESAMPLING[interpolation])
+        return np.moveaxis(np.asarray(resized), -1, 0)
+    import torch  # imported late, because Pillow resizes for most sources
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2.functional import resize
+
+    # torchvision has two kinds of nearest, and Pillow's is this one.
+    mode = InterpolationMode("nearest-exact" if interpolation == "nearest" else interpolation)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    found: NDArray[np.uint8] = resize(pixels[None], [size[1], size[0]], mode, antialias=True)[0].numpy()
+    return found
+
+
+def _cropped(
+    pixels: NDArray[np.uint8], offset: tuple[int, int], size: tuple[int, int], fill: Sequence[int]
+) -> NDArray[np.uint8]:
+    """Return what lies in a window of a size (width, height); its first pixel may lie outside the image."""
+    (left, top), (columns, rows) = offset, size
+    window = np.empty((3, rows, columns), np.uint8)
+    window[:] = np.array(fill, np.uint8)[:, None, None]
+    inner = pixels[:, max(top, 0) : max(top + rows, 0), max(left, 0) : max(left + columns, 0)]
+    first = max(-top, 0), max(-left, 0)
+    window[:, first[0] : first[0] + inner.shape[1], first[1] : first[1] + inner.shape[2]] = inner
+    return window
+
+
+def _offset(side: int, crop: int, centre: str) -> int:
+    """Return the first pixel of the crop; it is negative if the image is smaller than the crop."""
+    if centre == "floor":
+        return (side - crop) // 2
+    # torchvision rounds half to even when it cuts, and pads the smaller half first.
+    return round((side - crop) / 2) if centre == "round" and side >= crop else int((side - crop) / 2)
 
 
 def _move(box: Box, scale: tuple[float, float], offset: tuple[int, int], size: tuple[int, int]) -> Box:

@@ -7,7 +7,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPImageProcessor, ViTConfig
+from transformers import CLIPConfig, CLIPImageProcessor, EfficientNetImageProcessor, ViTConfig
 
 from explainers.models.loading import ModelSpec, Preprocessing, load, preprocessing
 
@@ -80,40 +80,67 @@ def test_open_clips_preprocessing_of_a_folder_is_the_folders_own(tmp_path):
         ),
         ({"do_resize": False}, (None, 224, "bicubic", *OPENAI)),
         ({"do_center_crop": False}, (224, None, "bicubic", *OPENAI)),
+        ({"crop_size": {"height": 224, "width": 112}}, (224, (224, 112), "bicubic", *OPENAI)),
+        # Twice as large pixels are the same as half the mean and half the deviation.
+        (
+            {"rescale_factor": 1 / 127.5, "image_mean": (0.5, 1, 1.5), "image_std": (1, 2, 3)},
+            (224, 224, "bicubic", (0.25, 0.5, 0.75), (0.5, 1, 1.5)),
+        ),
+        (
+            {"do_rescale": False, "image_mean": (51, 102, 204), "image_std": (51, 51, 102)},
+            (224, 224, "bicubic", (0.2, 0.4, 0.8), (0.2, 0.2, 0.4)),
+        ),
     ],
 )
 def test_hugging_faces_preprocessing_is_that_of_its_image_processor(settings, expected, tmp_path):
-    assert preprocessing(ModelSpec(**repository(tmp_path, **settings))) == Preprocessing(*expected)
+    found = preprocessing(ModelSpec(**repository(tmp_path, **settings)))
+    assert found == Preprocessing(*expected, centre="truncate", resampler="torch")
 
 
-def test_other_ways_of_resizing_are_refused_unless_the_job_says_how(tmp_path):
-    squashed = {**OPEN_CLIP, "name": "ViT-B-16-SigLIP", "weights": "webli"}
-    assert line(squashed, preprocessing).startswith("model.resize: ViT-B-16-SigLIP resizes images by squash")
-    keys = repository(tmp_path, size={"height": 224, "width": 224})
-    assert line(keys, preprocessing) == (
-        f"model.resize: {tmp_path} resizes images by height and width, which is not supported; give the "
-        "length of the short side instead"
-    )
-    assert preprocessing(ModelSpec(**keys, resize=230)).resize == 230
+def test_sources_that_squash_do_so_unless_the_job_gives_the_short_side(tmp_path):
+    squashed = preprocessing(ModelSpec(**OPEN_CLIP | {"name": "ViT-B-16-SigLIP", "weights": "webli"}))
+    assert (squashed.fit, squashed.resize, squashed.crop) == ("squash", 224, 224)
+    keys = repository(tmp_path, size={"height": 224, "width": 112}, do_center_crop=False)
+    squashed = preprocessing(ModelSpec(**keys))
+    assert (squashed.fit, squashed.resize, squashed.size) == ("squash", (224, 112), (224, 112))
+    replaced = preprocessing(ModelSpec(**keys, resize=230))
+    assert (replaced.fit, replaced.resize, replaced.size) == ("short", 230, (224, 112))
+    refused = line({**keys, "crop": 112}, preprocessing)
+    assert refused.startswith("model.crop: ")
+    assert refused.endswith("give resize, the length of the short side, as well")
 
 
-def test_inputs_that_are_not_square_are_refused(tmp_path):
-    keys = repository(tmp_path, crop_size={"height": 224, "width": 112})
-    assert line(keys, preprocessing).startswith(f"model.name: {tmp_path} takes 224x112 pixels; only square")
+def test_inputs_need_not_be_square(tmp_path):
     keys = local_dir(tmp_path, VISION | {"image_size": [96, 64]})
-    assert line(keys, preprocessing).startswith(f"model.name: local-dir:{tmp_path} takes 96x64 pixels")
+    assert preprocessing(ModelSpec(**keys)).size == (96, 64)
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"rescale_factor": 1 / 127.5}, "does not scale pixels to [0, 1] before it normalises them"),
-        ({"do_rescale": False}, "does not scale pixels to [0, 1] before it normalises them"),
-        ({"image_mean": 0.5}, "model.name: cannot read the image processor of"),
+        (
+            {"size": {"shortest_edge": 224, "longest_edge": 300}},
+            "resizes images by longest_edge and shortest_edge",
+        ),
+        ({"size": {"max_height": 224, "max_width": 300}}, "resizes images by max_height and max_width"),
+        ({"do_pad": True}, "pads images"),
+        ({"image_mean": 0.5}, "states no mean of three channels"),
+        ({"image_std": (1.0, 1.0, 0.0)}, "states (1.0, 1.0, 0.0) as std"),
     ],
 )
-def test_image_processors_that_do_something_else_are_refused(settings, expected, tmp_path):
-    assert expected in line(repository(tmp_path, **settings), preprocessing)
+def test_what_an_image_processor_does_is_known_or_said_by_the_job(settings, expected, tmp_path):
+    keys = repository(tmp_path, **settings)
+    refused = line(keys, preprocessing)
+    assert expected in refused
+    assert refused.endswith("say with the keys resize, crop, mean and std how its images are prepared")
+    said = preprocessing(ModelSpec(**keys, resize=256, crop=224, mean=MEAN, std=STD))
+    assert said == Preprocessing(256, 224, "bilinear", MEAN, STD)
+
+
+def test_an_image_processor_with_steps_of_its_own_is_refused(tmp_path):
+    keys = repository(tmp_path)
+    EfficientNetImageProcessor().save_pretrained(tmp_path)  # it divides by the deviation twice
+    assert "steps of its own, EfficientNetImageProcessor" in line(keys, preprocessing)
 
 
 def test_an_image_processor_that_does_not_normalise_leaves_pixels_as_they_are(tmp_path):

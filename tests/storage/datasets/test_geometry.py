@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 
 from places import REAL
 from storage.datasets.decoding import decode, decode_mask, rgb
-from storage.datasets.geometry import prepare_image
+from storage.datasets.geometry import of_masks, prepare_image
 from storage.files import UnreadableError
 
 
@@ -73,6 +73,71 @@ def test_each_axis_has_its_own_ratio() -> None:
     # Short side 37 -> 16; long side int(16 * 101 / 37) = 43, so x is scaled by 43/101 and y by 16/37.
     _, (box,) = prepare_image(noise(101, 37), [(10, 20, 101, 37)], 16, None)
     assert box == pytest.approx((10 * 43 / 101, 20 * 16 / 37, 43, 16), rel=1e-12)
+
+
+def test_a_squashed_image_scales_its_boxes_per_axis() -> None:
+    # 40x100 -> 80x50, so x doubles and y halves; the middle 60x40 begins at (10, 5).
+    pixels, moved = prepare_image(noise(40, 100), [(10, 20, 30, 60)], (50, 80), (40, 60), fit="squash")
+    assert pixels.shape == (3, 40, 60)
+    assert moved == [(10, 5, 50, 25)]
+
+
+def test_an_image_within_a_border_lies_in_the_middle_of_it() -> None:
+    # 40x100 fits into 50x50 as 20x50, with 15 columns on either side.
+    image = Image.new("RGB", (40, 100), (9, 9, 9))
+    pixels, moved = prepare_image(
+        image, [(0, 0, 40, 100), (10, 20, 30, 60)], 50, 50, fit="contain", fill=(1, 2, 3)
+    )
+    assert moved == [(15, 0, 35, 50), (20, 10, 30, 30)]
+    assert (pixels[:, :, 15:35] == 9).all()
+    around = np.delete(pixels, np.s_[15:35], axis=2)
+    assert (around == np.array([1, 2, 3])[:, None, None]).all()
+
+
+def test_an_image_that_covers_a_size_has_proportions_and_rounded_sides() -> None:
+    # 100x37 covers 20x30 at the scale 20/37: the width is 54.05.
+    pixels, _ = prepare_image(noise(100, 37), [], (20, 30), None, fit="cover")
+    assert pixels.shape == (3, 20, 54)
+
+
+@pytest.mark.parametrize(
+    ("centre", "side", "crop", "first"),
+    [
+        ("round", 13, 10, 2),
+        ("round", 15, 10, 2),  # half to even
+        ("truncate", 13, 10, 1),
+        ("floor", 13, 10, 1),
+        ("round", 10, 13, -1),
+        ("truncate", 10, 13, -1),
+        ("floor", 10, 13, -2),
+    ],
+)
+def test_where_the_crop_begins(centre: str, side: int, crop: int, first: int) -> None:
+    _, (box,) = prepare_image(noise(side, side), [(5, 5, 6, 6)], None, crop, centre=centre)
+    assert box[0] == box[1] == 5 - first
+
+
+def test_torchs_values_differ_from_pillows_by_one_level_at_most() -> None:
+    for size in [(90, 41), (31, 64)]:
+        by_pillow, by_torch = (
+            prepare_image(noise(*size), [], 48, None, "bicubic", resampler=library)[0].astype(int)
+            for library in ("pillow", "torch")
+        )
+        assert np.abs(by_pillow - by_torch).max() <= 1
+
+
+def test_masks_have_no_colours_around_them() -> None:
+    geometry = {"resize": 8, "crop": 8, "fit": "contain", "fill": (9, 9, 9), "interpolation": "bicubic"}
+    mask = prepare_image(Image.new("RGB", (4, 8), "white"), [], **of_masks(geometry))[0]
+    assert sorted(np.unique(mask)) == [0, 255]
+    assert (mask[0] > 0).sum() == 32
+
+
+def test_what_cannot_be_resized_is_said() -> None:
+    with pytest.raises(ValueError, match="240x2 pixels are too thin to be resized to 24x0"):
+        prepare_image(noise(240, 2), [], 24, 24, fit="contain")
+    with pytest.raises(ValueError, match="unknown fit 'crop'; choose from short, squash"):
+        prepare_image(noise(4, 4), [], 2, 2, fit="crop")
 
 
 def test_a_small_image_is_padded_and_its_boxes_shift() -> None:
