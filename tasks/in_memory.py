@@ -18,6 +18,7 @@ from torch import Tensor
 from explainers.base import Explainer, Explanation, Need, Parameters, Status
 from explainers.models import loading
 from explainers.models.black_box import BlackBox
+from explainers.models.class_matching import match
 from explainers.models.compute import tf32
 from explainers.models.frozen import Frozen
 from explainers.models.modality import MODALITIES, ModalityName
@@ -147,7 +148,8 @@ def explain(
     explainer
         A name that ``floodlit explainers`` lists, or ``package.module:Name``.
     targets
-        The class to explain: one number, or one per input. By default it is the predicted class.
+        The class to explain: one number, or one per input; or names, if ``model.class_names`` knows them. By
+        default it is the predicted class.
     seed, ids
         The random numbers of an input follow from the seed and the input's position, so that the same input
         has others at another position. ``ids`` gives each input a name to be used in place of its position:
@@ -170,7 +172,7 @@ def explain(
         raise ValueError(f"explainer {explainer} explains the predicted class only; leave targets out")
     names = list(range(len(given)) if ids is None else ids)
     _check_counts(len(given), ids=names)
-    wanted = _targets(targets, model.num_classes, len(given))
+    wanted = _targets(_numbered(targets, model), model.num_classes, len(given))
     seeds = _seeds(seed, "saliency", names)
     found, digests = [], []
     with _computing():
@@ -339,6 +341,20 @@ def _check_counts(inputs: int, **given: Any) -> None:
     for name, each in given.items():
         if each is not None and len(each) != inputs:
             raise ValueError(f"{name}: there are {inputs} inputs and {len(each)} {name}; give one per input")
+
+
+def _numbered(given: Any, model: BlackBox) -> Any:
+    """Targets that are names as the numbers of the model's classes; all others as they are."""
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return given
+    if not names or model.class_names is None:
+        return given
+    found = match(names, model.class_names, model.num_classes)
+    for reason in found.reasons.values():
+        raise ValueError(f"targets: {reason}")
+    numbers = list(found.indices.values())
+    return numbers[0] if isinstance(given, str) else numbers
 
 
 def _targets(given: Any, classes: int, count: int) -> Tensor | None:

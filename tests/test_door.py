@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import floodlit
+from explainers.models.class_names import ClassName
 from explainers.models.tensors import TensorClassifier
 from places import ROOT
 from runs import explained, model, prepared, tiny_job, toml
@@ -143,6 +144,13 @@ def test_targets_are_one_class_or_one_per_input_or_the_predicted_ones(gap: Any) 
     third = floodlit.explain(gap, IMAGES, "gradcam", targets=3, batch=4)
     assert third.targets.tolist() == [3] * COUNT
     assert torch.equal(floodlit.explain(gap, IMAGES, "gradcam", targets=[3] * COUNT).maps, third.maps)
+    gap.class_names = tuple(ClassName(f"digit {number}") for number in range(8))
+    assert floodlit.explain(gap, IMAGES, "gradcam", targets="Digit_3").targets.tolist() == [3] * COUNT
+    named = [f"digit {number}" for number in predicted.targets.tolist()]
+    assert floodlit.explain(gap, IMAGES, "gradcam", targets=named).targets.equal(predicted.targets)
+    with pytest.raises(ValueError, match="targets: 'digit 8' is none of the model's classes"):
+        floodlit.explain(gap, IMAGES, "gradcam", targets="digit 8")
+    gap.class_names = None
     other = (predicted.targets + 1) % 8
     with pytest.raises(ValueError, match="explains the predicted class only; leave targets out"):
         floodlit.explain(gap, IMAGES, "ddcam", targets=other)

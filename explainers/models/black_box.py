@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from explainers.models.class_names import ClassName
 from explainers.models.modality import ModalityName
 
 
@@ -55,6 +56,11 @@ class BlackBox(Protocol):
     @property
     def num_classes(self) -> int:
         """K, the number of classes; two or more."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[ClassName, ...] | None:
+        """The names of the K classes, in the order of the logits; None where they are not known."""
         ...
 
     @property

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from explainers.models.class_names import ClassName
 from explainers.models.compute import (
     Compiled,
     Compute,
@@ -33,12 +34,15 @@ class Frozen:
     ----------
     compute
         How the network's forward passes are computed; see :meth:`use`.
+    class_names
+        The names of the classes, one per logit; None where they are not known.
     """
 
     def __init__(self, network: nn.Module, device: str | torch.device) -> None:
         self.network = network.to(device)
         self.device = torch.device(device)
         self.compute = Compute()
+        self.class_names: tuple[ClassName, ...] | None = None
         self._compiled: dict[nn.Module, Compiled] = {}
         self._restore: list[tuple[Any, str, Any]] = []
         # One module after the other, since parts of the network may have been in different modes.

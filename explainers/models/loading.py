@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from explainers.models.checkpoints import load_weights
+from explainers.models.class_names import class_names
 from explainers.models.classifier import Classifier
 from explainers.models.clip_sources import (
     check_prompts,
@@ -174,6 +175,11 @@ def load(
         raise ValueError(
             f"model.num_classes: the network has {classifier.num_classes} classes, not {spec.num_classes}"
         )
+    try:
+        classifier.class_names = class_names(spec, classifier.num_classes) or classifier.class_names
+    except BaseException:
+        classifier.close()
+        raise
     return classifier
 
 

@@ -39,6 +39,13 @@ class ModelSpec(BaseModel):
     classes: tuple[str, ...] | None = Field(
         None, description="Names of the classes; for CLIP-like models (open_clip, huggingface) only."
     )
+    class_names: str | None = Field(
+        None,
+        min_length=1,
+        description="File that names the model's classes, one line per class in the order of the model's "
+        "outputs: a synset (n01440764), names with commas between them, or both. By default the names are "
+        "the source's: torchvision's and timm's ImageNet names, Hugging Face's id2label, or `classes`.",
+    )
     templates: tuple[str, ...] | None = Field(
         None,
         description="Prompts for every class of a CLIP-like model, in which {} stands for the name of the "
@@ -75,8 +82,9 @@ class ModelSpec(BaseModel):
     def relative_to(self, folder: Path) -> ModelSpec:
         """The same model, with relative paths to its files and folders taken from ``folder``.
 
-        These paths are the weights, the callable's file, and a name that stands for a folder. A Hugging Face
-        name may also be a repository's, so it counts as a path only if there is such a folder.
+        These paths are the weights, the names of classes, the callable's file, and a name that stands for a
+        folder. A Hugging Face name may also be a repository's, so it counts as a path only if there is such a
+        folder.
         """
         changes = {}
         path, _, name = self.source.rpartition(":")
@@ -86,6 +94,8 @@ class ModelSpec(BaseModel):
             changes["name"] = str(folder / self.name)
         if self.name is not None and self.source == "open_clip" and self.name.startswith(LOCAL_DIR):
             changes["name"] = f"{LOCAL_DIR}{folder / self.name.removeprefix(LOCAL_DIR)}"
+        if self.class_names is not None:
+            changes["class_names"] = str(folder / self.class_names)
         if self.weights is not None and is_file(self.weights):
             changes["weights"] = str(folder / self.weights)
         return self.model_copy(update=changes)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from explainers.models.black_box import check_fill
+from explainers.models.class_names import names_of_labels
 from explainers.models.frozen import Frozen
 from explainers.models.modality import MODALITIES, NO_TOKEN, ModalityName
 from explainers.numerics.fingerprint import sha256_of
@@ -66,17 +67,11 @@ class TextClassifier(Frozen):
         try:
             self._pad = self._configure()
             self.num_classes = self._try_out()
+            config: Any = self.network.config
+            self.class_names = names_of_labels(config.id2label, self.num_classes)
         except BaseException:
             self.close()
             raise
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes, by number; empty where the model has no names of its own."""
-        config: Any = self.network.config
-        names = [str(config.id2label.get(number, "")) for number in range(self.num_classes)]
-        # LABEL_0, LABEL_1, ... are the names that transformers makes up where a model has none.
-        return [] if names == [f"LABEL_{number}" for number in range(self.num_classes)] else names
 
     def _configure(self) -> int:
         """The id of the padding token; causal networks search for it to find the last token of a text."""
