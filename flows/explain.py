@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Iterable
 from typing import Any
@@ -25,7 +26,7 @@ from flows.prepare import prepare
 from flows.progress import StageProgress
 from flows.resume import remaining, tolerated, without
 from flows.retries import not_retried
-from flows.terminal import Progress
+from flows.terminal import Progress, console
 from flows.watch import Watch
 from flows.worker_logs import send_logs
 from storage.errors import FloodlitError
@@ -35,6 +36,7 @@ from storage.run import Run
 from storage.verify import repair, verify
 from tasks.activations import activations
 from tasks.inputs import inputs
+from tasks.results.accuracy import write_accuracy
 from tasks.saliency import saliency
 from tasks.scores import scores
 
@@ -153,6 +155,8 @@ def _drain(
             lock.check()  # a job that has lost its store must not write into it any more
             progress.advance(step.label(run.shards))
             stages.advance(step)
+            if step.stage == "activations" and not stages.left("activations"):
+                _tell_accuracy(run)  # now, because the rest may take hours
 
         complete = drain(
             todo,
@@ -166,6 +170,14 @@ def _drain(
         )
     stages.tell()
     return complete
+
+
+def _tell_accuracy(run: Run) -> None:
+    """Report the model's accuracy on the labels, in the terminal and in Prefect's log."""
+    found = write_accuracy(run)
+    if found is not None:
+        console.print(found.told(), soft_wrap=True, highlight=False, markup=False)
+        get_run_logger().log(logging.WARNING if found.is_chance else logging.INFO, "%s", found.told())
 
 
 def _mark_failed(run: Run, step: Step, error: Exception, attempts: int) -> None:

@@ -49,11 +49,13 @@ def status(directory: Store) -> None:
     from flows.resume import remaining, tolerated
     from storage.records import failures, finished, read_record
     from storage.run import Run
+    from tasks.results.accuracy import read_accuracy
 
     with _refusals():
         opened = Run.open(directory)
         steps = finished(opened.root)
         missing = remaining(opened)
+        accuracy = read_accuracy(opened)
         failed = {step: told for step, told in failures(opened.root).items() if step in missing}
     table = Table(
         title=f"{opened.name}: {opened.rows} images in {opened.shards} shards",
@@ -75,6 +77,8 @@ def status(directory: Store) -> None:
             stage, name, f"{opened.shards - len(lacking)}/{opened.shards}", ", ".join(lacking), told
         )
     console.print(table)
+    if accuracy is not None:
+        console.print(accuracy.told(), soft_wrap=True, highlight=False, markup=False)
     for step, why in failed.items():
         where = f"after {why.attempts} attempts, {why.time}; {opened.root / step.failure_path}"
         console.print(

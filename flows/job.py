@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictInt,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -68,7 +70,7 @@ class Choice(BaseModel):
 class TopTargets(Strict):
     """Explain the ``top`` most probable classes of each image, with one map per class."""
 
-    top: int = Field(ge=1, le=1000, description="number of classes, and so of maps, per image")
+    top: StrictInt = Field(ge=1, le=1000, description="number of classes, and so of maps, per image")
 
 
 class Cluster(Strict):
@@ -180,7 +182,7 @@ class Located(Strict):
 class Job(Located):
     """A job: one dataset, one model, explainers of the model, and metrics that score the explainers."""
 
-    target: Literal["predicted", "label"] | int | TopTargets = Field(
+    target: Literal["predicted", "label"] | StrictInt | TopTargets = Field(
         "predicted",
         description='class that is explained: "predicted", "label", a class index, or {top = k} for the k '
         "most probable classes",
@@ -209,6 +211,17 @@ class Job(Located):
     keep_activations: bool = Field(
         False, description="keep activations.zarr after the job; by default it is deleted"
     )
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _target_is_a_class(cls, target: object) -> object:
+        # In Python a truth value is a whole number too, and a message of pydantic about a union says little.
+        if isinstance(target, bool | float) or target is None:
+            raise ValueError(
+                f'{json.dumps(target)} is no class; write "predicted", "label", a class index such as 281, '
+                "or {top = 3}"
+            )
+        return target
 
     @field_validator("explainers")
     @classmethod

@@ -141,11 +141,15 @@ def _results(job: Any) -> None:
     from storage.run import Run
     from storage.samples import read_samples
     from storage.tracking import default_uri
+    from tasks.results.accuracy import read_accuracy
 
     done = Run.open(job.store)
     summary = read_table(done.summary)
     for table in (*score_tables(summary), standing_table(summary, read_table(done.costs))):
         console.print(table)
+    accuracy = read_accuracy(done)
+    if accuracy is not None:
+        console.print(accuracy.told(), soft_wrap=True, highlight=False, markup=False)
     damaged = [sample for sample in read_samples(done.root) if sample["status"] != "ok"]
     if damaged:
         first = f"{damaged[0]['uri']}: {damaged[0]['error']}"

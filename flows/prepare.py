@@ -16,10 +16,10 @@ from explainers.models.black_box import BlackBox
 from explainers.models.classifier import Classifier
 from explainers.models.loading import ModelSpec, load, preprocessing
 from explainers.models.modality import MODALITIES
-from explainers.models.text import TextClassifier
 from explainers.registry import explainers
 from explainers.requirements import unmet
 from flows.job import REGISTERED, Job, JobError, TopTargets
+from flows.labels import Labels, not_numbered, translated
 from flows.plan import shard_images
 from storage.datasets.dataset import Dataset
 from storage.datasets.geometry import prepare_image
@@ -64,11 +64,12 @@ def prepare(job: Job) -> Run:
         with closing(classifier):
             # The checks need no compiled network, and compiling takes long.
             classifier.use(job.compute.model_copy(update={"compile": False}))
-            _check_targets(job, classifier, dataset)
+            labels = translated(dataset, job.dataset.numbering == "model", classifier)
+            _check_targets(job, classifier, dataset, labels)
             chosen = _check_explainers(job, classifier)
             scored = _check_metrics(job, classifier, dataset)
             _check_tracking(job)
-            return _open_run(job, dataset, geometry, classifier, chosen, scored)
+            return _open_run(job, dataset, labels, geometry, classifier, chosen, scored)
     except ValueError as error:
         raise JobError(str(error)) from error
 
@@ -109,7 +110,7 @@ def _first_readable(dataset: Dataset) -> Any:
     raise JobError(f"dataset: no {dataset.modality} can be read; check the files at its path")
 
 
-def _check_targets(job: Job, classifier: BlackBox, dataset: Dataset) -> None:
+def _check_targets(job: Job, classifier: BlackBox, dataset: Dataset, labels: Labels) -> None:
     """Raise JobError if the model does not have the target class of every sample."""
     classes = classifier.num_classes
     if isinstance(job.target, TopTargets):
@@ -119,21 +120,14 @@ def _check_targets(job: Job, classifier: BlackBox, dataset: Dataset) -> None:
         if not 0 <= job.target < classes:
             raise JobError(f"target: {job.target} is not a class of the model; choose 0 to {classes - 1}")
     elif job.target == "label":
-        labels = [sample.label for sample in dataset.samples if sample.label is not None]
-        if len(labels) < len(dataset.samples):
+        found = {sample.label for sample in dataset.samples}
+        if None in found:
             raise JobError('target: "label" needs a label for every sample; use "predicted"')
-        # Text classifiers are the only ones that know the names of their classes.
-        names = classifier.class_names if isinstance(classifier, TextClassifier) else []
-        if names and dataset.classes and [n.lower() for n in names] != [n.lower() for n in dataset.classes]:
-            raise JobError(
-                f"target: \"label\" needs the model's numbering, {', '.join(names)}; the dataset's names are "
-                f"numbered {', '.join(dataset.classes)}; write the labels as the model's numbers"
-            )
-        if beyond := [label for label in labels if not 0 <= label < classes]:
-            raise JobError(
-                f'target: "label" needs labels in the model\'s numbering, 0 to {classes - 1}; the dataset '
-                f'has label {beyond[0]}; use "predicted"'
-            )
+        if labels.refusal is not None:
+            raise JobError(f'target: "label" {labels.refusal}')
+        for label in found:
+            if label is not None and labels.indices is not None and label not in labels.indices:
+                raise JobError(f'target: "label" {not_numbered(label, classes)}')
 
 
 def _check_explainers(job: Job, classifier: BlackBox) -> dict[str, tuple[Parameters, Explainer]]:
@@ -240,6 +234,7 @@ def _check_tracking(job: Job) -> None:
 def _open_run(
     job: Job,
     dataset: Dataset,
+    labels: Labels,
     geometry: dict[str, Any],
     classifier: BlackBox,
     chosen: dict[str, tuple[Parameters, Explainer]],
@@ -262,6 +257,9 @@ def _open_run(
         input_dtype=kind.stored,
         rows=images,
         geometry=geometry,
+        num_classes=classifier.num_classes,
+        label_indices=labels.indices,
+        labels=labels.told,
         masks=dataset.masks is not None,
         shard_rows=job.batch.shard
         or shard_images(images, len(chosen), job.cluster.expected_workers, pixels, size),

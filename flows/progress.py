@@ -50,6 +50,10 @@ class StageProgress:
         """Number of steps of the whole job."""
         return self._totals[ALL]
 
+    def left(self, stage: str) -> int:
+        """Number of steps of a stage that have not ended."""
+        return self._left[stage]
+
     def advance(self, step: Step) -> None:
         """Count one more step as ended, and update the artifacts if the last update is old enough."""
         for name in (step.stage, ALL):

@@ -112,6 +112,13 @@ class Manifest(_Entry):
     geometry
         For images: the keyword arguments of :func:`storage.datasets.geometry.prepare_image`. For tensors:
         ``shape``, the shape of a row of the dataset. Empty for texts.
+    num_classes
+        Number of the model's classes.
+    label_indices
+        The model's class by the dataset's own label; a label that is left out is none of the model's classes.
+        None if the labels are the model's numbers as they are.
+    labels
+        How the labels became the model's numbers, in words; empty if there are no labels.
     masks
         Whether the images' masks are stored beside the images.
     map_dtype
@@ -136,6 +143,9 @@ class Manifest(_Entry):
     input_shape: tuple[int, ...]
     activation_shape: tuple[int, ...] | None = None
     geometry: dict[str, Any] = Field(default_factory=dict)
+    num_classes: int | None = None
+    label_indices: dict[int, int] | None = None
+    labels: str = ""
     masks: bool = False
     map_dtype: Literal["float32", "float16"] = "float32"
     explainers: dict[str, ExplainerEntry]
@@ -240,7 +250,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _compared(manifest: Manifest) -> dict[str, Any]:
     """Return the fields that must not change; those of the identity have the names of the job's keys."""
-    apart = {"job", "identity", "versions", "shard_rows", "hash", "created", "updates"}
+    apart = {"job", "identity", "versions", "shard_rows", "labels", "hash", "created", "updates"}
     return manifest.identity | manifest.model_dump(mode="json", exclude=apart)
 
 

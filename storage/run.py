@@ -186,6 +186,16 @@ class Run:
         """``resize``, ``crop`` and ``interpolation`` with which the run's inputs were made."""
         return self.manifest.geometry
 
+    def class_of(self, label: int | None) -> int | None:
+        """Return the model's class for a label of the dataset; None if there is none."""
+        indices = self.manifest.label_indices
+        return label if label is None or indices is None else indices.get(label)
+
+    @property
+    def accuracy(self) -> Path:
+        """File with the model's top-1 accuracy on the labels, written when all predictions are there."""
+        return self.root / "accuracy.json"
+
     @property
     def modality(self) -> Literal["image", "text", "tensor"]:
         """Kind of the inputs."""

@@ -19,7 +19,8 @@ _FROM_INPUTS = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
         ("uri", pa.string()),
-        ("label", pa.int64()),
+        ("label", pa.int64()),  # the model's class
+        ("label_name", pa.string()),  # as the dataset names it
         ("width", pa.int32()),  # pixels of the image on the disk; for a text, its tokens before it was cut
         ("height", pa.int32()),
         ("text", pa.string()),
@@ -32,10 +33,13 @@ _FROM_INPUTS = pa.schema(
 _FROM_ACTIVATIONS = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
+        ("label_name", pa.string()),  # as the model names it, or else as the dataset does
         ("prediction", pa.int64()),
+        ("prediction_name", pa.string()),
         ("confidence", pa.float64()),
         ("target", pa.int64()),
         ("targets", pa.list_(pa.int64())),  # the explained classes; the first one is ``target``
+        ("target_names", pa.list_(pa.string())),  # the names of ``targets``; null if the model has none
         ("probabilities", pa.list_(pa.float64())),  # the probabilities of ``targets``
         ("error", pa.string()),  # the reason why a readable input has none of these
     ]
@@ -44,10 +48,13 @@ SAMPLE_COLUMNS = (
     "sample_id",
     "uri",
     "label",
+    "label_name",
     "prediction",
+    "prediction_name",
     "confidence",
     "target",
     "targets",
+    "target_names",
     "probabilities",
     "boxes",
     "width",
@@ -65,8 +72,8 @@ def write_sample_inputs(root: Path, shard: int, rows: Sequence[Mapping[str, Any]
     Parameters
     ----------
     rows
-        One mapping per image, in row order, with the keys sample_id, uri, label, width, height, boxes, text,
-        tokens, status and error. A key that is left out becomes null.
+        One mapping per image, in row order, with the keys sample_id, uri, label, label_name, width, height,
+        boxes, text, tokens, status and error. A key that is left out becomes null.
     """
     return _write_part(root, "inputs", shard, pa.Table.from_pylist(list(rows), _FROM_INPUTS))
 
@@ -77,8 +84,9 @@ def write_sample_predictions(root: Path, shard: int, rows: Sequence[Mapping[str,
     Parameters
     ----------
     rows
-        One mapping per image, in row order, with the keys sample_id, prediction, confidence, target, targets,
-        probabilities and error. An image with an error has none of the other facts and counts as failed.
+        One mapping per image, in row order, with the keys sample_id, label_name, prediction, prediction_name,
+        confidence, target, targets, target_names, probabilities and error. An image with an error has none of
+        the other facts, except for the name of its label, and counts as failed.
     """
     return _write_part(root, "activations", shard, pa.Table.from_pylist(list(rows), _FROM_ACTIVATIONS))
 
@@ -93,6 +101,23 @@ def read_samples_of_shard(root: Path, shard: int) -> list[dict[str, Any]]:
     """Read the facts of both stages about a shard's images, one row per image."""
     rows: list[dict[str, Any]] = _joined(root, shard).to_pylist()
     return rows
+
+
+def read_hits(root: Path) -> tuple[int, int]:
+    """Count the images of a run that have a label and a prediction, and those whose prediction is the label.
+
+    Returns
+    -------
+    labelled, correct
+        Numbers of images.
+    """
+    labelled = correct = 0
+    for path in sorted((root / "samples" / "activations").glob("shard-*.parquet")):
+        table = _joined(root, int(path.stem.removeprefix("shard-")))
+        equal = pc.equal(table["label"], table["prediction"])  # null where one of the two is missing
+        labelled += len(equal) - equal.null_count
+        correct += pc.sum(equal).as_py() or 0
+    return labelled, correct
 
 
 def merge_samples(root: Path) -> Path:
@@ -136,7 +161,7 @@ def _joined(root: Path, shard: int) -> pa.Table:
     # An input that was read may still fail in the model, so the error of the later stage counts first.
     status = pc.if_else(pc.is_valid(other["error"]), "failed", table["status"])
     error = pc.coalesce(other["error"], table["error"])
-    table, other = table.drop_columns(["status", "error"]), other.drop_columns(["error"])
+    table, other = table.drop_columns(["label_name", "status", "error"]), other.drop_columns(["error"])
     for name, column in (("status", status), ("error", error)):
         table = table.append_column(_FROM_INPUTS.field(name), column)
     for name in other.column_names[1:]:

@@ -44,8 +44,8 @@ class TrackingError(FloodlitError):
 
 
 @dataclass(frozen=True)
-class ExplainerResult:
-    """The results of one explainer that are logged: parameters, numbers by name and curves by name."""
+class Result:
+    """The results that are logged in one run: parameters, numbers by name and curves by name."""
 
     parameters: Mapping[str, Any]
     numbers: Mapping[str, float]
@@ -73,8 +73,8 @@ def track(
     store: Path,
     name: str,
     identity: str,
-    parameters: Mapping[str, Any],
-    results: Mapping[str, ExplainerResult],
+    whole: Result,
+    results: Mapping[str, Result],
     pictures: Sequence[Path],
 ) -> str:
     """Log a finished job; return the id of its parent run in MLflow.
@@ -91,8 +91,8 @@ def track(
         Name of the parent run.
     identity
         Hash of the run's settings. Together with ``store`` it identifies the MLflow runs of a job.
-    parameters
-        Parameters of the parent run.
+    whole
+        Parameters and numbers of the parent run.
     results
         Results by explainer.
     pictures
@@ -110,7 +110,8 @@ def track(
         key = sha256_of_json([str(store), identity])
         tags = {"floodlit.run": key, "floodlit.explainer": "none", "floodlit.store": str(store)}
         parent = _find_or_create(client, experiment, name, tags)
-        _log_parameters(client, parent, parameters)
+        _log_parameters(client, parent, whole.parameters)
+        _log_result(client, parent, whole)
         for picture in pictures:
             client.log_artifact(parent.info.run_id, str(picture))
         for explainer, result in results.items():
@@ -165,7 +166,7 @@ def _log_parameters(client: MlflowClient, run: Run, parameters: Mapping[str, Any
     client.log_batch(run.info.run_id, params=new)
 
 
-def _log_result(client: MlflowClient, run: Run, result: ExplainerResult) -> None:
+def _log_result(client: MlflowClient, run: Run, result: Result) -> None:
     """Log the values that the run does not have yet.
 
     MLflow keeps every value that is logged for a step and shows the last one, so a value that has not changed

@@ -6,6 +6,7 @@ One backbone pass per image serves all explainers that read activations.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from explainers.models.black_box import BlackBox
+from explainers.models.class_names import ClassName
 from explainers.models.classifier import Classifier
 from explainers.numerics.batching import chunks
 from storage.maps import shard_file, write_shard
@@ -90,7 +92,7 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
                 store[chunk] = features.float().cpu().numpy()
         if compute_of(run).precision == "float16":  # bfloat16 has the range of float32
             usable[chunk] &= logits.isfinite().all(1).cpu().numpy()
-        rows += _predictions(run, samples[chunk], usable[chunk], logits)
+        rows += _predictions(run, samples[chunk], usable[chunk], logits, classifier.class_names)
     files = [write_sample_predictions(run.root, shard, rows)]
     if store is not None:
         store[~usable] = np.nan  # the network saw a placeholder there, or overflowed
@@ -115,7 +117,11 @@ def _logits_of(classifier: BlackBox, inputs: Tensor, able: Tensor) -> Tensor:
 
 
 def _predictions(
-    run: Run, samples: list[dict[str, Any]], usable: np.ndarray, logits: Tensor
+    run: Run,
+    samples: list[dict[str, Any]],
+    usable: np.ndarray,
+    logits: Tensor,
+    names: Sequence[ClassName] | None,
 ) -> list[dict[str, Any]]:
     """One row per sample for :func:`storage.samples.write_sample_predictions`."""
     probability = logits.float().softmax(1)
@@ -125,15 +131,23 @@ def _predictions(
     return [
         {
             "sample_id": sample["sample_id"],
+            "label_name": _name(names, sample["label"]) or sample["label_name"],
             "prediction": prediction[i] if usable[i] else None,
+            "prediction_name": _name(names, prediction[i]) if usable[i] else None,
             "confidence": confidence[i] if usable[i] else None,
             "target": target[0] if usable[i] else None,
             "targets": target if usable[i] else [],
+            "target_names": [_name(names, each) for each in target] if usable[i] and names else None,
             "probabilities": probabilities[i] if usable[i] else [],
             "error": None if usable[i] or sample["status"] != "ok" else _TOO_LARGE,
         }
         for i, (sample, target) in enumerate(zip(samples, targets.tolist(), strict=True))
     ]
+
+
+def _name(names: Sequence[ClassName] | None, number: int | None) -> str | None:
+    """The model's name of a class; None if the class or its name is not known."""
+    return None if names is None or number is None else names[number].name
 
 
 def _targets(run: Run, samples: list[dict[str, Any]], logits: Tensor) -> Tensor:

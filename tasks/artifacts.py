@@ -14,6 +14,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from storage.run import Run
 from storage.tracking import without_user
 from tasks.pictures.drawing import small_copy
+from tasks.results.accuracy import Accuracy
 from tasks.results.ranking_table import ranking_table
 
 # Limits on artifacts: a Prefect server sends them whole, even to the page that only lists them.
@@ -21,7 +22,9 @@ PICTURE_BYTES = 256 * 1024
 TABLE_ROWS = 2000
 
 
-def show_results(run: Run, summary: pa.Table, costs: pa.Table, pictures: Iterable[Path]) -> None:
+def show_results(
+    run: Run, summary: pa.Table, costs: pa.Table, pictures: Iterable[Path], accuracy: Accuracy | None
+) -> None:
     """Create the artifacts with the results of a run: scores, ranking table and pictures.
 
     Parameters
@@ -30,13 +33,17 @@ def show_results(run: Run, summary: pa.Table, costs: pa.Table, pictures: Iterabl
         The tables ``summary.parquet`` and ``costs.parquet``.
     pictures
         PNG files; each is shown as a smaller copy of at most ``PICTURE_BYTES``.
+    accuracy
+        The model's accuracy on the labels, if there are any.
     """
     rows = [_readable(row) for row in summary.to_pylist()]
     cut = f"; the first {TABLE_ROWS} of {len(rows)} rows" if len(rows) > TABLE_ROWS else ""
+    known = accuracy is not None and accuracy.value is not None
+    told = f"; top-1 accuracy {accuracy.correct} of {accuracy.labelled}" if accuracy and known else ""
     create_table_artifact(
         key="floodlit-scores",
         table=rows[:TABLE_ROWS],
-        description=f"Scores of **{run.name}**, mean and 95 % bootstrap interval, in `{run.root}`{cut}",
+        description=f"Scores of **{run.name}**, mean and 95 % bootstrap interval, in `{run.root}`{cut}{told}",
     )
     create_table_artifact(
         key="floodlit-standing",

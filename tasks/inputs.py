@@ -72,7 +72,7 @@ def _read(run: Run, shard: int) -> Outcome:
 def _row(run: Run, dataset: Dataset, index: int, out: np.ndarray) -> Row:
     """Read one input into ``out`` and return its sample row."""
     sample = dataset.samples[index]
-    row = _blank(sample)
+    row = _blank(run, dataset, sample)
     try:
         _PUT[run.modality](run, dataset.load(index), sample, out, row)
         row["status"] = "ok"
@@ -129,12 +129,13 @@ _PUT: dict[str, Callable[[Run, Any, Sample, np.ndarray, Row], None]] = {
 }
 
 
-def _blank(sample: Sample) -> Row:
+def _blank(run: Run, dataset: Dataset, sample: Sample) -> Row:
     """The row of an input that has not been read: its status is ``failed`` until it has."""
     return {
         "sample_id": sample.sample_id,
         "uri": sample.uri,
-        "label": sample.label,
+        "label": run.class_of(sample.label),
+        "label_name": _label_name(dataset, sample.label),
         "width": None,
         "height": None,
         "boxes": [],
@@ -143,3 +144,10 @@ def _blank(sample: Sample) -> Row:
         "status": "failed",
         "error": None,
     }
+
+
+def _label_name(dataset: Dataset, label: int | None) -> str | None:
+    """The dataset's own name of a label: where its classes have no names, the number as it is written."""
+    if label is None:
+        return None
+    return dataset.classes[label] if dataset.classes else str(label)

@@ -13,10 +13,11 @@ from prefect.cache_policies import NO_CACHE
 from storage.files import on_this_machine
 from storage.run import Run
 from storage.samples import merge_samples
-from storage.tracking import ExplainerResult, page_of, track
+from storage.tracking import Result, page_of, track
 from tasks.artifacts import show_links, show_results
 from tasks.pictures.contact_sheet import draw_contact_sheet
 from tasks.pictures.curves import draw_curves
+from tasks.results.accuracy import write_accuracy
 from tasks.results.costs import write_costs
 from tasks.results.summary import mean_curves, summarise
 
@@ -25,7 +26,7 @@ PICTURES = ("contact_sheet.png", "curves.png")
 
 @task(name="summary", task_run_name="summary", cache_policy=NO_CACHE)
 def summary(root: str, tracking: str) -> dict[str, Any]:
-    """Write samples.parquet, summary.parquet, comparisons.parquet, costs.parquet and the pictures of a run.
+    """Write the tables of a run (samples, summary, comparisons, costs), its accuracy.json and its pictures.
 
     The results are then shown in Prefect and logged to MLflow. This runs in the process of the flow, since
     only that process may write to MLflow.
@@ -49,6 +50,7 @@ def summary(root: str, tracking: str) -> dict[str, Any]:
     """
     run = Run.open(root)
     merge_samples(run.root)
+    accuracy = write_accuracy(run)
     scores, costs, curves = summarise(run), write_costs(run), mean_curves(run)
     draw_contact_sheet(run)
     draw_curves(run, curves)
@@ -56,7 +58,7 @@ def summary(root: str, tracking: str) -> dict[str, Any]:
     rows = scores.to_pylist()
     spent = {row.pop("explainer"): row for row in costs.to_pylist()}
     results = {
-        name: ExplainerResult(
+        name: Result(
             parameters={"explainer": name, **entry.parameters},
             numbers=_numbers(row for row in rows if row["explainer"] == name)
             | {f"cost/{key}": value for key, value in spent[name].items() if value is not None},
@@ -66,8 +68,10 @@ def summary(root: str, tracking: str) -> dict[str, Any]:
     }
     with ExitStack() as copies:
         files = [copies.enter_context(on_this_machine(path)) for path in pictures]
-        tracked = track(tracking, run.root, run.name, run.hash, _parameters(run), results, files)
-    show_results(run, scores, costs, pictures)
+        numbers = {} if accuracy is None or accuracy.value is None else {"accuracy": accuracy.value}
+        whole = Result(_parameters(run), numbers, curves={})
+        tracked = track(tracking, run.root, run.name, run.hash, whole, results, files)
+    show_results(run, scores, costs, pictures, accuracy)
     show_links(run, tracking, page_of(tracking, tracked))
     return {"rows": len(rows), "pictures": len(pictures)}
 

@@ -33,7 +33,7 @@ class Sample:
     uri
         Place of the item, for people to read.
     label
-        Class index; None if the item has no label.
+        Class index in the dataset's own numbering; None if the item has no label.
     boxes
         Boxes of the objects in the pixels of the image on the disk.
     """
@@ -54,6 +54,9 @@ class Dataset:
         One sample per item.
     classes
         Class names by label; empty if the labels are plain numbers or if there are no labels.
+    published
+        Whether the set is published with the numbers of its classes. Otherwise the classes are numbered in
+        sorted order here, which says nothing about the numbers that a model gives them.
     modality
         Kind of the items.
     features
@@ -70,6 +73,7 @@ class Dataset:
     modality: Literal["image", "text", "tensor"] = "image"
     features: list[str] = field(default_factory=list)
     masks: Callable[[int], Image.Image | None] | None = None
+    published: bool = False
 
     def load(self, index: int) -> Item:
         """Load an item: an image in 8-bit RGB, a text, or an array float32 (T,) or (C, T).

@@ -38,4 +38,5 @@ def open_digits(spec: DatasetSpec) -> Dataset:
         lambda index: Image.fromarray(draw(index).image),
         print_of,
         masks=lambda index: Image.fromarray(draw(index).mask),
+        published=True,
     )

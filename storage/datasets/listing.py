@@ -14,8 +14,10 @@ from pathlib import Path
 
 from storage.datasets.geometry import Box
 
-_LARGEST = 2**31 - 1  # more classes than any model has
+LARGEST = 2**31 - 1  # of a label; more classes than any model has
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
+# Words that programs write for a cell without a value.
+_MISSING = frozenset(["nan", "none", "null", "nil", "nat", "na", "n/a", "#n/a", "#na", "<na>"])
 csv.field_size_limit(1 << 26)  # a text may be longer than Python's default limit of 128 KiB
 Row = tuple[int, Mapping[str, str]]  # line number, cells by column
 
@@ -81,8 +83,8 @@ def number_labels(
 ) -> tuple[list[int], list[str]]:
     """Turn labels into numbers; return the numbers and the class names.
 
-    Labels that are whole numbers are kept, and there are no class names then. Names are numbered in sorted
-    order.
+    Labels that are whole numbers are kept, zeros at their beginning apart, and there are no class names then.
+    Names are numbered in sorted order.
 
     Parameters
     ----------
@@ -96,18 +98,14 @@ def number_labels(
     Raises
     ------
     ValueError
-        If a label is missing or negative, or if numbers and names are mixed. The message is one line with the
-        file and the place.
+        If a label is neither a class index nor a name, see :func:`problem_with`, or if numbers and names are
+        mixed. The message is one line with the file and the place.
     """
     kinds = sorted(set(labels))  # each different label is checked once
     for label in kinds:
-        wrong = "the label is missing" if not label else f"label {label} is negative"
-        if not label or (label.startswith("-") and label[1:].isdecimal()):
-            raise ValueError(f"{path}, {place(labels.index(label))}: {wrong}")
-        if re.fullmatch(r"\d+\.0*", label) or (label.isdecimal() and int(label) > _LARGEST):
-            raise ValueError(
-                f"{path}, {place(labels.index(label))}: label {label} is no class index; write a whole number"
-            )
+        problem = problem_with(label)
+        if problem is not None:
+            raise ValueError(f"{path}, {place(labels.index(label))}: {problem}")
     numbers, names = [k for k in kinds if k.isdecimal()], [k for k in kinds if not k.isdecimal()]
     if numbers and names:
         name = next(index for index, label in enumerate(labels) if not label.isdecimal())
@@ -118,6 +116,41 @@ def number_labels(
         )
     index = {name: position for position, name in enumerate(names)}
     return [index[label] if names else int(label) for label in labels], names
+
+
+def problem_with(label: str) -> str | None:
+    """Return why a label, without blanks at its ends, is no class index and no name; None if it is one.
+
+    A class index is a whole number from 0 to ``LARGEST`` in the digits 0 to 9. Whatever else reads as a
+    number, as a truth value, or as a missing value is no name, because it is more likely a mistake of the
+    program that wrote the file.
+    """
+    if re.fullmatch("[0-9]{1,1000}", label) and int(label) <= LARGEST:  # int() refuses thousands of digits
+        return None
+    if not label:
+        wrong = "the label is missing"
+    elif re.fullmatch("[0-9]+", label):
+        wrong = f"label {label[:20]} is larger than {LARGEST}"
+    elif re.fullmatch("-[0-9]+", label):
+        wrong = f"label {label[:20]} is negative"
+    elif label.casefold() in _MISSING:
+        wrong = f"label {label} stands for a missing value"
+    elif label.casefold() in {"true", "false"}:
+        wrong = f"label {label} is a truth value"
+    elif label.isdigit() or _reads_as_float(label):
+        wrong = f"label {label[:20]} is no class index"
+    else:
+        return None
+    return f"{wrong}; write a whole number in the digits 0 to 9, or the name of a class, or leave the row out"
+
+
+def _reads_as_float(text: str) -> bool:
+    """Whether Python reads a text as a number: 0.5, 1e3, inf, 1_0, and the like in all digits of Unicode."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def records(path: Path) -> Iterator[tuple[int, list[str]]]:

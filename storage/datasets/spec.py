@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from storage.places import Place
 
-# The required and the optional keys of each kind, besides limit.
+# The required and the optional keys of each kind, besides limit and numbering.
 _KEYS = {
     "folder": (("path",), ()),
     "csv": (("path",), ("images",)),
@@ -55,6 +55,12 @@ class DatasetSpec(BaseModel):
         "number of images, by default 1000",
     )
 
+    numbering: Literal["model"] | None = Field(
+        None,
+        description='"model" says that the dataset numbers its classes (folders and names of labels in '
+        "sorted order) as the model does; by default they are matched with the model's by synset or name",
+    )
+
     @model_validator(mode="after")
     def _keys_belong_to_the_kind(self) -> DatasetSpec:
         # A key that a kind does not use is an error, since it may be a mistake for another kind.
@@ -64,6 +70,6 @@ class DatasetSpec(BaseModel):
             if key in needed and not given:
                 raise ValueError(f'kind = "{self.kind}" needs the key {key}')
             if given and key not in needed + optional:
-                known = ", ".join([*needed, *optional, "limit"])
+                known = ", ".join([*needed, *optional, "limit", "numbering"])
                 raise ValueError(f'kind = "{self.kind}" does not take the key {key}; it takes {known}')
         return self

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.datasets.columns import ID, LABEL, Columns
+from storage.datasets.listing import LARGEST, problem_with
 from storage.errors import LONGEST, one_line
 from storage.files import UnreadableError
 from storage.places import is_remote
@@ -213,9 +214,10 @@ def _check_labels(path: Path, labels: NDArray[Any], rows: int) -> None:
         raise ValueError(
             f"{path}: labels are {labels.dtype} {labels.shape}; they must be whole numbers ({rows},)"
         )
-    if (labels < 0).any():
-        row = int(np.argmax(labels < 0))
-        raise ValueError(f"{path}, row {row}: label {labels[row]} is negative")
+    wrong = (labels < 0) | (labels > LARGEST)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(f"{path}, row {row}: {problem_with(str(labels[row]))}")
 
 
 def _float32(numbers: NDArray[Any]) -> NDArray[np.float32]:

@@ -38,8 +38,15 @@ def open_torchvision(spec: DatasetSpec) -> Dataset:
         except OSError as error:
             raise UnreadableError(one_line(error)) from error
 
-    classes = [str(name) for name in getattr(data, "classes", [])]
-    return Dataset(samples, classes, load, lambda: [spec.name, *known(samples)])
+    classes = _class_names(data)
+    return Dataset(samples, classes, load, lambda: [spec.name, *known(samples)], published=True)
+
+
+def _class_names(data: Any) -> list[str]:
+    """Names of a set's classes. ImageNet has several per class, and their synsets, which come first then."""
+    names = [name if isinstance(name, str) else ", ".join(name) for name in getattr(data, "classes", [])]
+    synsets = getattr(data, "wnids", None)
+    return names if synsets is None else [" ".join(both) for both in zip(synsets, names, strict=True)]
 
 
 def open_set(name: str, root: Path | None, split: str | None) -> Any:

@@ -23,6 +23,7 @@ from storage.run import Run
 from tasks.metrics.preparation import prepare
 
 INCHES = 1.5  # width of one cell
+NAME = 18  # characters of a class's name below an image, at most
 LINE_INCHES = 0.18  # height of one line of text
 DPI = 110
 # The background of words and lines: white where nothing is salient, then darker and darker colours of the
@@ -83,7 +84,8 @@ def draw_image(axis: Any, pixels: np.ndarray, sample: dict[str, Any], target: in
                 (xmin - 0.5, ymin - 0.5), xmax - xmin, ymax - ymin, fill=False, edgecolor="lime", linewidth=1
             )
         )
-    _label(axis, _explained(sample, target))
+    # A name may contain dollar signs, which Matplotlib would read as mathematics.
+    _label(axis, _explained(sample, target, NAME, "\n"), math=False)
 
 
 def draw_map(axis: Any, pixels: np.ndarray, saliency: np.ndarray, below: str = "") -> None:
@@ -97,7 +99,9 @@ def draw_map(axis: Any, pixels: np.ndarray, saliency: np.ndarray, below: str = "
 
 def heading(sample: dict[str, Any]) -> str:
     """The heading of a text or a tensor: its id, its target, and its label if it has one."""
-    label = "" if sample["label"] is None else f", label {sample['label']}"
+    label, name = sample["label"], sample.get("label_name")
+    told = name if label is None else _numbered(label, None if name == str(label) else name)
+    label = "" if told is None else f", label {told}"
     return f"{sample['sample_id']}: {_explained(sample, sample['target'])}{label}"
 
 
@@ -122,14 +126,34 @@ def small_copy(picture: bytes, most: int) -> bytes:
         width = max(1, width * 3 // 4)
 
 
-def _explained(sample: dict[str, Any], target: int) -> str:
-    """The target and its confidence. For a target that is not predicted, the prediction stands instead."""
-    predicted = sample["prediction"]
-    known = f", {100 * sample['confidence']:.0f} %" if target == predicted else f" (predicted {predicted})"
-    return f"class {target}{known}"
+def _explained(sample: dict[str, Any], target: int, most: int | None = None, apart: str = " ") -> str:
+    """The target and its confidence. For a target that is not predicted, the prediction stands instead.
+
+    Parameters
+    ----------
+    most
+        Characters of a class's name that are shown; None shows all.
+    apart
+        What stands before the prediction, if the classes have names.
+    """
+    predicted, names = sample["prediction"], sample.get("target_names")
+    name = names[sample["targets"].index(target)] if names else None
+    told = f"class {_numbered(target, name, most)}"
+    if target == predicted:
+        return f"{told}, {100 * sample['confidence']:.0f} %"
+    other = _numbered(predicted, sample.get("prediction_name"), most)
+    return f"{told}{apart if names else ' '}(predicted {other})"
 
 
-def _label(axis: Any, below: str) -> None:
+def _numbered(number: int, name: str | None, most: int | None = None) -> str:
+    """The number of a class and, if it is known, its name."""
+    if name is None:
+        return str(number)
+    shown = " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
+    return f"{number} {shown if most is None or len(shown) <= most else shown[: most - 1] + '…'}"
+
+
+def _label(axis: Any, below: str, *, math: bool = True) -> None:
     axis.set_xticks([])
     axis.set_yticks([])
-    axis.set_xlabel(below, fontsize=7)
+    axis.set_xlabel(below, fontsize=7, parse_math=math)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,9 @@ def test_status_of_a_complete_run_is_0_and_of_an_incomplete_one_1(complete: Path
     whole = runner.invoke(app, ["status", str(complete)])
     assert whole.exit_code == 0, whole.output
     assert "complete" in whole.output
+    assert re.search(
+        r"^accuracy [01]\.\d{3} \(\d+ of 16 labels\); labels: matched with the", whole.output, re.M
+    )
     copy = tmp_path / "copy"
     shutil.copytree(complete, copy)
     next((copy / "done" / "scores" / "gradcam").iterdir()).unlink()

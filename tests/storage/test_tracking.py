@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient, environment_variables
 
 from storage import tracking
-from storage.tracking import EXPERIMENT, ExplainerResult, TrackingError, TrainingLog, registered, track
+from storage.tracking import EXPERIMENT, Result, TrackingError, TrainingLog, registered, track
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +18,13 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[MlflowClient, str, 
     folder = tmp_path_factory.mktemp("mlflow")
     uri, store, picture = f"sqlite:///{folder}/mlflow.db", folder / "run's", folder / "sheet.png"
     picture.write_bytes(b"png")
-    result = ExplainerResult({"sigma": 0.25}, {"insertion": 0.5}, {"insertion": [0.1, 0.4, 0.9]})
-    arguments = (store, "photos", "hash-of-the-job", {"seed": 0, "model.name": "resnet"})
+    result = Result({"sigma": 0.25}, {"insertion": 0.5}, {"insertion": [0.1, 0.4, 0.9]})
+    parameters = {"seed": 0, "model.name": "resnet"}
+    arguments = (store, "photos", "hash-of-the-job", Result(parameters, {"accuracy": 0.75}, {}))
     first = track(uri, *arguments, {"gradcam": result}, [picture])
     second = track(uri, *arguments, {"gradcam": result, "ddcam": result}, [picture])
     assert first == second
-    other = track(uri, store, "photos", "another-hash", {}, {"gradcam": result}, [])
+    other = track(uri, store, "photos", "another-hash", Result({}, {}, {}), {"gradcam": result}, [])
     assert other != first
     return MlflowClient(uri), first, other
 
@@ -44,6 +45,7 @@ def test_parent_has_the_job_and_the_picture(twice: tuple[MlflowClient, str, str]
     client, first, _ = twice
     run = client.get_run(first)
     assert run.data.params == {"seed": "0", "model.name": "resnet"}
+    assert run.data.metrics == {"accuracy": 0.75}
     assert run.info.status == "FINISHED"
     assert [artifact.path for artifact in client.list_artifacts(first)] == ["sheet.png"]
 
@@ -64,8 +66,8 @@ def test_a_changed_score_is_the_one_shown_and_what_stayed_is_there_once(tmp_path
     """A shard that failed and was done again changes means, downwards too."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for mean, curve in ((0.5, [0.1, 0.4, float("nan")]), (0.25, [0.1, 0.3, float("nan")])):
-        results = {"gradcam": ExplainerResult({}, {"insertion": mean, "deletion": 0.125}, {"road": curve})}
-        parent = track(uri, tmp_path / "run", "photos", "job", {}, results, [])
+        results = {"gradcam": Result({}, {"insertion": mean, "deletion": 0.125}, {"road": curve})}
+        parent = track(uri, tmp_path / "run", "photos", "job", Result({}, {}, {}), results, [])
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
     (nested,) = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
@@ -100,7 +102,9 @@ def test_a_training_resumed_before_its_last_point_has_every_point_once(tmp_path:
 
 def _tracked_at_once(together: Barrier, uri: str, store: Path) -> None:
     together.wait()
-    track(uri, store, store.name, "job", {}, {"gradcam": ExplainerResult({}, {"insertion": 0.5}, {})}, [])
+    track(
+        uri, store, store.name, "job", Result({}, {}, {}), {"gradcam": Result({}, {"insertion": 0.5}, {})}, []
+    )
 
 
 def test_jobs_that_end_at_once_beside_no_database_yet_lose_nothing(tmp_path: Path) -> None:
@@ -199,7 +203,7 @@ def test_a_server_away_when_a_job_ends_is_told_with_where_the_results_are(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingError, match=r"^tracking: MLflow says .*refused.*which only logs") as told:
-        track("http://127.0.0.1:9", tmp_path / "run", "photos", "job", {}, {}, [])
+        track("http://127.0.0.1:9", tmp_path / "run", "photos", "job", Result({}, {}, {}), {}, [])
     assert str(told.value).endswith(f"the results are in {tmp_path / 'run'}")
     assert "\n" not in str(told.value)
 

@@ -178,16 +178,19 @@ def test_what_texts_do_not_have_is_refused_before_the_start(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_label_by_name_is_not_taken_for_the_models_number(tmp_path: Path) -> None:
+def test_labels_by_name_become_the_models_numbers(tmp_path: Path) -> None:
     """The toy's classes are named x, a, m; the dataset numbers a, m, x."""
     text_toys.saved(
         tmp_path / "model", "bert", id2label={0: "x", 1: "a", 2: "m"}, label2id={"x": 0, "a": 1, "m": 2}
     )
-    lines = [["text", "label"], ["the film", "x"], ["a plot", "a"], ["very dull", "m"]]
+    lines = [["text", "label"], ["the film", "X"], ["a plot", "a"], ["very dull", "m"]]
     with (tmp_path / "texts.csv").open("w", newline="") as file:
         csv.writer(file).writerows(lines)
-    with pytest.raises(JobError, match="\"label\" needs the model's numbering, x, a, m; the dataset's names"):
-        prepared(text_job(tmp_path, target="label"))
+    run = scored(prepared(text_job(tmp_path, target="label")))
+    rows = pq.read_table(run.samples).to_pylist()
+    assert [row["label"] for row in rows] == [row["target"] for row in rows] == [0, 1, 2]
+    assert [row["label_name"] for row in rows] == [row["target_names"][0] for row in rows] == ["x", "a", "m"]
+    assert [row["prediction_name"] for row in rows] == ["xam"[row["prediction"]] for row in rows]
 
 
 def test_a_blank_row_and_a_literal_end_token_do_not_disturb_a_network_that_looks_for_it(

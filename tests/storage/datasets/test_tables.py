@@ -122,8 +122,8 @@ def test_a_missing_or_blank_text_is_a_sample_that_cannot_be_loaded(tmp_path: Pat
     [
         (["65", "7", "7"], [65, 7, 7], []),
         (["spam", "ham", "spam"], [1, 0, 1], ["ham", "spam"]),
-        (["NA", "null", "nan"], [0, 2, 1], ["NA", "nan", "null"]),
-        (["1.5", "-x", "10th"], [1, 0, 2], ["-x", "1.5", "10th"]),
+        (["007", "7", "2147483647"], [7, 7, 2147483647], []),
+        (["1.5.2", "-x", "10th"], [1, 0, 2], ["-x", "1.5.2", "10th"]),
     ],
 )
 def test_labels_are_whole_numbers_or_names_in_sorted_order(
@@ -149,7 +149,13 @@ def test_labels_of_parquet_may_be_of_any_whole_type(tmp_path: Path) -> None:
         path = parquet(tmp_path / "a.parquet", text=["a", "b"], label=pa.array([2, 0], kind))
         assert (labels(texts(path)), texts(path).classes) == ([2, 0], [])
     truths = parquet(tmp_path / "b.parquet", text=["a", "b"], label=[True, False])
-    assert (labels(texts(truths)), texts(truths).classes) == ([1, 0], ["false", "true"])
+    assert "b.parquet, row 1: label false is a truth value; write a whole number" in refusal(texts, truths)
+    missing = parquet(tmp_path / "d.parquet", text=["a", "b"], label=[1, None])
+    assert "d.parquet, row 1: the label is missing" in refusal(texts, missing)
+    words = parquet(tmp_path / "e.parquet", text=["a", "b"], label=pa.array(["x", "nan"]).dictionary_encode())
+    assert "e.parquet, row 1: label nan stands for a missing value" in refusal(texts, words)
+    large = parquet(tmp_path / "f.parquet", text=["a", "b"], label=pa.array([2**63, 0], pa.uint64()))
+    assert "f.parquet, row 0: label 9223372036854775808 is larger than 2147483647" in refusal(texts, large)
     floats = parquet(tmp_path / "c.parquet", text=["a", "b"], label=[1.0, 0.5])
     assert "column label holds double; it must hold whole numbers or texts" in refusal(texts, floats)
 

@@ -1,0 +1,99 @@
+"""The model's top-1 accuracy on the labels of a run, and whether it is better than chance."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy.stats import binom
+
+from storage.files import write_json
+from storage.places import is_there
+from storage.run import Run
+from storage.samples import read_hits
+
+_BY_CHANCE = 0.05  # a result that guessing reaches more often than this may be chance
+_UNLUCKY = 0.1  # a result that a fair model falls down to less often than this is no bad luck
+
+
+class Accuracy(BaseModel):
+    """How many predictions are the labels: the content of ``accuracy.json``.
+
+    Attributes
+    ----------
+    labelled
+        Images with a prediction and a label that is a class of the model.
+    correct
+        Those of them whose prediction is the label.
+    classes
+        Number of the model's classes.
+    labels
+        How the labels became the model's numbers, in words.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    labelled: int = Field(ge=0)
+    correct: int = Field(ge=0)
+    classes: int = Field(ge=2)
+    labels: str
+
+    @property
+    def value(self) -> float | None:
+        """The share of the predictions that are the labels, in [0, 1]; None without any label."""
+        return self.correct / self.labelled if self.labelled else None
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether the accuracy is no better than that of guessing, which is right once in ``classes`` times.
+
+        Two one-sided binomial tests have to say so. Guessing reaches as many correct predictions in more than
+        5 % of all cases. And a fair model, whose accuracy lies halfway between guessing and perfection, has
+        so few in less than 10 % of all cases: a few images alone prove nothing. With 1,000 classes, 3 images
+        without a correct prediction are no reason to warn, and 4 are.
+        """
+        guessing = 1 / self.classes
+        reached = float(binom.sf(self.correct - 1, self.labelled, guessing))
+        so_few = float(binom.cdf(self.correct, self.labelled, (1 + guessing) / 2))
+        return self.labelled > 0 and reached > _BY_CHANCE and so_few < _UNLUCKY
+
+    def told(self) -> str:
+        """The accuracy in one line, which says what to check if it is no better than chance."""
+        if self.value is None:
+            return f"accuracy is not known; labels: {self.labels}"
+        found = f"accuracy {self.value:.3f} ({self.correct:,} of {self.labelled:,} labels)"
+        if not self.is_chance:
+            return f"{found}; labels: {self.labels}"
+        return (
+            f"warning: {found} is no better than chance, one in {self.classes:,} classes: check that the "
+            "numbers of the labels are the model's (dataset.numbering, model.class_names), and that inputs "
+            f"are prepared as for its training (model.resize, crop, mean, std); labels: {self.labels}"
+        )
+
+
+def write_accuracy(run: Run) -> Accuracy | None:
+    """Count the correct predictions of a run and write them to ``accuracy.json``; None without labels."""
+    classes = run.manifest.num_classes
+    if not run.manifest.labels or classes is None:
+        return None
+    labelled, correct = read_hits(run.root)
+    found = Accuracy(labelled=labelled, correct=correct, classes=classes, labels=run.manifest.labels)
+    more = {"accuracy": found.value, "no_better_than_chance": found.is_chance}
+    write_json(run.accuracy, found.model_dump() | more)
+    return found
+
+
+def read_accuracy(run: Run) -> Accuracy | None:
+    """Read ``accuracy.json``; None if there is none.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged; the message is one line.
+    """
+    if not is_there(run.accuracy):
+        return None
+    try:
+        return Accuracy.model_validate(json.loads(run.accuracy.read_bytes()))
+    except (ValidationError, ValueError, OSError) as error:
+        raise ValueError(f"{run.accuracy} is damaged; run the job again to repair it") from error
