@@ -189,7 +189,8 @@ def run(job: str | Path | Job, store: str | Path | None = None, *, retry_failed:
 
     keep_logs_off_the_terminal()  # before the next lines import Prefect
     from flows.explain import explain as flow
-    from flows.job import Job, JobError, read_job
+    from flows.job import Job, JobError
+    from flows.job_file import read_job
     from flows.server import prefect_server
 
     if isinstance(job, Job) and store is not None:

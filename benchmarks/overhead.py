@@ -30,7 +30,8 @@ from explainers.base import Batch, Need
 from explainers.models.loading import load, preprocessing
 from explainers.numerics.randomness import seed_of
 from explainers.registry import explainers
-from flows.job import Job, read_job
+from flows.job import Job
+from flows.job_file import read_job
 from storage.datasets.geometry import prepare_image
 from storage.datasets.opening import open_dataset
 from tasks.metrics.base import MetricBatch

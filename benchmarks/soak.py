@@ -36,7 +36,8 @@ import numpy as np
 import psutil
 import torch
 
-from flows.job import Job, read_job
+from flows.job import Job
+from flows.job_file import read_job
 from storage.records import finished
 
 WORKERS = 2

@@ -140,8 +140,12 @@ def kind_of(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     if schema.get("type") == "object":
         return "table"
     word = "path" if schema.get("format") == "path" else WORDS[schema["type"]]
-    bounds = [f"{told} {schema[key]:g}" for key, told in BOUNDS.items() if key in schema]
+    bounds = [f"{told} {_bound(schema[key])}" for key, told in BOUNDS.items() if key in schema]
     return ", ".join([word, *bounds])
+
+
+def _bound(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _referred(name: str, definitions: Mapping[str, Any]) -> str:

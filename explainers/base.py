@@ -47,9 +47,12 @@ class Status(StrEnum):
 
 
 class Parameters(BaseModel):
-    """Base of every parameter class. Its instances are frozen, and an unknown key is an error."""
+    """Base of every parameter class. Its instances are frozen, and an unknown key is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    A value has to be of the parameter's own type: neither "16" nor true nor 16.0 is the number 16.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class PresetParameters(Parameters):

@@ -56,7 +56,9 @@ class Random(_Control):
 class CenterGaussianParameters(base.Parameters):
     """Parameters of the centred Gaussian."""
 
-    sigma: float = Field(0.25, gt=0, description="standard deviation as a fraction of the input's short side")
+    sigma: float = Field(
+        0.25, gt=0, le=1000, description="standard deviation as a fraction of the input's short side"
+    )
 
 
 @register

@@ -41,9 +41,12 @@ class DecomCamParameters(base.Parameters):
     """Parameters of DecomCAM. The defaults are the authors'; their packaged class keeps 500 channels."""
 
     channels: int = Field(
-        100, ge=1, description="P, number of channels kept: those with the largest gradient weights"
+        100,
+        ge=1,
+        le=100_000,
+        description="P, number of channels kept: those with the largest gradient weights",
     )
-    components: int = Field(10, ge=1, description="q, number of orthogonal sub-saliency maps")
+    components: int = Field(10, ge=1, le=10_000, description="q, number of orthogonal sub-saliency maps")
     weights: Literal["minmax", "notebook"] = Field(
         "minmax",
         description="how the gains d become weights: minmax scales them to [0, 1], as in the paper's figure; "

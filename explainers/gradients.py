@@ -106,7 +106,10 @@ class IntegratedGradientsParameters(base.Parameters):
     """Parameters of integrated gradients."""
 
     steps: int = Field(
-        50, ge=1, description="number of points between black and the input; the paper takes 20 to 300"
+        50,
+        ge=1,
+        le=1_000_000,
+        description="number of points between black and the input; the paper takes 20 to 300",
     )
 
 
@@ -138,12 +141,14 @@ class SmoothGradParameters(base.Parameters):
     samples: int = Field(
         50,
         ge=1,
+        le=1_000_000,
         description="number of noisy inputs, each passed forward and backward; the paper finds little gain "
         "beyond 50",
     )
     noise: float = Field(
         0.15,
         ge=0,
+        le=1000,
         description="standard deviation of the noise, as a share of the range of the input's pixels (largest "
         "minus smallest); the paper finds 0.1 to 0.2 best",
     )
@@ -198,7 +203,9 @@ class InputXGradientOnPixels(_PixelGradient):
 class GradientShapParameters(base.Parameters):
     """Parameters of gradient SHAP."""
 
-    samples: int = Field(50, ge=1, description="number of random points between a baseline and the input")
+    samples: int = Field(
+        50, ge=1, le=1_000_000, description="number of random points between a baseline and the input"
+    )
 
 
 @register

@@ -33,7 +33,10 @@ class OcclusionParameters(base.PresetParameters):
 
     window: int = Field(15, ge=1, le=REFERENCE, description="side of the window, in pixels at 224x224")
     stride: int = Field(
-        8, ge=1, description="step from window to window, in pixels at 224x224; at most the window's side"
+        8,
+        ge=1,
+        le=REFERENCE,
+        description="step from window to window, in pixels at 224x224; at most the window's side",
     )
 
     @model_validator(mode="after")

@@ -76,13 +76,23 @@ class PamiParameters(base.PresetParameters):
         description="images: largest number of SLIC's superpixels; SLIC runs with 10, 20, ... up to it",
     )
     radius: float = Field(
-        40, gt=0, description="images: radius of the disc, in pixels of an input with a short side of 224"
+        40,
+        gt=0,
+        le=10_000,
+        description="images: radius of the disc, in pixels of an input with a short side of 224",
     )
     stride: float = Field(
-        6, gt=0, description="images: step of the disc, in pixels of an input with a short side of 224"
+        6,
+        ge=0.1,
+        le=10_000,
+        description="images: step of the disc, in pixels of an input with a short side of 224",
     )
-    windows: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (1, 2, 4, 8), min_length=1, description="texts and numbers: lengths of the windows, in units"
+    windows: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
+        (1, 2, 4, 8),
+        strict=False,  # TOML and JSON have lists
+        min_length=1,
+        max_length=1000,
+        description="texts and numbers: lengths of the windows, in units",
     )
     unit: Literal["token", "word"] = Field("token", description="texts: unit of the windows' lengths")
     fill: str | None = Field(

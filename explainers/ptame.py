@@ -33,10 +33,13 @@ class PTameParameters(base.Parameters):
     """Parameters of P-TAME."""
 
     head: Path | None = Field(
-        None, description="file of a trained head, or models:/NAME/VERSION in MLflow's registry; required"
+        None,
+        strict=False,  # a path is a text in TOML and JSON
+        description="file of a trained head, or models:/NAME/VERSION in MLflow's registry; required",
     )
     auxiliary: Path | None = Field(
         None,
+        strict=False,
         description="Python file that builds the auxiliary network; needed only if it is no longer at the "
         "path that the head has stored",
     )

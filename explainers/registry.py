@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=type)
 
+_MOST_TOLD = 8  # complaints in one message
+_LONGEST_KEY = 100  # characters of a key in a message
+_LARGE = 10**30  # numbers beyond are not written out
 _ATTRIBUTES = ("name", "title", "needs", "Parameters")  # of every explainer and every metric
 
 
@@ -179,6 +182,7 @@ def validated(model: type[Model], given: Mapping[str, Any], what: str) -> Model:
     known = list(model.model_fields)
     for key in given:
         if key not in known:
+            key = key[:_LONGEST_KEY]  # noqa: PLW2901
             takes = choices(key, known, otherwise="it takes: ") if known else "it takes none"
             raise ValueError(f"{what} has no parameter {key!r}; {takes}")
     try:
@@ -188,7 +192,9 @@ def validated(model: type[Model], given: Mapping[str, Any], what: str) -> Model:
 
 
 def complaints(error: ValidationError, unknown: str = "unknown key") -> str:
-    """All errors of a validation as ``key: message`` on one line, such as ``explainers[0].name: ...``.
+    """The errors of a validation as ``key: message`` on one line, such as ``explainers[0].name: ...``.
+
+    Texts that were given are not part of the message, and numbers are.
 
     Parameters
     ----------
@@ -196,12 +202,17 @@ def complaints(error: ValidationError, unknown: str = "unknown key") -> str:
         The message for a key that the model does not have.
     """
     told = []
-    for problem in error.errors():
+    for problem in error.errors(include_url=False):
         words = unknown if problem["type"] == "extra_forbidden" else problem["msg"]
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
-        words = words.removeprefix("Value error, ")
-        told.append(f"{key.removeprefix('.')}: {words}" if key else words)
-    return "; ".join(told)
+        key, words = key.removeprefix(".")[:_LONGEST_KEY], words.removeprefix("Value error, ")
+        # Numbers are shown, and texts are not: a text may be a password.
+        given = problem["input"]
+        if isinstance(given, int | float) and problem["type"] not in {"extra_forbidden", "value_error"}:
+            words = f"{words}, not {given if abs(given) < _LARGE else 'a larger number'}"
+        told.append(f"{key}: {words}" if key else words)
+    more = f"; and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
+    return "; ".join(told[:_MOST_TOLD]) + more
 
 
 def import_address(address: str, kind: str) -> Any:
@@ -211,7 +222,7 @@ def import_address(address: str, kind: str) -> Any:
         if module.startswith("."):
             raise ImportError("a relative module has no place to start from; write package.module:Name")
         return getattr(importlib.import_module(module), name)
-    except Exception as error:  # importing a foreign module may raise anything
+    except (Exception, SystemExit) as error:  # importing a foreign module may raise anything
         raise ValueError(f"cannot load {kind} {address!r}: {first_line(error)}") from error
 
 

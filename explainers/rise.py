@@ -31,10 +31,13 @@ class RiseParameters(base.PresetParameters):
     masks: int = Field(
         4000,
         ge=1,
+        le=1_000_000,
         description="N, number of masks, each a forward pass per image; the paper takes 4000 for VGG-16 and "
         "8000 for ResNet-50",
     )
-    cells: int = Field(8, ge=2, description="s, cells per side of the binary grid that becomes a mask")
+    cells: int = Field(
+        8, ge=2, le=224, description="s, cells per side of the binary grid that becomes a mask"
+    )
     probability: float = Field(0.5, gt=0, le=1, description="p, the probability that a cell is shown")
 
 

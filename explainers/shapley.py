@@ -20,7 +20,9 @@ class ShapleyParameters(CellParameters):
 
     FAST: ClassVar = {"grid": 7, "samples": 10}
 
-    samples: int = Field(200, ge=1, description="number of permutations; each gives one sample per cell")
+    samples: int = Field(
+        200, ge=1, le=100_000, description="number of permutations; each gives one sample per cell"
+    )
 
 
 @register

@@ -30,7 +30,7 @@ RIDGE = 1.0  # penalty in LIME's authors' release
 class _SurrogateParameters(base.PresetParameters):
     """Parameters of a linear model over cells."""
 
-    cells: int = Field(7, ge=2, description="number of cells per side of the grid")
+    cells: int = Field(7, ge=2, le=64, description="number of cells per side of the grid")
     samples: int = Field(description="number of sets of cells, each a forward pass")
 
 
@@ -98,6 +98,7 @@ class KernelShapParameters(_SurrogateParameters):
     samples: int = Field(
         2146,
         ge=3,
+        le=1_000_000,
         description="number of sets of cells, each a forward pass; the authors' package takes 2048 and 2 "
         "more per cell",
     )
@@ -131,9 +132,12 @@ class LimeParameters(_SurrogateParameters):
 
     FAST: ClassVar[Mapping[str, Any]] = {"samples": 256}
 
-    samples: int = Field(1000, ge=2, description="number of sets of cells, each a forward pass")
+    samples: int = Field(1000, ge=2, le=1_000_000, description="number of sets of cells, each a forward pass")
     kernel_width: float = Field(
-        0.25, gt=0, description="width of the exponential kernel, as a cosine distance between sets of cells"
+        0.25,
+        gt=0,
+        le=1000,
+        description="width of the exponential kernel, as a cosine distance between sets of cells",
     )
 
 

@@ -28,6 +28,7 @@ NO_PAGES: dict[str, list[str]] = {
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
 }
+PER_CORE = 4  # most local workers per core; every worker is a process that holds the model
 SAME = ("floodlit", "torch", "zarr", "prefect", "dask", "distributed")  # same version on flow and workers
 
 
@@ -86,8 +87,14 @@ def check(cluster: Cluster) -> None:
     Raises
     ------
     ClusterError
-        If GPUs are missing, or the package that the kind needs.
+        If GPUs are missing, or the package that the kind needs, or if there are far more workers than cores.
     """
+    most = max(32, PER_CORE * (os.cpu_count() or 1))
+    if cluster.kind == "local" and cluster.workers and cluster.workers > most:
+        raise ClusterError(
+            f"cluster.workers = {cluster.workers}, but this machine has {os.cpu_count()} cores; "
+            f"take at most {most}"
+        )
     if cluster.kind == "cuda":
         there = torch.cuda.device_count()
         if not there:

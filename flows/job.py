@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
 from pydantic import (
@@ -16,6 +16,7 @@ from pydantic import (
     StrictInt,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
@@ -24,14 +25,17 @@ from explainers.base import Parameters
 from explainers.controls import CONTROLS
 from explainers.models.compute import Compute
 from explainers.models.loading import ModelSpec
-from explainers.registry import Registry, complaints, explainers
+from explainers.registry import Registry, explainers
+from flows.locations import anchored, folder_of, lies_in, refuse_store
+from flows.values import LARGEST, refuse_values
 from storage.datasets.spec import DatasetSpec
 from storage.errors import FloodlitError
-from storage.places import Place, is_remote, place
+from storage.places import Place, is_remote
 from tasks.metrics.registry import metrics
 
-UNKNOWN = "unknown key; docs/job.md lists the keys of a job, and docs/training.md those of a training"
+MANY = 1000  # explainers or metrics of one job
 REGISTERED = "models:"  # the beginning of MLflow's addresses of registered models
+ClassIndex = Annotated[int, Field(ge=0, le=100_000_000)]  # no network has as many classes
 
 
 class JobError(FloodlitError, ValueError):
@@ -41,18 +45,29 @@ class JobError(FloodlitError, ValueError):
 
 
 class Strict(BaseModel):
-    """Base of the job's tables: values cannot change, and an unknown key is an error."""
+    """Base of the job's tables: values cannot change, and an unknown key is an error.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    A value has to be of the key's own type: neither "16" nor true nor 16.0 is the number 16.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # a text may be a password
+    )
 
 
 class Choice(BaseModel):
     """One explainer or metric; every key besides ``name`` is one of its parameters."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     name: str = Field(
-        description="name that `floodlit explainers` or `floodlit metrics` lists, or package.module:Name"
+        min_length=1,
+        max_length=200,
+        description="name that `floodlit explainers` or `floodlit metrics` lists, or package.module:Name",
     )
 
     def parameters(self, registry: Registry[Any]) -> Parameters:
@@ -85,6 +100,7 @@ class Cluster(Strict):
     workers: int | None = Field(
         None,
         ge=1,
+        le=10_000,
         description="number of worker processes; by default the number of cores, at most 4 (local), or the "
         'number of GPUs (cuda); required for kind = "class"',
     )
@@ -101,7 +117,7 @@ class Cluster(Strict):
     )
 
     @model_validator(mode="after")
-    def _keys_belong_to_their_kinds(self) -> Cluster:
+    def _keys_belong_to_their_kinds(self) -> Self:
         owners: dict[str, tuple[str, ...]] = {
             "address": ("address",),
             "cluster_class": ("class",),
@@ -131,34 +147,51 @@ class Cluster(Strict):
 class Batching(Strict):
     """Batch sizes; they bound memory and never change a result beyond float tolerance."""
 
-    images: int = Field(16, ge=1, description="number of images per step")
-    forwards: int = Field(64, ge=1, description="number of forward passes per perturbation step")
+    images: int = Field(16, ge=1, le=100_000, description="number of images per step")
+    forwards: int = Field(
+        64, ge=1, le=1_000_000, description="number of forward passes per perturbation step"
+    )
     shard: int | None = Field(
-        None, ge=1, description="number of images per shard; by default chosen from the size of the job"
+        None,
+        ge=1,
+        le=10_000_000,
+        description="number of images per shard; by default chosen from the size of the job",
     )
 
 
 class Located(Strict):
     """Keys of every job: one dataset, one model, and the place of the results."""
 
-    name: str = Field(min_length=1, description="name of the run in Prefect and MLflow")
+    name: str = Field(min_length=1, max_length=250, description="name of the run in Prefect and MLflow")
     store: Place = Field(description="place of the results: a folder, or s3://bucket/prefix")
     seed: int = Field(
-        0, description="seed of the random numbers that explainers, metrics, intervals and trainings draw"
+        0,
+        ge=0,
+        le=LARGEST,
+        description="seed of the random numbers that explainers, metrics, intervals and trainings draw",
     )
     dataset: DatasetSpec = Field(description="the images, texts or arrays")
     model: ModelSpec = Field(description="the classifier that is explained")
     tracking: str | None = Field(
-        None, description="MLflow tracking URI; by default mlflow.db beside the store"
+        None, min_length=1, description="MLflow tracking URI; by default mlflow.db beside the store"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _values_can_be_kept(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping):
+            refuse_values(raw)
+        return raw
 
     @field_validator("store")
     @classmethod
     def _store_is_absolute(cls, store: Path, info: ValidationInfo) -> Path:
-        return _anchored(store, info)
+        found = anchored(store, info)
+        refuse_store(found)
+        return found
 
     @model_validator(mode="after")
-    def _stores_on_s3_are_tracked_elsewhere(self) -> Located:
+    def _stores_on_s3_are_tracked_elsewhere(self) -> Self:
         if is_remote(self.store) and "/" not in str(self.store).removeprefix("s3://").rstrip("/"):
             raise ValueError("store: a bucket alone is not enough; give s3://bucket/prefix")
         if is_remote(self.store) and not (self.tracking or "").startswith(("http:", "https:", "sqlite:")):
@@ -171,28 +204,45 @@ class Located(Strict):
     @classmethod
     def _dataset_paths_are_absolute(cls, dataset: DatasetSpec, info: ValidationInfo) -> DatasetSpec:
         given = {key: getattr(dataset, key) for key in ("path", "images")}
-        return dataset.model_copy(update={key: _anchored(path, info) for key, path in given.items() if path})
+        return dataset.model_copy(update={key: anchored(path, info) for key, path in given.items() if path})
 
     @field_validator("model")
     @classmethod
     def _model_paths_are_absolute(cls, model: ModelSpec, info: ValidationInfo) -> ModelSpec:
-        return model.relative_to(folder_of(info))
+        try:
+            return model.relative_to(folder_of(info))
+        except OSError as error:  # a name that is too long for a file
+            raise ValueError(f"{error.strerror}; shorten the name or the path") from error
+
+    @model_validator(mode="after")
+    def _results_are_no_data(self) -> Self:
+        images = self.dataset.path if self.dataset.kind == "folder" else None
+        if images is not None and lies_in(self.store, images):
+            raise ValueError(
+                "store: lies in the folder of the dataset, which would read the run's pictures as images; "
+                "choose a folder outside it"
+            )
+        return self
 
 
 class Job(Located):
     """A job: one dataset, one model, explainers of the model, and metrics that score the explainers."""
 
-    target: Literal["predicted", "label"] | StrictInt | TopTargets = Field(
+    target: Literal["predicted", "label"] | ClassIndex | TopTargets = Field(
         "predicted",
         description='class that is explained: "predicted", "label", a class index, or {top = k} for the k '
         "most probable classes",
     )
     explainers: list[Choice] = Field(
-        min_length=1, description="explainers; every key besides `name` is a parameter of the explainer"
+        min_length=1,
+        max_length=MANY,
+        description="explainers; every key besides `name` is a parameter of the explainer",
     )
     controls: bool = Field(True, description=f"add the controls {', '.join(CONTROLS)}")
     metrics: list[Choice] = Field(
-        min_length=1, description="metrics; every key besides `name` is a parameter of the metric"
+        min_length=1,
+        max_length=MANY,
+        description="metrics; every key besides `name` is a parameter of the metric",
     )
     batch: Batching = Field(
         default_factory=Batching,
@@ -212,16 +262,17 @@ class Job(Located):
         False, description="keep activations.zarr after the job; by default it is deleted"
     )
 
-    @field_validator("target", mode="before")
+    @field_validator("target", mode="wrap")
     @classmethod
-    def _target_is_a_class(cls, target: object) -> object:
-        # In Python a truth value is a whole number too, and a message of pydantic about a union says little.
-        if isinstance(target, bool | float) or target is None:
+    def _target_is_a_class(cls, given: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(given)
+        except ValidationError as error:  # which has one complaint for every kind of target
+            known = given is None or isinstance(given, bool | int | float)
             raise ValueError(
-                f'{json.dumps(target)} is no class; write "predicted", "label", a class index such as 281, '
-                "or {top = 3}"
-            )
-        return target
+                f'{json.dumps(given) if known else "this"} is no class; write "predicted", "label", a class '
+                "index such as 281, or {top = 3}, at most {top = 1000}"
+            ) from error
 
     @field_validator("explainers")
     @classmethod
@@ -271,9 +322,12 @@ def _located(choice: Choice, info: ValidationInfo) -> Choice:
     fields = explainers.get(choice.name).Parameters.model_fields
     given = choice.model_extra or {}
     paths = {
-        key: str(_anchored(Path(value), info))
+        key: str(anchored(Path(value), info))
         for key, value in given.items()
-        if key in fields and _is_path(fields[key].annotation) and not str(value).startswith(REGISTERED)
+        if key in fields
+        and _is_path(fields[key].annotation)
+        and isinstance(value, str)  # any other value is refused with the other parameters
+        and not value.startswith(REGISTERED)
     }
     return choice.model_copy(update=paths)
 
@@ -281,49 +335,3 @@ def _located(choice: Choice, info: ValidationInfo) -> Choice:
 def _is_path(annotation: Any) -> bool:
     """Whether a parameter's type is a path, or a path or None."""
     return annotation is Path or Path in get_args(annotation)
-
-
-JobType = TypeVar("JobType", bound=Located)
-
-
-def read_job(path: Path, kind: type[JobType], store: Path | None = None) -> JobType:
-    """Read a job from a TOML file; relative paths start at the folder of the file.
-
-    Parameters
-    ----------
-    path
-        The TOML file.
-    kind
-        Class of the job.
-    store
-        Place of the results, which replaces the file's own. A relative path starts at the working directory.
-
-    Raises
-    ------
-    JobError
-        If the file cannot be read or is not a valid job; the message is one line.
-    """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise JobError(f"cannot read the job file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise JobError(f"{path} is not valid TOML: {error}") from error
-    if store is not None:
-        raw["store"] = str(place(store).absolute())
-    try:
-        return kind.model_validate(raw, context={"folder": path.absolute().parent})
-    except ValidationError as error:
-        raise JobError(f"{path}: {complaints(error, UNKNOWN)}") from error
-
-
-def folder_of(info: ValidationInfo) -> Path:
-    """Return the folder at which relative paths start: that of the job file, or the working directory."""
-    folder: Path = (info.context or {}).get("folder", Path.cwd())
-    return folder
-
-
-def _anchored(path: Path, info: ValidationInfo) -> Path:
-    """Return a path as an absolute one; an address on S3 stays as it is."""
-    # Unlike Path.resolve, normpath keeps symbolic links.
-    return path if is_remote(path) else Path(os.path.normpath(folder_of(info) / path.expanduser()))

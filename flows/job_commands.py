@@ -87,7 +87,8 @@ def _one_line_failures() -> Iterator[None]:
 def _run(path: Path, store: Path | None, retry_failed: bool, server: Callable[[], str]) -> None:
     """Read the job, run it on the server and print its results."""
     from flows.explain import explain
-    from flows.job import Job, read_job
+    from flows.job import Job
+    from flows.job_file import read_job
 
     job = read_job(path, Job, store)
     console.print(f"store   {job.store}\nprefect {server().removesuffix('/api')}")
@@ -114,7 +115,7 @@ def train(
 
 def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
     """Read the training's job, run it on the server and print where the head is."""
-    from flows.job import read_job
+    from flows.job_file import read_job
     from flows.train import train_ptame
     from flows.train_job import TrainJob
     from storage.tracking import default_uri

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from explainers.base import Explainer, Need, Parameters
 from explainers.controls import CONTROLS
 from explainers.models.black_box import BlackBox
@@ -64,6 +66,7 @@ def prepare(job: Job) -> Run:
         with closing(classifier):
             # The checks need no compiled network, and compiling takes long.
             classifier.use(job.compute.model_copy(update={"compile": False}))
+            _check_batches(job, classifier)
             labels = translated(dataset, job.dataset.numbering == "model", classifier)
             _check_targets(job, classifier, dataset, labels)
             chosen = _check_explainers(job, classifier)
@@ -108,6 +111,21 @@ def _first_readable(dataset: Dataset) -> Any:
         except Exception:  # later a damaged file becomes a row with its error
             continue
     raise JobError(f"dataset: no {dataset.modality} can be read; check the files at its path")
+
+
+def _check_batches(job: Job, classifier: BlackBox) -> None:
+    """Raise JobError if this machine runs the job and has less memory than one batch of inputs takes."""
+    if job.cluster.kind not in {"local", "cuda"}:
+        return
+    each = 4 * math.prod(classifier.input_shape)  # bytes of an input in float32
+    memory = psutil.virtual_memory().total
+    for key in ("images", "forwards"):
+        count = getattr(job.batch, key)
+        if count * each > memory:
+            raise JobError(
+                f"batch.{key}: {count} inputs of {each / 1e6:.3g} MB are more than the {memory / 1e9:.3g} GB "
+                f"of this machine; take at most {max(1, memory // each // 10)}"
+            )
 
 
 def _check_targets(job: Job, classifier: BlackBox, dataset: Dataset, labels: Labels) -> None:

@@ -6,10 +6,11 @@ import re
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from explainers.models.loading import ModelSpec
-from flows.job import Located, Strict, folder_of
+from flows.job import Located, Strict
+from flows.locations import folder_of
 from tasks.training.optimisation import PRESETS, Preset
 
 # Names that MLflow accepts, without quotes: a quote would end the string in a search of MLflow.
@@ -21,6 +22,8 @@ class AuxiliarySpec(ModelSpec):
 
     taps: tuple[str, ...] | None = Field(
         None,
+        strict=False,  # TOML and JSON have lists
+        max_length=100,
         description="names of the modules whose outputs the head reads; by default those that are known for "
         "ResNets, MobileNetV3 and MNASNet",
     )
@@ -43,26 +46,28 @@ class AuxiliarySpec(ModelSpec):
 class Loss(Strict):
     """Weights of the loss and settings of the optimiser; a key that is left out has the preset's value."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
-
     preset: Literal["resnet50", "vgg16", "vit_b_16", "tame"] = Field(
         "resnet50",
         description="released settings, named after the classifier for which they were found; tame: the "
         "older settings of TAME (2022)",
     )
-    ce: float | None = Field(None, ge=0, description="weight of the cross-entropy in the loss")
-    area: float | None = Field(None, ge=0, description="weight of the mask's area in the loss")
-    tv: float | None = Field(None, ge=0, description="weight of the mask's total variation in the loss")
+    ce: float | None = Field(None, ge=0, le=1e6, description="weight of the cross-entropy in the loss")
+    area: float | None = Field(None, ge=0, le=1e6, description="weight of the mask's area in the loss")
+    tv: float | None = Field(
+        None, ge=0, le=1e6, description="weight of the mask's total variation in the loss"
+    )
     power: float | None = Field(
-        None, gt=0, description="exponent of the mask values, which lie in (0, 1), in the area"
+        None, gt=0, le=1000, description="exponent of the mask values, which lie in (0, 1), in the area"
     )
     border: float | None = Field(
-        None, ge=0, description="weight of the mask's edges within the total variation"
+        None, ge=0, le=1e6, description="weight of the mask's edges within the total variation"
     )
     learning_rate: float | None = Field(
-        None, gt=0, description="highest learning rate of the one-cycle schedule"
+        None, gt=0, le=1000, description="highest learning rate of the one-cycle schedule"
     )
-    weight_decay: float | None = Field(None, ge=0, description="weight decay of the optimiser, AdamW")
+    weight_decay: float | None = Field(
+        None, ge=0, le=1000, description="weight decay of the optimiser, AdamW"
+    )
 
     def settings(self) -> Preset:
         """Return the preset, with the values of the given keys in place of its own."""
@@ -78,18 +83,20 @@ class Loss(Strict):
 class Watch(Strict):
     """Intervals of reports and checkpoints, and the loading of images; they never change the head."""
 
-    numbers: int = Field(10, ge=1, description="steps between two values of a curve in MLflow")
-    validation: int = Field(500, ge=1, description="steps between two validations on the held-out images")
-    checkpoint: float = Field(3, gt=0, description="minutes between two checkpoints")
+    numbers: int = Field(
+        10, ge=1, le=1_000_000_000, description="steps between two values of a curve in MLflow"
+    )
+    validation: int = Field(
+        500, ge=1, le=1_000_000_000, description="steps between two validations on the held-out images"
+    )
+    checkpoint: float = Field(3, gt=0, le=100_000, description="minutes between two checkpoints")
     workers: int = Field(
-        0, ge=0, description="extra processes, per training process, that decode images in advance"
+        0, ge=0, le=1000, description="extra processes, per training process, that decode images in advance"
     )
 
 
 class TrainJob(Located):
     """A head for one classifier, trained on one dataset without its labels."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     auxiliary: AuxiliarySpec = Field(
         default_factory=lambda: AuxiliarySpec(source="torchvision", name="resnet18", weights="DEFAULT"),
@@ -97,15 +104,24 @@ class TrainJob(Located):
     )
     loss: Loss = Field(default_factory=Loss, description="weights of the loss and settings of the optimiser")
     steps: int | None = Field(
-        None, ge=2, description="number of optimiser steps; by default the number that the epochs take"
+        None,
+        ge=2,
+        le=1_000_000_000,
+        description="number of optimiser steps; by default the number that the epochs take",
     )
-    epochs: float = Field(1, gt=0, description="passes over the training images; not used if steps are given")
+    epochs: float = Field(
+        1, gt=0, le=1_000_000, description="passes over the training images; not used if steps are given"
+    )
     batch: int = Field(
-        32, ge=2, description="images per step and process; the loss compares the images of a batch"
+        32,
+        ge=2,
+        le=100_000,
+        description="images per step and process; the loss compares the images of a batch",
     )
     accumulate: int = Field(
         1,
         ge=1,
+        le=100_000,
         description="equal parts of a batch, processed one after another with averaged gradients; the loss "
         "then compares the images of a part",
     )
@@ -115,18 +131,25 @@ class TrainJob(Located):
     )
     flip: bool = Field(True, description="flip each training image left to right with probability 0.5")
     held_out: int = Field(
-        100, ge=0, description="number of images for validation, spread evenly over the dataset"
+        100,
+        ge=0,
+        le=100_000_000,
+        description="number of images for validation, spread evenly over the dataset",
     )
     processes: int | None = Field(
         None,
         ge=1,
+        le=1000,
         description="processes that train one head together; by default one per GPU, and one without a GPU",
     )
     watch: Watch = Field(
         default_factory=Watch, description="intervals of reports and checkpoints; they never change the head"
     )
     register_as: str | None = Field(
-        None, pattern=REGISTRABLE, description="name in MLflow's model registry; by default the job's name"
+        None,
+        pattern=REGISTRABLE,
+        max_length=250,
+        description="name in MLflow's model registry; by default the job's name",
     )
 
     @field_validator("auxiliary")

@@ -17,6 +17,7 @@ from typing import Annotated, Any, cast
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
+from storage.credentials import has_credential
 from storage.errors import one_line
 
 # A cached listing would hide files that other workers have written since. Ten attempts outlast the restart of
@@ -43,11 +44,15 @@ def place(where: str | Path) -> Path:
         The message is one line.
     """
     text = str(where)
+    if has_credential(text):  # the address is not part of the message
+        raise ValueError("the address holds a password or a token; leave it out and set the AWS_* variables")
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+]+):/+", text)
     if scheme is None:
         return Path(where)
     if scheme[1] != "s3":
         raise ValueError(f"{text!r} is a URL; give a folder or s3://bucket/prefix")
+    if not re.match(r"(?:arn:[\w:-]+|[\w.-]*)(?:/|$)", text[scheme.end() :]):
+        raise ValueError("a bucket's name has letters, digits, dots and hyphens; give s3://bucket/prefix")
     key = text[scheme.end() :].rstrip("/")  # also after Path, which turns s3://bucket into s3:/bucket
     if not key:
         raise ValueError(f"{text!r} names no bucket; give s3://bucket/prefix")
@@ -60,9 +65,18 @@ def place(where: str | Path) -> Path:
     return cast(Path, UPath(f"s3://{key}", **OPTIONS))
 
 
+def _given(value: object) -> Path:
+    """Validate a value as a place; a path of pathlib or universal_pathlib is one already."""
+    if not (isinstance(value, str) or hasattr(value, "joinpath")):
+        raise ValueError("must be a path, as text")
+    if not str(value):
+        raise ValueError("is empty; give a path")
+    return place(cast(Path, value))
+
+
 Place = Annotated[
     Path,
-    PlainValidator(place),
+    PlainValidator(_given),
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string", "format": "path"}),
 ]

@@ -12,7 +12,8 @@ from PIL import Image
 
 from explainers.models.loading import ModelSpec, load
 from explainers.probes.additivity import additive_head
-from flows.job import Job, read_job
+from flows.job import Job
+from flows.job_file import read_job
 from flows.train_job import TrainJob
 from places import ROOT
 from storage.datasets import digits

@@ -26,7 +26,7 @@ class Compute(BaseModel):
     decompositions stay in float32.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32",

@@ -12,6 +12,7 @@ _FILE_SUFFIXES = frozenset([".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".ta
 DEFAULT_TEMPLATE = "a photo of a {}."
 DEFAULT_MAX_LENGTH = 512  # tokens
 LOCAL_DIR = "local-dir:"  # open_clip's prefix for a folder
+LARGEST_SIDE = 8192  # pixels; one image of this size is 800 MB as the network's input
 _Positive = Annotated[float, Field(gt=0)]
 Side = int | tuple[int, int]  # the side of a square, or (height, width), in pixels
 
@@ -19,25 +20,31 @@ Side = int | tuple[int, int]  # the side of a square, or (height, width), in pix
 class ModelSpec(BaseModel):
     """The model that a job explains: the ``[model]`` table."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     source: str = Field(
+        min_length=1,
         description="torchvision, timm, open_clip, huggingface, or a callable that returns the network: "
-        "package.module:callable or path/to/file.py:callable"
+        "package.module:callable or path/to/file.py:callable",
     )
     name: str | None = Field(
         None,
+        min_length=1,
         description="Name of the network at its source (open_clip: also local-dir:FOLDER or "
         "hf-hub:REPOSITORY; huggingface: a repository or a folder); a callable gets it as its only argument.",
     )
     weights: str | None = Field(
         None,
+        min_length=1,
         description="A file (.safetensors, .pth, ...), a name that the source knows (torchvision: DEFAULT, "
         "IMAGENET1K_V1, ...; timm: pretrained, or a tag; open_clip: a tag; a folder or a repository: "
         "pretrained), or none for random weights.",
     )
     classes: tuple[str, ...] | None = Field(
-        None, description="Names of the classes; for CLIP-like models (open_clip, huggingface) only."
+        None,
+        strict=False,  # TOML and JSON have lists
+        max_length=100_000,
+        description="Names of the classes; for CLIP-like models (open_clip, huggingface) only.",
     )
     class_names: str | None = Field(
         None,
@@ -48,35 +55,44 @@ class ModelSpec(BaseModel):
     )
     templates: tuple[str, ...] | None = Field(
         None,
+        strict=False,
+        max_length=1000,
         description="Prompts for every class of a CLIP-like model, in which {} stands for the name of the "
         f"class; their text embeddings are averaged. By default {DEFAULT_TEMPLATE!r}.",
     )
     max_length: int | None = Field(
         None,
         ge=1,
+        le=1_000_000,
         description="Number of tokens that a text is cut to, including special tokens. By default as many as "
         f"the network and the tokenizer take, at most {DEFAULT_MAX_LENGTH}.",
     )
     num_classes: int | None = Field(
-        None, ge=1, description="Number of classes, if it differs from the source's own."
+        None, ge=1, le=1_000_000, description="Number of classes, if it differs from the source's own."
     )
     layer: str | None = Field(
-        None, description="Target layer of an image model. The default is known for published architectures."
+        None,
+        min_length=1,
+        description="Target layer of an image model. The default is known for published architectures.",
     )
     resize: int | None = Field(
         None,
         ge=1,
+        le=LARGEST_SIDE,
         description="Length in pixels that the short side of an image is resized to, with the proportions "
         "kept. It replaces the source's own way of resizing.",
     )
     crop: int | None = Field(
-        None, ge=1, description="Side in pixels of the square that is cut from the centre of an image."
+        None,
+        ge=1,
+        le=LARGEST_SIDE,
+        description="Side in pixels of the square that is cut from the centre of an image.",
     )
     mean: tuple[float, float, float] | None = Field(
-        None, description="Mean per channel, for pixels in [0, 1]."
+        None, strict=False, description="Mean per channel, for pixels in [0, 1]."
     )
     std: tuple[_Positive, _Positive, _Positive] | None = Field(
-        None, description="Standard deviation per channel, for pixels in [0, 1]."
+        None, strict=False, description="Standard deviation per channel, for pixels in [0, 1]."
     )
 
     def relative_to(self, folder: Path) -> ModelSpec:

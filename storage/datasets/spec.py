@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from storage.places import Place
 
+DRAWN = 1_000_000  # most images of the kind digits
 # The required and the optional keys of each kind, besides limit and numbering.
 _KEYS = {
     "folder": (("path",), ()),
@@ -22,7 +23,7 @@ _KEYS = {
 class DatasetSpec(BaseModel):
     """The job's table ``[dataset]``: the kind of a dataset, its place and the part that is used."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     kind: Literal["folder", "csv", "torchvision", "digits", "text", "tensors"] = Field(
         description="folder: images in class folders, or images without labels in one folder; csv: images of "
@@ -46,13 +47,17 @@ class DatasetSpec(BaseModel):
         description='torchvision and digits: split of the set, e.g. "train"; for digits by default "test"',
     )
     seed: int | None = Field(
-        None, ge=0, description="digits: seed of the images, by default 0; each seed draws other images"
+        None,
+        ge=0,
+        le=2**63 - 1,
+        description="digits: seed of the images, by default 0; each seed draws other images",
     )
     limit: int | None = Field(
         None,
         ge=1,
+        le=100_000_000,
         description="largest number of samples that are used, spread evenly over the set; for digits the "
-        "number of images, by default 1000",
+        "number of images, by default 1000, at most 1,000,000",
     )
 
     numbering: Literal["model"] | None = Field(
@@ -72,4 +77,6 @@ class DatasetSpec(BaseModel):
             if given and key not in needed + optional:
                 known = ", ".join([*needed, *optional, "limit", "numbering"])
                 raise ValueError(f'kind = "{self.kind}" does not take the key {key}; it takes {known}')
+        if self.kind == "digits" and self.limit is not None and self.limit > DRAWN:
+            raise ValueError(f"limit: at most {DRAWN:,} images are drawn, not {self.limit:,}")
         return self

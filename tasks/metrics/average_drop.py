@@ -17,7 +17,7 @@ from explainers.base import Parameters
 from explainers.models.modality import MODALITIES
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.composites import target_probabilities
-from tasks.metrics.levels import DISTINCT
+from tasks.metrics.levels import DISTINCT, LISTED
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.ranking import ranks, sites_of
 from tasks.metrics.registry import register
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class AverageDropParameters(Parameters):
     """Parameters of average drop."""
 
-    levels: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Field(min_length=1), DISTINCT] = Field(
+    levels: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], LISTED, DISTINCT] = Field(
         default=(100, 50, 15),
         description="percentages of sites, the most salient ones, that keep their value in the mask; each "
         "gives its own columns",

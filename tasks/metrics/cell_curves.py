@@ -31,12 +31,14 @@ class CellCurvesParameters(Parameters):
     grid: int | None = Field(
         default=None,
         ge=1,
+        le=64,
         description="cells per side; by default a vision transformer's own patches, and 14 for other "
         "networks",
     )
     steps: int | None = Field(
         default=None,
         ge=2,
+        le=1_000_000,
         description="number of steps: after step k, ceil(k n / steps) of n cells have changed; by default "
         "one cell per step, as in the paper, which takes about 2 n forward passes per image",
     )

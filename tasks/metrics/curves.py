@@ -38,6 +38,7 @@ class CurveParameters(Parameters):
     steps: int = Field(
         default=28,
         ge=2,
+        le=1_000_000,
         description="number of steps: after step k, ceil(k N / steps) of N sites have changed",
     )
     fill: Fill | None = Field(default=None, description="what hides sites")

@@ -31,7 +31,10 @@ class InfidelityParameters(Parameters):
     """Parameters of infidelity."""
 
     samples: int = Field(
-        default=100, ge=2, description="number of random squares per image, which are replaced one at a time"
+        default=100,
+        ge=2,
+        le=1_000_000,
+        description="number of random squares per image, which are replaced one at a time",
     )
     largest: float = Field(
         default=0.36,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 
 def _distinct(levels: tuple[int, ...]) -> tuple[int, ...]:
@@ -11,4 +11,5 @@ def _distinct(levels: tuple[int, ...]) -> tuple[int, ...]:
     return levels
 
 
+LISTED = Field(min_length=1, max_length=100, strict=False)  # TOML and JSON have lists, not tuples
 DISTINCT = AfterValidator(_distinct)  # each level gives its own columns, or its own points of a curve

@@ -27,6 +27,7 @@ class PointingGameParameters(Parameters):
     tolerance: float = Field(
         default=0.0,
         ge=0,
+        le=10_000,
         description="in pixels of the input: a miss by less than this counts as a hit; TorchRay takes 15 for "
         "short sides of 224",
     )

@@ -30,7 +30,10 @@ class MinimalSufficientFractionParameters(Parameters):
         default=0.9, gt=0, le=1, description="share of the probability on the whole input that has to be kept"
     )
     steps: int = Field(
-        default=50, ge=2, description="number of steps: shares of 0, 1 / steps, 2 / steps, ..., 1 are tried"
+        default=50,
+        ge=2,
+        le=1_000_000,
+        description="number of steps: shares of 0, 1 / steps, 2 / steps, ..., 1 are tried",
     )
     fill: Fill | None = Field(
         default=None,

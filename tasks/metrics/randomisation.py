@@ -79,6 +79,7 @@ class RandomisationParameters(Parameters):
     stages: int = Field(
         default=5,
         ge=1,
+        le=10_000,
         description="largest number of stages, each of which explains all inputs once more. CHOICE: 5, since "
         "a network may have hundreds of layers",
     )

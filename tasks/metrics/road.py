@@ -16,7 +16,7 @@ from explainers.probes.masked_forward import MaskedForward
 from tasks.metrics.base import Column, MetricBatch, Need, Scores
 from tasks.metrics.composites import probability_and_prediction
 from tasks.metrics.imputation import RADIUS, Imputation, imputed, normal
-from tasks.metrics.levels import DISTINCT
+from tasks.metrics.levels import DISTINCT, LISTED
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.ranking import ranks
 from tasks.metrics.registry import register
@@ -30,7 +30,7 @@ _NOISE = 0.01  # as in the code of Rong et al.
 class RoadParameters(Parameters):
     """Parameters of ROAD."""
 
-    levels: Annotated[tuple[Annotated[int, Field(ge=1, le=99)], ...], Field(min_length=1), DISTINCT] = Field(
+    levels: Annotated[tuple[Annotated[int, Field(ge=1, le=99)], ...], LISTED, DISTINCT] = Field(
         default=(10, 20, 30, 40, 50, 70, 90),
         description="percentages of pixels that are removed, in both orders; the default is that of the "
         "paper's code",

@@ -34,7 +34,7 @@ class SensitivityParameters(Parameters):
         description="largest change of a pixel, in units of pixels in [0, 1]; 0.02 is about five grey levels "
         "of 255",
     )
-    samples: int = Field(default=10, ge=1, description="number of noisy copies per image")
+    samples: int = Field(default=10, ge=1, le=1_000_000, description="number of noisy copies per image")
 
 
 @register

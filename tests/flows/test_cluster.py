@@ -204,6 +204,14 @@ def test_a_class_that_is_not_there_is_refused_in_one_line(table: dict[str, Any],
     assert "\n" not in str(refusal.value)
 
 
+def test_far_more_workers_than_cores_are_refused_on_this_machine_alone() -> None:
+    check(Cluster(kind="local", workers=32))
+    with pytest.raises(ClusterError, match=r"cluster\.workers = 5000, but this machine has \d+ cores; take"):
+        check(Cluster(kind="local", workers=5000))
+    table = {"kind": "class", "cluster_class": "distributed.LocalCluster", "workers": 5000}
+    check(Cluster.model_validate(table))  # its machines are others
+
+
 def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ClusterError, match="PyTorch sees no GPU here"):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from flows.job import Job, read_job
+from flows.job import Job
+from flows.job_file import read_job
 from places import ROOT
 from runs import maps_of, toml
 from storage.verify import verify

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from flows.job import Job, JobError, read_job
+from flows.job import Job, JobError
+from flows.job_file import read_job
 from runs import tiny_job
 
 JOB = """
@@ -140,7 +141,7 @@ def test_an_unknown_way_to_compute_is_refused(tmp_path: Path, key: str) -> None:
     [
         ("s3://bucket", "http://host", "a bucket alone is not enough; give s3://bucket/prefix"),
         ("s3://bucket/run", None, "needs the address of MLflow"),
-        ("s3://bucket/run", "postgresql://user:word@host/mlflow", "needs the address of MLflow"),
+        ("s3://bucket/run", "postgresql://user@host/mlflow", "needs the address of MLflow"),
     ],
 )
 def test_a_store_on_s3_needs_a_prefix_and_a_place_to_track(
