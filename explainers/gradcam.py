@@ -69,7 +69,7 @@ class GradCamPlusPlusParameters(base.Parameters):
     epsilon: float = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
+        le=1000,
         description="what is added to the denominator of alpha; 0 in the paper, 1e-6 in pytorch-grad-cam",
     )
 
