@@ -156,7 +156,9 @@ def _results(job: Any) -> None:
         first = f"{damaged[0]['uri']}: {damaged[0]['error']}"
         console.print(f"{len(damaged)} of {done.rows} images failed, e.g. {first}")
     uri = job.tracking or default_uri(job.store)
-    lines = {
+    taken = done.manifest.weights
+    lines = {"weights": _taken(taken)} if taken and any(taken.values()) else {}
+    lines |= {
         "maps": f"{done.root}/saliency.zarr/<explainer>/maps",
         "scores": f"{done.root}/scores/ (Parquet), {done.summary}",
         "contact sheet": f"{done.report}/contact_sheet.png",
@@ -165,6 +167,15 @@ def _results(job: Any) -> None:
         "MLflow": f"{_command('mlflow')} ui --backend-store-uri {uri}, then http://127.0.0.1:5000",
     }
     _listed(lines)
+
+
+def _taken(taken: dict[str, Any]) -> str:
+    """Say which weights of a file were taken, as the manifest keeps it."""
+    parts = [f"those at {taken['key']} in the file" if taken["key"] else "those of the whole file"]
+    if taken["others"]:
+        parts.append(f"{', '.join(name or 'the whole file' for name in taken['others'])} would fit as well")
+    parts += [f"{count} tensors were cast from {kind}" for kind, count in taken["cast"].items()]
+    return "; ".join(parts)
 
 
 def _listed(lines: dict[str, str]) -> None:

@@ -15,7 +15,9 @@ import psutil
 from explainers.base import Explainer, Need, Parameters
 from explainers.controls import CONTROLS
 from explainers.models.black_box import BlackBox
+from explainers.models.checkpoints import taken_for
 from explainers.models.classifier import Classifier
+from explainers.models.frozen import Frozen
 from explainers.models.loading import ModelSpec, load, preprocessing
 from explainers.models.modality import MODALITIES
 from explainers.registry import explainers
@@ -263,6 +265,7 @@ def _open_run(
     reads = any(Need.ACTIVATIONS in explainer.needs for _, explainer in chosen.values())
     activations = classifier.activation_shape if reads and isinstance(classifier, Classifier) else None
     size = 0 if activations is None else 4 * math.prod(activations)  # bytes per image, float32
+    taken = taken_for.get(classifier.network) if isinstance(classifier, Frozen) else None
     kind = MODALITIES[classifier.modality]
     pixels = math.prod(classifier.input_shape[1:]) * kind.site_pixels
     manifest = Manifest(
@@ -271,6 +274,7 @@ def _open_run(
         versions={name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         model_fingerprint=classifier.fingerprint,
         dataset_fingerprint=dataset.fingerprint,
+        weights={} if taken is None else asdict(taken),
         modality=classifier.modality,
         input_dtype=kind.stored,
         rows=images,

@@ -95,6 +95,9 @@ class Manifest(_Entry):
         Versions of the code and its libraries when the run was created.
     model_fingerprint, dataset_fingerprint
         Fingerprints of the model's weights and of the dataset.
+    weights
+        Where in the file of weights those of the model were, which others fit it too, and what was cast; see
+        :class:`explainers.models.checkpoints.Taken`. Empty if the job names no file.
     modality
         Kind of the inputs.
     input_dtype
@@ -135,6 +138,7 @@ class Manifest(_Entry):
     versions: dict[str, str]
     model_fingerprint: str
     dataset_fingerprint: str
+    weights: dict[str, Any] = Field(default_factory=dict)
     modality: Literal["image", "text", "tensor"] = "image"
     input_dtype: Literal["uint8", "int32", "float32"] = "uint8"
     rows: int = Field(ge=1)
@@ -250,7 +254,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _compared(manifest: Manifest) -> dict[str, Any]:
     """Return the fields that must not change; those of the identity have the names of the job's keys."""
-    apart = {"job", "identity", "versions", "shard_rows", "labels", "hash", "created", "updates"}
+    # The fingerprint says whether the weights are the same, wherever they were in their file.
+    apart = {"job", "identity", "versions", "weights", "labels"}
+    apart |= {"shard_rows", "hash", "created", "updates"}
     return manifest.identity | manifest.model_dump(mode="json", exclude=apart)
 
 

@@ -1,23 +1,48 @@
-"""Load weights from files."""
+"""Load weights from files: find the set of weights that fits a network, however it is wrapped."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from explainers.models.reasons import first_line
+from explainers.models.checkpoint_files import read_file
+from explainers.models.checkpoint_sets import Checkpoint, MisfitError
 
 
-def load_weights(network: nn.Module, path: Path, training_only: tuple[str, ...] = ()) -> None:
-    """Load the state dict in a file into a network.
+@dataclass(frozen=True)
+class Taken:
+    """What was taken from a file of weights.
 
-    A state dict under the key ``state_dict`` or ``model`` is unwrapped, and the prefix ``module.`` of its
-    names, which data-parallel training adds, is removed.
+    Attributes
+    ----------
+    key
+        Where the weights are in the file: the keys of its tables, and what all names begin with, joined by
+        dots. Empty if the file is the state dict itself.
+    others
+        The same for other sets of weights that fit the network too.
+    cast
+        Number of tensors per type that became the network's own type.
+    """
+
+    key: str
+    others: list[str] = field(default_factory=list)
+    cast: dict[str, int] = field(default_factory=dict)
+
+
+# What was taken for each network that was loaded from a file.
+taken_for: WeakKeyDictionary[nn.Module, Taken] = WeakKeyDictionary()
+
+
+def load_weights(
+    network: nn.Module, path: Path, key: str | None = None, training_only: tuple[str, ...] = ()
+) -> None:
+    """Load the weights in a file into a network; :data:`taken_for` says which.
+
+    The state dict may lie in tables of the file, and its names may have a common beginning: a set of weights
+    is every such place under which all names of the network are found.
 
     Parameters
     ----------
@@ -25,66 +50,26 @@ def load_weights(network: nn.Module, path: Path, training_only: tuple[str, ...] 
         The network whose parameters and buffers are replaced.
     path
         A safetensors file, or a torch file, which is read with ``weights_only``.
+    key
+        Which of several sets is taken: where it is in the file, see :class:`Taken`. A beginning is enough.
     training_only
         Beginnings of names of tensors that only training needs, and that the network does without.
 
     Raises
     ------
+    MisfitError
+        In one line, if no set fits.
     ValueError
-        In one line, if there is no such file, if it holds no state dict, or if that does not fit the network.
+        In one line, if there is no such file, if it holds no state dict, if several sets fit and differ, or
+        if values are not finite or of a type that says nothing without others.
     """
-    state = {name: value for name, value in _read(path).items() if not name.startswith(training_only)}
-    expected = network.state_dict()
+    checkpoint = Checkpoint(path, read_file(path), network, training_only)
+    place, others = checkpoint.chosen(key)
+    state, cast = checkpoint.values(place)
     try:
-        network.load_state_dict({_current_name(name, expected): value for name, value in state.items()})
-    except RuntimeError as error:
-        raise ValueError(
-            f"model.weights: {path} does not fit the network: {_misfit(state, expected)}"
-        ) from error
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    """The state dict in a file, unwrapped."""
-    if not path.is_file():
-        raise ValueError(f"model.weights: there is no file {path}")
-    state: Any
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"model.weights: cannot read {path}: {first_line(error)}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"model.weights: {path} holds no state dict (a mapping of names to tensors)")
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def _current_name(name: str, expected: Mapping[str, Tensor]) -> str:
-    """The name that the network has for a tensor of a file."""
-    # torchvision's published DenseNet files say norm.1 where the network says norm1.
-    renamed = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", name)
-    return renamed if name not in expected and renamed in expected else name
-
-
-def _misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """The first difference between two state dicts, and its likely cause."""
-    for name, value in expected.items():
-        if name in state and state[name].shape != value.shape:
-            found, wanted = tuple(state[name].shape), tuple(value.shape)
-            classes = found[1:] == wanted[1:]
-            advice = f"; if it has {found[0]} classes, set model.num_classes" if classes else ""
-            return f"{name} is {found} in the file and {wanted} in the network{advice}"
-    missing = [name for name in expected if name not in state]
-    extra = [name for name in state if name not in expected]
-    parts = [
-        f"{len(names)} {what}, such as {names[0]}"
-        for names, what in ((missing, "tensors are missing"), (extra, "tensors are unknown to the network"))
-        if names
-    ]
-    return "; ".join(parts) + "; check model.name"
+        network.load_state_dict(state)
+    except (
+        Exception
+    ) as error:  # networks may read old files by rules of their own, which raise what they like
+        raise MisfitError(checkpoint.misfit(key, error)) from error
+    taken_for[network] = Taken(checkpoint.label(place), [checkpoint.label(other) for other in others], cast)

@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from explainers.models.checkpoint_sets import MisfitError, check_finite
+from explainers.models.checkpoints import load_weights
 from explainers.models.clip import Clip, HuggingFaceVit, embed_classes
 from explainers.models.huggingface import check_repository, from_pretrained, pretrained_model
 from explainers.models.model_spec import DEFAULT_TEMPLATE, LOCAL_DIR, ModelSpec, Preprocessing, is_file
 from explainers.models.reasons import first_line
+from explainers.models.regular import check_file, check_folder
 from explainers.models.sources import check_known, not_downloaded, published_weights
 from explainers.models.transforms import of_processor, of_steps
 from explainers.numerics.fingerprint import sha256_of
@@ -93,6 +96,8 @@ def _open_clip_settings(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]
         return open_clip.get_model_config(spec.name), open_clip.get_pretrained_cfg(spec.name, tag)
     check_known("weights", spec.weights, ["pretrained", "none"])
     file = Path(place) / _CONFIG
+    if schema == "local-dir" and Path(place).is_dir():
+        check_folder("model.name", Path(place))
     if schema == "hf-hub":
         try:
             file = Path(download_pretrained_from_hf(place, filename=_CONFIG))
@@ -141,9 +146,10 @@ def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
 
     settings = _open_clip_settings(spec)[1]
     name, weights = spec.name or "", spec.weights or ""
-    if is_file(weights) and not Path(weights).is_file():
-        raise ValueError(f"model.weights: there is no file {weights}")
-    wanted = weights != "none"
+    file = Path(weights) if is_file(weights) else None
+    if file is not None:
+        check_file("model.weights", file)
+    wanted = weights != "none" and file is None
     try:
         model = open_clip.create_model(
             name,
@@ -161,13 +167,35 @@ def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
     except Exception as error:
         # Without an internet connection the kind of error depends on the hub client. Random weights may fail
         # as well, since their tokenizer may come from the hub.
-        if name.startswith(LOCAL_DIR) or is_file(weights):
-            raise ValueError(f"model.weights: open_clip cannot load {name}: {first_line(error)}") from error
+        if name.startswith(LOCAL_DIR) or file is not None:
+            raise _not_loaded(spec, error) from error
         raise not_downloaded(spec, error, "folder" if ":" in name else "file") from error
+    if file is not None:
+        _load_file(spec, model, file)
+    check_finite(spec.weights or "", model)
     model.visual.output_tokens = False  # CoCa's tower would return the patch tokens as well
     return _clip(
         spec, model, model.visual, "visual", lambda prompts: model.encode_text(tokenizer(prompts).to(device))
     )
+
+
+def _not_loaded(spec: ModelSpec, error: Exception) -> ValueError:
+    return ValueError(f"model.weights: open_clip cannot load {spec.name}: {first_line(error)}")
+
+
+def _load_file(spec: ModelSpec, model: nn.Module, file: Path) -> None:
+    """Load a file of weights; the library gets one that does not fit, because it converts those of others."""
+    import open_clip
+
+    try:
+        load_weights(model, file, spec.weights_key)
+    except MisfitError:
+        if spec.weights_key is not None:
+            raise
+        try:
+            open_clip.load_checkpoint(model, str(file))
+        except Exception as error:
+            raise _not_loaded(spec, error) from error
 
 
 # Hugging Face

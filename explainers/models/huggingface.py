@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from explainers.models.checkpoint_sets import check_finite
 from explainers.models.model_spec import ModelSpec
 from explainers.models.reasons import first_line
+from explainers.models.regular import check_folder
 from explainers.models.sources import check_known, not_downloaded
 
 
@@ -46,6 +48,8 @@ def from_pretrained(spec: ModelSpec, read: Callable[..., Any], **options: Any) -
     ValueError
         In one line that begins with the key: the folder cannot be read, or the repository not downloaded.
     """
+    if Path(str(spec.name)).is_dir():
+        check_folder("model.name", Path(str(spec.name)))
     try:
         with _no_bar() if Path(str(spec.name)).is_dir() else nullcontext():
             return read(spec.name, **options)
@@ -76,9 +80,11 @@ def pretrained_model(spec: ModelSpec, kind: Any) -> Any:
     Raises
     ------
     ValueError
-        In one line that begins with the key: the model cannot be loaded, or its file lacks tensors.
+        In one line that begins with the key: the model cannot be loaded, or its file lacks tensors or has
+        values that are not finite.
     """
     model, report = from_pretrained(spec, kind.from_pretrained, dtype=torch.float32, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"model.weights: {spec.name} lacks {len(missing)} tensors, such as {missing[0]}")
+    check_finite(str(spec.name), model)
     return model

@@ -163,6 +163,8 @@ def load(
         if owner != modality and getattr(spec, key) is not None:
             wanted, found = MODALITIES[owner].plural, MODALITIES[modality].plural
             raise ValueError(f"model.{key}: is for {wanted}, not for {found}; leave it out")
+    if spec.weights_key is not None and not is_file(spec.weights or ""):
+        raise ValueError("model.weights_key: only a file of weights has keys; leave it out")
     classifier: Classifier | TextClassifier | TensorClassifier
     if modality == "text":
         classifier = load_text(spec, device)
@@ -285,7 +287,7 @@ def network_of(spec: ModelSpec, device: str | torch.device) -> nn.Module:
     with global_generators(0, torch.device(device)):
         network = source.network(spec, device)
     if not source.reads_weights and spec.weights is not None and is_file(spec.weights):
-        load_weights(network, Path(spec.weights), source.training_only)
+        load_weights(network, Path(spec.weights), spec.weights_key, source.training_only)
     return network
 
 

@@ -40,6 +40,11 @@ class ModelSpec(BaseModel):
         "IMAGENET1K_V1, ...; timm: pretrained, or a tag; open_clip: a tag; a folder or a repository: "
         "pretrained), or none for random weights.",
     )
+    weights_key: str | None = Field(
+        None,
+        description="Which weights of a file are taken, where it holds several that differ: the keys of its "
+        "tables, and what the names begin with, joined by dots, such as state_dict_ema.",
+    )
     classes: tuple[str, ...] | None = Field(
         None,
         strict=False,  # TOML and JSON have lists

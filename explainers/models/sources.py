@@ -16,6 +16,7 @@ from torch import nn
 
 from explainers.models.model_spec import ModelSpec, Preprocessing, is_file
 from explainers.models.reasons import first_line
+from explainers.models.regular import check_file
 from explainers.models.transforms import of_steps, of_torchvision
 
 # torchvision
@@ -214,6 +215,8 @@ def called_network(spec: ModelSpec) -> nn.Module:
 
 def _callable(source: str) -> Any:
     path, _, name = source.rpartition(":")
+    if path.endswith(".py") and Path(path).exists():
+        check_file("model.source", Path(path))
     try:
         module = _file_module(Path(path)) if path.endswith(".py") else importlib.import_module(path)
         return getattr(module, name)

@@ -1,5 +1,6 @@
 """Weights from files of every kind that training leaves behind, and refusals that say where it fails."""
 
+import os
 import re
 
 import pytest
@@ -72,7 +73,7 @@ def test_torchvisions_published_densenet_names_are_understood(tmp_path):
         ),
         (
             lambda state: {name: value for name, value in state.items() if "layer4" not in name},
-            r"30 tensors are missing, such as layer4.0.conv1.weight; check model.name",
+            r"25 tensors are missing, such as layer4.0.conv1.weight; check model.name",
         ),
         (
             lambda state: state | {"extra": torch.zeros(1)},
@@ -109,3 +110,9 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(content, message, tmp_path
     with pytest.raises(ValueError, match=f"^model.weights: .*{message}") as refusal:
         load(ModelSpec(**RESNET, weights=str(path), crop=64))
     assert "\n" not in str(refusal.value)
+
+
+def test_a_callables_file_that_is_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "mine.py")
+    with pytest.raises(ValueError, match=r"^model.source: .*mine.py is a pipe, not a file"):
+        load(ModelSpec(source=f"{tmp_path}/mine.py:build", crop=32))

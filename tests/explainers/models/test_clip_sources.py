@@ -1,13 +1,21 @@
 """open_clip's and Hugging Face's own preprocessing, and what a job asks of them in vain."""
 
 import json
+import os
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPImageProcessor, EfficientNetImageProcessor, ViTConfig
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTokenizer,
+    EfficientNetImageProcessor,
+    ViTConfig,
+)
 
 from explainers.models.loading import ModelSpec, Preprocessing, load, preprocessing
 
@@ -305,3 +313,49 @@ def test_tags_get_the_activation_they_were_trained_with_and_files_the_architectu
                 expected = reference.get_logits((pixels - classifier.mean) / classifier.std, texts)[0]
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
             assert torch.allclose(classifier.mean.flatten(), torch.tensor(MEAN)) is (weights == "mine")
+
+
+def test_a_file_with_two_sets_of_weights_needs_the_key(tmp_path, monkeypatch):
+    model = {"embed_dim": 8, "vision_cfg": VISION, "text_cfg": {"width": 16, "heads": 2, "layers": 1}}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", model)
+    raw, averaged = (open_clip.CLIP(**model).state_dict() for _ in range(2))
+    torch.save({"state_dict": raw, "state_dict_ema": averaged}, tmp_path / "two.pt")
+    keys = OPEN_CLIP | {"name": "tiny", "weights": str(tmp_path / "two.pt")}
+    assert "'state_dict', 'state_dict_ema'; name the one to take" in line(keys)
+    with load(ModelSpec(**keys, weights_key="state_dict_ema")) as classifier:
+        found = classifier.network.visual.state_dict()
+    assert all(torch.equal(value, averaged[f"visual.{name}"]) for name, value in found.items())
+    assert line({**OPEN_CLIP, "weights_key": "ema"}) == (
+        "model.weights_key: only a file of weights has keys; leave it out"
+    )
+
+
+# Folders
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json"])
+def test_a_pipe_in_a_folder_is_not_opened(name, tmp_path):
+    keys = repository(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    assert line(keys) == f"model.name: {tmp_path}/{name} is a pipe, not a file; give the path of a file"
+
+
+def test_an_open_clip_folder_with_a_device_is_not_opened(tmp_path):
+    keys = local_dir(tmp_path)
+    (tmp_path / "open_clip_config.json").unlink()
+    (tmp_path / "open_clip_config.json").symlink_to("/dev/zero")
+    assert line(keys).endswith("open_clip_config.json is a device, not a file; give the path of a file")
+
+
+def test_weights_of_a_folder_that_are_not_finite_are_named(tmp_path):
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = CLIPConfig(text_config=vision, vision_config=vision | {"image_size": 32, "patch_size": 16})
+    model = CLIPModel(config)
+    with torch.no_grad():
+        model.visual_projection.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path)
+    CLIPTokenizer({"<|startoftext|>": 0, "<|endoftext|>": 1}, []).save_pretrained(tmp_path)
+    keys = {**HUGGING_FACE, "name": str(tmp_path), "weights": "pretrained"}
+    CLIPImageProcessor().save_pretrained(tmp_path)
+    assert line(keys).startswith("model.weights: visual_projection.weight in ")

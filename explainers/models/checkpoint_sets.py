@@ -1,0 +1,288 @@
+"""Find the sets of weights in a file that fit a network, however they are wrapped."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from explainers.models.reasons import first_line
+
+# Parts of names that wrappers of modules add: data-parallel training, torch.compile, FSDP, Lightning.
+_WRAPPERS = frozenset(
+    ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"]
+)
+_DEPTH = 8  # how many tables of a file may lie in one another
+_FLOATS = frozenset([torch.float16, torch.bfloat16, torch.float32, torch.float64])
+_COUNTER = "num_batches_tracked"  # of batch normalisation; files of 2018 and before do not have it
+
+
+class MisfitError(ValueError):
+    """No set of weights in the file fits the network."""
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """A value in a file: the keys of the tables around it, with a dot at the end, and its own name."""
+
+    tables: str
+    name: str
+    value: Any
+
+    @property
+    def full(self) -> str:
+        return self.tables + self.name
+
+
+class Checkpoint:
+    """A file of weights, compared with a network.
+
+    Names are compared without the parts that wrappers add. A place is the beginning that the names of a set
+    have in the file, in this form.
+    """
+
+    def __init__(self, path: Path, content: Any, network: nn.Module, training_only: tuple[str, ...]) -> None:
+        self.path, self.network, self.training_only = path, network, training_only
+        self.state = network.state_dict()
+        self.own = {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
+        self.wrappers = _WRAPPERS
+        self.plain = {self.bare(name): name for name in self.own}
+        if len(self.plain) < len(self.own):  # they are parts of the network's own names
+            self.wrappers, self.plain = frozenset(), {name: name for name in self.own}
+        self.leaves = list(_leaves(content))
+        self._check_content(content)
+        self.places: dict[str, dict[str, _Leaf]] = {}
+        for leaf in self.leaves:
+            for place, name in self._places_of(leaf):
+                known = self.places.setdefault(place, {}).setdefault(name, leaf)
+                if known is not leaf and not _equal(known.value, leaf.value):
+                    raise ValueError(
+                        f"model.weights: {path} holds {known.full} and {leaf.full}, which differ; save "
+                        "one of them in a file of its own"
+                    )
+
+    def bare(self, name: str) -> str:
+        """A name without the parts that wrappers add."""
+        return ".".join(part for part in name.split(".") if part not in self.wrappers)
+
+    def _check_content(self, content: Any) -> None:
+        if any(isinstance(leaf.value, Tensor) for leaf in self.leaves):
+            return
+        what = "holds no state dict (a mapping of names to tensors)"
+        if isinstance(content, Mapping) and {"state", "param_groups"} <= set(content):
+            what = "holds the state of an optimizer and no weights; give the file of the network's weights"
+        elif isinstance(content, Mapping) and content and not any(isinstance(key, str) for key in content):
+            what += f": its keys are no names, such as {next(iter(content))!r}; save network.state_dict()"
+        raise ValueError(f"model.weights: {self.path} {what}")
+
+    def _places_of(self, leaf: _Leaf) -> Iterator[tuple[str, str]]:
+        """Every place at which the leaf could be a tensor of the network, and its name there."""
+        if not isinstance(leaf.value, Tensor):
+            return
+        parts = self.bare(leaf.full).split(".")
+        for start in range(len(parts)):
+            name = _current_name(".".join(parts[start:]), self.plain)
+            if name in self.plain:
+                yield "".join(f"{part}." for part in parts[:start]), name
+
+    def chosen(self, key: str | None) -> tuple[str, list[str]]:
+        """The place of the set that is taken, and those of the other sets that fit."""
+        fitting = [place for place in self.places if self._fits(place)]
+        wanted = [place for place in fitting if key is None or self._has_key(place, key)]
+        if not wanted:
+            if key is not None and fitting:
+                there = ", ".join(repr(self.label(place)) for place in fitting)
+                raise ValueError(f"model.weights_key: {self.path} has no {key!r} that fits; it has {there}")
+            return self._nearest(key), []
+        first = wanted[0]
+        differing = [place for place in wanted[1:] if not self._same(first, place)]
+        lists = [] if key is not None else list(self._lists(first))
+        if differing or lists:
+            there = ", ".join(repr(name) for name in [*map(self.label, [first, *differing]), *lists])
+            raise ValueError(
+                f"model.weights_key: {self.path} holds several sets of weights that differ, {there}; "
+                "name the one to take"
+            )
+        return first, [place for place in fitting if place != first]
+
+    def _fits(self, place: str) -> bool:
+        found = self.places[place]
+        complete = all(name in found or name.endswith(_COUNTER) for name in self.plain)
+        return complete and all(
+            leaf.value.shape == self.own[self.plain[name]].shape for name, leaf in found.items()
+        )
+
+    def _nearest(self, key: str | None) -> str:
+        """The place at which most names are found, to be loaded by the network's own rules for old files."""
+        near = [place for place in self.places if key is None or self._has_key(place, key)]
+        if not near:
+            raise MisfitError(self.misfit(key))
+        return max(near, key=lambda place: (len(self.places[place]), -len(place)))
+
+    def _has_key(self, place: str, key: str) -> bool:
+        return f"{self.label(place)}.".startswith(f"{key}.") if key else self.label(place) == ""
+
+    def _same(self, one: str, other: str) -> bool:
+        first, second = self.places[one], self.places[other]
+        return all(_equal(leaf.value, second[name].value) for name, leaf in first.items() if name in second)
+
+    def _lists(self, place: str) -> Iterator[str]:
+        """Lists of tensors that are other values of the parameters, as averages of weights may be kept."""
+        found = self.places[place]
+        named = [self.bare(name) for name, _ in self.network.named_parameters()]
+        values = [found[name].value for name in named if name in found]
+        for leaf in self.leaves:
+            if not isinstance(leaf.value, Sequence) or len(leaf.value) != len(values) or not values:
+                continue
+            pairs = list(zip(leaf.value, values, strict=True))
+            alike = all(isinstance(one, Tensor) and one.shape == other.shape for one, other in pairs)
+            if alike and not all(_equal(one, other) for one, other in pairs):
+                yield leaf.full
+
+    def label(self, place: str) -> str:
+        """A place as the file writes it, without the dot at the end."""
+        for name, leaf in self.places[place].items():
+            own = self.plain[name]
+            for end in (own, name):
+                if leaf.full == end or leaf.full.endswith(f".{end}"):
+                    return leaf.full.removesuffix(end).removesuffix(".")
+        return place.removesuffix(".")
+
+    def values(self, place: str) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """The state dict at a place, with what the network does not know, and the types that were cast."""
+        state: dict[str, Any] = {}
+        cast: Counter[str] = Counter()
+        for name, leaf in self.places[place].items():
+            own = self.own[self.plain[name]]
+            value = self._checked(leaf, own)
+            if leaf.value.is_floating_point() or leaf.value.is_quantized:
+                cast.update([] if leaf.value.dtype == own.dtype else [_type(leaf.value)])
+            state[self.plain[name]] = value
+        state |= {name: leaf.value for name, leaf in self._unknown(place).items()}
+        if not self._fits(place):  # the network may have rules for names of older versions
+            return state, dict(cast)
+        counters = {name: value for name, value in self.own.items() if name.endswith(_COUNTER)}
+        versions = _StateDict(counters | state)
+        versions._metadata = getattr(self.state, "_metadata", {})
+        return versions, dict(cast)
+
+    def _unknown(self, place: str) -> dict[str, _Leaf]:
+        """Tensors among those of a set that the network does not know, by the rest of their names."""
+        members = self.places[place].values()
+        tables = {leaf.tables for leaf in members}
+        ids = {id(leaf) for other in self.places if self._fits(other) for leaf in self.places[other].values()}
+        ids |= {id(leaf) for leaf in members}
+        rests = {
+            self.bare(leaf.full).removeprefix(place): leaf
+            for leaf in self.leaves
+            if leaf.tables in tables and id(leaf) not in ids and isinstance(leaf.value, Tensor)
+            if self.bare(leaf.full).startswith(place) and leaf.name != "n_averaged"  # of averaged weights
+        }
+        return {name: leaf for name, leaf in rests.items() if not name.startswith(self.training_only)}
+
+    def _checked(self, leaf: _Leaf, own: Tensor) -> Tensor:
+        """A tensor of the file as the network's own type."""
+        value: Tensor = leaf.value
+        if value.is_quantized:
+            value = value.dequantize()
+        if value.layout != torch.strided or value.is_meta:
+            raise ValueError(f"model.weights: {leaf.full} in {self.path} is no dense tensor with values")
+        if leaf.name.endswith(_COUNTER):  # only training reads it; averages of it are no whole numbers
+            return value.nan_to_num().to(own.dtype)
+        if (value.dtype in _FLOATS) != (own.dtype in _FLOATS) or value.is_complex():
+            raise ValueError(
+                f"model.weights: {leaf.full} in {self.path} is {_type(value)}, and {_type(own)} in the "
+                "network; give weights that are not compressed"
+            )
+        value = value.to(own.dtype)
+        # Some networks keep infinities on purpose, in masks of attention.
+        if value.shape == own.shape and bool((~value.isfinite() & (value != own.to(value.device))).any()):
+            raise ValueError(f"model.weights: {leaf.full} in {self.path} has values that are not finite")
+        return value
+
+    def misfit(self, key: str | None, error: Exception | None = None) -> str:
+        """Why no set fits, and the likely cause; ``error`` is what the network said."""
+        start = f"model.weights: {self.path} does not fit the network: "
+        if key is not None and not any(self._has_key(place, key) for place in self.places):
+            return f"model.weights_key: {self.path} has no weights of the network at {key!r}"
+        if not self.places:
+            there = next(leaf.full for leaf in self.leaves if isinstance(leaf.value, Tensor))
+            return f"{start}no name is known, such as {there}, not {next(iter(self.own))}; check model.name"
+        place = self._nearest(key)
+        label, found = self.label(place), self.places[place]
+        where = f"its names begin with '{label}.'; without that, " if label else ""
+        for name, leaf in found.items():
+            shape, wanted = tuple(leaf.value.shape), tuple(self.own[self.plain[name]].shape)
+            if shape != wanted:
+                classes = shape[1:] == wanted[1:]
+                advice = f"; if it has {shape[0]} classes, set model.num_classes" if classes else ""
+                return f"{start}{where}{name} is {shape} in the file and {wanted} in the network{advice}"
+        missing = [name for name in self.plain if name not in found and not name.endswith(_COUNTER)]
+        parts = [
+            f"{len(names)} {what}, such as {names[0]}"
+            for names, what in (
+                (missing, "tensors are missing"),
+                (list(self._unknown(place)), "tensors are unknown to the network"),
+            )
+            if names
+        ]
+        advice = "compare the names with those of the network" if label else "check model.name"
+        if not parts and error is not None:
+            parts = [first_line(error)]
+        return f"{start}{where}{'; '.join(parts)}; {advice}"
+
+
+class _StateDict(dict[str, Tensor]):
+    """A state dict with the versions of the modules, by which they read old files."""
+
+    _metadata: Any
+
+
+def _leaves(content: Any, tables: str = "", depth: int = 0) -> Iterator[_Leaf]:
+    """What the tables of a file hold."""
+    if not isinstance(content, Mapping) or depth > _DEPTH:
+        return
+    for name, value in content.items():
+        if isinstance(name, str):
+            yield from [] if isinstance(value, Mapping) else [_Leaf(tables, name, value)]
+            yield from _leaves(value, f"{tables}{name}.", depth + 1)
+
+
+def _current_name(name: str, expected: Mapping[str, Any]) -> str:
+    """The name that the network has for a tensor of a file."""
+    # torchvision's published DenseNet files say norm.1 where the network says norm1.
+    renamed = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", name)
+    return renamed if name not in expected and renamed in expected else name
+
+
+def check_finite(where: str, network: nn.Module) -> None:
+    """Check the parameters of a network that a library has loaded.
+
+    Raises
+    ------
+    ValueError
+        In one line that names ``where`` and the first parameter that is not finite.
+    """
+    for name, value in network.named_parameters():
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"model.weights: {name} in {where} has values that are not finite")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two tensors have the same values, whatever their types."""
+    if one.shape != other.shape:
+        return False
+    if one.is_quantized or other.is_quantized or one.dtype != other.dtype:
+        one, other = (value.dequantize() if value.is_quantized else value for value in (one, other))
+        one, other = one.double(), other.double()
+    return torch.equal(one, other)
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")

@@ -1,0 +1,42 @@
+"""What a run records of its model's weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flows.job import Job, JobError
+from flows.job_commands import _taken
+from flows.prepare import prepare
+from runs import model, tiny_job
+from storage.manifest import read_manifest
+from tasks.run_parts import classifier_of
+
+
+def two_sets(folder: Path) -> dict[str, str]:
+    """A model whose file holds weights, and their average in half precision."""
+    table = model("gap")
+    state = load_file(table["weights"])
+    halves = {f"module.{name}": (0.5 * value).half() for name, value in state.items()}
+    torch.save({"model": state, "ema": halves}, folder / "two.pth")
+    return table | {"weights": str(folder / "two.pth")}
+
+
+def test_which_weights_were_taken_is_recorded_and_workers_take_the_same(tmp_path: Path) -> None:
+    table = two_sets(tmp_path)
+    with pytest.raises(
+        JobError, match=r"^model\.weights_key: .*'model', 'ema\.module'; name the one to take"
+    ):
+        prepare(Job.model_validate(tiny_job(tmp_path / "run", model=table)))
+    assert not (tmp_path / "run").exists()
+    run = prepare(Job.model_validate(tiny_job(tmp_path / "run", model=table | {"weights_key": "ema"})))
+    taken = read_manifest(run.root).weights
+    own = load_file(model("gap")["weights"])
+    assert taken == {"key": "ema.module", "others": ["model"], "cast": {"float16": len(own)}}
+    loaded = classifier_of(run).network.state_dict()
+    weights = {name: value for name, value in own.items() if value.is_floating_point()}
+    assert all(torch.equal(loaded[name], (0.5 * value).half().float()) for name, value in weights.items())
+    assert _taken(taken) == (
+        f"those at ema.module in the file; model would fit as well; {len(own)} tensors were cast from float16"
+    )
