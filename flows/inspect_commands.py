@@ -47,6 +47,7 @@ def status(directory: Store) -> None:
     from collections import Counter
 
     from flows.resume import remaining, tolerated
+    from flows.terminal import notes_of
     from storage.records import failures, finished, read_record
     from storage.run import Run
     from tasks.results.accuracy import read_accuracy
@@ -79,6 +80,8 @@ def status(directory: Store) -> None:
     console.print(table)
     if accuracy is not None:
         console.print(accuracy.told(), soft_wrap=True, highlight=False, markup=False)
+    for line in notes_of(opened):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     for step, why in failed.items():
         where = f"after {why.attempts} attempts, {why.time}; {opened.root / step.failure_path}"
         console.print(

@@ -137,7 +137,7 @@ def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
 
 def _results(job: Any) -> None:
     """Print the tables of a complete run, the failed images and where the results are."""
-    from flows.terminal import score_tables, standing_table
+    from flows.terminal import notes_of, score_tables, standing_table, unscored
     from storage.parquet import read_table
     from storage.run import Run
     from storage.samples import read_samples
@@ -155,6 +155,8 @@ def _results(job: Any) -> None:
     if damaged:
         first = f"{damaged[0]['uri']}: {damaged[0]['error']}"
         console.print(f"{len(damaged)} of {done.rows} images failed, e.g. {first}")
+    for line in (*unscored(summary), *notes_of(done)):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     uri = job.tracking or default_uri(job.store)
     taken = done.manifest.weights
     lines = {"weights": _taken(taken)} if taken and any(taken.values()) else {}

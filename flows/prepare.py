@@ -283,6 +283,7 @@ def _open_run(
         label_indices=labels.indices,
         labels=labels.told,
         masks=dataset.masks is not None,
+        left_out=dict(dataset.left_out),
         shard_rows=job.batch.shard
         or shard_images(images, len(chosen), job.cluster.expected_workers, pixels, size),
         targets_per_image=job.targets_per_image,

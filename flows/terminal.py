@@ -14,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from storage.datasets.notes import lines
+from storage.run import Run
+from storage.samples import read_samples
 from tasks.results.ranking_table import ranking_table
 
 # Without a terminal Rich assumes 80 columns, which breaks tables and paths in log files.
@@ -102,6 +105,28 @@ def score_tables(summary: pa.Table) -> list[Table]:
             table.add_row(f"{metric}\n[dim]{WORDS[direction]}[/dim]", *(cells[metric, e] for e in shown))
         tables.append(table)
     return tables
+
+
+def unscored(summary: pa.Table) -> list[str]:
+    """Return one line per reason why metrics have no value, with the metrics and the explainers."""
+    found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for row in summary.to_pylist():
+        if row["reason"] is not None:
+            metrics, explainers = found.setdefault(row["reason"], ({}, {}))
+            metrics[row["metric"]] = explainers[row["explainer"]] = None
+    every = len(set(summary["explainer"].to_pylist()))
+    return [
+        f"n = 0 for {', '.join(metrics)}"
+        + (f" of {', '.join(explainers)}" if len(explainers) < every else "")
+        + f": {reason}"
+        for reason, (metrics, explainers) in found.items()
+    ]
+
+
+def notes_of(run: Run) -> list[str]:
+    """Return the lines on what was done to the images of a run and which files were left out."""
+    samples = read_samples(run.root) if run.samples.exists() else []
+    return lines(samples, run.manifest.left_out)
 
 
 def standing_table(summary: pa.Table, costs: pa.Table) -> Table:

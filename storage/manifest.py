@@ -124,6 +124,8 @@ class Manifest(_Entry):
         How the labels became the model's numbers, in words; empty if there are no labels.
     masks
         Whether the images' masks are stored beside the images.
+    left_out
+        The number of files in the dataset's folder that are no samples, by what they are, e.g. ``*.txt``.
     map_dtype
         NumPy type of the maps.
     explainers, metrics
@@ -151,6 +153,7 @@ class Manifest(_Entry):
     label_indices: dict[int, int] | None = None
     labels: str = ""
     masks: bool = False
+    left_out: dict[str, int] = Field(default_factory=dict)
     map_dtype: Literal["float32", "float16"] = "float32"
     explainers: dict[str, ExplainerEntry]
     metrics: dict[str, MetricEntry]
@@ -214,6 +217,7 @@ def continued(root: Path, known: Manifest, wanted: Manifest, now: str) -> Manife
         )
     update: dict[str, Any] = {
         "job": wanted.job,
+        "left_out": wanted.left_out,
         "explainers": wanted.explainers,
         "metrics": wanted.metrics,
         # A job whose explainers read no activations has no shape; the arrays of the run stay.
@@ -256,7 +260,7 @@ def _compared(manifest: Manifest) -> dict[str, Any]:
     """Return the fields that must not change; those of the identity have the names of the job's keys."""
     # The fingerprint says whether the weights are the same, wherever they were in their file.
     apart = {"job", "identity", "versions", "weights", "labels"}
-    apart |= {"shard_rows", "hash", "created", "updates"}
+    apart |= {"shard_rows", "hash", "created", "updates", "left_out"}
     return manifest.identity | manifest.model_dump(mode="json", exclude=apart)
 
 

@@ -99,7 +99,7 @@ class Run:
 
     @property
     def masks(self) -> Path:
-        """Array (rows, H, W) uint8 of masks: 1 on the object of an image; all 0 if an image has no mask."""
+        """Array (rows, H, W) uint8 of masks: 1 on the object, 2 where pixels do not count, else 0."""
         return self.root / "masks.zarr"
 
     @property

@@ -21,11 +21,12 @@ _FROM_INPUTS = pa.schema(
         ("uri", pa.string()),
         ("label", pa.int64()),  # the model's class
         ("label_name", pa.string()),  # as the dataset names it
-        ("width", pa.int32()),  # pixels of the image on the disk; for a text, its tokens before it was cut
+        ("width", pa.int32()),  # pixels of the image, upright; for a text, its tokens before it was cut
         ("height", pa.int32()),
         ("text", pa.string()),
         ("tokens", pa.list_(pa.string())),  # the tokens of a text that were read
         ("boxes", pa.list_(pa.list_(pa.float64()))),  # each (xmin, ymin, xmax, ymax) in input pixels
+        ("notes", pa.list_(pa.string())),  # what was done to the image, see storage.datasets.notes
         pa.field("status", pa.string(), nullable=False),
         ("error", pa.string()),
     ]
@@ -61,6 +62,7 @@ SAMPLE_COLUMNS = (
     "height",
     "text",
     "tokens",
+    "notes",
     "status",
     "error",
 )
@@ -73,7 +75,7 @@ def write_sample_inputs(root: Path, shard: int, rows: Sequence[Mapping[str, Any]
     ----------
     rows
         One mapping per image, in row order, with the keys sample_id, uri, label, label_name, width, height,
-        boxes, text, tokens, status and error. A key that is left out becomes null.
+        boxes, text, tokens, notes, status and error. A key that is left out becomes null.
     """
     return _write_part(root, "inputs", shard, pa.Table.from_pylist(list(rows), _FROM_INPUTS))
 

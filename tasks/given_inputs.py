@@ -17,8 +17,10 @@ from explainers.models.black_box import BlackBox
 from explainers.models.model_spec import Preprocessing
 from explainers.models.text import TextClassifier
 from explainers.numerics.batching import chunks
-from storage.datasets.decoding import decode, decode_mask, not_zero, rgb
-from storage.datasets.geometry import of_masks, prepare_image
+from storage.datasets.boxes import placed
+from storage.datasets.decoding import decode, rgb
+from storage.datasets.geometry import prepare_image
+from storage.datasets.masks import OBJECT, decode_mask, mask_of, prepare_mask
 from storage.files import UnreadableError
 
 # How image files become inputs of the classifiers that were loaded from a model table.
@@ -155,7 +157,8 @@ class GivenInputs:
             image = rgb(given) if isinstance(given, Image.Image) else decode(Path(given))
         except UnreadableError as error:
             raise ValueError(f"{named} cannot be read: {error}") from error
-        pixels, moved = prepare_image(image, [tuple(box) for box in boxes.tolist()], **self._geometry())
+        inside = placed([(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes.tolist()], image.size, False, [])
+        pixels, moved = prepare_image(image, inside, **self._geometry())
         if pixels.shape != self._model.input_shape:
             raise ValueError(
                 f"{named} has {_size(pixels.shape[1:])} pixels, height first, and the model takes "
@@ -166,17 +169,16 @@ class GivenInputs:
 
     def _mask(self, given: _File, row: int) -> Tensor:
         try:
-            mask = not_zero(given) if isinstance(given, Image.Image) else decode_mask(Path(given))
+            mask = mask_of(given) if isinstance(given, Image.Image) else decode_mask(Path(given))
         except UnreadableError as error:
             raise ValueError(f"masks: {given} cannot be read: {error}") from error
         if isinstance(self._items, Tensor):  # which were not resized either
-            return torch.from_numpy(np.array(mask))
+            return torch.from_numpy(np.asarray(mask) == OBJECT)
         image = self._items[row]
-        size = image.size if isinstance(image, Image.Image) else decode(Path(image)).size
+        size = (rgb(image) if isinstance(image, Image.Image) else decode(Path(image))).size
         if mask.size != size:
             raise ValueError(f"masks: one is {_size(mask.size)} where its image is {_size(size)}")
-        how = of_masks(self._geometry())
-        return torch.from_numpy(prepare_image(mask.convert("RGB"), [], **how)[0].any(0))
+        return torch.from_numpy(prepare_mask(mask, self._geometry()) == OBJECT)
 
     def _geometry(self) -> dict[str, Any]:
         return preprocessing_of.get(self._model, Preprocessing()).geometry

@@ -7,6 +7,7 @@ tokenised. Numbers are stored as they are.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from prefect.cache_policies import NO_CACHE
 from explainers.models.modality import MODALITIES
 from explainers.models.text import TextClassifier
 from storage.datasets.dataset import Dataset, Sample
-from storage.datasets.geometry import of_masks, prepare_image
+from storage.datasets.geometry import prepare_image
+from storage.datasets.masks import BACKGROUND, OBJECT, prepare_mask
+from storage.datasets.notes import BOX_CROPPED, MASK_CROPPED, MASK_EMPTY, MASK_FULL
 from storage.maps import shard_file, write_shard
 from storage.records import Step
 from storage.run import Run
@@ -74,7 +77,10 @@ def _row(run: Run, dataset: Dataset, index: int, out: np.ndarray) -> Row:
     sample = dataset.samples[index]
     row = _blank(run, dataset, sample)
     try:
-        _PUT[run.modality](run, dataset.load(index), sample, out, row)
+        item = dataset.load(index, row["notes"])
+        if isinstance(item, Image.Image):
+            sample = replace(sample, boxes=tuple(dataset.boxes(index, item.size, row["notes"])))
+        _PUT[run.modality](run, item, sample, out, row)
         row["status"] = "ok"
     except Exception as error:  # decoders raise many kinds of errors for damaged files
         row["error"] = f"{type(error).__name__}: {error}"
@@ -87,16 +93,26 @@ def _put_mask(run: Run, dataset: Dataset, index: int, out: np.ndarray, row: Row)
     if row["status"] != "ok":
         return
     try:
-        mask = dataset.masks(index)
+        mask = dataset.masks(index, row["notes"])
         if mask is None:
             return
         if mask.size != (row["width"], row["height"]):
             has, wants = "{}x{}".format(*mask.size), f"{row['width']}x{row['height']}"
-            raise ValueError(f"its mask is {has}, but the image is {wants}")
-        # A pixel belongs to the mask if any channel is not zero; prepare_image takes RGB images.
-        out[:] = prepare_image(mask.convert("RGB"), [], **of_masks(run.geometry))[0].any(0)
+            turned = mask.size == (row["height"], row["width"])
+            advice = "; see dataset.exif if it belongs to the image as it is stored" if turned else ""
+            raise ValueError(f"its mask is {has}, but the image is {wants}{advice}")
+        out[:] = prepare_mask(mask, run.geometry)
+        row["notes"] += _about(np.asarray(mask), out)
     except Exception as error:
         row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+
+
+def _about(mask: np.ndarray, prepared: np.ndarray) -> list[str]:
+    """Return the notes on a mask that is of little use, before and after its preparation."""
+    if not (mask == OBJECT).any():
+        return [MASK_EMPTY]
+    notes = [] if (mask == BACKGROUND).any() else [MASK_FULL]
+    return notes if (prepared == OBJECT).any() else [*notes, MASK_CROPPED]
 
 
 def _put_image(run: Run, image: Image.Image, sample: Sample, out: np.ndarray, row: Row) -> None:
@@ -107,6 +123,7 @@ def _put_image(run: Run, image: Image.Image, sample: Sample, out: np.ndarray, ro
         raise ValueError(f"is {has}, but the run's inputs are {wants}; set model.resize and model.crop")
     out[:] = pixels
     row["boxes"] = [list(box) for box in boxes]
+    row["notes"] += [BOX_CROPPED] * (len(sample.boxes) - len(boxes))
 
 
 def _put_text(run: Run, text: str, sample: Sample, out: np.ndarray, row: Row) -> None:  # noqa: ARG001
@@ -141,6 +158,7 @@ def _blank(run: Run, dataset: Dataset, sample: Sample) -> Row:
         "boxes": [],
         "text": None,
         "tokens": None,
+        "notes": [],
         "status": "failed",
         "error": None,
     }

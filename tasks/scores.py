@@ -15,6 +15,7 @@ from torch import Tensor
 from explainers.base import Status
 from explainers.models.black_box import BlackBox
 from explainers.registry import explainers
+from storage.datasets.masks import IGNORED, OBJECT
 from storage.maps import read
 from storage.records import StageFacts, Step
 from storage.run import Run
@@ -158,5 +159,6 @@ def _batch(
         # They stay on the host: metrics join the boxes of a whole batch before they copy them.
         boxes=[torch.tensor(sample["boxes"], dtype=torch.float32).reshape(-1, 4) for sample in samples],
         forwards=run.batch_forwards,
-        masks=stored["masks"].bool() if run.manifest.masks else None,
+        masks=stored["masks"] == OBJECT if run.manifest.masks else None,
+        ignored=stored["masks"] == IGNORED if run.job["dataset"].get("mask_ignore") else None,
     )

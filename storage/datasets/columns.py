@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import types
 
+from storage.datasets.arrays import memory_bytes
 from storage.datasets.listing import number_labels, records
 from storage.errors import LONGEST, one_line
 from storage.places import for_arrow
@@ -200,7 +201,13 @@ def _check_records(path: Path) -> None:
 def _parquet(path: Path, names: list[str], strings: list[str]) -> Any:  # noqa: ARG001
     """Read some columns of a Parquet file as a pyarrow.Table; the file itself says which are texts."""
     try:
-        return _open_parquet(path).read(columns=names)
+        opened = _open_parquet(path)
+        size = opened.metadata.num_rows * len(
+            names
+        )  # a few bytes of the file may stand for any number of rows
+        if size > memory_bytes():
+            raise ValueError(f"{path} claims {opened.metadata.num_rows} rows, which do not fit into memory")
+        return opened.read(columns=names)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read: {one_line(error, LONGEST)}") from error
 

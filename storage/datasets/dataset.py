@@ -6,7 +6,7 @@ only when it is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from storage.datasets.boxes import placed
 from storage.datasets.geometry import Box
-from storage.files import sha256_of_json
+from storage.datasets.notes import Notes
+from storage.files import UnreadableError, regular, sha256_of_json
 
 Item = Image.Image | str | NDArray[np.float32]
 
@@ -35,7 +37,8 @@ class Sample:
     label
         Class index in the dataset's own numbering; None if the item has no label.
     boxes
-        Boxes of the objects in the pixels of the image on the disk.
+        Boxes of the objects, in pixels of the image that :meth:`Dataset.load` gives, or in shares of
+        its width and height.
     """
 
     sample_id: str
@@ -62,28 +65,56 @@ class Dataset:
     features
         Names of the columns from which arrays were made; empty if they were not made from columns.
     masks
-        Function that returns the mask of an image by its index: as large as the image, and not black on the
-        object. It returns None for an image without a mask. None if no image has a mask.
+        Function that returns the mask of an image by its index, and appends to a list how it was read. The
+        mask is as large as the image, with the values of :mod:`storage.datasets.masks`. The function returns
+        None for an image without a mask. None if no image has a mask.
+    relative_boxes
+        Whether boxes are in shares of the image's width and height, and not in pixels.
+    left_out
+        The number of files in the dataset's folder that are no samples, by what they are.
     """
 
     samples: Sequence[Sample]
     classes: list[str]
-    _load: Callable[[int], Item]
+    _load: Callable[[int, Notes], Item]
     _contents: Callable[[], list[Any]]
     modality: Literal["image", "text", "tensor"] = "image"
     features: list[str] = field(default_factory=list)
-    masks: Callable[[int], Image.Image | None] | None = None
+    masks: Callable[[int, Notes], Image.Image | None] | None = None
+    relative_boxes: bool = False
+    left_out: Mapping[str, int] = field(default_factory=dict)
     published: bool = False
 
-    def load(self, index: int) -> Item:
+    def load(self, index: int, notes: Notes | None = None) -> Item:
         """Load an item: an image in 8-bit RGB, a text, or an array float32 (T,) or (C, T).
+
+        Parameters
+        ----------
+        index
+            Index of the sample.
+        notes
+            A list to which is appended what was done to the item.
 
         Raises
         ------
         UnreadableError
             If the item cannot be read; the message is the reason in one line.
         """
-        return self._load(index)
+        return self._load(index, [] if notes is None else notes)
+
+    def boxes(self, index: int, size: tuple[int, int], notes: Notes) -> list[Box]:
+        """Return the boxes of an image in its pixels, as :func:`storage.datasets.boxes.placed` clips them.
+
+        Parameters
+        ----------
+        index
+            Index of the sample.
+        size
+            (width, height) of the image that :meth:`load` gives.
+        notes
+            A list to which is appended what was done to the boxes.
+        """
+        return placed(self.samples[index].boxes, size, self.relative_boxes, notes)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -126,7 +157,15 @@ def existing(path: Path | None, what: Literal["file", "folder"]) -> Path:
         If there is none; the message is one line.
     """
     assert path is not None  # DatasetSpec has checked that the kind has its path
-    if not (path.is_dir() if what == "folder" else path.is_file()):
+    try:
+        if what == "file":
+            regular(path)
+        there = path.is_dir() if what == "folder" else path.is_file()
+    except UnreadableError as error:
+        raise ValueError(f"dataset: {error}") from error
+    except OSError as error:  # e.g. a name that is too long, or a folder that may not be entered
+        raise ValueError(f"dataset: {path} cannot be looked at: {error.strerror}") from error
+    if not there:
         raise ValueError(f"dataset: there is no {what} {path}")
     return path
 

@@ -1,63 +1,66 @@
-"""Decoding of image files and mask files."""
+"""Decoding of image files to 8-bit RGB."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from storage.datasets.depth import has_deep_colours, to_eight_bits
+from storage.datasets.formats import formats
+from storage.datasets.notes import COMPOSITED, FIRST_FRAME, NOT_TURNED, TURNED, Notes
+from storage.datasets.reading import DEFAULT, Reading
 from storage.errors import one_line
-from storage.files import UnreadableError
+from storage.files import UnreadableError, regular
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+_LARGEST = 1 << 30  # bytes of an image file
+_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+_ORIENTATION = 274  # the EXIF tag; its value 1 stands for upright
+# What makes an image with an orientation upright, and what undoes it.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BACK = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # the others undo themselves
+
+Found = TypeVar("Found")
 
 
-def decode(path: Path) -> Image.Image:
-    """Decode all pixels of the image in a file, as RGB.
+def decode(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -> Image.Image:
+    """Decode all pixels of the image in a file, as RGB; see :func:`rgb`.
 
-    The image is not rotated by its EXIF data, because boxes are in the pixels of the file.
+    Parameters
+    ----------
+    path
+        The file.
+    how
+        How it is read.
+    notes
+        A list to which is appended what was done to the image.
 
     Raises
     ------
     UnreadableError
         If the file cannot be decoded; the message is the reason in one line.
     """
-    return _decoded(path, rgb)
+    return decoded(path, lambda image: rgb(image, how, notes))
 
 
-def decode_mask(path: Path) -> Image.Image:
-    """Decode the mask in a file: white wherever a value is not 0, for any number of bits per value.
-
-    Raises
-    ------
-    UnreadableError
-        If the file cannot be decoded; the message is the reason in one line.
-    """
-    return _decoded(path, not_zero)
-
-
-def not_zero(image: Image.Image) -> Image.Image:
-    """Return a mask that is white where a pixel is not 0.
-
-    Transparency is ignored. In an image with a palette the colours count, not the indices.
-    """
-    # Converting grey images with more than 8 bits to RGB would clip their values.
-    plain = image.mode in {"1", "L", "I", "F"} or image.mode.startswith("I;16")
-    values = np.asarray(image if plain else image.convert("RGB"))
-    there = values.any(-1) if values.ndim == 3 else values != 0
-    return Image.fromarray(there)
-
-
-def _decoded(path: Path, read: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def decoded(path: Path, read: Callable[[Image.Image], Found]) -> Found:
     """Open an image file and apply ``read``; every error of the file is an UnreadableError."""
     try:
-        data = path.read_bytes()
-        if not data:
-            raise UnreadableError("the file is empty")
-        with Image.open(BytesIO(data)) as image:
+        with _opened(path) as image:
+            if image.width * image.height > _PIXELS:
+                raise UnreadableError(f"has {image.width}x{image.height} pixels; at most {_PIXELS} are read")
             return read(image)
     except UnreadableError:
         raise
@@ -71,18 +74,108 @@ def _decoded(path: Path, read: Callable[[Image.Image], Image.Image]) -> Image.Im
         raise UnreadableError(one_line(error)) from error
 
 
-def rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to 8-bit RGB.
+def _opened(path: Path) -> Image.Image:
+    """Open an image from a regular file of bounded size."""
+    size = regular(path).stat().st_size
+    if size > _LARGEST:
+        raise UnreadableError(f"has {size} bytes; at most {_LARGEST} are read")
+    if not (data := path.read_bytes()):
+        raise UnreadableError("the file is empty")
+    with warnings.catch_warnings():
+        # Pillow warns at the number of pixels at which this module raises an error.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(BytesIO(data), formats=formats())
 
-    16-bit grey is scaled to 8 bits, while Pillow would clip all values above 255 to white.
+
+def rgb(image: Image.Image, how: Reading = DEFAULT, notes: Notes | None = None) -> Image.Image:
+    """Convert an image to 8-bit RGB, upright.
+
+    Images are turned by their EXIF orientation, transparent pixels are put on the background, values of more
+    than 8 bits are scaled, and of several frames the first one is taken. Colour profiles are not applied.
+
+    Parameters
+    ----------
+    image
+        Image of any mode.
+    how
+        How it is read.
+    notes
+        A list to which is appended what was done to the image.
 
     Raises
     ------
     UnreadableError
-        If the image has 32 bits per pixel value, because the range of its values is not stated.
+        If the image has 32 bits per value and no range is stated.
     """
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in {"I", "F"}:
-        raise UnreadableError(f"32-bit images (mode {image.mode}) have no stated range; convert to 8 bit")
-    return image.convert("RGB")
+    notes = [] if notes is None else notes
+    deep = has_deep_colours(image)  # unknown after loading
+    declared, left = loaded(image)
+    made = _opaque(to_eight_bits(image, deep, how.limits, notes), how.background, notes)
+    made = turned(made, declared, left, how, notes)
+    if _is_animated(image):
+        notes.append(FIRST_FRAME)
+    return made
+
+
+def loaded(image: Image.Image) -> tuple[int, int]:
+    """Decode the pixels of an image; return its EXIF orientation before and after that.
+
+    Pillow turns TIFF files by itself, so they have none left.
+    """
+    # Other formats must not be asked before: to find its EXIF data, Pillow would decode a PNG file, and after
+    # an error it would decode it a second time without one.
+    before = _orientation(image) if image.format == "TIFF" else 1
+    image.load()
+    left = _orientation(image)
+    return max(before, left), left
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1 to 8; it is 1 if there is none or if it is damaged."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF data raise almost any error, and the pixels do not need them
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def turned(image: Image.Image, declared: int, left: int, how: Reading, notes: Notes) -> Image.Image:
+    """Return the pixels of an image upright or as they are stored, as ``how.exif`` says.
+
+    Parameters
+    ----------
+    image
+        The pixels as Pillow loaded them.
+    declared, left
+        The EXIF orientation before and after loading, as :func:`loaded` returns them.
+    how
+        How the image is read.
+    notes
+        The list to which is appended what was done.
+    """
+    if declared == 1:
+        return image
+    notes.append(TURNED if how.exif == "turn" else NOT_TURNED)
+    if how.exif == "turn":
+        return image if left == 1 else image.transpose(_TURNS[left])
+    return image if left != 1 else image.transpose(_BACK.get(declared, _TURNS[declared]))
+
+
+def _opaque(image: Image.Image, background: tuple[int, int, int], notes: Notes) -> Image.Image:
+    """Return an image in RGB, with its transparent pixels put on a background."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    # Pillow converts premultiplied grey to plain grey only.
+    clear = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    if clear.getchannel("A").getextrema()[0] == 255:
+        return image.convert("RGB")
+    notes.append(COMPOSITED)
+    return Image.alpha_composite(Image.new("RGBA", clear.size, background), clear).convert("RGB")
+
+
+def _is_animated(image: Image.Image) -> bool:
+    """Whether a file has further frames; a damaged second frame does not count."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # decoders raise almost any error for damaged data
+        return False

@@ -6,6 +6,7 @@ import hashlib
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from storage.datasets import digits
@@ -35,8 +36,8 @@ def open_digits(spec: DatasetSpec) -> Dataset:
     return Dataset(
         Drawn(count, sample),
         list(digits.CLASSES),
-        lambda index: Image.fromarray(draw(index).image),
+        lambda index, _: Image.fromarray(draw(index).image),
         print_of,
-        masks=lambda index: Image.fromarray(draw(index).mask),
+        masks=lambda index, _: Image.fromarray((draw(index).mask != 0).astype(np.uint8)),
         published=True,
     )

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from PIL import Image
 
+from storage.datasets.boxes import check_unit
 from storage.datasets.dataset import Dataset, Sample, existing, known, spread
-from storage.datasets.decoding import SUFFIXES, decode, decode_mask
+from storage.datasets.decoding import decode
+from storage.datasets.folders import image_names
+from storage.datasets.formats import is_hidden
 from storage.datasets.listing import read_listing
+from storage.datasets.masks import decode_mask
+from storage.datasets.notes import Notes
+from storage.datasets.reading import DEFAULT, Reading
 from storage.datasets.spec import DatasetSpec
 from storage.files import UnreadableError
 from storage.places import files_under, folders_in, is_remote
@@ -19,11 +27,12 @@ from storage.places import files_under, folders_in, is_remote
 def open_folder(spec: DatasetSpec) -> Dataset:
     """Open a folder of class folders, or a folder of images without labels.
 
-    Classes are numbered in the sorted order of the folders, as by torchvision's ImageFolder.
+    Classes are numbered in the sorted order of the folders, as by torchvision's ImageFolder; a folder without
+    images has a number too. Hidden files and folders and ``__MACOSX`` are left out.
     """
     root = existing(spec.path, "folder")
-    classes = [name for name in folders_in(root) if not name.startswith(".")]
-    images = [name for name in files_under(root) if _is_image(name)]
+    classes = [name for name in folders_in(root) if not is_hidden(PurePath(name))]
+    images, left_out = image_names(root)
     loose = [name for name in images if "/" not in name]
     if classes and loose:
         raise ValueError(f"dataset: {root / loose[0]} lies beside class folders; move it into one")
@@ -34,7 +43,10 @@ def open_folder(spec: DatasetSpec) -> Dataset:
         for name, folder in zip(images, folders, strict=True)
         if folder in index or "/" not in name
     ]
-    return of_files(root, spread(samples, spec.limit), classes)
+    if empty := len(index.keys() - set(folders)):
+        left_out["class folders without an image"] = empty
+    opened = of_files(root, spread(samples, spec.limit), [_printable(name) for name in classes], spec.reading)
+    return replace(opened, left_out=left_out)
 
 
 def open_listing(spec: DatasetSpec) -> Dataset:
@@ -42,13 +54,18 @@ def open_listing(spec: DatasetSpec) -> Dataset:
     path = existing(spec.path, "file")
     images = existing(spec.images or path.parent, "folder")
     entries, classes = read_listing(path)
+    check_unit(path, [(e.file, e.boxes) for e in entries], spec.boxes)
     samples = [Sample(e.file, str(images / e.file), e.label, tuple(e.boxes)) for e in entries]
     masks = {e.file: e.mask for e in entries if e.mask is not None}
-    return of_files(images, spread(samples, spec.limit), classes, masks)
+    return of_files(images, spread(samples, spec.limit), classes, spec.reading, masks)
 
 
 def of_files(
-    root: Path, samples: list[Sample], classes: list[str], masks: Mapping[str, str] | None = None
+    root: Path,
+    samples: list[Sample],
+    classes: list[str],
+    how: Reading = DEFAULT,
+    masks: Mapping[str, str] | None = None,
 ) -> Dataset:
     """Make a dataset of image files.
 
@@ -60,45 +77,77 @@ def of_files(
         Samples whose ids are paths from ``root``.
     classes
         Class names by label.
+    how
+        How the files are read.
     masks
         Mask files as paths from ``root``, by sample id.
     """
-    files = [masks.get(sample.sample_id) for sample in samples] if masks else []
+    names = [sample.sample_id for sample in samples]
+    files = [masks.get(name) for name in names] if masks else []
+    shown = [replace(s, sample_id=_printable(s.sample_id), uri=_printable(s.uri)) for s in samples]
 
     def contents() -> list[Any]:
         # Sizes in place of contents: reading every image would make the start of a job slow.
-        sizes = _sizes(root, [sample.sample_id for sample in samples])
         of_masks = _sizes(root, [name or "" for name in files])
         named = zip(files, of_masks, strict=True)
-        return [*known(samples), sizes, *(name and (PurePath(name).name, size) for name, size in named)]
+        return [
+            *known(shown),
+            _sizes(root, names),
+            *(name and (PurePath(name).name, size) for name, size in named),
+        ]
 
-    def mask(index: int) -> Image.Image | None:
+    def load(index: int, notes: Notes) -> Image.Image:
+        if names[index] != shown[index].sample_id:
+            raise UnreadableError("the name of the file is not UTF-8; rename it")
+        return decode(_found(root, names[index]), how, notes)
+
+    def mask(index: int, notes: Notes) -> Image.Image | None:
         name = files[index]
         if name is None:
             return None
         try:
-            return decode_mask(root / name)
+            return decode_mask(_found(root, name), how, notes)
         except UnreadableError as error:
             raise UnreadableError(f"its mask {PurePath(name).name}: {error}") from error
 
     return Dataset(
-        samples,
+        shown,
         classes,
-        lambda index: decode(root / samples[index].sample_id),
+        load,
         contents,
         masks=mask if any(files) else None,
+        relative_boxes=how.relative_boxes,
     )
+
+
+def _found(root: Path, name: str) -> Path:
+    """Return the path of a listed file, whose letters with accents may be composed otherwise on the disk.
+
+    macOS decomposes an "é" into two code points, and most editors write it as one.
+    """
+    path = root / name
+    if name.isascii() or is_remote(root) or _size(path) >= 0:
+        return path
+    forms = (root / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    return next((other for other in forms if _size(other) >= 0), path)
+
+
+def _printable(name: str) -> str:
+    """Return a name with escapes for the bytes that are not UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file in bytes; -1 if it cannot be looked at."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):  # a name may be too long, or hold a NUL
+        return -1
 
 
 def _sizes(root: Path, names: Sequence[str]) -> list[int]:
     """Return the sizes of files in bytes; -1 for a file that does not exist."""
     if not names or not is_remote(root):
-        return [path.stat().st_size if path.exists() else -1 for path in (root / name for name in names)]
-    known = files_under(root)  # one listing, because a request per file would take minutes
-    return [known.get(name, -1) for name in names]
-
-
-def _is_image(name: str) -> bool:
-    """Whether a file's name is that of an image; hidden files are not."""
-    path = PurePath(name)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        return [_size(_found(root, name)) for name in names]
+    sizes = files_under(root)  # one listing, because a request per file would take minutes
+    return [sizes.get(name, -1) for name in names]

@@ -6,16 +6,15 @@ An image with several boxes has several rows. An optional column ``mask`` names 
 from __future__ import annotations
 
 import csv
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from storage.datasets.boxes import BOX_COLUMNS, read_box
 from storage.datasets.geometry import Box
 
 LARGEST = 2**31 - 1  # of a label; more classes than any model has
-BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 # Words that programs write for a cell without a value.
 _MISSING = frozenset(["nan", "none", "null", "nil", "nat", "na", "n/a", "#n/a", "#na", "<na>"])
 csv.field_size_limit(1 << 26)  # a text may be longer than Python's default limit of 128 KiB
@@ -33,7 +32,7 @@ class Entry:
     label
         Class index.
     boxes
-        Boxes in the pixels of the file.
+        Boxes as they are written in the listing.
     mask
         The file of the image's mask, as written in the listing.
     """
@@ -205,7 +204,7 @@ def _check_header(path: Path, columns: list[str]) -> None:
 
 def _add(drafts: dict[str, _Draft], line: int, row: Mapping[str, str]) -> None:
     """Add a row to the draft of its file; raise ValueError if it contradicts earlier rows."""
-    file, label, box, mask = row["file"], row["label"], _box(row), row.get("mask") or None
+    file, label, box, mask = row["file"], row["label"], read_box(row), row.get("mask") or None
     if not file:
         raise ValueError("the file is missing")
     draft = drafts.setdefault(file, _Draft(line, label, [], mask))
@@ -217,24 +216,3 @@ def _add(drafts: dict[str, _Draft], line: int, row: Mapping[str, str]) -> None:
         raise ValueError(f"{file} is listed again, without another box; its first row is line {draft.line}")
     if box is not None:
         draft.boxes.append(box)
-
-
-def _box(row: Mapping[str, str]) -> Box | None:
-    """Return the box of a row; None if there are no box columns or if all four are empty.
-
-    Boxes without area are allowed, because listings with inclusive coordinates have some. Geometry drops them
-    later.
-    """
-    cells = [row.get(name, "") for name in BOX_COLUMNS]
-    if not any(cells):
-        return None
-    try:
-        xmin, ymin, xmax, ymax = (float(cell) for cell in cells)
-    except ValueError as error:
-        raise ValueError(f"the box {','.join(cells)} is not four numbers") from error
-    if not all(map(math.isfinite, (xmin, ymin, xmax, ymax))) or xmax < xmin or ymax < ymin:
-        raise ValueError(
-            f"the box {','.join(cells)} is not xmin,ymin,xmax,ymax; the numbers must be finite, with xmin <= "
-            "xmax and ymin <= ymax"
-        )
-    return xmin, ymin, xmax, ymax

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from storage.datasets.dataset import Dataset
 from storage.datasets.digits_set import open_digits
 from storage.datasets.image_files import open_folder, open_listing
+from storage.datasets.notes import in_words
 from storage.datasets.rows import open_tensors, open_texts
 from storage.datasets.spec import DatasetSpec
 from storage.datasets.torchvision_sets import open_torchvision
@@ -23,7 +24,8 @@ def open_dataset(spec: DatasetSpec) -> Dataset:
     opened = _OPENERS[spec.kind](spec)
     if not opened.samples:
         what = "image" if opened.modality == "image" else "row"
-        raise ValueError(f"dataset: there is no {what} in {spec.path}")
+        besides = f"; left out: {in_words(opened.left_out)}" if opened.left_out else ""
+        raise ValueError(f"dataset: there is no {what} in {spec.path}{besides}")
     return opened
 
 

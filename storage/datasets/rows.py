@@ -51,7 +51,7 @@ def of_rows(
     return Dataset(
         samples,
         table.classes,
-        lambda index: table.load(chosen[index]),
+        lambda index, _: table.load(chosen[index]),
         lambda: [*known(samples), table.features, table.digest(chosen)],
         modality,
         table.features,

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.datasets.arrays import read_archive, read_array_file
 from storage.datasets.columns import ID, LABEL, Columns
 from storage.datasets.listing import LARGEST, problem_with
-from storage.errors import LONGEST, one_line
 from storage.files import UnreadableError
-from storage.places import is_remote
 
 _HASHED = 64  # rows that are hashed at once, since an array on the disk may not fit into memory
 # The names that pandas gives to the column of row numbers, in CSV and in Parquet.
@@ -159,7 +155,7 @@ def read_tensors(path: Path) -> Tensors:
         return _of_columns(path)
     if suffix not in {".npz", ".npy"}:
         raise ValueError(f"dataset.path: {path.name} is neither .npz, .npy, .csv nor .parquet")
-    inputs, labels = _of_archive(path) if suffix == ".npz" else (_of_array_file(path), None)
+    inputs, labels = read_archive(path) if suffix == ".npz" else (read_array_file(path), None)
     if inputs.ndim not in {2, 3} or inputs.dtype.kind not in "biuf" or 0 in inputs.shape[1:]:
         raise ValueError(
             f"{path}: inputs are {inputs.dtype} {inputs.shape}; they must be numbers (N, T) or (N, C, T)"
@@ -182,30 +178,6 @@ def _of_columns(path: Path) -> Tensors:
     for place, name in enumerate(features):
         inputs[:, place] = columns.numbers(name)
     return Tensors(inputs=inputs, features=features, **columns.known())
-
-
-def _of_archive(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Read ``inputs`` and, if there are any, ``labels`` from an ``.npz`` file."""
-    data = BytesIO(path.read_bytes())
-    if not zipfile.is_zipfile(data):
-        raise ValueError(f"{path} is not an .npz file; write one with numpy.savez(path, inputs=...)")
-    try:
-        with np.load(data) as file:
-            if "inputs" not in file.files:
-                raise ValueError(f"has no array inputs; it has: {', '.join(file.files)}")
-            return file["inputs"], file["labels"] if "labels" in file.files else None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: {one_line(error, LONGEST)}") from error
-
-
-def _of_array_file(path: Path) -> NDArray[Any]:
-    """Open the array of an ``.npy`` file; it is mapped and not read if it lies on this machine."""
-    try:
-        if is_remote(path):
-            return np.lib.format.read_array(BytesIO(path.read_bytes()))
-        return np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is not an .npy file of numbers: {one_line(error, LONGEST)}") from error
 
 
 def _check_labels(path: Path, labels: NDArray[Any], rows: int) -> None:

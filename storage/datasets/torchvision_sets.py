@@ -11,6 +11,8 @@ from PIL import Image
 
 from storage.datasets.dataset import Dataset, Sample, known, spread
 from storage.datasets.decoding import rgb
+from storage.datasets.notes import Notes
+from storage.datasets.reading import Reading
 from storage.datasets.spec import DatasetSpec
 from storage.errors import one_line
 from storage.files import UnreadableError
@@ -32,9 +34,10 @@ def open_torchvision(spec: DatasetSpec) -> Dataset:
         for index, label in zip(chosen, labels, strict=True)
     ]
 
-    def load(index: int) -> Image.Image:
+    def load(index: int, notes: Notes) -> Image.Image:
         try:
-            return rgb(data[chosen[index]][0])
+            # torchvision's own loaders do not turn images, and published results are measured without.
+            return rgb(data[chosen[index]][0], Reading(exif="ignore"), notes)
         except OSError as error:
             raise UnreadableError(one_line(error)) from error
 

@@ -97,6 +97,9 @@ class MetricBatch:
         Forward passes per perturbation step. It never changes a result.
     masks
         (B, H, W) bool, the object's pixels; all False for an image without a mask. None if no image has one.
+    ignored
+        (B, H, W) bool, pixels that are neither object nor background, which take no part in a score against
+        ``masks``. None if there are none.
     explain
         Runs the explainer again. None unless the metric needs :attr:`Need.EXPLAINER`.
     """
@@ -108,6 +111,7 @@ class MetricBatch:
     boxes: list[Tensor]
     forwards: int = 64
     masks: Tensor | None = None
+    ignored: Tensor | None = None
     explain: Explain | None = None
 
     @property

@@ -43,8 +43,8 @@ class PixelPrecision:
     so a constant map, an all-zero one too, scores the object's share of the pixels; a map of noise does so on
     average.
 
-    CHOICES, compared with the authors' code: no pixels are left out, since masks mark none to ignore. The
-    last bin includes the value 1, which has its own bin in the authors' code.
+    Pixels that the mask ignores are left out, as in the authors' code. CHOICE, compared with it: the last bin
+    includes the value 1, which has its own bin there.
     """
 
     name: ClassVar[str] = "pixel_precision"
@@ -77,16 +77,24 @@ class PixelPrecision:
         masks = torch.zeros_like(maps, dtype=torch.bool) if batch.masks is None else batch.masks
         objects, values = masks.flatten(1), maps.flatten(1)
         center = center_map((maps.shape[1], maps.shape[2]), maps.device).flatten()[None]
+        constant = torch.ones_like(center)
+        share = objects.float().mean(1)
+        if batch.ignored is not None:
+            ignored = batch.ignored.flatten(1)
+            values, center, constant = (
+                each.masked_fill(ignored, -torch.inf) for each in (values, center, constant)
+            )
+            share = objects.sum(1) / (~ignored).sum(1)
         undefined = (~objects.any(1) | unreadable(maps))[:, None]
         curves = {
             "pxap": histograms(values, objects, self.bins),
             "pxap_center": histograms(center, objects, self.bins),
-            "pxap_all_ones": histograms(torch.ones_like(center), objects, 1),
+            "pxap_all_ones": histograms(constant, objects, 1),
         }
         images = {
             "pixel_precision": average_precision(values, objects),
             "pixel_precision_center": average_precision(center, objects),
-            "pixel_precision_all_ones": objects.float().mean(1),
+            "pixel_precision_all_ones": share,
         }
         images |= dict.fromkeys(curves, torch.full_like(images["pixel_precision"], torch.nan))
         return Scores(
@@ -109,7 +117,7 @@ def histograms(values: Tensor, objects: Tensor, bins: int) -> Tensor:
     Parameters
     ----------
     values
-        (B, N) in [0, 1], or (1, N) for values that all images share.
+        (B, N) in [0, 1], or (1, N) for values that all images share. Values of -inf are not counted.
     objects
         (B, N) bool, the object's pixels.
 
@@ -122,7 +130,7 @@ def histograms(values: Tensor, objects: Tensor, bins: int) -> Tensor:
     places = (values * bins).nan_to_num().long().clamp(0, bins - 1) + torch.where(objects, 0, bins)
     counts = torch.zeros(len(objects), 2 * bins, device=values.device)
     # Counts are exact in float32 up to 16 million pixels, so the order of the additions does not matter.
-    return counts.scatter_add_(1, places, torch.ones_like(places, dtype=counts.dtype))
+    return counts.scatter_add_(1, places, (~values.isneginf()).to(counts.dtype).expand(places.shape))
 
 
 def average_precision(values: Tensor, objects: Tensor) -> Tensor:
@@ -131,9 +139,9 @@ def average_precision(values: Tensor, objects: Tensor) -> Tensor:
     Parameters
     ----------
     values
-        (B, N), or (1, N) for values that all images share.
+        (B, N), or (1, N) for values that all images share. Pixels with -inf come last and do not count.
     objects
-        (B, N) bool, the object's pixels.
+        (B, N) bool, the object's pixels; False where a value is -inf.
 
     Returns
     -------

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class _Relevance:
-    """The common part: a score of a map against a mask, in [0, 1], and the mask's share of the input."""
+    """The common part: a score of a map against a mask, in [0, 1], and the mask's share of the input.
+
+    Pixels that the mask ignores take no part in either.
+    """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS, Need.MASKS})
@@ -41,8 +44,13 @@ class _Relevance:
         Both columns are NaN for images without a mask, for maps of NaN, and where the first is undefined.
         """
         masks = torch.zeros_like(maps, dtype=torch.bool) if batch.masks is None else batch.masks
-        accuracy = self.accuracy(batch, maps, masks)
-        area = masks.to(maps.dtype).mean((1, 2))
+        if batch.ignored is None:
+            counted, shares = maps, masks.to(maps.dtype).mean((1, 2))
+        else:  # pixels that do not count are last in every order, and add nothing to a sum
+            counted = maps.masked_fill(batch.ignored, -torch.inf)
+            shares = masks.sum((1, 2)) / (~batch.ignored).sum((1, 2))
+        accuracy = self.accuracy(batch, counted, masks)
+        area = shares.to(maps.dtype)
         undefined = (area == 0) | unreadable(maps) | accuracy.isnan()
         return Scores(
             {
@@ -59,7 +67,7 @@ class _Relevance:
         Parameters
         ----------
         maps
-            (B, H, W) prepared.
+            (B, H, W) prepared; -inf where a pixel does not count.
         masks
             (B, H, W) bool, the object's pixels.
         """
@@ -77,7 +85,8 @@ class RelevanceMassAccuracy(_Relevance):
     title: ClassVar[str] = "Share of the map on the object's pixels (Arras et al. 2022)"
 
     def accuracy(self, batch: MetricBatch, maps: Tensor, masks: Tensor) -> Tensor:  # noqa: ARG002
-        return (maps * masks).sum((1, 2)) / maps.sum((1, 2))
+        values = maps.clamp(min=0)  # -inf, where a pixel does not count, adds nothing
+        return (values * masks).sum((1, 2)) / values.sum((1, 2))
 
 
 @register

@@ -17,6 +17,7 @@ from storage.parquet import write_table
 from storage.run import Run
 from storage.scores import read_curves, read_values, sum_curves, with_curve
 from tasks.metrics.registry import metrics
+from tasks.results.nothing import why_nothing
 from tasks.results.statistics import Floats, PairedScores, result_rows
 
 COMPARISONS = pa.schema(
@@ -47,6 +48,7 @@ def summarise(run: Run) -> pa.Table:
         - ``excluded_by``: maps without a number, counted by status. A map that is "ok" is excluded if its
           image lacks what the metric needs, such as a box;
         - ``degenerate``: scored maps that are all zero or constant;
+        - ``reason``: why no image is scored, null if one is;
         - ``p_value``, ``p_holm``: the comparison with the best explainer.
     """
     tables = {name: read_values(run, name) for name in run.explainers}
@@ -62,9 +64,14 @@ def summarise(run: Run) -> pa.Table:
             row
             | {"lowest": about.low, "highest": about.high, "fill": about.fill}
             | {"n": int(scored.sum()), "excluded": int((~scored).sum())}
-            | _counts(run, name, row["metric"], tables, curved)
+            | (counts := _counts(run, name, row["metric"], tables, curved))
+            | {"reason": None if scored.any() else why_nothing(run, row["metric"], counts["excluded_by"])}
         )
     table = pa.Table.from_pylist(rows)
+    reasons = pa.array(
+        [row["reason"] for row in rows], pa.string()
+    )  # a column of nulls has no type of its own
+    table = table.set_column(table.column_names.index("reason"), "reason", reasons)
     for path, made in ((run.comparisons, pa.Table.from_pylist(compared, COMPARISONS)), (run.summary, table)):
         write_table(made, path)
     return table

@@ -217,10 +217,10 @@ def test_the_fingerprint_follows_the_contents_and_not_the_place(photos: Path, tm
     assert fingerprint(path=moved, limit=2) != first
     (moved / "dog" / "text.jpg").write_text("longer than it was before")
     assert fingerprint(path=moved) != first
-    one = open_dataset(listing(moved, "file,label,xmin,ymin,xmax,ymax\ncat/b.png,1,0,0,1,1\n")).fingerprint
-    other = open_dataset(listing(moved, "file,label,xmin,ymin,xmax,ymax\ncat/b.png,1,0,0,1,2\n")).fingerprint
+    one = open_dataset(listing(moved, "file,label,xmin,ymin,xmax,ymax\ncat/b.png,1,0,0,2,1\n")).fingerprint
+    other = open_dataset(listing(moved, "file,label,xmin,ymin,xmax,ymax\ncat/b.png,1,0,0,2,2\n")).fingerprint
     labelled = open_dataset(
-        listing(moved, "file,label,xmin,ymin,xmax,ymax\ncat/b.png,2,0,0,1,1\n")
+        listing(moved, "file,label,xmin,ymin,xmax,ymax\ncat/b.png,2,0,0,2,1\n")
     ).fingerprint
     assert len({one, other, labelled}) == 3
 
@@ -324,7 +324,7 @@ def test_a_set_of_other_things_than_images_and_labels_is_refused(
         ({"kind": "torchvision", "path": "x"}, "needs the key name"),
         (
             {"kind": "folder", "path": "x", "images": "y"},
-            "does not take the key images; it takes path, limit",
+            "does not take the key images; it takes path, exif, background, range, limit",
         ),
         ({"kind": "text"}, 'kind = "text" needs the key path'),
         (
@@ -332,7 +332,7 @@ def test_a_set_of_other_things_than_images_and_labels_is_refused(
             "does not take the key split; it takes path, column, limit",
         ),
         ({"kind": "tensors", "path": "x", "column": "y"}, "the key column; it takes path, limit"),
-        ({"kind": "folder", "path": "x", "column": "y"}, "the key column; it takes path, limit"),
+        ({"kind": "folder", "path": "x", "column": "y"}, "the key column; it takes path, exif"),
         ({"kind": "text", "path": "x", "column": ""}, "at least 1 character"),
         ({"kind": "digits", "path": "x"}, "does not take the key path; it takes split, seed, limit"),
         ({"kind": "digits", "limit": 0}, "greater than or equal to 1"),

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from places import REAL
-from storage.datasets.decoding import decode, decode_mask, rgb
+from storage.datasets.decoding import decode, rgb
 from storage.datasets.geometry import of_masks, prepare_image
+from storage.datasets.masks import decode_mask
 from storage.files import UnreadableError
 
 
@@ -219,7 +220,7 @@ def broken_png(path: Path) -> None:
             "not an image of a known format",
         ),
         ("absent.jpg", lambda _: None, "there is no such file"),
-        ("folder.jpg", lambda path: path.mkdir(), "directory"),
+        ("folder.jpg", lambda path: path.mkdir(), "a folder"),
         ("junk.png", broken_png, "."),
         ("float.tif", lambda path: Image.new("F", (2, 2)).save(path), "32-bit"),
     ],

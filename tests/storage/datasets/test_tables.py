@@ -4,6 +4,7 @@ import csv
 import io
 import time
 import tracemalloc
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from storage.datasets import arrays, columns
 from storage.datasets.dataset import Dataset
 from storage.datasets.opening import open_dataset
 from storage.datasets.spec import DatasetSpec
@@ -461,3 +463,40 @@ def test_a_column_that_is_whole_for_long_and_then_is_not_keeps_its_fractions(tmp
     assert dataset.load(50_000).tolist() == [0.5, 1]
     path = table(tmp_path / "a.csv", ["x", "y"], [*rows, ("end", 1)])
     assert "column x holds 'end' in line 50002" in refusal(tensors, path)
+
+
+def claiming(shape: tuple[int, ...]) -> bytes:
+    """An ``.npy`` file whose header claims a shape, with 64 bytes of numbers."""
+    data = io.BytesIO()
+    np.lib.format.write_array_header_1_0(data, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return data.getvalue() + bytes(64)
+
+
+@pytest.mark.parametrize("shape", [(3 << 30, 128), (9, 1), (10**30, 2), (-1, 8)])
+def test_an_array_that_claims_more_than_its_file_holds_is_refused(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "a.npy").write_bytes(claiming(shape))
+    assert "cannot hold" in refusal(tensors, tmp_path / "a.npy")
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w", compression) as archive:
+            archive.writestr("inputs.npy", claiming(shape))
+        assert "cannot hold" in refusal(tensors, tmp_path / "a.npz")
+
+
+def test_an_archive_that_claims_a_size_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "a.npz", inputs=np.zeros((1000, 1000)))
+    assert len(tensors(tmp_path / "a.npz").samples) == 1000
+    monkeypatch.setattr(arrays, "memory_bytes", lambda: 10**6)
+    assert "has 8000128 bytes, and this machine 1000000 of memory" in refusal(tensors, tmp_path / "a.npz")
+
+
+def test_a_parquet_file_that_claims_too_many_rows_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pa.table({"a": pa.array(np.zeros(5000))}), tmp_path / "a.parquet")
+    assert len(tensors(tmp_path / "a.parquet").samples) == 5000
+    monkeypatch.setattr(columns, "memory_bytes", lambda: 4999)
+    assert "claims 5000 rows, which do not fit" in refusal(tensors, tmp_path / "a.parquet")

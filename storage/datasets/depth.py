@@ -1,0 +1,104 @@
+"""Images with more than 8 bits per value: their scale, and how much of it they use."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from storage.datasets.notes import CUT_VALUES, DARK, DEEP, Notes
+from storage.files import UnreadableError
+
+_FULL = (0.0, 65535.0)
+_DARK = 1 << 14  # a quarter of 16 bits, which values of 14 bits or less stay below
+
+
+def has_deep_colours(image: Image.Image) -> bool:
+    """Whether a file has 16 bits per colour, of which Pillow reads the 8 high ones.
+
+    This is known only before the pixels are loaded.
+    """
+    tiles = getattr(image, "tile", ())
+    return image.mode in {"RGB", "RGBA", "LA"} and any(";16" in str(tile.args) for tile in tiles)
+
+
+def to_eight_bits(
+    image: Image.Image, deep_colours: bool, limits: tuple[float, float] | None, notes: Notes
+) -> Image.Image:
+    """Return an image with 8 bits per value; one that has no more is returned as it is.
+
+    Whole numbers from ``low`` to ``high`` are divided into 256 steps of one size: the 8 high bits of 16.
+    Floats are scaled to 0 to 255 and rounded.
+
+    Parameters
+    ----------
+    image
+        The image.
+    deep_colours
+        Whether its file has 16 bits per colour; see :func:`has_deep_colours`.
+    limits
+        ``low`` and ``high``; None takes 0 and 65535 for 16 bits.
+    notes
+        A list to which is appended that the image is deep, or that it leaves most of its range unused.
+
+    Raises
+    ------
+    UnreadableError
+        If the range of the values is unknown, if a value is not finite, or if ``limits`` are given for
+        colours of 16 bits.
+    """
+    if deep_colours:
+        if limits is not None:
+            raise UnreadableError(
+                f"dataset.range is for grey files, and this one has 16 bits per colour (mode {image.mode}); "
+                "convert it to 8 bits"
+            )
+        bands = image.getchannel(0) if image.mode == "LA" else image.convert("RGB")
+        _note_depth(int(np.asarray(bands).max(initial=0)) << 8, notes)
+        return image
+    # Pillow scales the values of a PGM file to 16 bits, since the file states its own range.
+    stated = image.format == "PPM" and image.mode == "I"
+    if stated or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        if limits is None or stated:
+            _note_depth(int(values.max(initial=0)), notes)
+            return _with_transparency(image, values, _scaled(values, _FULL, notes))
+        return _with_transparency(image, values, _scaled(values, limits, notes))
+    if image.mode not in {"I", "F"}:
+        return image
+    if limits is None:
+        raise UnreadableError(
+            f"32-bit images (mode {image.mode}) have no stated range; set dataset.range or convert to 8 bit"
+        )
+    return Image.fromarray(_scaled(np.asarray(image), limits, notes))
+
+
+def _note_depth(largest: int, notes: Notes) -> None:
+    """Note that an image has 16 bits, and whether it uses less than a quarter of their range."""
+    notes.append(DEEP)
+    if largest < _DARK:
+        notes.append(f"{DARK}: largest value {largest}")
+
+
+def _scaled(values: NDArray, limits: tuple[float, float], notes: Notes) -> NDArray[np.uint8]:
+    """Scale values to 0..255 and cut those outside the limits."""
+    low, high = limits
+    if not np.isfinite(values).all():
+        raise UnreadableError("has values that are not finite")
+    if values.min(initial=high) < low or values.max(initial=low) > high:
+        notes.append(f"{CUT_VALUES}: {values.min():g} to {values.max():g}")
+    if values.dtype.kind in "iu" and low == int(low) and high == int(high):
+        # The top of the range belongs to the last step.
+        steps = (values.astype(np.int64) - int(low)) * 256 // (int(high) - int(low) + 1)
+    else:
+        steps = np.rint((values.astype(np.float64) - low) * (255 / (high - low)))
+    return steps.clip(0, 255).astype(np.uint8)
+
+
+def _with_transparency(image: Image.Image, values: NDArray, grey: NDArray[np.uint8]) -> Image.Image:
+    """Make a grey image; the value that the file calls transparent is transparent."""
+    made = Image.fromarray(grey)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        made.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return made

@@ -1,0 +1,135 @@
+"""Masks of objects: which pixels of an image are the object, and which do not count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from storage.datasets.decoding import decoded, loaded, turned
+from storage.datasets.geometry import of_masks, prepare_image
+from storage.datasets.notes import MASK_ALPHA, MASK_LOSSY, Notes
+from storage.datasets.reading import DEFAULT, Reading
+from storage.files import UnreadableError
+
+BACKGROUND, OBJECT, IGNORED = 0, 1, 2  # the values of a mask that was read
+
+
+def decode_mask(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -> Image.Image:
+    """Read the mask in a file; see :func:`mask_of`.
+
+    Raises
+    ------
+    UnreadableError
+        If the file cannot be decoded, or if it is unclear which values are the object. The message is the
+        reason in one line.
+    """
+    return decoded(path, lambda image: mask_of(image, how, notes))
+
+
+def mask_of(image: Image.Image, how: Reading = DEFAULT, notes: Notes | None = None) -> Image.Image:
+    """Return a grey image of BACKGROUND, OBJECT and IGNORED, in the frame of the image that it belongs to.
+
+    If the job names values (``how.mask_values``, ``how.mask_ignore``), they are compared with the grey
+    values, or with the indices of an image with a palette. Otherwise the object is where the alpha channel is
+    not 0, if that channel varies, and else where a value is not 0.
+
+    Parameters
+    ----------
+    image
+        The mask's file as Pillow opened it.
+    how
+        How it is read.
+    notes
+        A list to which is appended how the mask was read, if that may be a mistake.
+
+    Raises
+    ------
+    UnreadableError
+        If it is unclear which values are the object.
+    """
+    notes = [] if notes is None else notes
+    declared, left = loaded(image)
+    if image.format in {"JPEG", "MPO"}:
+        notes.append(MASK_LOSSY)
+    named = how.mask_values is not None or how.mask_ignore
+    made = Image.fromarray(_by_values(image, how) if named else _not_zero(image, notes).astype(np.uint8))
+    return turned(made, declared, left, how, [])
+
+
+def prepare_mask(mask: Image.Image, geometry: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Resize and crop a mask as its image; return its values (H, W).
+
+    Parameters
+    ----------
+    mask
+        A mask that :func:`mask_of` made.
+    geometry
+        The keyword arguments of :func:`storage.datasets.geometry.prepare_image`. The pixels are not
+        interpolated.
+    """
+    # prepare_image takes RGB images.
+    pixels: NDArray[np.uint8] = prepare_image(mask.convert("RGB"), [], **of_masks(geometry))[0][0]
+    return pixels
+
+
+def _by_values(image: Image.Image, how: Reading) -> NDArray[np.uint8]:
+    """Compare the values of a mask with those that the job names."""
+    values = _values(image)
+    ignored = np.isin(values, how.mask_ignore)
+    there = values != 0 if how.mask_values is None else np.isin(values, how.mask_values)
+    return np.where(ignored, IGNORED, np.where(there, OBJECT, BACKGROUND)).astype(np.uint8)
+
+
+def _values(image: Image.Image) -> NDArray:
+    """Return the values of a grey mask, or the indices of one with a palette, (H, W)."""
+    if image.mode in {"P", "1", "L", "I", "F"} or image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint8 if image.mode == "1" else None)
+    if image.mode in {"LA", "PA"}:
+        return np.asarray(image.getchannel(0))
+    colours = np.asarray(image.convert("RGB"))
+    if (colours != colours[..., :1]).any():
+        raise UnreadableError("is in colours, and dataset.mask_values names values of grey or indexed masks")
+    return colours[..., 0]
+
+
+def _not_zero(image: Image.Image, notes: Notes) -> NDArray[np.bool_]:
+    """Return where a mask is not 0, or not transparent if its alpha channel varies."""
+    if image.has_transparency_data:
+        alpha = np.asarray((image.convert("LA") if image.mode == "La" else image).convert("RGBA"))[..., 3]
+        if (alpha != alpha.flat[0]).any():
+            notes.append(MASK_ALPHA)
+            return _by_alpha(image, alpha != 0)
+    if image.mode == "P":
+        return _by_palette(image)
+    # Converting grey images with more than 8 bits to RGB would clip their values.
+    plain = image.mode in {"1", "L", "I", "F"} or image.mode.startswith("I;16")
+    values = np.asarray(image if plain else image.convert("RGB"))
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise UnreadableError("has values that are not finite")
+    return np.asarray(values.any(-1) if values.ndim == 3 else values != 0)
+
+
+def _by_alpha(image: Image.Image, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the visible pixels, unless some of them are black and others are not."""
+    black = ~np.asarray(image.convert("RGB"))[seen].any(-1)
+    if black.any() and not black.all():
+        raise UnreadableError(
+            "its alpha channel and its colours both vary; write the object as a grey image, 0 elsewhere"
+        )
+    return seen
+
+
+def _by_palette(image: Image.Image) -> NDArray[np.bool_]:
+    """Return where the index is not 0, if the colours agree that these pixels alone are not black."""
+    indices, colours = np.asarray(image) != 0, np.asarray(image.convert("RGB")).any(-1)
+    if (indices != colours).any():
+        raise UnreadableError(
+            "has a palette in which index 0 and black are not the same; name the object's indices in "
+            "dataset.mask_values"
+        )
+    return indices

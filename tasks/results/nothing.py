@@ -1,0 +1,62 @@
+"""Why a metric has no value in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from explainers.base import Status
+from storage.datasets.masks import OBJECT
+from storage.datasets.notes import (
+    BOX_CROPPED,
+    BOX_EMPTY,
+    BOX_OUTSIDE,
+    MASK_CROPPED,
+    MASK_EMPTY,
+    kinds_of,
+)
+from storage.maps import read
+from storage.run import Run
+from storage.samples import read_samples
+from tasks.metrics.base import Need
+from tasks.metrics.registry import metrics
+
+_OF_BOXES = (BOX_OUTSIDE, BOX_CROPPED, BOX_EMPTY)
+_OF_MASKS = (MASK_EMPTY, MASK_CROPPED)
+
+
+def why_nothing(run: Run, column: str, excluded_by: Mapping[str, int]) -> str:
+    """Return the reason why no image of a run has a value in a column.
+
+    Parameters
+    ----------
+    run
+        The run, whose samples have been merged.
+    column
+        A column of one of its metrics.
+    excluded_by
+        The maps of the explainer by status.
+    """
+    unusable = (Status.FAILED.value, Status.NOT_FINITE.value)
+    if sum(excluded_by.values()) == sum(excluded_by[status] for status in unusable):
+        told = ", ".join(f"{excluded_by[status]} {status}" for status in unusable if excluded_by[status])
+        return f"no map could be scored: {told}"
+    needs = metrics.get(next(n for n, entry in run.metrics.items() if column in entry.columns)).needs
+    samples = read_samples(run.root)
+    if Need.BOXES in needs and not any(sample["boxes"] for sample in samples):
+        return "no image has a box in the network's input" + _told(samples, _OF_BOXES)
+    if Need.MASKS in needs and not _any_object(run):
+        return "no image has a pixel of an object in the network's input" + _told(samples, _OF_MASKS)
+    return "the metric is undefined for all maps"
+
+
+def _told(samples: list[dict[str, Any]], kinds: tuple[str, ...]) -> str:
+    """Return how often some notes were made, as the end of a sentence."""
+    counts = kinds_of(samples)
+    told = ", ".join(f"{kind}: {counts[kind]}" for kind in kinds if counts[kind])
+    return f" ({told})" if told else ""
+
+
+def _any_object(run: Run) -> bool:
+    """Whether a mask of the run holds a pixel of an object."""
+    return any((read(run.masks, *run.bounds(shard)) == OBJECT).any() for shard in range(run.shards))
