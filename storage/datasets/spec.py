@@ -23,8 +23,11 @@ _KEYS = {
 }
 
 
-_Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e12, le=1e12)]
-_MaskValue = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+_Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e12, le=1e12)]
+_MaskValue = Annotated[int, Field(ge=0, le=2**31 - 1)]
+# Lists in the job file become tuples, since the table must be hashable.
+_Range = Annotated[tuple[_Number, _Number], Field(strict=False)]
+_MaskValues = Annotated[tuple[_MaskValue, ...], Field(strict=False, min_length=1)]
 
 
 class DatasetSpec(BaseModel):
@@ -64,15 +67,13 @@ class DatasetSpec(BaseModel):
         description="csv: unit of the boxes; relative: shares of the width and the height of the image; by "
         "default pixels, and boxes within 0..1 are refused until the job says what they are",
     )
-    mask_values: tuple[_MaskValue, ...] | None = Field(
+    mask_values: _MaskValues | None = Field(
         None,
-        min_length=1,
         description="csv: values of a mask that are the object, grey values or the indices of a file with a "
         "palette; by default every value but 0, or where the file is not transparent",
     )
-    mask_ignore: tuple[_MaskValue, ...] | None = Field(
+    mask_ignore: _MaskValues | None = Field(
         None,
-        min_length=1,
         description="csv: values of a mask that are neither object nor background, e.g. [255]; metrics leave "
         "these pixels out",
     )
@@ -86,7 +87,7 @@ class DatasetSpec(BaseModel):
         description='folder and csv: colour behind transparent pixels, a name or "#rrggbb"; by default '
         '"white"',
     )
-    range: _Number | tuple[_Number, _Number] | None = Field(
+    range: _Number | _Range | None = Field(
         None,
         description="folder and csv: the value that is white, or [black, white], in grey files with more "
         "than 8 bits per value, e.g. 4095; by default 65535 for 16 bits, and files with 32 bits are not read",
