@@ -26,9 +26,10 @@ from flows.prepare import prepare
 from flows.progress import StageProgress
 from flows.resume import remaining, tolerated, without
 from flows.retries import not_retried
-from flows.terminal import Progress, console
+from flows.terminal import Progress, tell
 from flows.watch import Watch
 from flows.worker_logs import send_logs
+from storage.characters import shown
 from storage.errors import FloodlitError
 from storage.lock import Lock, LostLockError, held
 from storage.records import Step, drop_failure, failures, write_failure
@@ -102,14 +103,14 @@ def _explain(job: Job, retry_failed: bool, lock: Lock, watch: Watch) -> dict[str
     run = prepare(job)
     problems = verify(run.root)
     for problem in problems:
-        logger.warning("repairing %s", problem)
+        logger.warning("repairing %s", shown(problem))
     repair(run.root, problems)
     if retry_failed:
         for step in failures(run.root):
             drop_failure(run.root, step)
     pending = remaining(run)
     todo = without(pending, failures(run.root).keys())
-    logger.info("%s: %s steps to do, in %s shards", run.root, len(todo), run.shards)
+    logger.info("%s: %s steps to do, in %s shards", shown(run.root), len(todo), run.shards)
     while todo and not _drain(run, todo, *_cluster(job), lock, watch):
         if (end := watch.settle()) is not None:
             return end
@@ -176,7 +177,7 @@ def _tell_accuracy(run: Run) -> None:
     """Report the model's accuracy on the labels, in the terminal and in Prefect's log."""
     found = write_accuracy(run)
     if found is not None:
-        console.print(found.told(), soft_wrap=True, highlight=False, markup=False)
+        tell(found.told())
         get_run_logger().log(logging.WARNING if found.is_chance else logging.INFO, "%s", found.told())
 
 

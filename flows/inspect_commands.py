@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from flows.terminal import DONE, FAILED, USAGE, console, fail
+from flows.terminal import DONE, FAILED, USAGE, console, fail, tell, text
+from storage.credentials import without_credentials
 
 Store = Annotated[Path, typer.Argument(metavar="DIR", help="run folder, as `floodlit run` made it")]
 
@@ -59,7 +61,7 @@ def status(directory: Store) -> None:
         accuracy = read_accuracy(opened)
         failed = {step: told for step, told in failures(opened.root).items() if step in missing}
     table = Table(
-        title=f"{opened.name}: {opened.rows} images in {opened.shards} shards",
+        title=text(f"{opened.name}: {opened.rows} images in {opened.shards} shards"),
         title_justify="left",
     )
     for column in ("stage", "explainer", "done", "missing shards", "rows by status"):
@@ -74,24 +76,21 @@ def status(directory: Store) -> None:
                 record = read_record(opened.root, step)
                 counts.update({} if record is None else record.statuses)
         told = ", ".join(f"{count} {key}" for key, count in sorted(counts.items()))
-        table.add_row(
-            stage, name, f"{opened.shards - len(lacking)}/{opened.shards}", ", ".join(lacking), told
-        )
+        done = f"{opened.shards - len(lacking)}/{opened.shards}"
+        table.add_row(*map(text, (stage, name, done, ", ".join(lacking), told)))
     console.print(table)
     if accuracy is not None:
-        console.print(accuracy.told(), soft_wrap=True, highlight=False, markup=False)
+        tell(accuracy.told())
     for line in notes_of(opened):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        tell(line)
     for step, why in failed.items():
         where = f"after {why.attempts} attempts, {why.time}; {opened.root / step.failure_path}"
-        console.print(
-            f"failed: {step.label(opened.shards)}: {why.error} ({where})", soft_wrap=True, markup=False
-        )
+        tell(f"failed: {step.label(opened.shards)}: {why.error} ({where})")
     retry = "; `floodlit run --retry-failed` runs failed steps again" if failed else "; run the job again"
     if opened.summary.exists() and (not missing or tolerated(opened, missing)):
-        console.print(f"complete, except for {len(missing)} steps{retry}" if missing else "complete")
+        tell(f"complete, except for {len(missing)} steps{retry}" if missing else "complete")
         raise typer.Exit(DONE)
-    console.print(f"incomplete: {len(missing)} steps and the summary are missing{retry}")
+    tell(f"incomplete: {len(missing)} steps and the summary are missing{retry}")
     raise typer.Exit(FAILED)
 
 
@@ -120,9 +119,12 @@ def query(
 
         pyarrow.csv.write_csv(_flat(rows), sys.stdout.buffer)
     else:
-        table = Table(*rows.column_names)
-        for row in rows.to_pylist():
-            table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table = Table()
+        for name in rows.column_names:
+            table.add_column(text(name), overflow="fold")
+        # By column, because two columns may have the same name.
+        for row in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+            table.add_row(*(text("" if value is None else value) for value in row))
         console.print(table)
 
 
@@ -163,8 +165,8 @@ def compare(
     for table in comparison_tables(found.summary, found.comparisons):
         console.print(table)
     for metric, why in found.left_out.items():
-        console.print(f"left out: {metric}, {why}", soft_wrap=True, markup=False)
-    console.print(f"on the {found.images} images that all runs have")
+        tell(f"left out: {metric}, {why}")
+    tell(f"on the {found.images} images that all runs have")
 
 
 def verify(directory: Store) -> None:
@@ -175,10 +177,10 @@ def verify(directory: Store) -> None:
     with _refusals():
         problems = check(Run.open(directory).root)
     for problem in problems:
-        console.print(str(problem), markup=False, soft_wrap=True)
+        tell(problem)
     if problems:
         raise fail(f"{len(problems)} problems; run the job again to repair them", FAILED)
-    console.print("every done-record agrees with its data")
+    tell("every done-record agrees with its data")
 
 
 def components(
@@ -206,7 +208,7 @@ def components(
 
     with _refusals():
         picture = draw_components(Run.open(directory), sample, explainer, output)
-    console.print(str(picture), soft_wrap=True, highlight=False, markup=False)
+    tell(picture)
 
 
 def doctor(
@@ -226,9 +228,9 @@ def doctor(
     for finding in examine(directory, tracking):
         bad += finding.state == "bad"
         advice = f"; {finding.advice}" if finding.advice else ""
-        state = f"[{colours[finding.state]}]{finding.state:<4}[/]"
-        console.print(f"{state} {finding.what:<13} ", end="")
-        console.print(f"{finding.told}{advice}", soft_wrap=True, highlight=False, markup=False)
+        state = text(f"{finding.state:<4}", colours[finding.state])
+        line = text(without_credentials(f" {finding.what:<13} {finding.told}{advice}"))
+        console.print(state + line, soft_wrap=True)
     raise typer.Exit(FAILED if bad else DONE)
 
 
@@ -260,5 +262,5 @@ def _list(registry: Any) -> None:
         fast = getattr(cls.Parameters, "FAST", {})
         if fast:
             told.append(f'preset = "fast"  ({", ".join(f"{key} {value}" for key, value in fast.items())})')
-        table.add_row(name, cls.title, "\n".join(told))
+        table.add_row(text(name), text(cls.title), Text("\n").join(map(text, told)))
     console.print(table)

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from flows.environment import keep_logs_off_the_terminal
-from flows.terminal import FAILED, console, fail
+from flows.terminal import FAILED, console, fail, tell
+from storage.credentials import without_credentials
 
 
 def run(
@@ -23,7 +24,7 @@ def run(
         Path, typer.Argument(metavar="JOB.toml", help="the job file; relative paths start at its folder")
     ],
     store: Annotated[
-        Path | None, typer.Option(help="folder or s3:// address of the results; replaces the job's store")
+        str | None, typer.Option(help="folder or s3:// address of the results; replaces the job's store")
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="run failed steps again; they are skipped without it")
@@ -84,14 +85,15 @@ def _one_line_failures() -> Iterator[None]:
         raise fail(str(error), FAILED) from error
 
 
-def _run(path: Path, store: Path | None, retry_failed: bool, server: Callable[[], str]) -> None:
+def _run(path: Path, store: str | None, retry_failed: bool, server: Callable[[], str]) -> None:
     """Read the job, run it on the server and print its results."""
     from flows.explain import explain
     from flows.job import Job
     from flows.job_file import read_job
 
     job = read_job(path, Job, store)
-    console.print(f"store   {job.store}\nprefect {server().removesuffix('/api')}")
+    tell(f"store   {job.store}")
+    tell(f"prefect {without_credentials(server().removesuffix('/api'))}")
     explain(job, retry_failed)
     _results(job)
 
@@ -101,7 +103,7 @@ def train(
         Path, typer.Argument(metavar="JOB.toml", help="the job file; relative paths start at its folder")
     ],
     store: Annotated[
-        Path | None, typer.Option(help="folder of the checkpoints and the head; replaces the job's store")
+        str | None, typer.Option(help="folder of the checkpoints and the head; replaces the job's store")
     ] = None,
 ) -> None:
     """Train a P-TAME head for a classifier, or resume the training.
@@ -113,7 +115,7 @@ def train(
         _train(job, store, address)
 
 
-def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
+def _train(path: Path, store: str | None, server: Callable[[], str]) -> None:
     """Read the training's job, run it on the server and print where the head is."""
     from flows.job_file import read_job
     from flows.train import train_ptame
@@ -121,7 +123,8 @@ def _train(path: Path, store: Path | None, server: Callable[[], str]) -> None:
     from storage.tracking import default_uri
 
     job = read_job(path, TrainJob, store)
-    console.print(f"store   {job.store}\nprefect {server().removesuffix('/api')}")
+    tell(f"store   {job.store}")
+    tell(f"prefect {without_credentials(server().removesuffix('/api'))}")
     made = train_ptame(job)
     uri = job.tracking or default_uri(job.store)
     _listed(
@@ -150,13 +153,13 @@ def _results(job: Any) -> None:
         console.print(table)
     accuracy = read_accuracy(done)
     if accuracy is not None:
-        console.print(accuracy.told(), soft_wrap=True, highlight=False, markup=False)
+        tell(accuracy.told())
     damaged = [sample for sample in read_samples(done.root) if sample["status"] != "ok"]
     if damaged:
         first = f"{damaged[0]['uri']}: {damaged[0]['error']}"
-        console.print(f"{len(damaged)} of {done.rows} images failed, e.g. {first}")
+        tell(f"{len(damaged)} of {done.rows} images failed, e.g. {first}")
     for line in (*unscored(summary), *notes_of(done)):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        tell(line)
     uri = job.tracking or default_uri(job.store)
     taken = done.manifest.weights
     lines = {"weights": _taken(taken)} if taken and any(taken.values()) else {}
@@ -184,7 +187,7 @@ def _listed(lines: dict[str, str]) -> None:
     """Print one line per entry, with the values aligned."""
     width = max(map(len, lines))
     for key, value in lines.items():
-        console.print(f"{key:<{width}}  {value}", soft_wrap=True, highlight=False, markup=False)
+        tell(f"{key:<{width}}  {value}")
 
 
 def _command(name: str) -> str:

@@ -241,12 +241,12 @@ def _check_tracking(job: Job) -> None:
     """
     if job.tracking is None:
         return  # MLflow's database is a file beside the store
-    from storage.tracking import TrackingError, problem_with, without_user  # imported late, see above
+    from storage.tracking import TrackingError, problem_with  # imported late, see above
 
     problem = problem_with(job.tracking)
     if problem:
         raise TrackingError(
-            f"tracking: {without_user(job.tracking)} cannot be used: {problem}; start it, correct the "
+            f"tracking: {job.tracking} cannot be used: {problem}; start it, correct the "
             "key, or leave it out to use mlflow.db beside the store"
         )
 

@@ -11,6 +11,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from storage.records import STAGES, Step
 from storage.run import Run
+from tasks.markdown import code
 
 SECONDS = 2.0  # between two updates, so that the server does not get a request for every step
 ALL = "all"
@@ -38,7 +39,11 @@ class StageProgress:
         self._left[ALL] = self._left.total()
         self._made: dict[str, UUID] = {}
         for name, total in self._totals.items():
-            about = f"{total} steps of {run.root}" if name == ALL else f"{name}: {total} steps of {run.root}"
+            about = (
+                f"{total} steps of {code(run.root)}"
+                if name == ALL
+                else f"{name}: {total} steps of {code(run.root)}"
+            )
             key = "floodlit-progress" if name == ALL else f"floodlit-progress-{name}"
             made = create_progress_artifact(progress=self._percent(name), key=key, description=about)
             assert isinstance(made, UUID)

@@ -1,4 +1,8 @@
-"""Terminal output during a job and after it."""
+"""Terminal output during a job and after it.
+
+Names, paths and errors come from data. They are printed as they are: Rich looks for no markup, emoji names or
+numbers in them, and control characters are written as escapes.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +17,38 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
+from storage.characters import shown
+from storage.credentials import without_credentials
 from storage.datasets.notes import lines
 from storage.run import Run
 from storage.samples import read_samples
 from tasks.results.ranking_table import ranking_table
 
 # Without a terminal Rich assumes 80 columns, which breaks tables and paths in log files.
-console = Console() if Console().is_terminal else Console(width=160)
+_WIDTH = None if Console().is_terminal else 160
+console = Console(width=_WIDTH, markup=False, emoji=False, highlight=False)
 LINE_SECONDS = 10.0  # between two lines of progress if there is no terminal for a bar
 DONE, FAILED, USAGE = 0, 1, 2  # exit codes
 WORDS = {"higher": "higher is better", "lower": "lower is better", None: "for reference"}
 
 
+def text(told: object, style: str = "") -> Text:
+    """Return what is printed for a text from data: one line, as it is, without control characters."""
+    line = shown(told)
+    # A terminal that cannot show a character gets its number.
+    return Text(line.encode(console.encoding, "backslashreplace").decode(console.encoding), style)
+
+
+def tell(told: object) -> None:
+    """Print one line, which the terminal and not Rich breaks if it is too long."""
+    console.print(text(told), soft_wrap=True)
+
+
 def fail(message: str, code: int) -> typer.Exit:
-    """Print one line on standard error; return the exception that the caller has to raise."""
-    print(f"floodlit: {message}", file=sys.stderr)  # noqa: T201
+    """Print one line, without passwords, on standard error; return the exception that the caller raises."""
+    print(f"floodlit: {shown(without_credentials(message))}", file=sys.stderr)  # noqa: T201
     return typer.Exit(code)
 
 
@@ -46,7 +66,7 @@ class Progress:
     def __init__(self, total: int, already: int) -> None:
         self.total, self.ended = total + already, already
         self._bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -76,10 +96,10 @@ class Progress:
     def reach(self, ended: int, label: str) -> None:
         """Set the number of steps that have ended; ``label`` names the last one."""
         self.ended = ended
-        self._bar.update(self._task, completed=self.ended, description=label)
+        self._bar.update(self._task, completed=self.ended, description=text(label).plain)
         if not console.is_terminal and time.monotonic() - self._spoke > LINE_SECONDS:
             self._spoke = time.monotonic()
-            console.print(f"{self.ended}/{self.total} steps ({self.percent:.0f} %), last: {label}")
+            tell(f"{self.ended}/{self.total} steps ({self.percent:.0f} %), last: {label}")
 
 
 def score_tables(summary: pa.Table) -> list[Table]:
@@ -96,13 +116,14 @@ def score_tables(summary: pa.Table) -> list[Table]:
     fitting = max(1, (console.width - 36) // 17)  # 36 characters for the metric, 17 per explainer
     tables = []
     for start in range(0, len(explainers), fitting):
-        shown = explainers[start : start + fitting]
+        columns = explainers[start : start + fitting]
         table = Table(title="mean and 95 % bootstrap interval over images", title_justify="left")
         table.add_column("metric", no_wrap=True)
-        for explainer in shown:
-            table.add_column(explainer, justify="right", no_wrap=True)
+        for explainer in columns:
+            table.add_column(text(explainer), justify="right", no_wrap=True)
         for metric, direction in better.items():
-            table.add_row(f"{metric}\n[dim]{WORDS[direction]}[/dim]", *(cells[metric, e] for e in shown))
+            named = Text.assemble(text(metric), "\n", (WORDS[direction], "dim"))
+            table.add_row(named, *(cells[metric, explainer] for explainer in columns))
         tables.append(table)
     return tables
 
@@ -138,7 +159,7 @@ def standing_table(summary: pa.Table, costs: pa.Table) -> Table:
             name, no_wrap=name == "explainer", justify="left" if name == "explainer" else "right"
         )
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*map(text, row.values()))
     return table
 
 
@@ -151,7 +172,7 @@ def comparison_tables(summary: pa.Table, comparisons: pa.Table) -> list[Table]:
             by_metric.setdefault(row["metric"], []).append(row)
     tables = []
     for metric, rows in by_metric.items():
-        table = Table(title=f"{metric}, {WORDS[rows[0]['better']]}", title_justify="left")
+        table = Table(title=text(f"{metric}, {WORDS[rows[0]['better']]}"), title_justify="left")
         table.add_column("explainer", no_wrap=True)
         for name in ("rank", "mean", "95 %", "difference to the best", "95 %", "wins", "p (Holm)"):
             table.add_column(name, justify="right")
@@ -162,7 +183,7 @@ def comparison_tables(summary: pa.Table, comparisons: pa.Table) -> list[Table]:
             ]
             won = wins.get((metric, row["explainer"]), math.nan)
             tested = ["-" if math.isnan(won) else f"{won:.0%}", _p_value(row["p_holm"])]
-            table.add_row(row["explainer"], f"{row['rank']:g}", *numbers[0], *numbers[1], *tested)
+            table.add_row(text(row["explainer"]), f"{row['rank']:g}", *numbers[0], *numbers[1], *tested)
         tables.append(table)
     return tables
 
@@ -176,11 +197,11 @@ def _p_value(p: float) -> str:
     return "-" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def _cell(row: dict[str, Any]) -> str:
+def _cell(row: dict[str, Any]) -> Text:
     """Format the mean and the interval of one explainer and one metric, on two lines."""
     if not row["n"]:
-        return "-"
-    mean = f"[bold]{row['mean']:.3f}[/bold]" if row["best"] else f"{row['mean']:.3f}"
-    if row["better"] and row["n"] > row["common"]:
-        mean = f"n = {row['n']:,}  {mean}"  # the rank uses fewer images: those that all explainers have
-    return f"{mean}\n[dim]{row['low']:.3f} - {row['high']:.3f}[/dim]"
+        return Text("-")
+    # The rank may use fewer images than the explainer has: those that all explainers have.
+    count = f"n = {row['n']:,}  " if row["better"] and row["n"] > row["common"] else ""
+    mean = (f"{row['mean']:.3f}", "bold" if row["best"] else "")
+    return Text.assemble(count, mean, "\n", (f"{row['low']:.3f} - {row['high']:.3f}", "dim"))

@@ -27,10 +27,12 @@ from flows.retries import not_retried
 from flows.terminal import Progress
 from flows.train_job import TrainJob
 from flows.watch import Watch
+from storage.characters import shown
 from storage.datasets.dataset import Dataset
 from storage.datasets.opening import open_dataset
 from storage.lock import Lock, LostLockError, held
 from storage.training import TrainingFolder
+from tasks.markdown import code
 from tasks.training.data import Order, UnusableImagesError
 from tasks.training.fitting import (
     StoppedError,
@@ -185,7 +187,7 @@ def train_head(job: TrainJob, setup: TrainingSetup, watch: Watch, lock: Lock) ->
     logger = get_run_logger()
     log = _log(job, setup)
     artifact = create_progress_artifact(
-        progress=0.0, key="floodlit-training", description=f"Steps of {setup.folder.root}"
+        progress=0.0, key="floodlit-training", description=f"Steps of {code(setup.folder.root)}"
     )
     assert isinstance(artifact, UUID)
     steps = setup.settings.steps
@@ -203,7 +205,7 @@ def train_head(job: TrainJob, setup: TrainingSetup, watch: Watch, lock: Lock) ->
                 logger.warning(
                     "%s images cannot be used and are replaced by others, first: %s",
                     len(event.problems),
-                    event.problems[0],
+                    shown(event.problems[0]),
                 )
             if time.monotonic() - told > ARTIFACT_SECONDS or event.step == steps:
                 told = time.monotonic()

@@ -8,6 +8,8 @@ from distributed import Client, Worker, WorkerPlugin
 from prefect.context import TaskRunContext
 from prefect.logging.handlers import APILogHandler
 
+from storage.characters import shown
+
 LOGGERS = ("tasks", "explainers", "storage", "py.warnings")
 
 
@@ -15,8 +17,12 @@ class _TaskRunHandler(APILogHandler):
     """Send log lines to Prefect if they come from a task run; Prefect has no place for other lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if TaskRunContext.get() is not None:
-            super().emit(record)
+        if TaskRunContext.get() is None:
+            return
+        # A line may quote names and errors of files. Only Python's warnings have several lines.
+        lines = record.getMessage().split("\n") if record.name == "py.warnings" else [record.getMessage()]
+        record.msg, record.args = "\n".join(map(shown, lines)), None
+        super().emit(record)
 
 
 class WorkerLogs(WorkerPlugin):

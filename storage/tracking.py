@@ -17,7 +17,6 @@ from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 from filelock import FileLock
@@ -26,7 +25,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
-from storage.errors import FloodlitError, one_line
+from storage.errors import LONGEST, FloodlitError, one_line
 from storage.files import sha256_of_file, sha256_of_json
 from storage.places import is_remote
 
@@ -336,13 +335,6 @@ def registered(uri: str, address: str, folder: Path) -> Path:
         return files[0].replace(folder / files[0].name)
 
 
-def without_user(uri: str) -> str:
-    """Return an address without user and password, so that it may be shown."""
-    parts = urlsplit(uri)
-    user, _, host = parts.netloc.rpartition("@")
-    return parts._replace(netloc=host).geturl() if user else uri
-
-
 def problem_with(uri: str) -> str | None:
     """Return in one line why MLflow cannot be used at an address; None if it can."""
     try:
@@ -350,10 +342,9 @@ def problem_with(uri: str) -> str | None:
             # This request fails at once if no server is there, while MLflow's client retries for some time.
             # The client below then finds out, with its credentials, whether the server is MLflow and lets us
             # in. Certificates are left to the client as well.
-            httpx.get(f"{without_user(uri).rstrip('/')}/health", timeout=30, verify=False)
+            httpx.get(f"{uri.rstrip('/')}/health", timeout=30, verify=False)
         with redirect_stderr(StringIO()):
             _client(uri).search_experiments(max_results=1)
     except Exception as error:  # an error of SQLAlchemy, httpx or MLflow
-        told = one_line(error).replace(uri.rstrip("/"), without_user(uri).rstrip("/"))
-        return f"{type(error).__name__}: {told[:200]}"
+        return f"{type(error).__name__}: {one_line(error, LONGEST)}"
     return None

@@ -7,12 +7,13 @@ from base64 import b64encode
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from storage.run import Run
-from storage.tracking import without_user
+from tasks.markdown import code, words
 from tasks.pictures.drawing import small_copy
 from tasks.results.accuracy import Accuracy
 from tasks.results.ranking_table import ranking_table
@@ -43,21 +44,22 @@ def show_results(
     create_table_artifact(
         key="floodlit-scores",
         table=rows[:TABLE_ROWS],
-        description=f"Scores of **{run.name}**, mean and 95 % bootstrap interval, in `{run.root}`{cut}{told}",
+        description=f"Scores of **{words(run.name)}**, mean and 95 % bootstrap interval, in {code(run.root)}"
+        f"{cut}{told}",
     )
     create_table_artifact(
         key="floodlit-standing",
         # Prefect reads cells as Markdown, where a hyphen alone starts a list.
         table=[{k: "" if v == "-" else v for k, v in row.items()} for row in ranking_table(summary, costs)],
-        description=f"Mean ranks of **{run.name}** over the ranked metrics, best first, and costs",
+        description=f"Mean ranks of **{words(run.name)}** over the ranked metrics, best first, and costs",
     )
     for path in pictures:
         name = path.stem.replace("_", " ")
-        shown = b64encode(small_copy(path.read_bytes(), PICTURE_BYTES)).decode()
+        encoded = b64encode(small_copy(path.read_bytes(), PICTURE_BYTES)).decode()
         create_markdown_artifact(
-            f"![{name}](data:image/webp;base64,{shown})\n\nIn full: `{path}`",
+            f"![{name}](data:image/webp;base64,{encoded})\n\nIn full: {code(path)}",
             key=f"floodlit-{path.stem.replace('_', '-')}",
-            description=f"The {name} of **{run.name}**",
+            description=f"The {name} of **{words(run.name)}**",
         )
 
 
@@ -72,31 +74,33 @@ def show_links(run: Run, uri: str, page: str) -> None:
         Path of the run's page below that address.
     """
     links = _links(run, uri, page)
-    create_markdown_artifact(links, key="floodlit-links", description=f"Where **{run.name}** is")
+    create_markdown_artifact(links, key="floodlit-links", description=f"Where **{words(run.name)}** is")
 
 
 def _links(run: Run, uri: str, page: str) -> str:
-    """Links to everything, in Markdown. Many people read artifacts, so users and passwords are removed."""
-    shown = without_user(uri)
+    """Links to everything, in Markdown."""
     if uri.startswith(("http:", "https:")):
-        mlflow = f"[{run.name}]({shown.rstrip('/')}/{page})"
+        mlflow = f"[{words(run.name)}]({quote(uri.rstrip('/'), safe=':/%[]')}/{page})"
     else:
-        mlflow = f"`mlflow ui --backend-store-uri {shown}`, then [its page](http://127.0.0.1:5000/{page})"
+        served = code(f"mlflow ui --backend-store-uri {uri}")
+        mlflow = f"{served}, then [its page](http://127.0.0.1:5000/{page})"
+    tables = (run.root / "scores", run.summary, run.comparisons, run.costs)
+    query = f'floodlit query {run.root} "SELECT * FROM summary"'
     return "\n".join(
         [
-            f"# {run.name}",
+            f"# {words(run.name)}",
             f"- MLflow: {mlflow}",
-            f"- maps: `{run.root / 'saliency.zarr'}`",
-            f"- scores: `{run.root / 'scores'}`, `{run.summary}`, `{run.comparisons}`, `{run.costs}`",
-            f"- pictures: `{run.report}`",
-            f'- query: `floodlit query {run.root} "SELECT * FROM summary"`',
+            f"- maps: {code(run.root / 'saliency.zarr')}",
+            f"- scores: {', '.join(map(code, tables))}",
+            f"- pictures: {code(run.report)}",
+            f"- query: {code(query)}",
         ]
     )
 
 
 def _readable(row: dict[str, Any]) -> dict[str, Any]:
     """One row of the summary for Prefect's table, with None for NaN, which the table does not accept."""
-    shown = [
+    columns = [
         "explainer",
         "metric",
         "better",
@@ -110,5 +114,5 @@ def _readable(row: dict[str, Any]) -> dict[str, Any]:
         "difference",
         "p_holm",
     ]
-    values = {key: row[key] for key in shown}
+    values = {key: row[key] for key in columns}
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from storage.characters import shown
 from storage.records import Step, finished
 from storage.run import Run
 from storage.samples import read_sample_inputs, read_samples_of_shard
@@ -75,7 +76,8 @@ def components_figure(run: Run, explainer: str, image: int, sample: dict[str, An
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
     # An id may contain dollar signs, which Matplotlib would read as mathematics.
-    figure.suptitle(f"{explainer}, components of {sample['sample_id']}", fontsize=9, parse_math=False)
+    title = f"{explainer}, components of {shown(sample['sample_id'])}"
+    figure.suptitle(title, fontsize=9, parse_math=False)
     return figure
 
 

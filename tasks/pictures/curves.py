@@ -40,7 +40,7 @@ def draw_curves(run: Run, curves: Mapping[tuple[str, str], NDArray[np.float64]])
         for name, style in styles.items():
             points = curves.get((name, column), np.empty(0))
             axis.plot(np.linspace(0, 1, len(points)), points, label=name, **style)
-        axis.set_title(f"{column}, {WORDS[better]}", fontsize=9)
+        axis.set_title(f"{column}, {WORDS[better]}", fontsize=9, parse_math=False)
         axis.tick_params(labelsize=7)
     for axis in axes[len(columns) :]:
         axis.set_axis_off()

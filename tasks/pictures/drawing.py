@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from explainers.models.modality import MODALITIES
+from storage.characters import shown
 from storage.files import replacing
 from storage.maps import read
 from storage.run import Run
@@ -102,7 +103,7 @@ def heading(sample: dict[str, Any]) -> str:
     label, name = sample["label"], sample.get("label_name")
     told = name if label is None else _numbered(label, None if name == str(label) else name)
     label = "" if told is None else f", label {told}"
-    return f"{sample['sample_id']}: {_explained(sample, sample['target'])}{label}"
+    return f"{shown(sample['sample_id'])}: {_explained(sample, sample['target'])}{label}"
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -149,8 +150,8 @@ def _numbered(number: int, name: str | None, most: int | None = None) -> str:
     """The number of a class and, if it is known, its name."""
     if name is None:
         return str(number)
-    shown = " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
-    return f"{number} {shown if most is None or len(shown) <= most else shown[: most - 1] + '…'}"
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
+    return f"{number} {line if most is None or len(line) <= most else line[: most - 1] + '…'}"
 
 
 def _label(axis: Any, below: str, *, math: bool = True) -> None:

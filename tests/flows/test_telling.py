@@ -18,10 +18,10 @@ from prefect.client.schemas.objects import Artifact
 from flows import progress
 from flows.explain import explain
 from flows.job import Job
-from runs import SLOW, newest_flow_run, prepared, task_runs_of, tiny_job
+from runs import SLOW, newest_flow_run, task_runs_of, tiny_job
 from storage.datasets import digits
 from storage.records import STAGES, Step, read_record
-from tasks.artifacts import PICTURE_BYTES, _links
+from tasks.artifacts import PICTURE_BYTES
 
 pytestmark = pytest.mark.service
 
@@ -102,20 +102,6 @@ def test_the_logs_of_a_task_run_say_what_its_worker_did(told: tuple[Path, UUID])
     assert any(
         level == 30 and "6 rows (1 failed, 5 ok)" in line for level, line in logs_of(run, "inputs shard 1/1")
     )
-
-
-@pytest.mark.parametrize(
-    ("uri", "told"),
-    [
-        ("https://me:secret@mlflow.org:8080/", "[run](https://mlflow.org:8080/#/there)"),
-        ("postgresql://me:secret@db:5432/x", "`mlflow ui --backend-store-uri postgresql://db:5432/x`"),
-    ],
-)
-def test_links_tell_no_passwords(tmp_path: Path, uri: str, told: str) -> None:
-    run = prepared(tiny_job(tmp_path / "run", name="run"))
-    links = _links(run, uri, "#/there")
-    assert told in links
-    assert "secret" not in links
 
 
 def artifacts_of(run: UUID) -> dict[str, Artifact]:

@@ -1,0 +1,153 @@
+"""What comes from data is printed as it is: neither Rich nor the terminal reads anything in it."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from flows import terminal
+from flows.cli import app
+from flows.terminal import fail, tell
+from runs import explained, prepared, tiny_job
+from storage.characters import shown
+from storage.datasets import digits
+from storage.run import Run
+
+# A folder k[ of one class, whose images are red].png and so on.
+HOSTILE = [f"k[/{name}.png" for name in ("red]", "[bold]b", ":smile:", "e\x1b[31m", "u\u202egnp", "a$b$")]
+NAME = "[/red]x \x1b]0;title\x07 :warning: $a$"
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose name, store and images have markup and control characters in their names."""
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / "photos[/b]/k[").mkdir(parents=True)
+    for index, name in enumerate(HOSTILE):
+        Image.fromarray(digits.sample("test", index).image).save(folder / "photos[/b]" / name, format="PNG")
+    (folder / "photos[/b]" / "k[/broken\x1b[2J[bold].png").write_text("no image")
+    data = {"kind": "folder", "path": str(folder / "photos[/b]")}
+    raw = tiny_job(
+        folder / "st[/b]ore\x1b[1m",
+        name=NAME,
+        dataset=data,
+        explainers=[{"name": "gradcam"}],
+        metrics=[{"name": "deletion"}],
+    )
+    return explained(prepared(raw))
+
+
+def printed(*words: str) -> Result:
+    """What a command prints; it neither fails nor prints a control character."""
+    done = runner.invoke(app, list(words))
+    assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
+    for stream in (done.stdout, done.stderr):
+        assert all(shown(line) == line for line in stream.split("\n")), ascii(stream)
+    return done
+
+
+def test_query_prints_markup_and_control_characters_as_text(run: Run) -> None:
+    escaped = "'a' || chr(27) || '[31m', '\u202eb', chr(9)"
+    sql = f"SELECT '[/INST] hello', 'x[red]y', ':smile:', {escaped}, 'é日本😀', 7"
+    table = printed("query", str(run.root), sql).stdout
+    cells = [cell.strip() for cell in table.splitlines()[3].strip("│┃").split("│")]
+    assert cells == ["[/INST] hello", "x[red]y", ":smile:", "a\\x1b[31m", "\\u202eb", "\\t", "é日本😀", "7"]
+
+
+def test_a_long_cell_is_folded_and_columns_of_one_name_are_both_printed(run: Run) -> None:
+    table = printed("query", str(run.root), f"SELECT '{'x' * 400}[/b]' AS a, 1 AS b, 2 AS b").stdout
+    assert table.count("x") == 400
+    cells = [cell.strip() for cell in table.splitlines()[3].strip("│┃").split("│")]
+    assert cells[1:] == ["1", "2"]
+
+
+def test_data_stay_data_in_csv_and_json(run: Run) -> None:
+    sql = "SELECT '[/b]' || chr(27) AS a"
+    assert runner.invoke(app, ["query", str(run.root), sql, "--format", "csv"]).stdout == '"a"\n"[/b]\x1b"\n'
+    assert runner.invoke(app, ["query", str(run.root), sql, "--format", "json"]).stdout == (
+        '[{"a": "[/b]\\u001b"}]\n'
+    )
+
+
+def test_every_sample_is_named_as_it_is(run: Run) -> None:
+    table = printed("query", str(run.root), "SELECT sample_id FROM samples").stdout
+    assert all(shown(name) in table for name in HOSTILE)
+
+
+def test_the_commands_that_inspect_print_names_as_they_are(run: Run, tmp_path: Path) -> None:
+    root = str(run.root)
+    status = printed("status", root).stdout
+    assert f"{shown(NAME)}: 7 images" in status
+    assert "gradcam" in status
+    assert "in st" not in printed("verify", root).stdout
+    refused = printed("components", root, "--sample", "no[/b]\x1b[1m")
+    assert refused.exit_code == 2
+    assert "st[/b]ore\\x1b[1m decomposes" in refused.stderr
+    assert "is not a run folder" in printed("status", str(tmp_path / "[/b]\x1b")).stderr
+    assert shown(NAME) in printed("doctor", root).stdout
+    nonsense = printed("query", root, "SELEC [/b] \x1b[1m FROM")
+    assert (nonsense.exit_code, nonsense.stderr.count("\n")) == (2, 1)
+
+
+def test_a_job_file_of_any_name_is_refused_as_it_is_called(tmp_path: Path) -> None:
+    file = tmp_path / "j[/red]\x1b[1m.toml"
+    file.parent.mkdir()
+    file.write_text("name = '[/b]'\n")
+    refused = printed("run", str(file))
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "j[/red]\\x1b[1m.toml: store: Field required" in refused.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "train"])
+def test_an_empty_store_is_refused(tmp_path: Path, command: str) -> None:
+    (tmp_path / "job.toml").write_text("name = 'x'\n")
+    refused = printed(command, str(tmp_path / "job.toml"), "--store", "")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "store: is empty" in refused.stderr
+
+
+def test_doctor_shows_no_password(tmp_path: Path) -> None:
+    told = printed("doctor", str(tmp_path), "--tracking", "http://me:hunter2@127.0.0.1:9/").stdout
+    assert "hunter2" not in told
+    assert "http://***@127.0.0.1:9/" in told
+
+
+@given(st.text(st.characters(), max_size=40))
+def test_tell_prints_any_text_as_one_line(told: str) -> None:
+    written = on(lambda: tell(told), "utf-8")
+    assert written == f"{shown(told)}\n"
+    assert on(lambda: tell(told), "ascii").isascii()
+
+
+def on(action: Callable[[], None], encoding: str) -> str:
+    """What an action writes to a terminal of 80 columns with this encoding, without the codes for colours."""
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding, newline="")
+    with pytest.MonkeyPatch.context() as patch:
+        there = Console(file=file, width=80, markup=False, emoji=False, highlight=False)
+        patch.setattr(terminal, "console", there)
+        action()
+    file.flush()
+    return raw.getvalue().decode(encoding)
+
+
+def test_an_error_is_one_line_without_passwords(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fail("[/b] at\nhttp://me:hunter2@host \x1b[1m", 1).exit_code == 1
+    assert capsys.readouterr().err == "floodlit: [/b] at\\nhttp://***@host \\x1b[1m\n"
+
+
+def test_progress_of_a_step_with_markup_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    there = Console(file=file, width=200, force_terminal=True, markup=False, emoji=False, highlight=False)
+    monkeypatch.setattr(terminal, "console", there)
+    with terminal.Progress(2, 0) as progress:
+        progress.advance("[/red] \x1b[5m :smile:")
+    assert "[/red] \\x1b[5m :smile:" in file.getvalue()
+    assert "\x1b[5m" not in file.getvalue()
