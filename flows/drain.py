@@ -10,24 +10,33 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import distributed
+import httpx
 from distributed.scheduler import KilledWorker
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 from prefect_dask.task_runners import PrefectDaskFuture
 
+from storage.errors import FloodlitError
 from storage.places import is_away
 from storage.records import Step
 
 Submit = Callable[[Step, bool], PrefectDaskFuture]
 ATTEMPTS = 2  # the second one uses half batches
 LOOK_SECONDS = 0.05  # between two checks for an ended step; meanwhile each worker has another step to start
+ALONE_SECONDS = 600.0  # without any worker, until the job gives up; a cluster may have to start machines
+ASK_SECONDS = 5.0  # between two questions to the scheduler whether it has workers
 KILLED_ATTEMPTS = 3  # if the worker died, for which another step may have been the reason
+
+
+class LostClusterError(FloodlitError):
+    """The scheduler or all of its workers are gone; the message says what to do."""
 
 
 @dataclass
@@ -157,6 +166,8 @@ def drain(
     ------
     OSError
         If the disk is full or S3 does not answer. No more steps start, and running steps are waited for.
+    LostClusterError
+        If the scheduler is gone, or if it has had no workers for ten minutes.
     """
     # A copy, because the queue removes needs from the sets.
     queue = Queue({step: set(needs) for step, needs in pending.items()}, most_shards=2 * workers)
@@ -203,6 +214,7 @@ class _UnderWay:
     def __init__(self, submit: Submit, client: distributed.Client) -> None:
         self.attempts: dict[Step, int] = {}
         self._submit = submit
+        self._client = client
         self._futures: dict[distributed.Future, tuple[Step, PrefectDaskFuture]] = {}
         self._ended = distributed.as_completed(loop=client.loop)
 
@@ -217,12 +229,23 @@ class _UnderWay:
     def next_ended(self, hurrying: Callable[[], bool]) -> tuple[Step, Exception | None] | None:
         """Wait for a step to end; return it with its error, which is None if it succeeded.
 
-        Returns None, without a step, if ``hurrying`` says so.
+        Returns None, without a step, if ``hurrying`` says so. Raises LostClusterError if no step can end.
         """
+        asked = with_workers = time.monotonic()
         while not self._ended.has_ready():
             if hurrying():
                 return None
             time.sleep(LOOK_SECONDS)
+            now = time.monotonic()
+            if now - asked > ASK_SECONDS:
+                asked = now
+                if self._client.scheduler_info()["workers"]:
+                    with_workers = now
+                if now - with_workers > ALONE_SECONDS:
+                    raise LostClusterError(
+                        f"the job has had no worker for {ALONE_SECONDS:.0f} s; see why its workers end, and "
+                        "run the same job again to continue"
+                    )
         step, future = self._futures.pop(next(self._ended))
         return step, _error_of(future)
 
@@ -239,6 +262,10 @@ def _error_of(future: PrefectDaskFuture[Any]) -> Exception | None:
     except KilledWorker as error:
         mark_crashed(future, f"the worker running it was killed: {error}")
         return error
+    except CancelledError as error:  # nobody here cancels a step
+        raise LostClusterError(
+            "the connection to the Dask scheduler was lost; run the same job again to continue"
+        ) from error
     except Exception as error:  # the caller reports it, and the other steps continue
         return error
     return None
@@ -246,6 +273,7 @@ def _error_of(future: PrefectDaskFuture[Any]) -> Exception | None:
 
 def mark_crashed(future: PrefectDaskFuture, message: str) -> None:
     """Set a task run to Crashed, since Prefect does not notice that its process has died."""
-    # The process may have died before Prefect knew the task run.
-    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+    # The process may have died before Prefect knew the task run, and Prefect's server with it. What a server
+    # lacks is only a note: the step is done again in any case.
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound, httpx.HTTPError):
         client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)

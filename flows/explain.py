@@ -40,6 +40,7 @@ from tasks.inputs import inputs
 from tasks.results.accuracy import write_accuracy
 from tasks.saliency import saliency
 from tasks.scores import scores
+from tasks.signals import one_sigterm
 
 NAMED = 5  # failed steps that an error names; the others are counted
 
@@ -85,6 +86,8 @@ def explain(job: Job, retry_failed: bool = False) -> dict[str, Any]:
         If MLflow fails. The results are in the store; running the same job again only logs them to MLflow.
     OSError
         If the disk is full. Free some space and run the same job again.
+    flows.drain.LostClusterError
+        If the scheduler or all of its workers are gone.
     flows.watch.NotResumedError
         If the run was paused for a limited time and not resumed.
     prefect.exceptions.CancelledRun
@@ -92,7 +95,13 @@ def explain(job: Job, retry_failed: bool = False) -> dict[str, Any]:
     """
     # These errors would occur again at once, so the deployment's retries are not used for them.
     final = not_retried(JobError, IncompleteError, LostLockError)
-    with final, held(job.store, job.name) as lock, Watch() as watch, restored(worker_variables()):
+    with (
+        final,
+        held(job.store, job.name) as lock,
+        Watch() as watch,
+        restored(worker_variables()),
+        one_sigterm(),
+    ):
         return _explain(job, retry_failed, lock, watch)  # type: ignore[return-value]  # a state is Prefect's
 
 

@@ -46,13 +46,36 @@ def _serving() -> Iterator[Callable[[], str]]:
     keep_logs_off_the_terminal()
     from flows.server import prefect_server
 
-    # While the flow runs, Prefect catches SIGTERM, ends the flow and passes the signal on to this handler.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _stopped_once(), _one_line_failures(), prefect_server() as address:
+        yield address
+
+
+@contextmanager
+def _stopped_once() -> Iterator[None]:
+    """Ctrl-C, SIGTERM or a closed terminal raises KeyboardInterrupt, once.
+
+    Stopping takes seconds, and whoever waits may press Ctrl-C again. A second interrupt in the middle of it
+    would leave processes and a locked store behind. While the flow runs, Prefect catches SIGTERM, ends the
+    flow and passes the signal on to this handler.
+    """
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        if not stopping:
+            stopping = True
+            raise KeyboardInterrupt
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it, and so must the job then
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
-        with _one_line_failures(), prefect_server() as address:
-            yield address
+        yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if not stopping:  # else Python itself is about to end, which takes a moment too
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
+import psutil
 import torch
 from torch import distributed
 
@@ -136,7 +137,15 @@ def _fit_one(rank: int, setup: TrainingSetup, address: str, events: Any, stop: A
 
 
 def _meet(rank: int, processes: int, address: str) -> None:
-    """Join the process group, on the GPU of this rank if there are GPUs."""
+    """Join the process group, on the GPU of this rank if there are GPUs.
+
+    The processes listen on the loopback interface alone. Otherwise they would listen where the machine's own
+    name leads, which may be a network, and they ask nobody for a key.
+    """
+    addresses = psutil.net_if_addrs().items()
+    loopback = next(name for name, at in addresses if any(each.address == "127.0.0.1" for each in at))
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, loopback)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(rank)

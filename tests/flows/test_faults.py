@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.explain import IncompleteError, explain
 from flows.job import Job
@@ -27,6 +28,7 @@ from runs import (
     toml,
     wait_for,
 )
+from storage.lock import holder
 from storage.records import finished
 from storage.run import Run
 from storage.verify import verify
@@ -47,26 +49,82 @@ def dask_workers(parent: int) -> list[psutil.Process]:
     ]
 
 
-def test_a_killed_worker_costs_nothing(server: str, slow_job: dict[str, Any], tmp_path: Path) -> None:
-    root = Path(slow_job["store"])
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        wait_for(lambda: saliency_done(root) >= 1)
-        time.sleep(0.8)  # in the middle of the next shard
-        victim = dask_workers(os.getpid())[0]
-        killed.append(victim.pid)
+def kill(*victims: psutil.Process) -> None:
+    for victim in victims:
         victim.send_signal(signal.SIGKILL)
 
-    killer = threading.Thread(target=kill_one)
+
+@pytest.mark.parametrize("how_many", [1, 2])
+def test_killed_workers_cost_nothing(
+    server: str, slow_job: dict[str, Any], tmp_path: Path, how_many: int
+) -> None:
+    """Both at once: the steps that wait for a worker are killed with it, also those Prefect has not seen."""
+    root = Path(slow_job["store"])
+    killed: list[psutil.Process] = []
+
+    def kill_some() -> None:
+        wait_for(lambda: saliency_done(root) >= 1)
+        time.sleep(0.8)  # in the middle of the next shard
+        killed.extend(dask_workers(os.getpid())[:how_many])
+        kill(*killed)
+
+    killer = threading.Thread(target=kill_some)
     killer.start()
     explain(Job.model_validate(slow_job))
     killer.join()
-    assert killed
+    assert len(killed) == how_many
     assert not verify(root)
     assert remaining(Run.open(root)) == {}
     explain(Job.model_validate(elsewhere(slow_job, tmp_path)))
     assert_same_results(root, tmp_path / "undisturbed")
+
+
+@pytest.mark.long
+def test_the_server_and_all_workers_killed_at_once_cost_nothing(
+    server: str, slow_job: dict[str, Any], tmp_path: Path
+) -> None:
+    root, file = Path(slow_job["store"]), toml(slow_job, tmp_path / "job.toml")
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PREFECT_API_URL", raising=False)
+        flow = command(file, root)
+    wait_for(lambda: root.exists() and saliency_done(root) >= 1)
+    servers = [p for p in psutil.Process(flow.pid).children() if "flows.server" in " ".join(p.cmdline())]
+    victims = [*servers, *dask_workers(flow.pid)]
+    assert len(victims) == 3
+    kill(*victims)
+    said = flow.communicate(timeout=300)[0]
+    assert flow.returncode == 0, said
+    assert "Traceback" not in said
+    assert not verify(root)
+    explain(Job.model_validate(elsewhere(slow_job, tmp_path)))
+    assert_same_results(root, tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_job_that_is_stopped_twice_ends_in_one_line_and_leaves_nothing_behind(
+    server: str, slow_job: dict[str, Any], tmp_path: Path, number: signal.Signals
+) -> None:
+    root, file = Path(slow_job["store"]), toml(slow_job, tmp_path / "job.toml")
+    flow = command(file, root)
+    wait_for(lambda: root.exists() and saliency_done(root) >= 1)
+    children = psutil.Process(flow.pid).children(recursive=True)
+    for _ in range(3):
+        if number == signal.SIGINT:
+            os.killpg(flow.pid, number)  # as a terminal sends it: to the workers too
+        else:
+            flow.send_signal(number)
+        time.sleep(0.2)
+    said = flow.communicate(timeout=120)[0]
+    assert flow.returncode == 1, said
+    lines = [line for line in said.splitlines() if " steps (" not in line]
+    assert lines[2:] == ["floodlit: stopped; run the same job again to continue"]  # after store and prefect
+    assert holder(root) is None
+    assert not root.with_name(f"{root.name}.lock").exists()
+    wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in children), 30)
+    missing = len(remaining(Run.open(root)))
+    assert missing
+    assert explain(Job.model_validate(slow_job))["steps_done"] == missing
+    assert not verify(root)
 
 
 def test_a_worker_that_always_dies_fails_the_run_by_name(
@@ -165,9 +223,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.parametrize("dying", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_full_disk_is_one_clear_error_and_the_run_resumes(
-    server: str, digits_job: Raw, small_disk: Path, tmp_path: Path
+    server: str, digits_job: Raw, small_disk: Path, tmp_path: Path, dying: bool
 ) -> None:
+    """Also where all workers are killed while it is full: the store is then the reason that counts."""
     raw = digits_job(
         store=str(small_disk / "run"),
         tracking=f"sqlite:///{tmp_path}/mlflow.db",
@@ -177,6 +237,9 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes(
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * 1_300_000)
     first = command(file, small_disk / "run")
+    if dying:
+        wait_for(lambda: shutil.disk_usage(small_disk).free < 100_000 or first.poll() is not None)
+        kill(*dask_workers(first.pid))
     said = first.communicate(timeout=300)[0]
     assert first.returncode == 1, said
     assert "the disk is full" in said

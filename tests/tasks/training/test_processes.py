@@ -123,3 +123,35 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
         parent.kill()
     assert len(children) == 1
     assert not psutil.wait_procs(children, timeout=20)[1]
+
+
+MEETING = """
+import os, psutil, sys, torch
+from tasks.training.processes import _meet
+
+_meet(int(sys.argv[1]), 2, sys.argv[2])
+torch.distributed.all_reduce(torch.ones(3))
+print(*{at.laddr.ip.removeprefix("::ffff:") for at in psutil.Process().net_connections("inet")})
+print(os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"])
+torch.distributed.barrier()
+"""
+
+
+def test_nobody_outside_the_machine_can_join(tmp_path: Path) -> None:
+    """Where the machine's name leads, which may be a network, is where gloo listens by itself."""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("SOCKET_IFNAME")}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEETING, str(rank), f"file://{tmp_path}/rendezvous"],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment | {"PYTHONPATH": str(ROOT)},
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        address, gloo, nccl = process.communicate(timeout=120)[0].split()
+        assert address == "127.0.0.1"  # also without the variables, on a machine whose name leads there
+        assert gloo == nccl
+        assert "127.0.0.1" in [at.address for at in psutil.net_if_addrs()[gloo]]

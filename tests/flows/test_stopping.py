@@ -1,0 +1,68 @@
+"""A command is stopped by the first signal, and later ones leave its end alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+from prefect.exceptions import TerminationSignal
+
+from flows.job_commands import _stopped_once
+from tasks.signals import one_sigterm
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+def test_only_the_first_signal_interrupts(first: signal.Signals) -> None:
+    cleaned = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), first)
+        finally:
+            for number in SIGNALS:
+                os.kill(os.getpid(), number)
+                cleaned.append(number)
+
+    with pytest.raises(KeyboardInterrupt), _stopped_once():
+        work()
+    os.kill(os.getpid(), first)  # while Python ends
+    assert cleaned == list(SIGNALS)
+
+
+def test_a_job_under_nohup_outlives_its_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with _stopped_once():
+        os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_handlers_come_back_where_nothing_was_stopped() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with _stopped_once():
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_flow_that_ends_by_sigterm_is_not_disturbed_by_another() -> None:
+    def prefects(number: int, frame: object) -> None:
+        raise TerminationSignal(number)
+
+    signal.signal(signal.SIGTERM, prefects)
+    with pytest.raises(TerminationSignal), one_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.signal(signal.SIGTERM, prefects)
+    with one_sigterm():
+        pass
+    assert signal.getsignal(signal.SIGTERM) is prefects
