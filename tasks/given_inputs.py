@@ -17,7 +17,7 @@ from explainers.models.black_box import BlackBox
 from explainers.models.model_spec import Preprocessing
 from explainers.models.text import TextClassifier
 from explainers.numerics.batching import chunks
-from storage.datasets.boxes import placed
+from storage.datasets.boxes import is_share, placed
 from storage.datasets.decoding import decode, rgb
 from storage.datasets.geometry import prepare_image
 from storage.datasets.masks import OBJECT, decode_mask, mask_of, prepare_mask
@@ -157,7 +157,10 @@ class GivenInputs:
             image = rgb(given) if isinstance(given, Image.Image) else decode(Path(given))
         except UnreadableError as error:
             raise ValueError(f"{named} cannot be read: {error}") from error
-        inside = placed([(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes.tolist()], image.size, False, [])
+        given_boxes = [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes.tolist()]
+        if any(map(is_share, given_boxes)):
+            raise ValueError(f"boxes: one of {named} lies within 0..1; give boxes in pixels of the image")
+        inside = placed(given_boxes, image.size, False, [])
         pixels, moved = prepare_image(image, inside, **self._geometry())
         if pixels.shape != self._model.input_shape:
             raise ValueError(

@@ -137,6 +137,28 @@ def test_files_go_through_the_preprocessing_of_the_model(tmp_path: Path) -> None
     assert hits[1]["pointing_game"].isnan().item()
 
 
+def test_files_and_images_are_turned_upright_with_their_masks_and_boxes(gap: Any, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    IMAGES[0].transpose(Image.Transpose.ROTATE_90).save(tmp_path / "lying.png", exif=exif)
+    MASKS[0].transpose(Image.Transpose.ROTATE_90).save(tmp_path / "mask.png", exif=exif)
+    upright = floodlit.explain(gap, IMAGES[0], "gradcam")
+    for given in (tmp_path / "lying.png", Image.open(tmp_path / "lying.png")):
+        found = floodlit.explain(gap, given, "gradcam")
+        assert torch.equal(found.maps, upright.maps)
+        for metric, more in (
+            ("energy_pointing_game", {"boxes": BOXES[:1]}),
+            ("relevance_mass_accuracy", {"masks": [tmp_path / "mask.png"]}),
+        ):
+            scores = floodlit.score(gap, given, found, metric, **more).values[metric]
+            expected = {"boxes": BOXES[:1]} if "boxes" in more else {"masks": MASKS[:1]}
+            assert torch.equal(
+                scores, floodlit.score(gap, IMAGES[0], upright, metric, **expected).values[metric]
+            )
+    with pytest.raises(ValueError, match=r"^boxes: one of .*lying\.png lies within 0\.\.1"):
+        floodlit.score(gap, tmp_path / "lying.png", upright, "pointing_game", boxes=[[(0.1, 0.1, 0.5, 0.5)]])
+
+
 def test_targets_are_one_class_or_one_per_input_or_the_predicted_ones(gap: Any) -> None:
     predicted = floodlit.explain(gap, IMAGES, "gradcam")
     again = floodlit.explain(gap, IMAGES, "gradcam", targets=predicted.targets)

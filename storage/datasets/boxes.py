@@ -65,7 +65,7 @@ def check_unit(
     if unit == "pixels":
         return
     each = [(file, box) for file, its in boxes for box in its]
-    small = [_is_share(box) for _, box in each]
+    small = [is_share(box) for _, box in each]
     if unit == "relative":
         for (file, box), fits in zip(each, small, strict=True):
             if not fits:
@@ -118,8 +118,8 @@ def placed(boxes: Sequence[Box], size: tuple[int, int], relative: bool, notes: N
     return kept
 
 
-def _is_share(box: Box) -> bool:
-    """Whether a box lies within 0..1."""
+def is_share(box: Box) -> bool:
+    """Whether a box lies within 0..1, where boxes in shares of the width and the height lie."""
     return all(1 - _SHARE <= side <= _SHARE for side in box)
 
 

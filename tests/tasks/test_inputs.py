@@ -54,9 +54,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def job(folder: Path, listing: str, metrics: list[str], **dataset: Any) -> dict[str, Any]:
-    (folder / "l.csv").write_text(listing)
+    path = folder / f"{len(list(folder.glob('*.csv')))}.csv"  # a worker opens each listing once
+    path.write_text(listing)
     changes = {
-        "dataset": {"kind": "csv", "path": str(folder / "l.csv"), **dataset},
+        "dataset": {"kind": "csv", "path": str(path), **dataset},
         "explainers": [{"name": "gradcam"}],
         "controls": False,
         "metrics": [{"name": name} for name in metrics],

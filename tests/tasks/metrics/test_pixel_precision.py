@@ -1,6 +1,7 @@
 """Average precision of pixels: closed forms, and scikit-learn."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -183,3 +184,23 @@ def test_a_batch_without_any_mask_has_no_score():
 def test_wrong_parameters_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PixelPrecisionParameters(**wrong)
+
+
+def test_ignored_pixels_are_left_out_of_images_and_of_the_dataset():
+    maps, masks = random_maps(4, SIZE), random_masks(4)
+    ignored = torch.rand(4, *SIZE, generator=torch.Generator().manual_seed(9)) < 0.4
+    masks &= ~ignored
+    found = PixelPrecision(None, PixelPrecisionParameters(bins=1000)).score(
+        replace(batch(masks), ignored=ignored), maps
+    )
+    counted = [(maps[i][~ignored[i]], masks[i][~ignored[i]]) for i in range(4)]
+    for i, (values, objects) in enumerate(counted):
+        wanted = average_precision_score(objects, values)
+        assert found.values["pixel_precision"][i].item() == pytest.approx(wanted, abs=1e-6)
+        share = objects.float().mean().item()
+        assert found.values["pixel_precision_all_ones"][i].item() == pytest.approx(share, abs=1e-6)
+    bins = (torch.cat([values for values, _ in counted]) * 1000).long().clamp(max=999)
+    objects = torch.cat([objects for _, objects in counted])
+    assert of_dataset(found) == pytest.approx(average_precision_score(objects, bins), abs=1e-6)
+    assert of_dataset(found, "pxap_all_ones") == pytest.approx(objects.float().mean().item(), abs=1e-6)
+    assert found.curves["pxap_center"].sum(1).tolist() == (~ignored).flatten(1).sum(1).tolist()

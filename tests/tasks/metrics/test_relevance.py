@@ -139,3 +139,33 @@ def test_quantus_agrees_on_photographs():
         )
         np.testing.assert_allclose(score(maps, masks), np.array(found), atol=1e-5)
         assert score(maps, masks)[:16].std() > 0.02
+
+
+def test_ignored_pixels_are_as_if_they_were_not_there():
+    maps, masks = random_maps(5, (H, W)), random_masks(5)
+    ignored = torch.rand(5, H, W, generator=torch.Generator().manual_seed(3)) < 0.4
+    masks[:, 0, 0], ignored[:, 0, 0] = True, False
+    masks &= ~ignored
+    batch = MetricBatch(
+        inputs=torch.zeros(5, 3, H, W),
+        targets=torch.zeros(5, dtype=torch.int64),
+        seeds=torch.arange(5),
+        confidence=torch.ones(5),
+        boxes=[torch.zeros(0, 4)] * 5,
+        masks=masks,
+        ignored=ignored,
+    )
+    mass, rank = (
+        kind(None, NoParameters()).score(batch, maps).values
+        for kind in (RelevanceMassAccuracy, RelevanceRankAccuracy)
+    )
+    for i in range(5):
+        values, objects = maps[i][~ignored[i]], masks[i][~ignored[i]]
+        first = values.argsort(descending=True)[: objects.sum()]
+        wanted = {
+            "relevance_mass_accuracy": values[objects].sum() / values.sum(),
+            "relevance_rank_accuracy": objects[first].float().mean(),
+        }
+        for scores, name in ((mass, "relevance_mass_accuracy"), (rank, "relevance_rank_accuracy")):
+            assert scores[name][i].item() == pytest.approx(wanted[name].item(), abs=1e-6)
+            assert scores[f"{name}_area"][i].item() == pytest.approx(objects.float().mean().item(), abs=1e-6)
