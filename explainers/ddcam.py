@@ -15,8 +15,11 @@ found alone. The rest is our CHOICE:
 - With interactions, the empty set is tried first, since ddmin presupposes that some unit is needed. Then
   ddmin runs over the units in descending order of the target's logit with that unit alone. It keeps the first
   chunk that suffices; if none does, it removes the last chunk that can be removed.
-- At the end the real head certifies every set. A set that was found from sums can fail where two logits are
-  equal up to rounding; it is then searched again with ddmin.
+- In a transformer whose masked tokens are all alike, ddmin evaluates the head on few tokens, see
+  :mod:`explainers.probes.few_tokens`. The logits are the same up to rounding.
+- At the end the real head certifies every set. A set that was found from sums, or on few tokens, can fail
+  where two logits are equal up to rounding; it is then searched again with ddmin on the real head.
+- The head is never evaluated twice on the same set of an image.
 - The weight of a unit is the drop of the target's logit when the unit leaves the set. The map is left raw.
 """
 
@@ -30,20 +33,27 @@ from torch import Tensor
 from explainers import base
 from explainers.base import Batch, Description, Detail, Explanation, Need, Status, statuses_of
 from explainers.models.classifier import Classifier
+from explainers.numerics.answers import Answers
 from explainers.numerics.batching import in_chunks
 from explainers.numerics.delta_debugging import ddmin, greedy_passes, search_together
 from explainers.probes.additivity import additive_head
+from explainers.probes.few_tokens import FewTokens, few_tokens
 from explainers.probes.masked_forward import target_logit, with_prediction
 from explainers.registry import register
 
-_MOST_CONTRIBUTIONS = 2**26  # numbers held at once where each image has its own (U, C) contributions
+_MOST_NUMBERS = 2**26  # held at once where each image has its own (U, C) contributions, or U sets of units
 # On the CPU, operations on fewer numbers stay in one thread. A pass is thousands of small operations; several
 # threads would spend their time waiting for each other.
 _SERIAL = 2**15 - 1
 
 
 class MaskedHead:
-    """The head, evaluated on sets of units of a batch, in chunks.
+    """The head, evaluated on sets of units of a batch, in chunks; never twice on the same set of an image.
+
+    Parameters
+    ----------
+    few
+        How to evaluate the head on few tokens; by default it is evaluated on all of them.
 
     Attributes
     ----------
@@ -51,12 +61,13 @@ class MaskedHead:
         (B,) int32, number of evaluations of the head per image so far.
     """
 
-    def __init__(self, classifier: Classifier, batch: Batch) -> None:
+    def __init__(self, classifier: Classifier, batch: Batch, few: FewTokens | None = None) -> None:
         if batch.activations is None:
             raise ValueError("the batch has no activations")
-        self.classifier, self.forwards = classifier, batch.forwards
+        self.classifier, self.few, self.forwards = classifier, few, batch.forwards
         self.activations, self.targets = batch.activations, batch.targets
         self.evaluations = torch.zeros_like(batch.targets, dtype=torch.int32)
+        self._answers = Answers(self._evaluate)
 
     def test(self, images: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate the head with all units masked but those in ``keep``.
@@ -73,15 +84,32 @@ class MaskedHead:
         preserved, logit
             (M,) bool, whether the target is predicted and its logit is finite; (M,) the target's logit.
         """
-
-        def run(rows: slice) -> Tensor:
-            image = images[rows]
-            logits = self.classifier.head(self.classifier.mask_units(self.activations[image], keep[rows]))
-            return with_prediction(target_logit)(logits, self.targets[image])
-
-        self.evaluations += images.bincount(minlength=len(self.targets)).int()
-        logit, preserved = in_chunks(run, len(images), self.forwards).unbind(1)
+        logit, preserved = self._answers(images, keep).unbind(1)
         return preserved.bool() & logit.isfinite(), logit
+
+    def _evaluate(self, images: Tensor, keep: Tensor) -> Tensor:
+        """Return (M, 2): the target's logit, and 1 where the target is predicted."""
+        self.evaluations += images.bincount(minlength=len(self.targets)).int()
+        if self.few is None:
+            return in_chunks(lambda rows: self._chunk(images[rows], keep[rows]), len(images), self.forwards)
+        widths = self.few.widths(keep)
+        found = self.activations.new_empty(len(images), 2)
+        for width in widths.unique().tolist():
+            which = (widths == width).nonzero()[:, 0]
+
+            def chunk(rows: slice, which: Tensor = which, width: int = width) -> Tensor:
+                return self._chunk(images[which[rows]], keep[which[rows]], width)
+
+            found[which] = in_chunks(chunk, len(which), self.forwards * keep.shape[1] // width).to(found)
+        return found
+
+    def _chunk(self, images: Tensor, keep: Tensor, width: int | None = None) -> Tensor:
+        activations = self.activations[images]
+        if self.few is None or width is None:
+            logits = self.classifier.head(self.classifier.mask_units(activations, keep))
+        else:
+            logits = self.few.logits(activations, keep, width)
+        return with_prediction(target_logit)(logits, self.targets[images])
 
     def certify(self, images: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         """Check sets of units with the head, and weigh their units.
@@ -115,9 +143,9 @@ class DDCam:
 
     An image has the status ``failed`` if the head does not predict the target from its activations.
 
-    Details: ``unit_mask``, the set; ``kept``, its size; ``head_evaluations``, how often the head was
-    evaluated; ``certificate``, whether the head confirms that the set preserves the prediction and that no
-    set with one unit less does.
+    Details: ``unit_mask``, the set; ``kept``, its size; ``head_evaluations``, on how many sets the head was
+    evaluated, on few tokens or on all; ``certificate``, whether the head confirms that the set preserves the
+    prediction and that no set with one unit less does.
     """
 
     name: ClassVar[str] = "ddcam"
@@ -128,6 +156,7 @@ class DDCam:
     def __init__(self, classifier: Classifier, parameters: base.Parameters) -> None:  # noqa: ARG002
         self.classifier = classifier
         self.additive = additive_head(classifier)
+        self.few = few_tokens(classifier) if self.additive is None else None
 
     def describe(self) -> Description:
         details = {
@@ -141,6 +170,7 @@ class DDCam:
     @torch.inference_mode()
     def explain(self, batch: Batch) -> Explanation:
         head = MaskedHead(self.classifier, batch)
+        quick = head if self.few is None else MaskedHead(self.classifier, batch, self.few)
         B, U = len(batch), self.classifier.units.count
         everything = torch.ones(B, U, dtype=torch.bool, device=batch.targets.device)
         predicted, logit = head.test(torch.arange(B, device=everything.device), everything)
@@ -148,27 +178,31 @@ class DDCam:
         kept, certificate = torch.zeros_like(everything), torch.zeros_like(predicted)
         drops = logit.new_zeros(B, U)
         if len(images):
-            kept[images], certificate[images], drops[images] = self._search(head, images)
+            kept[images], certificate[images], drops[images] = self._search(head, quick, images)
         maps = self.classifier.place(drops, head.activations.to(drops.dtype)).float()
         maps[~predicted] = torch.nan
         found = zip(predicted.tolist(), statuses_of(maps), strict=True)
+        evaluations = head.evaluations if quick is head else head.evaluations + quick.evaluations
         return Explanation(
             maps,
             [status if searched else Status.FAILED for searched, status in found],
             {
                 "unit_mask": kept,
                 "kept": kept.sum(1, dtype=torch.int32),
-                "head_evaluations": head.evaluations * predicted,
+                "head_evaluations": evaluations * predicted,
                 "certificate": certificate,
             },
         )
 
-    def _search(self, head: MaskedHead, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Find a set per image: the sets (b, U), whether each is certified (b,), and the drops (b, U)."""
-        kept = self._passes(head, images) if self.additive else self._delta_debugging(head, images)
+    def _search(self, head: MaskedHead, quick: MaskedHead, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Find a set per image: the sets (b, U), whether each is certified (b,), and the drops (b, U).
+
+        ``quick`` is the head for the search, and ``head`` the one that certifies what was found.
+        """
+        kept = self._passes(head, images) if self.additive else self._delta_debugging(quick, images)
         certified, drops = head.certify(images, kept)
         again = ~certified
-        if self.additive and again.any():
+        if again.any():
             kept[again] = self._delta_debugging(head, images[again])
             certified[again], drops[again] = head.certify(images[again], kept[again])
         return kept, certified, drops
@@ -185,7 +219,7 @@ class DDCam:
         return torch.cat(kept)
 
     def _images_at_once(self, device: torch.device) -> int:
-        numbers = _MOST_CONTRIBUTIONS // self.classifier.units.count
+        numbers = _MOST_NUMBERS // self.classifier.units.count
         if device.type == "cpu":
             numbers = min(numbers, _SERIAL)
         return max(1, numbers // self.classifier.num_classes)
@@ -196,13 +230,18 @@ class DDCam:
         kept = torch.zeros(len(images), len(units), dtype=torch.bool, device=images.device)
         needed = ~head.test(images, kept)[0]
         images = images[needed]
-        alone = [head.test(image.expand(len(units)), units)[1] for image in images]
+        if not len(images):
+            return kept
+        alone = [
+            head.test(part.repeat_interleave(len(units)), units.repeat(len(part), 1))[1]
+            for part in images.split(max(1, _MOST_NUMBERS // units.numel()))
+        ]
         # The searches advance together, so that their sets share batches of the head.
-        searches = [ddmin(effect.argsort(descending=True, stable=True).cpu()) for effect in alone]
+        orders = torch.cat(alone).view(-1, len(units)).argsort(dim=1, descending=True, stable=True)
+        searches = [ddmin(order) for order in orders.cpu()]
 
         def preserved(rows: Tensor, keep: Tensor) -> Tensor:
             return head.test(images[rows.to(images.device)], keep.to(images.device))[0].cpu()
 
-        if searches:
-            kept[needed] = search_together(searches, preserved).to(images.device)
+        kept[needed] = search_together(searches, preserved).to(images.device)
         return kept

@@ -6,7 +6,6 @@ It is *1-minimal* if it is preserved and no set with one unit less is preserved.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from explainers.numerics.answers import Answers
+
 Search = Generator[Tensor, Any, Tensor]
 
+_FIRST_GROUP = 2  # sets that a search asks about at once, before it asks about more
 _HANDICAP = 100  # in units of rounding; the error of a thousand subtractions is about thirty
 
 
@@ -25,7 +27,7 @@ def ddmin(order: Tensor) -> Search:
 
     It assumes that the set of all units is preserved and that the empty set is not. Where the algorithm
     leaves a choice, the first chunk that is preserved is kept, or else the last chunk that can be left out is
-    removed.
+    removed. Chunks are therefore asked about in this order, and no longer once one is found.
 
     Parameters
     ----------
@@ -47,12 +49,13 @@ def ddmin(order: Tensor) -> Search:
     while len(kept) > 1:
         parts = kept.tensor_split(chunks)
         sets = torch.stack([_mask(part, total) for part in parts])
-        preserved = yield torch.cat([sets, _mask(kept, total) & ~sets])
-        alone, without = preserved[:chunks], preserved[chunks:]
-        if alone.any():
-            kept, chunks = parts[int(alone.int().argmax())], 2
-        elif without.any():
-            last = int(without.nonzero()[-1])
+        alone = yield from _first_preserved(sets)
+        if alone is not None:
+            kept, chunks = parts[alone], 2
+            continue
+        from_the_end = yield from _first_preserved((_mask(kept, total) & ~sets).flip(0))
+        if from_the_end is not None:
+            last = chunks - 1 - from_the_end
             kept, chunks = torch.cat([*parts[:last], *parts[last + 1 :]]), max(chunks - 1, 2)
         elif chunks < len(kept):
             chunks = min(2 * chunks, len(kept))
@@ -61,54 +64,20 @@ def ddmin(order: Tensor) -> Search:
     return _mask(kept, total)
 
 
+def _first_preserved(sets: Tensor) -> Generator[Tensor, Tensor, int | None]:
+    """Ask about sets in order, in groups that double in size; return the index of the first preserved."""
+    start, size = 0, _FIRST_GROUP
+    while start < len(sets):
+        preserved = yield sets[start : start + size]
+        if preserved.any():
+            return start + int(preserved.int().argmax())
+        start, size = start + size, 2 * size
+    return None
+
+
 def _mask(units: Tensor, total: int) -> Tensor:
     """(total,) bool, True for the given units."""
     return torch.zeros(total, dtype=torch.bool).index_fill_(0, units, True)
-
-
-class _Remembering:
-    """One image's search, which is answered from memory where a set was tested before.
-
-    Attributes
-    ----------
-    new
-        The sets to test next, by fingerprint; empty when the search has ended.
-    found
-        (U,) bool, the result of a search that has ended.
-    """
-
-    def __init__(self, search: Search) -> None:
-        self.search = search
-        self.known: dict[bytes, bool] = {}
-        self.found = torch.empty(0)
-        self._go_on(None)
-
-    def learn(self, answers: Sequence[bool]) -> None:
-        """Give the answers for ``new``, and advance the search until it asks for sets not yet tested."""
-        self.known.update(zip(self.new, answers, strict=True))
-        self._go_on(self._recall())
-
-    def _go_on(self, reply: Tensor | None) -> None:
-        try:
-            while True:
-                sets = self.search.send(reply)
-                self.keys = [_fingerprint(row) for row in sets]
-                self.new = {
-                    key: row for key, row in zip(self.keys, sets, strict=True) if key not in self.known
-                }
-                if self.new:
-                    return
-                reply = self._recall()
-        except StopIteration as stop:
-            self.new, self.found = {}, stop.value
-
-    def _recall(self) -> Tensor:
-        return torch.tensor([self.known[key] for key in self.keys])
-
-
-def _fingerprint(mask: Tensor) -> bytes:
-    """16 bytes that identify a set; they are short, so that thousands of sets take little memory."""
-    return hashlib.blake2b(mask.numpy().tobytes(), digest_size=16).digest()
 
 
 def search_together(searches: Sequence[Search], test: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -129,14 +98,31 @@ def search_together(searches: Sequence[Search], test: Callable[[Tensor, Tensor],
     Tensor
         (len(searches), U) bool, what each search returned.
     """
-    every = [_Remembering(search) for search in searches]
-    while asking := [image for image, search in enumerate(every) if search.new]:
-        counts = [len(every[image].new) for image in asking]
-        images = torch.tensor(asking).repeat_interleave(torch.tensor(counts))
-        answers = test(images, torch.stack([row for image in asking for row in every[image].new.values()]))
-        for image, answer in zip(asking, answers.split(counts), strict=True):
-            every[image].learn(answer.tolist())
-    return torch.stack([search.found for search in every])
+    answers = Answers(test)
+    asked: dict[int, Tensor] = {}
+    found: dict[int, Tensor] = {}
+
+    def advance(image: int, reply: Tensor | None) -> None:
+        """Let a search go on until it asks about sets that are not all known, or ends."""
+        try:
+            while True:
+                asked[image] = searches[image].send(reply)
+                reply = answers.recall(image, asked[image])
+                if reply is None:
+                    return
+        except StopIteration as stop:
+            asked.pop(image, None)
+            found[image] = stop.value
+
+    for image in range(len(searches)):
+        advance(image, None)
+    while asked:
+        counts = [len(sets) for sets in asked.values()]
+        images = torch.tensor(list(asked)).repeat_interleave(torch.tensor(counts))
+        replies = answers(images, torch.cat(list(asked.values()))).split(counts)
+        for image, reply in zip(list(asked), replies, strict=True):
+            advance(image, reply)
+    return torch.stack([found[image] for image in range(len(searches))])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from explainers.numerics.batching import in_chunks
 from explainers.numerics.delta_debugging import Sums
 from explainers.numerics.randomness import uniform
 
-_PROBES = 4
+PROBES = 4
 _CHUNK = 8  # passes through the head; fixed, so that every worker rounds alike and comes to the same result
 # In units of rounding: published additive heads stay below 10, interacting ones were seen above 20,000.
 _TOLERANCE = 200
@@ -86,10 +86,10 @@ def additive_head(classifier: Classifier) -> AdditiveHead | None:
 
 
 def _examine(classifier: Classifier) -> AdditiveHead | None:
-    activations = classifier.activations(_probe_inputs(classifier))
+    activations = classifier.activations(probe_inputs(classifier))
     U = classifier.units.count
     # Each unit goes to S, to T or to neither.
-    place = uniform(torch.arange(_PROBES), U).to(activations.device)
+    place = uniform(torch.arange(PROBES), U).to(activations.device)
     S, T = place < 0.4, place > 0.6
 
     def logits(keep: Tensor) -> Tensor:
@@ -123,11 +123,11 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= allowed)
 
 
-def _probe_inputs(classifier: Classifier) -> Tensor:
+def probe_inputs(classifier: Classifier) -> Tensor:
     """(4, 3, H, W) seeded inputs in [0, 1]: coarse noise mixed with fine noise, so that all scales occur."""
     H, W = classifier.input_size
-    seeds = torch.arange(_PROBES)
+    seeds = torch.arange(PROBES)
     coarse = uniform(seeds, 3 * 4 * 4).view(-1, 3, 4, 4)
-    fine = uniform(seeds + _PROBES, 3 * H * W).view(-1, 3, H, W)
+    fine = uniform(seeds + PROBES, 3 * H * W).view(-1, 3, H, W)
     blurred = F.interpolate(coarse, (H, W), mode="bicubic").clamp(0, 1)
     return (0.7 * blurred + 0.3 * fine).to(classifier.device)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms import functional as TF
 
 import toys
 from explainers import ddcam
 from explainers.base import Batch, Explanation, Status
 from explainers.ddcam import DDCam
 from explainers.models.classifier import Classifier
+from explainers.models.loading import load
+from explainers.models.model_spec import ModelSpec
 from explainers.probes import additivity
 from explainers.probes.additivity import additive_head
+from places import REAL
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -180,20 +187,23 @@ def test_a_batch_in_which_no_target_is_predicted_fails_as_a_whole() -> None:
 def test_the_certificate_holds_when_evaluated_anew(name: str) -> None:
     with toys.CLASSIFIERS[name]() as classifier:
         batch = toys.batch(classifier, 6)
-        explanation = explain(classifier, batch)
-        assert batch.activations is not None
-        for found, activations, target in zip(
-            explanation.details["unit_mask"], batch.activations, batch.targets, strict=True
-        ):
+        check_certificates(classifier, batch, explain(classifier, batch))
 
-            def predicts(keep: Tensor, activations: Tensor = activations, target: Tensor = target) -> bool:
-                masked = classifier.mask_units(activations[None], keep[None])
-                return bool(classifier.head(masked).argmax() == target)
 
-            assert predicts(found)
-            for unit in found.nonzero()[:, 0]:
-                assert not predicts(found.index_fill(0, unit, False))
-        assert explanation.details["certificate"].all()
+def check_certificates(classifier: Classifier, batch: Batch, explanation: Explanation) -> None:
+    assert batch.activations is not None
+    for found, activations, target in zip(
+        explanation.details["unit_mask"], batch.activations, batch.targets, strict=True
+    ):
+
+        def predicts(keep: Tensor, activations: Tensor = activations, target: Tensor = target) -> bool:
+            masked = classifier.mask_units(activations[None], keep[None])
+            return bool(classifier.head(masked).argmax() == target)
+
+        assert predicts(found)
+        for unit in found.nonzero()[:, 0]:
+            assert not predicts(found.index_fill(0, unit, False))
+    assert explanation.details["certificate"].all()
 
 
 def test_working_through_few_images_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,6 +283,127 @@ def test_the_head_is_asked_once_per_classifier(monkeypatch: pytest.MonkeyPatch) 
         for classifier in (first, first, second):
             DDCam(classifier, DDCam.Parameters())
     assert len(calls) == 2
+
+
+def deep_vit() -> Classifier:
+    """Two blocks behind the layer, and 36 tokens without which no class stands out."""
+    small = {"img_size": 96, "depth": 3, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        network = timm.create_model("vit_tiny_patch16_224", **small)
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    classifier = Classifier(network, layer="blocks.1:input", input_size=(96, 96))
+    with torch.inference_mode():
+        activations = classifier.activations(toys.inputs(8, 96))
+        network.head.bias.data -= classifier.head(activations.index_fill(1, torch.arange(1, 37), 0)).mean(0)
+    return classifier
+
+
+def deep_batch(classifier: Classifier, count: int, forwards: int = 64) -> Batch:
+    inputs = toys.inputs(count, 96)
+    with torch.inference_mode():
+        activations, targets = classifier.activations(inputs), classifier.logits(inputs).argmax(1)
+    return Batch(inputs, targets, torch.arange(count), activations, forwards)
+
+
+def test_searching_on_few_tokens_finds_the_sets_and_maps_of_the_whole_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with deep_vit() as classifier:
+        batch = deep_batch(classifier, 8)
+        assert DDCam(classifier, DDCam.Parameters()).few is not None
+        found = explain(classifier, batch)
+        monkeypatch.setattr(ddcam, "few_tokens", lambda _: None)
+        whole = explain(classifier, batch)
+    assert found.details["kept"].max() > 1
+    assert found.details["certificate"].all()
+    assert torch.equal(found.details["unit_mask"], whole.details["unit_mask"])
+    torch.testing.assert_close(found.maps, whole.maps, rtol=1e-3, atol=1e-4)
+
+
+def test_an_image_gets_the_same_set_alone_and_whatever_images_are_searched_beside_it() -> None:
+    with deep_vit() as classifier:
+        batch = deep_batch(classifier, 6)
+        together = explain(classifier, batch)
+        for image in range(6):
+            rows = slice(image, image + 1)
+            one = (batch.inputs[rows], batch.targets[rows], batch.seeds[rows], batch.activations[rows])
+            alone = explain(classifier, Batch(*one, forwards=3))
+            for name in ("unit_mask", "head_evaluations", "certificate"):
+                assert torch.equal(alone.details[name], together.details[name][rows])
+            torch.testing.assert_close(alone.maps, together.maps[rows], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [toys.conv_gap, toys.conv_mlp, toys.vit, deep_vit, _flat])
+def test_no_set_of_an_image_is_evaluated_twice_by_the_same_head(
+    make: Callable[[], Classifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search and the certificate ask about some of the same sets: only few tokens stand apart."""
+    asked: list[tuple[bool, int, tuple[bool, ...]]] = []
+    evaluate = ddcam.MaskedHead._evaluate
+
+    def note(head: ddcam.MaskedHead, images: Tensor, keep: Tensor) -> Tensor:
+        few = [head.few is not None] * len(images)
+        asked.extend(zip(few, images.tolist(), map(tuple, keep.tolist()), strict=True))
+        return evaluate(head, images, keep)
+
+    monkeypatch.setattr(ddcam.MaskedHead, "_evaluate", note)
+    with make() as classifier:
+        batch = deep_batch(classifier, 5) if classifier.input_size == (96, 96) else toys.batch(classifier, 5)
+        found = explain(classifier, batch)
+    assert found.details["certificate"].all()
+    assert len(asked) == len(set(asked)) > 0
+
+
+def test_a_set_from_few_tokens_that_the_whole_head_does_not_confirm_is_searched_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with deep_vit() as classifier:
+        batch = deep_batch(classifier, 4)
+        explainer = DDCam(classifier, DDCam.Parameters())
+        logits = explainer.few.logits
+        # Negated logits predict other classes, so that they lead the search astray.
+        monkeypatch.setattr(explainer.few, "logits", lambda *args: -logits(*args))
+        found = explainer.explain(batch)
+        monkeypatch.setattr(ddcam, "few_tokens", lambda _: None)
+        whole = explain(classifier, batch)
+    assert found.details["certificate"].all()
+    assert torch.equal(found.details["unit_mask"], whole.details["unit_mask"])
+    assert (found.details["head_evaluations"] > whole.details["head_evaluations"]).all()
+
+
+@pytest.mark.skipif(not (REAL / "weights").is_dir(), reason="real weights are not here (set FLOODLIT_REAL)")
+def test_the_real_vit_takes_few_forward_passes_for_sets_that_are_one_minimal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A third of the network lies behind block 8; a set runs on a share of its 197 tokens."""
+    spec = ModelSpec(
+        source="timm",
+        name="vit_tiny_patch16_224",
+        weights=str(REAL / "weights/vit_tiny_tinyimagenet200.pth"),
+        num_classes=200,
+        layer="blocks.8:input",
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
+    passes: list[float] = []
+    with load(spec) as classifier:
+        files = [REAL / f"images/tinyimagenet_val/val_{number}.JPEG" for number in (68, 1230, 1640)]
+        pixels = [TF.resize(Image.open(file).convert("RGB"), 256) for file in files]
+        inputs = torch.stack([TF.to_tensor(TF.center_crop(each, 224)) for each in pixels])
+        with torch.inference_mode():
+            activations, targets = classifier.activations(inputs), classifier.logits(inputs).argmax(1)
+        batch = Batch(inputs, targets, torch.arange(len(files)), activations)
+        explainer = DDCam(classifier, DDCam.Parameters())
+        head = classifier.head
+        monkeypatch.setattr(
+            classifier, "head", lambda tokens: passes.append(tokens[..., 0].numel() / 197 / 3) or head(tokens)
+        )
+        found = explainer.explain(batch)
+        monkeypatch.undo()
+        assert sum(passes) / len(files) < 10
+        check_certificates(classifier, batch, found)
 
 
 def test_head_evaluations_count_what_the_head_saw() -> None:

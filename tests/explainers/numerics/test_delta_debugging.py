@@ -59,6 +59,50 @@ def test_a_set_all_of_which_is_needed_is_found_in_any_order(needed: set[int], or
     assert set(found[0].nonzero()[:, 0].tolist()) == needed
 
 
+def textbook(order: list[int], preserved: Callable[[Tensor], bool]) -> set[int]:
+    """Zeller and Hildebrandt 2002, fig. 4, one test after the other, every chunk and complement of a step."""
+
+    def mask(units: Sequence[int]) -> Tensor:
+        return torch.zeros(len(order), dtype=torch.bool).index_fill_(0, torch.tensor(units, dtype=int), True)
+
+    kept, chunks = list(order), 2
+    while len(kept) > 1:
+        parts = [part.tolist() for part in torch.tensor(kept).tensor_split(chunks)]
+        rests = [[unit for unit in kept if unit not in part] for part in parts]
+        alone = [preserved(mask(part)) for part in parts]
+        without = [preserved(mask(rest)) for rest in rests]
+        if any(alone):
+            kept, chunks = parts[alone.index(True)], 2
+        elif any(without):
+            kept = rests[max(index for index, each in enumerate(without) if each)]
+            chunks = max(chunks - 1, 2)
+        elif chunks < len(kept):
+            chunks = min(2 * chunks, len(kept))
+        else:
+            break
+    return set(kept)
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(2, 14), st.floats(0.02, 0.6))
+@settings(max_examples=120, deadline=None)
+def test_asking_for_few_sets_at_once_finds_what_asking_for_all_of_them_finds(
+    seed: int, units: int, share: float
+) -> None:
+    """Of sets that are preserved at random, so that a larger set may fail where a smaller one suffices."""
+
+    def preserved(keep: Tensor) -> bool:
+        if keep.all() or not keep.any():
+            return bool(keep.all())
+        number = int((keep.long() << torch.arange(units)).sum())
+        return float(torch.rand(1, generator=torch.Generator().manual_seed(seed + number))) < share
+
+    order = torch.randperm(units, generator=torch.Generator().manual_seed(seed)).tolist()
+    found, batches = run(order, [preserved])
+    assert set(found[0].nonzero()[:, 0].tolist()) == textbook(order, preserved)
+    asked = [pair for batch in batches for pair in batch]
+    assert len(asked) == len(set(asked))
+
+
 def test_units_freed_by_later_removals_go_in_a_further_pass() -> None:
     """Target 0, strongest rival 1, so that units are tried as they are numbered; all by hand.
 
