@@ -93,15 +93,15 @@ class MaskedHead:
         if self.few is None:
             return in_chunks(lambda rows: self._chunk(images[rows], keep[rows]), len(images), self.forwards)
         widths = self.few.widths(keep)
-        found = self.activations.new_empty(len(images), 2)
-        for width in widths.unique().tolist():
-            which = (widths == width).nonzero()[:, 0]
+        order, parts = widths.argsort(stable=True), []
+        each, counts = widths.unique(return_counts=True)
+        for width, which in zip(each.tolist(), order.split(counts.tolist()), strict=True):
 
             def chunk(rows: slice, which: Tensor = which, width: int = width) -> Tensor:
                 return self._chunk(images[which[rows]], keep[which[rows]], width)
 
-            found[which] = in_chunks(chunk, len(which), self.forwards * keep.shape[1] // width).to(found)
-        return found
+            parts.append(in_chunks(chunk, len(which), self.forwards))
+        return torch.cat(parts)[order.argsort()]
 
     def _chunk(self, images: Tensor, keep: Tensor, width: int | None = None) -> Tensor:
         activations = self.activations[images]
