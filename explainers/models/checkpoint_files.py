@@ -112,4 +112,6 @@ def _reason(error: Exception) -> str:
         return f"it holds objects of the class {named[1]}, and reading them could run code; {_ONLY_STATE}"
     if isinstance(error, pickle.UnpicklingError):
         return f"it is damaged, or torch.save did not write it; {_ONLY_STATE}"
+    if isinstance(error, OSError):
+        return first_line(error)
     return f"it is damaged ({first_line(error)}); copy or download it again"

@@ -48,13 +48,14 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path, content: Any, network: nn.Module, training_only: tuple[str, ...]) -> None:
-        self.path, self.network, self.training_only = path, network, training_only
+        self.path, self.training_only = path, training_only
         self.state = network.state_dict()
         self.own = {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
         self.wrappers = _WRAPPERS
         self.plain = {self.bare(name): name for name in self.own}
         if len(self.plain) < len(self.own):  # they are parts of the network's own names
             self.wrappers, self.plain = frozenset(), {name: name for name in self.own}
+        self.named = [self.bare(name) for name, _ in network.named_parameters()]
         self.leaves = list(_leaves(content))
         self._check_content(content)
         self.places: dict[str, dict[str, _Leaf]] = {}
@@ -99,12 +100,16 @@ class Checkpoint:
             if key is not None and fitting:
                 there = ", ".join(repr(self.label(place)) for place in fitting)
                 raise ValueError(f"model.weights_key: {self.path} has no {key!r} that fits; it has {there}")
-            return self._nearest(key), []
+            nearest = self._nearest(key)
+            alike = [place for place in self.places if len(self.places[place]) == len(self.places[nearest])]
+            if key is None and not all(self._same(nearest, place) for place in alike):
+                raise MisfitError(self.misfit(key))  # by the network's rules for old files each might fit
+            return nearest, []
         first = wanted[0]
         differing = [place for place in wanted[1:] if not self._same(first, place)]
-        lists = [] if key is not None else list(self._lists(first))
-        if differing or lists:
-            there = ", ".join(repr(name) for name in [*map(self.label, [first, *differing]), *lists])
+        unread = [] if key is not None else [*self._incomplete(first), *self._lists(first)]
+        if differing or unread:
+            there = ", ".join(repr(name) for name in [*map(self.label, [first, *differing]), *unread])
             raise ValueError(
                 f"model.weights_key: {self.path} holds several sets of weights that differ, {there}; "
                 "name the one to take"
@@ -114,8 +119,10 @@ class Checkpoint:
     def _fits(self, place: str) -> bool:
         found = self.places[place]
         complete = all(name in found or name.endswith(_COUNTER) for name in self.plain)
-        return complete and all(
-            leaf.value.shape == self.own[self.plain[name]].shape for name, leaf in found.items()
+        wanted = {name: self.own[self.plain[name]].shape for name in found}
+        return complete and all(  # torch itself takes a list of one number for a number
+            leaf.value.shape == wanted[name] or (leaf.value.shape == (1,) and wanted[name] == ())
+            for name, leaf in found.items()
         )
 
     def _nearest(self, key: str | None) -> str:
@@ -132,11 +139,19 @@ class Checkpoint:
         first, second = self.places[one], self.places[other]
         return all(_equal(leaf.value, second[name].value) for name, leaf in first.items() if name in second)
 
+    def _incomplete(self, place: str) -> Iterator[str]:
+        """Labels of other values of the parameters, kept without buffers, as averages of weights may be."""
+        chosen = self.places[place]
+        for other, found in self.places.items():
+            there = [
+                name in found and found[name].value.shape == chosen[name].value.shape for name in self.named
+            ]
+            if not self._fits(other) and all(there) and there and not self._same(other, place):
+                yield self.label(other)
+
     def _lists(self, place: str) -> Iterator[str]:
         """Lists of tensors that are other values of the parameters, as averages of weights may be kept."""
-        found = self.places[place]
-        named = [self.bare(name) for name, _ in self.network.named_parameters()]
-        values = [found[name].value for name in named if name in found]
+        values = [self.places[place][name].value for name in self.named]
         for leaf in self.leaves:
             if not isinstance(leaf.value, Sequence) or len(leaf.value) != len(values) or not values:
                 continue

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from explainers.models.checkpoint_files import read_file
 from explainers.models.checkpoint_sets import MisfitError, check_finite
 from explainers.models.checkpoints import load_weights
 from explainers.models.clip import Clip, HuggingFaceVit, embed_classes
@@ -190,7 +191,10 @@ def _load_file(spec: ModelSpec, model: nn.Module, file: Path) -> None:
     try:
         load_weights(model, file, spec.weights_key)
     except MisfitError:
-        if spec.weights_key is not None:
+        content = read_file(file)
+        tables = [value for value in content.values() if isinstance(value, Mapping)]
+        sets = sum(any(isinstance(value, Tensor) for value in table.values()) for table in tables)
+        if spec.weights_key is not None or sets > 1:  # the library would take one without asking
             raise
         try:
             open_clip.load_checkpoint(model, str(file))

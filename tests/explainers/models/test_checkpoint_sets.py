@@ -179,6 +179,16 @@ def test_averages_that_are_kept_as_a_list_are_not_passed_over(tmp_path):
     assert same(load(written, tmp_path, "model")[0], STATE)
 
 
+def test_averages_without_buffers_are_not_passed_over(tmp_path):
+    averages = {name: torch.zeros_like(value) for name, value in network().named_parameters()}
+    written = {"model": STATE, "ema": averages}
+    assert "'model', 'ema'; name the one to take" in refusal(written, tmp_path)
+    assert same(load(written, tmp_path, "model")[0], STATE)
+    assert "begin with 'ema.'; without that, 2 tensors are missing" in refusal({"ema": averages}, tmp_path)
+    equal = {name: value.clone() for name, value in STATE.items() if name in averages}
+    assert load({"model": STATE, "start": equal}, tmp_path)[1].key == "model"
+
+
 # Types and values
 
 
@@ -191,6 +201,8 @@ def test_other_floats_are_cast_and_counted(kind, tmp_path):
         assert taken.cast == {str(kind).removeprefix("torch."): 8}
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:TypedStorage")
 def test_quantised_tensors_become_the_numbers_that_they_stand_for(tmp_path):
     quantised = torch.quantize_per_tensor(STATE["fc.weight"], 0.01, 3, torch.qint8)
     found, taken = load(STATE | {"fc.weight": quantised}, tmp_path)

@@ -330,6 +330,21 @@ def test_a_file_with_two_sets_of_weights_needs_the_key(tmp_path, monkeypatch):
     )
 
 
+def test_files_of_others_are_converted_by_the_library_unless_they_hold_several_sets(tmp_path, monkeypatch):
+    model = {"embed_dim": 8, "vision_cfg": VISION, "text_cfg": {"width": 16, "heads": 2, "layers": 1}}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", model)
+    monkeypatch.setitem(
+        open_clip.factory._MODEL_CONFIGS, "smaller", model | {"vision_cfg": VISION | {"image_size": 48}}
+    )
+    first, second = (open_clip.CLIP(**model).state_dict() for _ in range(2))
+    keys = OPEN_CLIP | {"name": "smaller", "weights": str(tmp_path / "larger.pt")}
+    torch.save({"state_dict": first, "optimizer": {"state": {}}}, tmp_path / "larger.pt")
+    with load(ModelSpec(**keys)) as classifier:  # the library interpolates the embeddings of positions
+        assert torch.equal(classifier.network.visual.conv1.weight, first["visual.conv1.weight"])
+    torch.save({"state_dict": first, "state_dict_ema": second}, tmp_path / "larger.pt")
+    assert "does not fit the network: its names begin with 'state_dict" in line(keys)
+
+
 # Folders
 
 
