@@ -24,6 +24,8 @@ class Labels:
         None if the labels are the model's numbers as they are.
     told
         The same in words, for people to read; empty if there are no labels.
+    named
+        Whether the dataset's names are those of the model's classes.
     refusal
         Why the labels cannot be the classes to explain; None if they can.
     """
@@ -31,6 +33,7 @@ class Labels:
     indices: dict[int, int] | None = None
     told: str = ""
     refusal: str | None = None
+    named: bool = False
 
 
 def translated(dataset: Dataset, agrees: bool, classifier: BlackBox) -> Labels:
@@ -90,13 +93,16 @@ def _agreeing(dataset: Dataset, matching: Matching, count: int) -> Labels:
     if other is not None:
         raise JobError(
             f'dataset.numbering: "model" cannot be: class {names[other]!r} has the number {other} in the '
-            f"dataset and {matching.indices[other]} in the model; leave the key out, and it is translated"
+            f"dataset and {matching.indices[other]} in the model; leave the key out, and it is translated, "
+            "or name the model's classes in a file (model.class_names)"
         )
     if len(names) > count:
         raise JobError(
             f'dataset.numbering: "model" cannot be: the dataset has {len(names)} classes, the model {count}'
         )
-    return Labels(_same(names), "the dataset's numbers, which the job says are the model's")
+    told = "the dataset's numbers, which the job says are the model's"
+    # Names that the model would have from its source are of other classes then.
+    return Labels(_same(names), told, named=bool(matching.reasons))
 
 
 def _unnamed(dataset: Dataset, count: int) -> Labels:

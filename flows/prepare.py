@@ -281,6 +281,7 @@ def _open_run(
         geometry=geometry,
         num_classes=classifier.num_classes,
         label_indices=labels.indices,
+        named_by_dataset=labels.named,
         labels=labels.told,
         masks=dataset.masks is not None,
         left_out=dict(dataset.left_out),

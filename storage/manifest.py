@@ -120,6 +120,9 @@ class Manifest(_Entry):
     label_indices
         The model's class by the dataset's own label; a label that is left out is none of the model's classes.
         None if the labels are the model's numbers as they are.
+    named_by_dataset
+        Whether the names of the dataset's classes are those of the model's. Otherwise the model may have
+        names of its own.
     labels
         How the labels became the model's numbers, in words; empty if there are no labels.
     masks
@@ -151,6 +154,7 @@ class Manifest(_Entry):
     geometry: dict[str, Any] = Field(default_factory=dict)
     num_classes: int | None = None
     label_indices: dict[int, int] | None = None
+    named_by_dataset: bool = False
     labels: str = ""
     masks: bool = False
     left_out: dict[str, int] = Field(default_factory=dict)

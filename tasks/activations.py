@@ -17,7 +17,6 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from explainers.models.black_box import BlackBox
-from explainers.models.class_names import ClassName
 from explainers.models.classifier import Classifier
 from explainers.numerics.batching import chunks
 from storage.maps import shard_file, write_shard
@@ -26,7 +25,7 @@ from storage.run import Run
 from storage.samples import read_sample_inputs, write_sample_predictions
 from tasks.perform import Outcome, perform
 from tasks.prefetch import prefetched
-from tasks.run_parts import classifier_of, compute_of
+from tasks.run_parts import class_names_of, classifier_of, compute_of
 from tasks.shard_reader import ShardReader
 
 logger = logging.getLogger(__name__)
@@ -77,6 +76,7 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
     store = np.full((stop - start, *cut.activation_shape), np.nan, np.float32) if keep and cut else None
     rows: list[dict[str, Any]] = []
     images = ShardReader(run, run.inputs, shard)
+    names = class_names_of(run, classifier)
 
     def read_inputs(chunk: slice) -> dict[str, NDArray[Any]]:
         return {"inputs": images.rows(np.arange(chunk.start, chunk.stop))}
@@ -92,7 +92,7 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
                 store[chunk] = features.float().cpu().numpy()
         if compute_of(run).precision == "float16":  # bfloat16 has the range of float32
             usable[chunk] &= logits.isfinite().all(1).cpu().numpy()
-        rows += _predictions(run, samples[chunk], usable[chunk], logits, classifier.class_names)
+        rows += _predictions(run, samples[chunk], usable[chunk], logits, names)
     files = [write_sample_predictions(run.root, shard, rows)]
     if store is not None:
         store[~usable] = np.nan  # the network saw a placeholder there, or overflowed
@@ -121,7 +121,7 @@ def _predictions(
     samples: list[dict[str, Any]],
     usable: np.ndarray,
     logits: Tensor,
-    names: Sequence[ClassName] | None,
+    names: Sequence[str] | None,
 ) -> list[dict[str, Any]]:
     """One row per sample for :func:`storage.samples.write_sample_predictions`."""
     probability = logits.float().softmax(1)
@@ -145,9 +145,9 @@ def _predictions(
     ]
 
 
-def _name(names: Sequence[ClassName] | None, number: int | None) -> str | None:
-    """The model's name of a class; None if the class or its name is not known."""
-    return None if names is None or number is None else names[number].name
+def _name(names: Sequence[str] | None, number: int | None) -> str | None:
+    """The name of the model's class; None if the class or its name is not known."""
+    return None if names is None or number is None or number >= len(names) else names[number]
 
 
 def _targets(run: Run, samples: list[dict[str, Any]], logits: Tensor) -> Tensor:

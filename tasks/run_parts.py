@@ -50,6 +50,13 @@ def _classifier(
         return classifier
 
 
+def class_names_of(run: Run, classifier: BlackBox) -> list[str] | None:
+    """The names of the classes of the run's classifier, as they are shown; None if they are not known."""
+    if run.manifest.named_by_dataset:
+        return dataset_of(run).classes
+    return None if classifier.class_names is None else [each.name for each in classifier.class_names]
+
+
 def compute_of(run: Run) -> Compute:
     """The run's ``[compute]``: precision, TF32 and compilation of its forward passes."""
     return Compute.model_validate(run.job["compute"])

@@ -110,7 +110,10 @@ def test_numbers_in_sorted_order_are_refused_unless_the_job_says_that_they_agree
     assert "sorted order, 0 'a', 1 'b', 2 'c', ...; name" in told
     assert 'set dataset.numbering = "model" if the model was trained with' in told
     agreed = job(tmp_path, images | {"numbering": "model"}, model("gap"), target="label")
-    assert [row["label"] for row in read_samples(explained(prepared(agreed)).root)] == list(range(8))
+    rows = read_samples(explained(prepared(agreed)).root)
+    assert [row["label"] for row in rows] == list(range(8))
+    # The names of the dataset's classes are those of the model's.
+    assert [row["prediction_name"] for row in rows] == ["abcdefgh"[row["prediction"]] for row in rows]
 
 
 def test_a_file_names_the_classes_of_a_callable(tmp_path: Path) -> None:
@@ -122,7 +125,8 @@ def test_a_file_names_the_classes_of_a_callable(tmp_path: Path) -> None:
     wrong = job(tmp_path, images | {"numbering": "model"}, named, store=str(tmp_path / "other"))
     assert refusal(wrong) == (
         "dataset.numbering: \"model\" cannot be: class 'b' has the number 0 in the dataset and 6 in the "
-        "model; leave the key out, and it is translated"
+        "model; leave the key out, and it is translated, or name the model's classes in a file "
+        "(model.class_names)"
     )
 
 

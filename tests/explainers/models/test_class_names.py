@@ -11,6 +11,7 @@ from torchvision import models
 
 from explainers.models.class_names import ClassName, class_names, names_of_labels, read_names
 from explainers.models.model_spec import ModelSpec
+from places import REAL
 
 TENCH = ClassName("tench", ("Tinca tinca",), "n01440764")
 
@@ -122,3 +123,11 @@ def test_a_file_that_does_not_fit_is_refused(content: bytes | None, told: str, t
         read_names(file, 3)
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_the_order_of_a_published_network_of_200_classes_is_read() -> None:
+    order = REAL / "weights/vit_tiny_tinyimagenet200_class_order.txt"
+    if not order.is_file():
+        pytest.skip(f"no real test material in {REAL}; FLOODLIT_REAL says where it is")
+    found = read_names(order, 200)
+    assert (found[0].name, found[0].synset, len(set(found))) == ("goldfish", "n01443537", 200)

@@ -15,7 +15,7 @@ from storage.maps import write_shard
 from storage.run import Run
 from storage.samples import merge_samples, write_sample_inputs, write_sample_predictions
 from tasks.pictures.contact_sheet import draw_contact_sheet
-from tasks.pictures.drawing import BEHIND, DPI
+from tasks.pictures.drawing import BEHIND, DPI, draw_image
 from tasks.pictures.tensor_sheet import BARS
 from tasks.pictures.text_sheet import ACROSS, COLUMNS, DOWN, LINES, SPECIAL
 
@@ -151,6 +151,14 @@ def test_of_several_targets_the_first_ones_map_of_each_text_is_shown(
     [
         ({"label": 0}, "sample 0: class 1, 93 %, label 0"),
         ({"target": 4, "label": 4}, "sample 0: class 4 (predicted 1), label 4"),
+        ({"target_names": ["fine"]}, "sample 0: class 1 fine, 93 %"),
+        (
+            {"targets": [4], "target": 4, "target_names": ["a\nb"], "prediction_name": "fine", "label": 1},
+            "sample 0: class 4 a b (predicted 1 fine), label 1",
+        ),
+        ({"label": 4, "label_name": "dull"}, "sample 0: class 1, 93 %, label 4 dull"),
+        ({"label": None, "label_name": "odd"}, "sample 0: class 1, 93 %, label odd"),
+        ({"label": 4, "label_name": "4"}, "sample 0: class 1, 93 %, label 4"),
         ({"width": 300}, "sample 0: class 1, 93 %, 6 of 300 tokens read"),
         ({"sample_id": "a\nb$c$"}, "a b$c$: class 1, 93 %"),
         ({"sample_id": 200 * "x"}, 115 * "x" + "…"),
@@ -161,6 +169,17 @@ def test_the_heading_names_the_text_its_class_its_label_and_what_was_cut(
 ) -> None:
     figure = drawn(text_run(tmp_path, {"rise": [FILM]}, **sample), monkeypatch)
     assert words(figure)[1] == said
+
+
+def test_the_caption_of_an_image_has_short_names_and_no_mathematics() -> None:
+    axis = Figure().subplots()
+    sample: dict[str, Any] = {"prediction": 1, "confidence": 0.5, "targets": [1], "boxes": []}
+    draw_image(axis, np.zeros((4, 4, 3), np.uint8), sample | {"target_names": ["a $x$ class with a name"]}, 1)
+    assert axis.get_xlabel() == "class 1 a $x$ class with …, 50 %"
+    assert not axis.xaxis.label.get_parse_math()
+    other = sample | {"targets": [2], "target_names": ["tabby"], "prediction_name": "tiger cat"}
+    draw_image(axis, np.zeros((4, 4, 3), np.uint8), other, 2)
+    assert axis.get_xlabel() == "class 2 tabby\n(predicted 1 tiger cat)"
 
 
 def test_a_long_text_is_cut_and_the_tokens_left_out_are_counted(
