@@ -101,7 +101,7 @@ def draw_map(axis: Any, pixels: np.ndarray, saliency: np.ndarray, below: str = "
 def heading(sample: dict[str, Any]) -> str:
     """The heading of a text or a tensor: its id, its target, and its label if it has one."""
     label, name = sample["label"], sample.get("label_name")
-    told = name if label is None else _numbered(label, None if name == str(label) else name)
+    told = name and shown(name) if label is None else _numbered(label, None if name == str(label) else name)
     label = "" if told is None else f", label {told}"
     return f"{shown(sample['sample_id'])}: {_explained(sample, sample['target'])}{label}"
 
@@ -150,8 +150,8 @@ def _numbered(number: int, name: str | None, most: int | None = None) -> str:
     """The number of a class and, if it is known, its name."""
     if name is None:
         return str(number)
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
-    return f"{number} {line if most is None or len(line) <= most else line[: most - 1] + '…'}"
+    told = shown(name)
+    return f"{number} {told if most is None or len(told) <= most else told[: most - 1] + '…'}"
 
 
 def _label(axis: Any, below: str, *, math: bool = True) -> None:

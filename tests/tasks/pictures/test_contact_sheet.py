@@ -154,13 +154,13 @@ def test_of_several_targets_the_first_ones_map_of_each_text_is_shown(
         ({"target_names": ["fine"]}, "sample 0: class 1 fine, 93 %"),
         (
             {"targets": [4], "target": 4, "target_names": ["a\nb"], "prediction_name": "fine", "label": 1},
-            "sample 0: class 4 a b (predicted 1 fine), label 1",
+            "sample 0: class 4 a\\nb (predicted 1 fine), label 1",
         ),
         ({"label": 4, "label_name": "dull"}, "sample 0: class 1, 93 %, label 4 dull"),
         ({"label": None, "label_name": "odd"}, "sample 0: class 1, 93 %, label odd"),
         ({"label": 4, "label_name": "4"}, "sample 0: class 1, 93 %, label 4"),
         ({"width": 300}, "sample 0: class 1, 93 %, 6 of 300 tokens read"),
-        ({"sample_id": "a\nb$c$"}, "a b$c$: class 1, 93 %"),
+        ({"sample_id": "a\nb$c$"}, "a\\nb$c$: class 1, 93 %"),
         ({"sample_id": 200 * "x"}, 115 * "x" + "…"),
     ],
 )
