@@ -203,7 +203,12 @@ def _workers(runner: DaskTaskRunner, cluster: Cluster) -> int:
         with kept_from_children([signal.SIGINT]), dask.config.set(pages):
             client = runner.client
     except Exception as error:  # a cluster class may raise anything, and a scheduler may not answer
-        if cluster.kind == "address":
+        if cluster.kind == "address" and ("TLS" in str(error) or "ssl" in str(error).lower()):
+            told = (
+                f"cluster.address: the Dask scheduler at {cluster.address} wants another TLS key; set Dask's "
+                "distributed.comm.tls.ca-file, client.cert and client.key (docs/running.md)"
+            )
+        elif cluster.kind == "address":
             told = f"no Dask scheduler answers at {cluster.address}; start it or correct cluster.address"
         else:
             first = _first(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import platform
 import shutil
@@ -139,11 +140,14 @@ def _machine() -> Finding:
 def _prefect() -> Finding:
     from prefect.settings import get_current_settings
 
-    url = get_current_settings().api.url
+    settings = get_current_settings().api
+    url, secret = settings.url, settings.auth_string
     if not url:
         return Finding("Prefect", "ok", "no server is configured; every job starts its own server")
     try:
-        answer = httpx.get(f"{url}/admin/version", timeout=5)
+        login = base64.b64encode(secret.get_secret_value().encode()).decode() if secret else ""
+        headers = {"Authorization": f"Basic {login}"} if secret else {}
+        answer = httpx.get(f"{url}/admin/version", timeout=5, headers=headers)
         theirs = str(answer.raise_for_status().json())
     except (httpx.HTTPError, ValueError) as error:
         advice = "start it, or run `prefect config unset PREFECT_API_URL`, so that each job starts a server"

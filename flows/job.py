@@ -105,7 +105,7 @@ class Cluster(Strict):
         'number of GPUs (cuda); required for kind = "class"',
     )
     address: str | None = Field(
-        None, description='address of the scheduler, tcp://host:port, for kind = "address"'
+        None, description='address of the scheduler, tcp://host:port or tls://host:port, for kind = "address"'
     )
     cluster_class: str | None = Field(
         None,

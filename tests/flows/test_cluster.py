@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 from distributed.security import Security
+from prefect_dask import DaskTaskRunner
 from pydantic import ValidationError
 
 from flows import cluster as clusters
@@ -132,6 +133,38 @@ def _http(port: int) -> bytes:
         with suppress(ConnectionResetError, BrokenPipeError):
             return stranger.recv(1000).partition(b"\r\n")[0]
     return b""
+
+
+def test_a_scheduler_with_tls_is_reached_with_the_key_of_dasks_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = Security.temporary()
+    monkeypatch.setattr(clusters, "_check_versions", lambda client: None)
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0", security=key
+    ) as cluster:
+        table = Cluster(kind="address", address=cluster.scheduler_address)
+        assert table.address.startswith("tls://")
+        for wrong in ({}, _tls(Security.temporary())):
+            with (
+                dask.config.set(wrong),
+                DaskTaskRunner() as runner,
+                pytest.raises(
+                    ClusterError, match=r"cluster\.address: .* wants another TLS key; set"
+                ) as refusal,
+            ):
+                clusters.attach(runner, table)
+            assert "\n" not in str(refusal.value)
+        with dask.config.set(_tls(key)), DaskTaskRunner() as runner:
+            client, workers = clusters.attach(runner, table)
+            assert workers == 1
+            assert client.submit(sum, [1, 2]).result() == 3
+
+
+def _tls(key: Security) -> dict[str, str]:
+    """Dask's configuration of a client that has this key."""
+    parts = {"ca-file": key.tls_ca_file, "client.cert": key.tls_client_cert, "client.key": key.tls_client_key}
+    return {f"distributed.comm.tls.{name}": value for name, value in parts.items()}
 
 
 def test_each_job_has_a_key_of_its_own() -> None:

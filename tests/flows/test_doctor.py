@@ -6,11 +6,12 @@ import json
 import threading
 from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
 from flows import doctor
@@ -70,6 +71,27 @@ class _Server(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
+
+
+@pytest.mark.parametrize(("secret", "state"), [("me:a:b", "ok"), ("me:a", "bad"), (None, "bad")])
+def test_a_server_that_wants_a_password_is_asked_with_it(
+    tmp_path: Path, secret: str | None, state: str
+) -> None:
+    class Locked(_Server):
+        answer = version("prefect")
+
+        def send_response(self, code: int, message: str | None = None) -> None:
+            known = self.headers["Authorization"] == "Basic bWU6YTpi"  # me:a:b
+            super().send_response(code if known else 401, message)
+
+    server = HTTPServer(("127.0.0.1", 0), Locked)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/api"
+    try:
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: secret}):
+            assert doctor._prefect().state == state
+    finally:
+        server.shutdown()
 
 
 def test_servers_that_are_silent_or_refuse_or_are_of_another_version_are_bad(

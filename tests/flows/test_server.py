@@ -173,3 +173,17 @@ def test_what_it_writes_to_its_standard_error_does_not_fill_the_disk(
         assert os.fstat(told._errors.fileno()).st_mode & 0o077 == 0
     finally:
         told.stop()
+
+
+@pytest.mark.service
+def test_it_asks_for_the_password_that_the_environment_gives_it(
+    without_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with other users; the job finds the password in the environment too."""
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "me:secret")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:secret")
+    with prefect_server() as address:
+        url = f"{address()}/admin/version"
+        assert httpx.get(url).status_code == 401
+        assert httpx.get(url, auth=("me", "wrong")).status_code == 401
+        assert httpx.get(url, auth=("me", "secret")).is_success
