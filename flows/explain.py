@@ -22,6 +22,7 @@ from flows.cluster import attach, check, resources_of, worker_variables
 from flows.drain import drain
 from flows.environment import restored
 from flows.job import Job, JobError
+from flows.parameter_logs import keep_values_out_of_logs
 from flows.prepare import prepare
 from flows.progress import StageProgress
 from flows.resume import remaining, tolerated, without
@@ -43,6 +44,8 @@ from tasks.scores import scores
 from tasks.signals import one_sigterm
 
 NAMED = 5  # failed steps that an error names; the others are counted
+
+keep_values_out_of_logs()
 
 
 class IncompleteError(FloodlitError):

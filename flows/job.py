@@ -200,6 +200,16 @@ class Located(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _database_lies_beside_the_store(self) -> Self:
+        # The database's address would be read as that of another file.
+        if self.tracking is None and set("?%") & set(str(self.store.parent)):
+            raise ValueError(
+                f"store: MLflow cannot keep mlflow.db in {self.store.parent}, whose name has a ? or %; "
+                "choose another folder, or set tracking"
+            )
+        return self
+
     @field_validator("dataset")
     @classmethod
     def _dataset_paths_are_absolute(cls, dataset: DatasetSpec, info: ValidationInfo) -> DatasetSpec:

@@ -22,6 +22,7 @@ from prefect.logging import get_run_logger
 
 from explainers.models.ptame_head import load_head, save_head
 from flows.job import JobError
+from flows.parameter_logs import keep_values_out_of_logs
 from flows.prepare import LIBRARIES, geometry_of
 from flows.retries import not_retried
 from flows.terminal import Progress
@@ -47,6 +48,7 @@ from tasks.training.optimisation import DivergedError, TrainingSettings
 from tasks.training.processes import fit_in_processes
 
 ARTIFACT_SECONDS = 2.0  # between two updates of the progress artifact
+keep_values_out_of_logs()
 
 
 @flow(name="train-ptame", flow_run_name="{job.name}")

@@ -15,11 +15,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prefect import Flow
+from prefect.exceptions import ParameterTypeError
 from pydantic import ValidationError
 
 from explainers.registry import complaints, explainers
+from flows.explain import explain
 from flows.job import Job, JobError
 from flows.job_file import LARGEST, read_job
+from flows.train import train_ptame
 from flows.train_job import TrainJob
 from runs import prepared, tiny_job, toml
 from tasks.metrics.registry import metrics
@@ -444,3 +448,24 @@ def test_batches_that_do_not_fit_the_machine_are_refused(
         prepared(raw)
     memory.total += 1
     assert prepared(raw).rows == 40
+
+
+@pytest.mark.parametrize("folder", ["a?b", "p%41"])
+def test_a_folder_in_which_mlflow_would_use_another_file_is_refused(tmp_path: Path, folder: str) -> None:
+    raw = {key: value for key, value in WHOLE.items() if key != "tracking"}
+    assert "store: MLflow cannot keep mlflow.db in " in check(Job, raw | {"store": f"{folder}/run"}, tmp_path)
+    assert isinstance(check(Job, raw | {"store": f"runs/{folder}"}, tmp_path), Job)
+    assert isinstance(check(Job, WHOLE | {"store": f"{folder}/run"}, tmp_path), Job)
+
+
+@pytest.mark.parametrize(("flow", "kind", "raw"), [(explain, *JOBS[0]), (train_ptame, *JOBS[1])])
+def test_prefect_logs_no_value_of_a_job_that_it_refuses(
+    flow: Flow[Any, Any], kind: type, raw: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = raw | {"tracking": f"http://user:{SECRET}@host"}
+    with pytest.raises(ParameterTypeError, match="tracking: holds a password") as refused:
+        flow.validate_parameters({"job": bad})
+    assert SECRET not in str(refused.value)
+    assert SECRET not in caplog.text
+    found = flow.validate_parameters({"job": json.loads(json.dumps(raw))})["job"]
+    assert isinstance(found, kind)  # a form gives lists for tuples, and texts for paths

@@ -18,6 +18,8 @@ from runs import explained, prepared, tiny_job
 from storage.characters import shown
 from storage.datasets import digits
 from storage.run import Run
+from tasks.pictures.contact_sheet import draw_contact_sheet
+from tasks.pictures.drawing import heading
 
 # A folder k[ of one class, whose images are red].png and so on.
 HOSTILE = [f"k[/{name}.png" for name in ("red]", "[bold]b", ":smile:", "e\x1b[31m", "u\u202egnp", "a$b$")]
@@ -151,3 +153,13 @@ def test_progress_of_a_step_with_markup_is_text(monkeypatch: pytest.MonkeyPatch)
         progress.advance("[/red] \x1b[5m :smile:")
     assert "[/red] \\x1b[5m :smile:" in file.getvalue()
     assert "\x1b[5m" not in file.getvalue()
+
+
+def test_pictures_of_hostile_names_are_drawn(run: Run) -> None:
+    draw_contact_sheet(run)
+    with Image.open(run.report / "contact_sheet.png") as picture:
+        assert picture.width > 100
+    told = heading(
+        {"sample_id": "a\x1b\n$b$\udcff", "label": None, "target": 1, "prediction": 1, "confidence": 1}
+    )
+    assert told == "a\\x1b\\n$b$\\udcff: class 1, 100 %"
