@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from explainers.models.reasons import first_line
 
@@ -119,11 +120,13 @@ class Checkpoint:
     def _fits(self, place: str) -> bool:
         found = self.places[place]
         complete = all(name in found or name.endswith(_COUNTER) for name in self.plain)
-        wanted = {name: self.own[self.plain[name]].shape for name in found}
-        return complete and all(  # torch itself takes a list of one number for a number
-            leaf.value.shape == wanted[name] or (leaf.value.shape == (1,) and wanted[name] == ())
-            for name, leaf in found.items()
-        )
+        return complete and all(self._has_shape(name, leaf.value) for name, leaf in found.items())
+
+    def _has_shape(self, name: str, value: Tensor) -> bool:
+        own = self.own[self.plain[name]]
+        if is_lazy(own):  # it gets the shape that it is loaded with
+            return True
+        return value.shape == own.shape or (value.shape == (1,) and own.ndim == 0)  # torch takes both
 
     def _nearest(self, key: str | None) -> str:
         """The place at which most names are found, to be loaded by the network's own rules for old files."""
@@ -217,6 +220,8 @@ class Checkpoint:
             )
         value = value.to(own.dtype)
         # Some networks keep infinities on purpose, in masks of attention.
+        if is_lazy(own):
+            own = torch.zeros_like(value)
         if value.shape == own.shape and bool((~value.isfinite() & (value != own.to(value.device))).any()):
             raise ValueError(f"model.weights: {leaf.full} in {self.path} has values that are not finite")
         return value
@@ -233,8 +238,8 @@ class Checkpoint:
         label, found = self.label(place), self.places[place]
         where = f"its names begin with '{label}.'; without that, " if label else ""
         for name, leaf in found.items():
-            shape, wanted = tuple(leaf.value.shape), tuple(self.own[self.plain[name]].shape)
-            if shape != wanted:
+            if not self._has_shape(name, leaf.value):
+                shape, wanted = tuple(leaf.value.shape), tuple(self.own[self.plain[name]].shape)
                 classes = shape[1:] == wanted[1:]
                 advice = f"; if it has {shape[0]} classes, set model.num_classes" if classes else ""
                 return f"{start}{where}{name} is {shape} in the file and {wanted} in the network{advice}"

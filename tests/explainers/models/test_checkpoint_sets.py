@@ -239,6 +239,21 @@ def test_infinities_that_the_network_itself_has_are_kept(tmp_path):
         load_weights(Masked(), tmp_path / "masked.pth")
 
 
+def test_layers_that_learn_their_size_from_the_first_input_take_that_of_the_file(tmp_path):
+    def lazy():
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+
+    made = lazy()
+    made(torch.rand(1, 3, 4, 4))
+    torch.save({"model": made.state_dict()}, tmp_path / "lazy.pth")
+    found = lazy()
+    load_weights(found, tmp_path / "lazy.pth")
+    assert torch.equal(found[1].weight, made[1].weight)
+    torch.save({"model": made.state_dict() | {"1.bias": torch.full((3,), torch.nan)}}, tmp_path / "lazy.pth")
+    with pytest.raises(ValueError, match=r"1\.bias in .* has values that are not finite"):
+        load_weights(lazy(), tmp_path / "lazy.pth")
+
+
 # What does not fit
 
 
