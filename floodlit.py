@@ -132,7 +132,9 @@ class OpenedRun:
         if explainer not in self.explainers:
             raise ValueError(f"the run has no explainer {explainer!r}; {choices(explainer, self.explainers)}")
         rows = self._run.rows * self._run.targets_per_image
-        return read(self._run.saliency(explainer) / "maps", 0, rows)
+        array = self._run.saliency(explainer) / "maps"
+        self._run.check_arrays(array)
+        return read(array, 0, rows)
 
     def scores(self) -> pa.Table:
         """All scores, one row per map and number."""

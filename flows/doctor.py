@@ -218,6 +218,7 @@ def _object_store(folder: Path) -> Finding:
 def _store(folder: Path) -> Finding:
     """Check the run in a folder: who uses it, whether it is damaged, and what is left to do."""
     from flows.resume import remaining
+    from storage.errors import FloodlitError
     from storage.lock import holder
     from storage.records import failures
     from storage.run import Run
@@ -225,14 +226,17 @@ def _store(folder: Path) -> Finding:
 
     if not is_there(folder / "run.json"):
         return Finding("store", "ok", f"there is no run in {folder} yet")
-    by = holder(folder)
-    if by is not None:  # the files of a running job change, so they cannot be checked
-        return Finding("store", "note", f"in use: {by}")
-    run = Run.open(folder)
-    told = f"{run.name}: {run.rows} images"
-    damaged, failed = verify(folder), failures(folder)
+    try:
+        by = holder(folder)
+        if by is not None:  # the files of a running job change, so they cannot be checked
+            return Finding("store", "note", f"in use: {by}")
+        run = Run.open(folder)
+        told, damaged = f"{run.name}: {run.rows} images", verify(folder)
+    except FloodlitError as error:  # a damaged lock or run.json
+        return Finding("store", "bad", str(error))
     if damaged:
         return Finding("store", "bad", f"{told}, {len(damaged)} damaged", "run the job again to repair it")
+    failed = failures(folder)
     told = f"{told}, {len(remaining(run))} steps to do"
     if failed:
         return Finding("store", "note", f"{told}, {len(failed)} failed", "`floodlit status` lists them")

@@ -32,12 +32,15 @@ class Format(StrEnum):
 def _refusals() -> Iterator[None]:
     """End the command with one line and an exit code if the block raises an error that the user can solve.
 
-    The exit code is that of a FloodlitError, and 2 for any other ValueError.
+    The exit code is that of a FloodlitError, 2 for any other ValueError, and 1 for a file or server that
+    cannot be read.
     """
-    from storage.errors import FloodlitError
+    from storage.errors import FloodlitError, one_line
 
     try:
         yield
+    except OSError as error:
+        raise fail(one_line(error), FAILED) from error
     except FloodlitError as error:
         raise fail(str(error), error.exit_code) from error
     except ValueError as error:
@@ -50,34 +53,36 @@ def status(directory: Store) -> None:
 
     from flows.resume import remaining, tolerated
     from flows.terminal import notes_of
-    from storage.records import failures, finished, read_record
+    from storage.layout import TABLES
+    from storage.records import failures, read_record
     from storage.run import Run
+    from storage.verify import check_result
     from tasks.results.accuracy import read_accuracy
 
     with _refusals():
         opened = Run.open(directory)
-        steps = finished(opened.root)
+        records = [read_record(opened.root, step) for step in opened.finished()]
         missing = remaining(opened)
         accuracy = read_accuracy(opened)
         failed = {step: told for step, told in failures(opened.root).items() if step in missing}
-    table = Table(
-        title=text(f"{opened.name}: {opened.rows} images in {opened.shards} shards"),
-        title_justify="left",
-    )
+        complete = not missing or tolerated(opened, missing)
+        title = text(f"{opened.name}: {opened.rows} images in {opened.shards} shards")
+        for name in TABLES:
+            check_result(opened.root, name)
+    table = Table(title=title, title_justify="left")
     for column in ("stage", "explainer", "done", "missing shards", "rows by status"):
         table.add_column(column)
     stages = [("inputs", ""), ("activations", "")]
     stages += [(stage, name) for name in opened.explainers for stage in ("saliency", "scores")]
     for stage, name in stages:
-        lacking = [str(step.shard + 1) for step in missing if (step.stage, step.explainer) == (stage, name)]
+        lacking = [step.shard + 1 for step in missing if (step.stage, step.explainer) == (stage, name)]
         counts: Counter[str] = Counter()
-        for step in steps:
-            if (step.stage, step.explainer) == (stage, name):
-                record = read_record(opened.root, step)
-                counts.update({} if record is None else record.statuses)
+        for record in records:
+            if record is not None and (record.step.stage, record.step.explainer) == (stage, name):
+                counts.update(record.statuses)
         told = ", ".join(f"{count} {key}" for key, count in sorted(counts.items()))
         done = f"{opened.shards - len(lacking)}/{opened.shards}"
-        table.add_row(*map(text, (stage, name, done, ", ".join(lacking), told)))
+        table.add_row(*map(text, (stage, name, done, _ranges(lacking), told)))
     console.print(table)
     if accuracy is not None:
         tell(accuracy.told())
@@ -87,11 +92,22 @@ def status(directory: Store) -> None:
         where = f"after {why.attempts} attempts, {why.time}; {opened.root / step.failure_path}"
         tell(f"failed: {step.label(opened.shards)}: {why.error} ({where})")
     retry = "; `floodlit run --retry-failed` runs failed steps again" if failed else "; run the job again"
-    if opened.summary.exists() and (not missing or tolerated(opened, missing)):
+    if opened.summary.exists() and complete:
         tell(f"complete, except for {len(missing)} steps{retry}" if missing else "complete")
         raise typer.Exit(DONE)
     tell(f"incomplete: {len(missing)} steps and the summary are missing{retry}")
     raise typer.Exit(FAILED)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return ascending numbers as text, such as ``1-4, 7``; consecutive numbers are joined."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def query(
@@ -170,7 +186,7 @@ def compare(
 
 
 def verify(directory: Store) -> None:
-    """Check every done-record against the data that it describes (exit code 1 if anything is damaged)."""
+    """Check every file of a run: damaged, missing, foreign or unsigned (exit code 1 if there is any)."""
     from storage.run import Run
     from storage.verify import verify as check
 
@@ -179,8 +195,10 @@ def verify(directory: Store) -> None:
     for problem in problems:
         tell(problem)
     if problems:
-        raise fail(f"{len(problems)} problems; run the job again to repair them", FAILED)
-    tell("every done-record agrees with its data")
+        raise fail(
+            f"{len(problems)} problems; run the job again to repair them, and move foreign files away", FAILED
+        )
+    tell("every file of the run is as it was written, and there is no other")
 
 
 def components(

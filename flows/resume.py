@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 
-from explainers.base import Need
-from explainers.registry import explainers
 from flows.plan import Done, pending_steps
-from storage.records import Step, failures, finished, read_record
+from storage.records import Step, failures, read_record
 from storage.run import Run
 
 
@@ -35,12 +33,13 @@ def tolerated(run: Run, lost: Iterable[Step]) -> bool:
 
 def remaining(run: Run) -> dict[Step, set[Step]]:
     """Return the pending steps of a run, computed from its done-records."""
-    steps = finished(run.root)
+    steps = run.finished()
     records = {step: record for step in steps if (record := read_record(run.root, step))}
     done = Done(
         steps=steps,
         metrics={step: set(record.facts.metrics or ()) for step, record in records.items()},
         dropped={step for step, record in records.items() if record.facts.cached is False},
     )
-    reads = {name: Need.ACTIVATIONS in explainers.get(name).needs for name in run.explainers}
+    # The manifest says it, since a command that only looks must not import what a run folder names.
+    reads = {name: entry.layer is not None for name, entry in run.explainers.items()}
     return pending_steps(run.shards, reads, set(run.metrics), done)

@@ -12,10 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from storage.errors import FloodlitError
+from storage.errors import LONGEST, FloodlitError, one_line
 from storage.places import is_remote
 
 PARTIAL = ".partial"  # Zarr's local store uses the same suffix for a file that is being written
+MOST_JSON_BYTES = 64 << 20  # of a JSON file that is read; run.json with 20,000 class names has 1 MB
+_MODE = 0o664  # of a new JSON file, which nobody but its owner and group may change, whatever the umask is
 
 
 class UnreadableError(FloodlitError, ValueError):
@@ -40,14 +42,84 @@ def regular(path: Path) -> Path:
     except FileNotFoundError:
         return path
     if not stat.S_ISREG(mode):
-        raise UnreadableError(f"{path} is {_kind(mode)}, not a file")
+        raise UnreadableError(f"{path} is {kind_of(mode)}, not a file")
     return path
 
 
-def _kind(mode: int) -> str:
-    """Return the kind of a path that is no file, with its article."""
-    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+def kind_of(mode: int) -> str:
+    """Return the kind of a path in words, with the article, from its mode as ``stat`` gives it."""
+    kinds = {
+        stat.S_ISREG: "a file",
+        stat.S_ISDIR: "a folder",
+        stat.S_ISLNK: "a link",
+        stat.S_ISFIFO: "a pipe",
+        stat.S_ISSOCK: "a socket",
+    }
     return next((name for test, name in kinds.items() if test(mode)), "a device")
+
+
+def read_json(path: Path, most: int = MOST_JSON_BYTES) -> Any:
+    """Read a JSON file that may hold anything.
+
+    Parameters
+    ----------
+    most
+        Largest number of bytes that is read.
+
+    Raises
+    ------
+    UnreadableError
+        If the path leads to something else than a file, or the file is too large or not JSON. The message
+        is one line.
+    FileNotFoundError
+        If there is no such file.
+    """
+    if is_remote(path):  # opening an object costs a request more than reading it whole
+        return parse_json(path.read_bytes(), str(path), most)
+    with regular(path).open("rb") as file:
+        return parse_json(file.read(most + 1), str(path), most)
+
+
+def parse_json(text: bytes, name: str, most: int = MOST_JSON_BYTES) -> Any:
+    """Return the value of JSON text that may hold anything.
+
+    Parameters
+    ----------
+    name
+        The file, for the message.
+
+    Raises
+    ------
+    UnreadableError
+        If the text has more than ``most`` bytes or is not JSON.
+    """
+    if len(text) > most:
+        raise UnreadableError(f"{name} has more than {most:,} bytes")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise UnreadableError(f"{name} is nested too deeply") from error
+    except ValueError as error:  # also text that is not UTF-8, and numbers with thousands of digits
+        raise UnreadableError(f"{name} is not JSON: {one_line(error, LONGEST)}") from error
+
+
+def make_room(path: Path) -> None:
+    """Remove what lies at the path of a file of the run; nothing happens if nothing does.
+
+    Raises
+    ------
+    UnreadableError
+        If it is a folder that is not empty, because what somebody put there is not deleted.
+    """
+    if is_remote(path) or path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    try:
+        path.rmdir()
+    except OSError as error:
+        raise UnreadableError(
+            f"{path} is a folder that is not empty, but the run needs a file there; move the folder away"
+        ) from error
 
 
 @contextmanager
@@ -92,6 +164,7 @@ def on_this_machine(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all."""
     with replacing(path) as partial:
+        partial.touch(_MODE)
         partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -20,16 +20,12 @@ from typing import Any
 import psutil
 
 from storage.errors import FloodlitError
-from storage.lock_slots import Slot, slot_of
+from storage.lock_slots import LockedError, Slot, slot_of
 from storage.places import check_answers
 
 BEAT_SECONDS = 20.0  # between two renewals of a held lock
 STALE_SECONDS = 300.0  # without a renewal, until another machine may take the lock over
 _HELD: set[str] = set()  # tokens of the locks that this process holds
-
-
-class LockedError(FloodlitError):
-    """Another job holds the store; the message says which."""
 
 
 class LostLockError(FloodlitError):
@@ -90,7 +86,8 @@ class Lock:
     def _beat(self) -> None:
         """Renew the lock until it is given up or lost; runs in a thread."""
         while not self._left.wait(BEAT_SECONDS):
-            with suppress(OSError):  # a server may be away for a moment; check() notices if it stays away
+            # A server may be away for a moment. check() notices if it stays away, and if the lock is damaged.
+            with suppress(OSError, LockedError):
                 if not self._is_mine(self._touch()):
                     return
 
@@ -98,7 +95,8 @@ class Lock:
         """Stop renewing the lock, and remove it."""
         self._left.set()
         self._beating.join()
-        with suppress(OSError):  # a lock that is left behind is taken over, since its process has ended
+        # A lock that is left behind is taken over, since its process has ended.
+        with suppress(OSError, LockedError):
             found, version = self._slot.read()
             if self._is_mine(found):
                 self._slot.swap(version, None)
@@ -121,7 +119,7 @@ def held(root: Path, job: str) -> Iterator[Lock]:
     Raises
     ------
     LockedError
-        If another job holds the store; the message is one line.
+        If another job holds the store, or the lock is damaged; the message is one line.
     OSError
         If the store cannot be reached, or its S3 server has no conditional writes.
     """
@@ -178,7 +176,13 @@ def _check_conditions(slot: Slot, about: dict[str, Any], root: Path) -> None:
 
 
 def holder(root: Path) -> str | None:
-    """Return the job, process and machine that hold the store in ``root``, in words; None if none does."""
+    """Return the job, process and machine that hold the store in ``root``, in words; None if none does.
+
+    Raises
+    ------
+    LockedError
+        If the lock is damaged.
+    """
     found, _ = slot_of(root).read()
     return _named(found) if found is not None and _alive(found) else None
 
@@ -228,4 +232,5 @@ def _process_namespace() -> str | None:
 
 def _named(found: dict[str, Any]) -> str:
     """Return the holder of a lock in words."""
-    return f"job {found['job']}, process {found['pid']} on {found['host']}, since {found['since']}"
+    told = f"job {found['job']}, process {found['pid']} on {found['host']}, since {found['since']}"
+    return " ".join(told.split())

@@ -17,13 +17,42 @@ from typing import Any, Protocol, cast
 
 from filelock import FileLock
 from fsspec.asyn import sync
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from storage.files import write_json
+from storage.errors import LONGEST, FloodlitError, one_line
+from storage.files import UnreadableError, parse_json, regular, write_json
 from storage.places import is_remote
+
+MOST_BYTES = 1 << 16  # of a lock, which has 300 and the name of the job
+
+
+class LockedError(FloodlitError):
+    """Another job holds the store; the message says which."""
+
+
+class DamagedLockError(LockedError):
+    """What lies in the place of a lock names no job, so that nobody knows whether the store is in use."""
+
+
+class _Holder(BaseModel):
+    """The content of a lock: who holds it."""
+
+    model_config = ConfigDict(strict=True)
+
+    token: str
+    job: str
+    host: str
+    processes: str | None = None
+    pid: int = Field(ge=1, lt=1 << 31)
+    started: float
+    since: str
+    beat: FiniteFloat
 
 
 class Slot(Protocol):
     """The place of a lock: a file or an object.
+
+    Every method raises DamagedLockError if what lies there is no lock.
 
     Attributes
     ----------
@@ -39,8 +68,8 @@ class Slot(Protocol):
         Returns
         -------
         content
-            None if there is no lock or it is damaged. ``beat`` is the time of the last renewal in seconds, by
-            this machine's clock.
+            None if there is no lock. ``beat`` is the time of the last renewal in seconds, by this machine's
+            clock.
         version
             The version that was read; None if there is no lock.
         """
@@ -73,14 +102,15 @@ class FileSlot:
 
     def read(self) -> tuple[dict[str, Any] | None, bytes | None]:
         try:
-            with self._path.open("rb") as file:
-                version, written = file.read(), os.fstat(file.fileno()).st_mtime
+            with regular(self._path).open("rb") as file:
+                version, written = file.read(MOST_BYTES + 1), os.fstat(file.fileno()).st_mtime
         except FileNotFoundError:
             return None, None
-        found = _parsed(version)
-        if found is not None:
-            # The age is measured by the clock of the disk, since the holder's clock may differ from ours.
-            found["beat"] = time.time() - (self._now() - written)
+        except UnreadableError as error:
+            raise _damaged(self._path, error) from error
+        found = _parsed(version, self._path)
+        # The age is measured by the clock of the disk, since the holder's clock may differ from ours.
+        found["beat"] = time.time() - (self._now() - written)
         return found, version
 
     def _now(self) -> float:
@@ -113,7 +143,7 @@ class ObjectSlot:
     none_such = f'"{"0" * 32}"'
 
     def __init__(self, path: Path) -> None:
-        self._fs = cast(Any, path).fs
+        self._path, self._fs = path, cast(Any, path).fs
         bucket, _, key = cast(Any, path).path.partition("/")
         self._where = {"Bucket": bucket, "Key": key}
 
@@ -121,15 +151,16 @@ class ObjectSlot:
         try:
             with _as_os_error():
                 answer = self._fs.call_s3("get_object", **self._where)
-                found = _parsed(sync(self._fs.loop, answer["Body"].read))
+                large = answer["ContentLength"] > MOST_BYTES
+                text = b" " * (MOST_BYTES + 1) if large else sync(self._fs.loop, answer["Body"].read)
         except OSError as error:
             if _code(error) == "NoSuchKey":
                 return None, None
             raise
-        if found is not None:
-            # The age is measured by the clock of the server, since the holder's clock may differ from ours.
-            now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-            found["beat"] = time.time() - (now - answer["LastModified"]).total_seconds()
+        found = _parsed(text, self._path)
+        # The age is measured by the clock of the server, since the holder's clock may differ from ours.
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        found["beat"] = time.time() - (now - answer["LastModified"]).total_seconds()
         return found, answer["ETag"]
 
     def swap(self, version: str | None, new: dict[str, Any] | None) -> bool:
@@ -172,10 +203,21 @@ def slot_of(root: Path) -> Slot:
     return ObjectSlot(path) if is_remote(path) else FileSlot(path)
 
 
-def _parsed(text: bytes) -> dict[str, Any] | None:
-    """Return the content of a lock; None if it is damaged."""
+def _parsed(text: bytes, path: Path) -> dict[str, Any]:
+    """Return the content of a lock; raise DamagedLockError if it names no job."""
     try:
-        found: dict[str, Any] = json.loads(text)
-    except ValueError:
-        return None
-    return found
+        return _Holder.model_validate(parse_json(text, "it", MOST_BYTES)).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise _damaged(path, ValueError(f"{where}: {first['msg']}")) from error
+    except UnreadableError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DamagedLockError:
+    """Return the error that a lock is damaged, with what to do."""
+    return DamagedLockError(
+        f"{path} is a damaged lock, which names no job ({one_line(error, LONGEST)}). If no job uses the "
+        "store, delete this file and run the job again"
+    )

@@ -1,4 +1,4 @@
-"""The manifest ``run.json``, and the comparison of a job with an existing run.
+"""The manifest of a run, and the comparison of a job with an existing run.
 
 The job may be the same run, extend it, or be another run.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from storage.errors import FloodlitError
 
@@ -146,9 +146,9 @@ class Manifest(_Entry):
     weights: dict[str, Any] = Field(default_factory=dict)
     modality: Literal["image", "text", "tensor"] = "image"
     input_dtype: Literal["uint8", "int32", "float32"] = "uint8"
-    rows: int = Field(ge=1)
-    shard_rows: int = Field(ge=1)
-    targets_per_image: int = Field(1, ge=1)
+    rows: int = Field(ge=1, le=10**12)
+    shard_rows: int = Field(ge=1, le=10**12)
+    targets_per_image: int = Field(1, ge=1, le=10**6)
     input_shape: tuple[int, ...]
     activation_shape: tuple[int, ...] | None = None
     geometry: dict[str, Any] = Field(default_factory=dict)
@@ -169,27 +169,6 @@ class Manifest(_Entry):
 def plain(manifest: Manifest, **update: Any) -> Manifest:
     """Return the manifest as it is read back from JSON, where e.g. tuples in parameters are lists."""
     return Manifest.model_validate(json.loads(json.dumps(manifest.model_dump(mode="json") | update)))
-
-
-def read_manifest(root: Path) -> Manifest:
-    """Read the manifest in ``root``.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read, or another version of Floodlit wrote it; the message is one line.
-    """
-    path = root / "run.json"
-    try:
-        return Manifest.model_validate(json.loads(path.read_bytes()))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(
-            f"{path} is not a run of this version of Floodlit: {where}: {first['msg']}"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}; restore it or choose another store") from error
 
 
 def continued(root: Path, known: Manifest, wanted: Manifest, now: str) -> Manifest:

@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from psutil import virtual_memory
 from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
-from zarr.storage import FsspecStore, LocalStore, WrapperStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
 
-from storage.errors import FloodlitError, one_line
+from storage.errors import LONGEST, FloodlitError, one_line
+from storage.files import UnreadableError, regular, replacing
+from storage.layout import ArrayLayout
 from storage.places import OPTIONS, is_away, is_remote
 
 zarr.config.set(
@@ -39,6 +42,11 @@ zarr.config.set(
 CODEC = ZstdCodec(level=-1, checksum=True)
 # A chunk costs a third of a millisecond however small it is, so a chunk of small rows holds more rows.
 CHUNK_ROWS, CHUNK_BYTES = 16, 1024 * 1024
+
+
+MOST_METADATA_BYTES = 1 << 20  # of a zarr.json, which has 1 to 2 kB and the parameters of an explainer
+# Whatever Zarr raises for metadata that it does not understand. Its own errors are ValueErrors.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
 
 class DamagedShardError(FloodlitError, ValueError):
@@ -63,9 +71,36 @@ def _store(path: Path) -> Store:
     return FsspecStore.from_url(str(path), storage_options=OPTIONS)
 
 
-def create_group(path: Path, attributes: Mapping[str, Any] | None = None) -> None:
-    """Create a group for arrays, or update the attributes of the existing one."""
-    zarr.open_group(_store(path), mode="a", zarr_format=3).update_attributes(dict(attributes or {}))
+def group_metadata(attributes: Mapping[str, Any]) -> bytes:
+    """Return the content of the ``zarr.json`` of a group."""
+    held: dict[str, Any] = {}
+    zarr.create_group(MemoryStore(held), attributes=dict(attributes), zarr_format=3)
+    metadata: bytes = held["zarr.json"].to_bytes()
+    return metadata
+
+
+def array_metadata(
+    rows: int,
+    shape: tuple[int, ...],
+    dtype: str,
+    shard_rows: int,
+    attributes: Mapping[str, Any] | None = None,
+) -> bytes:
+    """Return the content of the ``zarr.json`` of an array; see :func:`create_array`."""
+    held: dict[str, Any] = {}
+    zarr.create_array(
+        MemoryStore(held),
+        shape=(rows, *shape),
+        chunks=(_chunk_rows(shard_rows, _bytes(shape, dtype)), *shape),
+        shards=(shard_rows, *shape),
+        dtype=dtype,
+        compressors=CODEC,
+        fill_value={"f": np.nan, "i": -1}.get(np.dtype(dtype).kind, 0),
+        attributes=dict(attributes or {}),
+        zarr_format=3,
+    )
+    metadata: bytes = held["zarr.json"].to_bytes()
+    return metadata
 
 
 def create_array(
@@ -109,17 +144,8 @@ def create_array(
                 f"{path} has (shape, shards, type) {_described(found)}, but {_described(wanted)} is needed"
             )
         return
-    zarr.create_array(
-        _store(path),
-        shape=(rows, *shape),
-        chunks=(_chunk_rows(shard_rows, _bytes(shape, dtype)), *shape),
-        shards=(shard_rows, *shape),
-        dtype=dtype,
-        compressors=CODEC,
-        fill_value={"f": np.nan, "i": -1}.get(np.dtype(dtype).kind, 0),
-        attributes=dict(attributes or {}),
-        zarr_format=3,
-    )
+    with replacing(path / "zarr.json") as partial:
+        partial.write_bytes(array_metadata(rows, shape, dtype, shard_rows, attributes))
 
 
 def open_array(path: Path) -> Any:
@@ -127,15 +153,39 @@ def open_array(path: Path) -> Any:
 
     Raises
     ------
-    ValueError
-        If there is no readable array.
+    DamagedShardError
+        If there is no readable array, or none that :func:`create_array` makes.
     """
     try:
-        return zarr.open_array(_store(path), mode="r", zarr_format=3)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _check_metadata(path / "zarr.json")
+        array = zarr.open_array(_store(path), mode="r", zarr_format=3)
+        if array.shards is None or array.shards[1:] != array.shape[1:]:
+            raise UnreadableError("it is not divided into shards of rows")
+        return array
+    except _UNREADABLE as error:
         if is_away(error):  # the array may exist on a server that does not answer now
             raise
-        raise ValueError(f"there is no readable Zarr array at {path}: {one_line(error)}") from error
+        raise DamagedShardError(
+            f"there is no readable Zarr array at {path}: {one_line(error, LONGEST)}; run the job again"
+        ) from error
+
+
+def check_layout(path: Path, layout: ArrayLayout) -> None:
+    """Raise DamagedShardError if the array at ``path`` has another layout."""
+    array = open_array(path)
+    found = (array.shape, array.shards, array.dtype)
+    wanted = (layout.rows, *layout.shape), (layout.shard_rows, *layout.shape), np.dtype(layout.dtype)
+    if found != wanted:
+        raise DamagedShardError(
+            f"{path} has (shape, shards, type) {_described(found)}, but {_described(wanted)} is in run.json; "
+            "run the job again to repair it"
+        )
+
+
+def _check_metadata(file: Path) -> None:
+    """Raise UnreadableError if an array's metadata is no file, or too large to be metadata."""
+    if not is_remote(file) and file.exists() and regular(file).stat().st_size > MOST_METADATA_BYTES:
+        raise UnreadableError(f"{file.name} has more than {MOST_METADATA_BYTES:,} bytes")
 
 
 def write_shard(path: Path, start: int, values: NDArray[Any]) -> list[Path]:
@@ -183,21 +233,28 @@ def read(path: Path, start: int, stop: int) -> NDArray[Any]:
     array = open_array(path)
     if not 0 <= start <= stop <= array.shape[0]:
         raise ValueError(f"rows {start} to {stop} are not in {path}, which has {array.shape[0]}")
+    size = (stop - start) * _bytes(array.shape[1:], array.dtype)
+    if size > virtual_memory().total:
+        raise DamagedShardError(
+            f"rows {start} to {stop} of {path} claim {size:,} bytes: more than the memory"
+        )
     for shard in range(start // array.shards[0], -(-stop // array.shards[0])):
         _check_there(_object(path, array, shard))
     try:
         return np.asarray(array[start:stop])
     except (ValueError, RuntimeError) as error:
         raise DamagedShardError(
-            f"rows {start} to {stop} of {path} cannot be read: {one_line(error)}"
+            f"rows {start} to {stop} of {path} cannot be read: {one_line(error, LONGEST)}"
         ) from error
 
 
 def _check_there(file: Path) -> None:
-    """Raise DamagedShardError if a shard's file is missing or empty."""
+    """Raise DamagedShardError if a shard's file is missing or empty, or is no file."""
     try:
-        size = file.stat().st_size
-    except FileNotFoundError as error:
+        size = regular(file).stat().st_size
+    except UnreadableError as error:
+        raise DamagedShardError(str(error)) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DamagedShardError(f"{file} is missing") from error
     if not size:
         raise DamagedShardError(f"{file} is empty")
@@ -245,7 +302,8 @@ def _chunk_rows(shard_rows: int, each: int) -> int:
     near numbers it is the smaller one.
     """
     wanted = max(CHUNK_ROWS, CHUNK_BYTES // each)
-    divisors = [d for d in range(1, shard_rows + 1) if shard_rows % d == 0]
+    small = [d for d in range(1, math.isqrt(shard_rows) + 1) if shard_rows % d == 0]
+    divisors = sorted({*small, *(shard_rows // d for d in small)})
     return min(divisors, key=lambda d: max(d, wanted) / min(d, wanted))
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.files import replacing
-from storage.places import for_arrow
+from storage.errors import LONGEST, one_line
+from storage.files import UnreadableError, regular, replacing
+from storage.places import for_arrow, is_away
+
+# Whatever Arrow raises for a damaged file; an ArrowInvalid is a ValueError, an ArrowKeyError a KeyError.
+_DAMAGE = (pa.ArrowException, ValueError, KeyError, OSError)
 
 
 def write_table(table: pa.Table, path: Path, group: int | None = None) -> None:
@@ -23,14 +29,46 @@ def write_table(table: pa.Table, path: Path, group: int | None = None) -> None:
         pq.write_table(table, partial, compression="zstd", row_group_size=group)
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a file of the run, or some of its columns."""
+def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+    """Read a file of the run, or some of its columns.
+
+    Parameters
+    ----------
+    columns
+        Names of the columns to read; None reads all.
+    schema
+        The columns that the file must have, or the chosen ones of them; None accepts any.
+
+    Raises
+    ------
+    UnreadableError
+        If the file is missing, damaged or no file, or if it has other columns; the message is one line.
+    """
     # pq.read_table would read "explainer=..." in the path as a column of the file.
     with opened(path) as file:
+        there = file.schema_arrow
+        for name in columns or (schema.names if schema else []):
+            kind = schema.field(name).type if schema else None
+            if name not in there.names or (kind is not None and there.field(name).type != kind):
+                raise UnreadableError(f"it has no column {name}{f' of type {kind}' if kind else ''}")
         return file.read(columns)
 
 
-def opened(path: Path) -> pq.ParquetFile:
-    """Open a file to read parts of it; the result is a context manager."""
-    source, filesystem = for_arrow(path)
-    return pq.ParquetFile(source, filesystem=filesystem)
+@contextmanager
+def opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a file to read parts of it in the block.
+
+    Raises
+    ------
+    UnreadableError
+        If the file is missing, damaged or no file, or if the block finds that its contents are wrong.
+    """
+    try:
+        source, filesystem = for_arrow(regular(path))
+        with pq.ParquetFile(source, filesystem=filesystem) as file:
+            yield file
+    except _DAMAGE as error:
+        if is_away(error):
+            raise
+        why = "it is missing" if isinstance(error, FileNotFoundError) else one_line(error, LONGEST)
+        raise UnreadableError(f"{path} cannot be read ({why}); run the job again to repair it") from error

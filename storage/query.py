@@ -9,9 +9,12 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset
 
-from storage.errors import FloodlitError, one_line
+from storage.errors import LONGEST, FloodlitError, one_line
+from storage.files import regular
+from storage.layout import TABLES
 from storage.places import for_arrow
 from storage.run import Run
+from storage.verify import check_result
 
 _WHEN = {
     "samples": "samples.parquet is written when all shards are done",
@@ -28,6 +31,12 @@ class QueryError(FloodlitError, ValueError):
     """The query cannot be answered; the message is one line."""
 
     exit_code = 2
+
+
+class DamagedViewError(QueryError):
+    """A file that the query reads is damaged."""
+
+    exit_code = 1
 
 
 def query(store: str | Path, sql: str) -> pa.Table:
@@ -50,11 +59,11 @@ def query(store: str | Path, sql: str) -> pa.Table:
     ValueError
         If there is no run in ``store``.
     """
-    root = Run.open(store).root
+    run = Run.open(store)
     try:
-        views = _views(root)
+        views = _views(run)
     except (pa.ArrowException, OSError) as error:
-        raise QueryError(f"{root}: {one_line(error)}") from error
+        raise _damaged(run, error) from error
     try:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error as error:
@@ -67,16 +76,23 @@ def query(store: str | Path, sql: str) -> pa.Table:
             return connection.sql(sql).to_arrow_table()
         except duckdb.Error as error:
             raise QueryError(_explained(error, views)) from error
+        except (pa.ArrowException, OSError) as error:  # a file of a view is damaged
+            raise _damaged(run, error) from error
 
 
-def _views(root: Path) -> dict[str, pa.dataset.Dataset]:
-    """Return an Arrow dataset for each view whose files exist."""
-    views = {
-        name: _dataset([root / f"{name}.parquet"])
-        for name in ("samples", "summary", "comparisons", "costs")
-        if (root / f"{name}.parquet").exists()
-    }
-    files = sorted((root / "scores").glob("explainer=*/shard-*.parquet"))
+def _damaged(run: Run, error: Exception) -> DamagedViewError:
+    return DamagedViewError(f"{run.root}: {one_line(error, LONGEST)}; run the job again to repair it")
+
+
+def _views(run: Run) -> dict[str, pa.dataset.Dataset]:
+    """Return an Arrow dataset for each view whose files exist; files that are not the run's are left out."""
+    root, views = run.root, {}
+    for name in TABLES:
+        check_result(root, name)
+        if (root / name).exists():
+            views[name.removesuffix(".parquet")] = _dataset([root / name])
+    there = sorted((root / "scores").glob("explainer=*/shard-*.parquet"))
+    files = [regular(file) for file in there if run.layout.owner(file.relative_to(root).as_posix())]
     if files:
         # The explainer is in the name of the folder, not in the files.
         folders = pa.dataset.partitioning(pa.schema([("explainer", pa.string())]), flavor="hive")

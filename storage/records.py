@@ -9,17 +9,31 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from storage.errors import FloodlitError
-from storage.files import sha256_of_file, sha256_of_json, shard_name, write_json
+from pydantic import TypeAdapter
+
+from storage.errors import LONGEST, FloodlitError, one_line
+from storage.files import (
+    UnreadableError,
+    make_room,
+    read_json,
+    sha256_of_file,
+    sha256_of_json,
+    shard_name,
+    write_json,
+)
+from storage.stage_facts import Agreement, Cost, StageFacts
+
+__all__ = ["Agreement", "Cost", "StageFacts"]
 
 STAGES = ("inputs", "activations", "saliency", "scores")
+_RUN_STAGES = ("arrays", "summary")  # each writes one record for the whole run
 _FAILED = ".failed.json"
-_RECORD_NAME = re.compile(r"shard-(\d{5,})\.json")
+_NUMBER = re.compile(r"shard-(\d+)\.")
 
 
 class DamagedRecordError(FloodlitError, ValueError):
@@ -41,12 +55,18 @@ class Step:
     @property
     def path(self) -> Path:
         """Path of the record in the run folder: ``done/saliency/ddcam/shard-00002.json``."""
+        if self.stage in _RUN_STAGES:
+            return Path("done", f"{self.stage}.json")
         return Path("done", self.stage, self.explainer, shard_name(self.shard, "json"))
 
     @property
     def failure_path(self) -> Path:
         """Path of the description of a failure, beside the record: ``shard-00002.failed.json``."""
         return self.path.with_suffix(_FAILED)
+
+
+ARRAYS = Step("arrays", 0)  # covers the metadata of arrays; it is written when they are created
+SUMMARY = Step("summary", 0)  # covers the tables and pictures of the whole run; it is written last
 
 
 @dataclass(frozen=True)
@@ -56,91 +76,6 @@ class CoveredFile:
     path: str
     size: int
     sha256: str
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Cost of explaining a shard.
-
-    Attributes
-    ----------
-    explained
-        Number of maps that were made.
-    explain_seconds
-        Seconds that it took.
-    peak_bytes
-        Largest memory in bytes, beyond that at the start.
-    """
-
-    explained: int
-    explain_seconds: float
-    peak_bytes: int
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Similarity of maps in lower precision to those in float32; None if no map can be compared.
-
-    Attributes
-    ----------
-    rank_correlation, worst_rank_correlation
-        Mean and lowest value over the maps of Spearman's rank correlation, in [-1, 1].
-    difference, worst_difference
-        Mean and highest value over the maps of the relative difference: the norm of the difference, divided
-        by the norm of the map in float32.
-    """
-
-    rank_correlation: float | None
-    worst_rank_correlation: float | None
-    difference: float | None
-    worst_difference: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageFacts:
-    """Facts that only one stage writes into its records; they are None in the records of the other stages.
-
-    Attributes
-    ----------
-    cached
-        Stage activations: whether the shard's activations are in ``activations.zarr``.
-    metrics
-        Stage scores: the metrics that the shard's score file holds.
-    cost, agreement
-        Stage saliency: the cost of explaining, and the effect of lower precision on the maps.
-    """
-
-    cached: bool | None = None
-    metrics: tuple[str, ...] | None = None
-    cost: Cost | None = None
-    agreement: Agreement | None = None
-
-    def flat(self) -> dict[str, Any]:
-        """Return the facts that are not None in the form of the file, without nesting cost and agreement."""
-        found: dict[str, Any] = {}
-        for key in ("cached", "metrics"):
-            if getattr(self, key) is not None:
-                found[key] = getattr(self, key)
-        for part in (self.cost, self.agreement):
-            found |= {} if part is None else asdict(part)
-        return found
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Self:
-        """Read the facts from a record as it is in the file."""
-        metrics = record.get("metrics")
-        return cls(
-            cached=record.get("cached"),
-            metrics=None if metrics is None else tuple(metrics),
-            cost=_part_of(Cost, record),
-            agreement=_part_of(Agreement, record),
-        )
-
-
-def _part_of(kind: Any, record: Mapping[str, Any]) -> Any:
-    """Make an object of a dataclass from a record that holds its fields; None if the record has none."""
-    names = [each.name for each in fields(kind)]
-    return kind(**{name: record[name] for name in names}) if names[0] in record else None
 
 
 @dataclass(frozen=True)
@@ -172,6 +107,11 @@ class DoneRecord:
     worker: str
     files: list[CoveredFile]
     facts: StageFacts = field(default_factory=StageFacts)
+
+
+_RECORD = TypeAdapter(DoneRecord)
+# Whatever a file of JSON with other contents than a record may raise; pydantic's error is a ValueError.
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def write_record(
@@ -224,27 +164,43 @@ def read_record(root: Path, step: Step) -> DoneRecord | None:
         If the file is not JSON, was altered, or belongs to another step.
     """
     try:
-        text = (root / step.path).read_bytes()
+        told = _read_signed(root / step.path)
+        record = _record_of(told)
     except FileNotFoundError:
         return None
-    try:
-        told = json.loads(text)
-        checksum = told.pop("checksum")
-        if sha256_of_json(told) != checksum:
-            raise DamagedRecordError(f"{step.path} was altered: its checksum does not match")
-        record = _record_of(told)
-    except DamagedRecordError:
-        raise
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DamagedRecordError(f"{step.path} is not a done-record: {error!r}") from error
+    except _DAMAGE as error:
+        raise _damaged(step.path, f"is not a done-record ({_reason(error)})") from error
     if record.step != step:
-        raise DamagedRecordError(f"{step.path} is the record of another step")
+        raise _damaged(step.path, "is the record of another step")
     return record
 
 
+def _read_signed(path: Path) -> dict[str, Any]:
+    """Read a JSON object that holds its own checksum; a description of a failure may have none."""
+    told = read_json(path)
+    if not isinstance(told, dict):
+        raise UnreadableError("it holds no table")
+    if "checksum" not in told and not path.name.endswith(_FAILED):
+        raise UnreadableError("it has no checksum")
+    checksum = told.pop("checksum", None)
+    if checksum is not None and sha256_of_json(told) != checksum:
+        raise UnreadableError("it was altered: its checksum does not match")
+    return told
+
+
+def _damaged(path: Path, what: str) -> DamagedRecordError:
+    """Return the error that a record is damaged; ``path`` is relative to the run folder."""
+    return DamagedRecordError(f"{path} {what}; delete it, or run the job again, which repeats the step")
+
+
+def _reason(error: Exception) -> str:
+    """Return in words what is wrong with the content of a record."""
+    return f"it lacks {error}" if isinstance(error, KeyError) else one_line(error, LONGEST)
+
+
 def _record_of(told: dict[str, Any]) -> DoneRecord:
-    """Make a record from the content of its file."""
-    return DoneRecord(
+    """Make a record from the content of its file; raise an error of ``_DAMAGE`` if it has other types."""
+    record = DoneRecord(
         step=Step(told["stage"], told["shard"], told["explainer"]),
         rows=told["rows"],
         statuses=told["statuses"],
@@ -253,11 +209,13 @@ def _record_of(told: dict[str, Any]) -> DoneRecord:
         files=[CoveredFile(**file) for file in told["files"]],
         facts=StageFacts.of(told),
     )
+    # As JSON, because only there may a strict check take a list for a tuple.
+    return _RECORD.validate_json(json.dumps(asdict(record)), strict=True)
 
 
 def drop_record(root: Path, step: Step) -> None:
     """Delete the record of a step, so that the step runs again; nothing happens if there is none."""
-    (root / step.path).unlink(missing_ok=True)
+    make_room(root / step.path)
 
 
 @dataclass(frozen=True)
@@ -282,6 +240,9 @@ class Failure:
     traceback: list[str]
 
 
+_FAILURE = TypeAdapter(Failure)
+
+
 def write_failure(root: Path, step: Step, error: str, traceback: str, attempts: int) -> None:
     """Write the description of a step's failure, beside the place of its record.
 
@@ -295,39 +256,68 @@ def write_failure(root: Path, step: Step, error: str, traceback: str, attempts: 
         Number of attempts.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    failure = Failure(error, attempts, now, traceback.splitlines())
-    write_json(root / step.failure_path, asdict(step) | asdict(failure))
+    told = asdict(step) | asdict(Failure(error, attempts, now, traceback.splitlines()))
+    write_json(root / step.failure_path, told | {"checksum": sha256_of_json(told)})
 
 
 def drop_failure(root: Path, step: Step) -> None:
     """Delete the description of a step's failure; nothing happens if there is none."""
-    (root / step.failure_path).unlink(missing_ok=True)
+    make_room(root / step.failure_path)
 
 
 def failures(root: Path) -> dict[Step, Failure]:
-    """Return the steps that failed and have not been done since, with the descriptions of the failures."""
-    found = {}
-    for path in sorted((root / "done").rglob(f"shard-*{_FAILED}")):
-        try:
-            told = json.loads(path.read_bytes())
-            step = Step(told["stage"], told["shard"], told["explainer"])
-            found[step] = Failure(told["error"], told["attempts"], told["time"], told["traceback"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedRecordError(f"{path} cannot be read ({error!r}); delete it") from error
-    return found
+    """Return the steps that failed and have not been done since, with the descriptions of the failures.
+
+    Raises
+    ------
+    DamagedRecordError
+        If a description is damaged or belongs to another step.
+    """
+    return {step: read_failure(root, step) for step in _listed(root, _FAILED)}
+
+
+def read_failure(root: Path, step: Step) -> Failure:
+    """Read the description of a step's failure.
+
+    Raises
+    ------
+    DamagedRecordError
+        If the file is damaged or is about another step.
+    """
+    try:
+        told = _read_signed(root / step.failure_path)
+        named = Step(told["stage"], told["shard"], told["explainer"])
+        failure = Failure(told["error"], told["attempts"], told["time"], told["traceback"])
+        failure = _FAILURE.validate_json(json.dumps(asdict(failure)), strict=True)
+    except _DAMAGE as error:
+        raise _damaged(step.failure_path, f"cannot be read ({_reason(error)})") from error
+    if named != step:
+        raise _damaged(step.failure_path, "is about another step")
+    return failure
 
 
 def finished(root: Path) -> set[Step]:
-    """Return the steps that have a record; folders are listed, and no record is opened or checked."""
-    steps = set()
+    """Return the steps that have a record; folders are listed, and no record is opened or checked.
+
+    The folder may hold records of steps that its run does not have, see :meth:`storage.run.Run.finished`.
+    """
+    return set(_listed(root, ".json"))
+
+
+def _listed(root: Path, suffix: str) -> list[Step]:
+    """Return the steps of all shards that have a file with this suffix, sorted."""
+    steps = []
     for stage in STAGES:
-        for path in (root / "done" / stage).rglob("shard-*.json"):
-            match = _RECORD_NAME.fullmatch(path.name)
+        for path in (root / "done" / stage).rglob(f"shard-*{suffix}"):
+            match = _NUMBER.match(path.name)
+            # "." stands for the stage's own folder, which has no folders of explainers.
+            explainer = path.parent.relative_to(root / "done" / stage).as_posix()
             if match:
-                # "." stands for the stage's own folder, which has no folders of explainers.
-                explainer = path.parent.relative_to(root / "done" / stage).as_posix()
-                steps.add(Step(stage, int(match[1]), "" if explainer == "." else explainer))
-    return steps
+                step = Step(stage, int(match[1]), "" if explainer == "." else explainer)
+                # The same number may be written in several ways, of which one is the file's name.
+                if path.name == shard_name(step.shard, suffix[1:]):
+                    steps.append(step)
+    return sorted(steps)
 
 
 def _covered(root: Path, path: Path) -> CoveredFile:

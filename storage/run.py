@@ -5,14 +5,15 @@ A run folder is a folder of this machine or a prefix on S3.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from storage import maps
-from storage.files import PARTIAL, sha256_of_json, write_json
+from storage import contents, maps
+from storage.files import PARTIAL, sha256_of_json
+from storage.layout import Layout
 from storage.manifest import (
     ColumnEntry,
     ExplainerEntry,
@@ -21,10 +22,11 @@ from storage.manifest import (
     RunMismatchError,
     continued,
     plain,
-    read_manifest,
 )
+from storage.metadata import create_arrays, sign_arrays
 from storage.places import is_there, place, remove_tree
-from storage.records import StageFacts, finished, read_record, write_record
+from storage.records import StageFacts, Step, finished, read_record, write_record
+from storage.run_json import JobFacts, job_facts, problems, read_manifest, write_manifest
 
 
 @dataclass(frozen=True)
@@ -60,23 +62,21 @@ class Run:
             If the store is an unknown URL, ``run.json`` cannot be read, or a name cannot be that of a folder.
         """
         root = place(store).absolute()
-        for name in [*manifest.explainers, *manifest.metrics]:
-            # Names of explainers become names of folders, which must not lead out of the run folder.
-            if not re.fullmatch(r"\w[\w.:+-]*", name):
-                raise ValueError(f"{name!r} cannot name a folder; use letters, digits, '_', '-', '.' and ':'")
+        for problem in problems(manifest):
+            raise ValueError(problem)
         now = datetime.now(UTC).isoformat(timespec="seconds")
+        known, signed = None, False
         if is_there(root / "run.json"):
-            known = read_manifest(root)
+            known, signed = read_manifest(root)
             wanted = continued(root, known, plain(manifest), now)
+            contents.refuse_blocked(root, Layout(wanted))
         else:
             refuse_other_files(root, "run.json")
-            known = None
             wanted = plain(manifest, hash=sha256_of_json(manifest.identity), created=now)
-        if wanted != known:
-            write_json(root / "run.json", wanted.model_dump(mode="json"))
-        run = cls(root, wanted)
-        run._create_arrays()
-        return run
+        if wanted != known or not signed:
+            write_manifest(root, wanted)
+        create_arrays(root, Layout(wanted))
+        return cls(root, wanted)
 
     @classmethod
     def open(cls, store: str | Path) -> Run:
@@ -90,7 +90,28 @@ class Run:
         root = place(store).absolute()
         if not is_there(root / "run.json"):
             raise ValueError(f"{root} is not a run folder: it has no run.json")
-        return cls(root, read_manifest(root))
+        return cls(root, read_manifest(root)[0])
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The files that the run may hold."""
+        return Layout(self.manifest)
+
+    def check_arrays(self, *folders: Path) -> None:
+        """Check that arrays, and all arrays below groups, are those that the manifest describes.
+
+        Raises
+        ------
+        storage.maps.DamagedShardError
+            If one is not.
+        """
+        for path, layout in self.layout.arrays.items():
+            if any((self.root / path).is_relative_to(folder) for folder in folders):
+                maps.check_layout(self.root / path, layout)
+
+    def finished(self) -> set[Step]:
+        """Return the recorded steps of this run; records of any other step are ignored."""
+        return {step for step in finished(self.root) if self.layout.has(step)}
 
     @property
     def inputs(self) -> Path:
@@ -141,6 +162,10 @@ class Run:
         """The job with all defaults filled in."""
         return self.manifest.job
 
+    @cached_property
+    def _facts(self) -> JobFacts:
+        return job_facts(self.root, self.manifest)
+
     @property
     def hash(self) -> str:
         """SHA-256 of the settings on which the results depend, without explainers and metrics."""
@@ -149,17 +174,17 @@ class Run:
     @property
     def name(self) -> str:
         """Name of the job."""
-        return str(self.job["name"])
+        return self._facts.name
 
     @property
     def target(self) -> Any:
         """Class that the job explains: "predicted", "label", a class index, or {"top": k}."""
-        return self.job["target"]
+        return self._facts.target
 
     @property
     def tolerance(self) -> float:
         """Largest share of the explainers' steps that may fail in a job that succeeds, in [0, 1]."""
-        return float(self.job["tolerance"])
+        return self._facts.tolerance
 
     @property
     def explainers(self) -> dict[str, ExplainerEntry]:
@@ -219,17 +244,17 @@ class Run:
     @property
     def seed(self) -> int:
         """Seed of the job."""
-        return int(self.job["seed"])
+        return self._facts.seed
 
     @property
     def batch_images(self) -> int:
         """Number of images per step."""
-        return int(self.job["batch"]["images"])
+        return self._facts.batch.images
 
     @property
     def batch_forwards(self) -> int:
         """Number of forward passes per perturbation step."""
-        return int(self.job["batch"]["forwards"])
+        return self._facts.batch.forwards
 
     def with_half_batches(self) -> Run:
         """Return the same run with half the batch sizes, for the second attempt at a shard."""
@@ -240,7 +265,7 @@ class Run:
     @property
     def shards(self) -> int:
         """Number of shards of each stage."""
-        return -(-self.rows // self.manifest.shard_rows)
+        return self.layout.shards
 
     def bounds(self, shard: int) -> tuple[int, int]:
         """Return the first image row of a shard, and the row after its last one.
@@ -270,7 +295,8 @@ class Run:
         that the activations are not there (``cached``). This happens before the deletion, so that a record
         never names files that are gone.
         """
-        for step in finished(self.root):
+        sign_arrays(self.root, self.layout, without=self.activations.name)
+        for step in self.finished():
             record = read_record(self.root, step) if step.stage == "activations" else None
             if record is None or not record.facts.cached:
                 continue
@@ -286,29 +312,6 @@ class Run:
                 facts=StageFacts(cached=False),
             )
         remove_tree(self.activations)
-
-    def _create_arrays(self) -> None:
-        """Create missing arrays; existing arrays are checked and kept."""
-        m, k = self.manifest, self.manifest.targets_per_image
-        maps.create_array(self.inputs, m.rows, m.input_shape, m.input_dtype, shard_rows=m.shard_rows)
-        if m.masks:
-            maps.create_array(self.masks, m.rows, m.input_shape[1:], "uint8", shard_rows=m.shard_rows)
-        if m.activation_shape is not None:
-            shape = m.activation_shape
-            maps.create_array(self.activations, m.rows, shape, "float32", shard_rows=m.shard_rows)
-        maps.create_group(self.root / "saliency.zarr")
-        for name, entry in m.explainers.items():
-            about = entry.model_dump(mode="json", include={"parameters", "grid", "layer"})
-            maps.create_group(self.saliency(name), about)
-            if entry.details:
-                maps.create_group(self.saliency(name) / "details")
-            layouts = {"maps": (entry.grid, m.map_dtype), "status": ((), "int8")}
-            layouts |= {
-                f"details/{key}": (detail.shape, detail.dtype) for key, detail in entry.details.items()
-            }
-            for key, (shape, dtype) in layouts.items():
-                path = self.saliency(name) / key
-                maps.create_array(path, m.rows * k, shape, dtype, shard_rows=m.shard_rows * k)
 
 
 def refuse_other_files(root: Path, name: str) -> None:

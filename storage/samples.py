@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.files import shard_name
+from storage.layout import sample_part
 from storage.parquet import read_table, write_table
 
 _FROM_INPUTS = pa.schema(
@@ -66,6 +66,7 @@ SAMPLE_COLUMNS = (
     "status",
     "error",
 )
+_MERGED = pa.schema(list({field.name: field for field in (*_FROM_ACTIVATIONS, *_FROM_INPUTS)}.values()))
 
 
 def write_sample_inputs(root: Path, shard: int, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -95,7 +96,7 @@ def write_sample_predictions(root: Path, shard: int, rows: Sequence[Mapping[str,
 
 def read_sample_inputs(root: Path, shard: int) -> list[dict[str, Any]]:
     """Read the rows that :func:`write_sample_inputs` wrote."""
-    rows: list[dict[str, Any]] = read_table(_part(root, "inputs", shard)).to_pylist()
+    rows: list[dict[str, Any]] = _read_part(root, "inputs", shard).to_pylist()
     return rows
 
 
@@ -105,8 +106,13 @@ def read_samples_of_shard(root: Path, shard: int) -> list[dict[str, Any]]:
     return rows
 
 
-def read_hits(root: Path) -> tuple[int, int]:
+def read_hits(root: Path, shards: int) -> tuple[int, int]:
     """Count the images of a run that have a label and a prediction, and those whose prediction is the label.
+
+    Parameters
+    ----------
+    shards
+        Number of shards of the run.
 
     Returns
     -------
@@ -114,39 +120,40 @@ def read_hits(root: Path) -> tuple[int, int]:
         Numbers of images.
     """
     labelled = correct = 0
-    for path in sorted((root / "samples" / "activations").glob("shard-*.parquet")):
-        table = _joined(root, int(path.stem.removeprefix("shard-")))
+    for shard in range(shards):
+        table = _joined(root, shard)
         equal = pc.equal(table["label"], table["prediction"])  # null where one of the two is missing
         labelled += len(equal) - equal.null_count
         correct += pc.sum(equal).as_py() or 0
     return labelled, correct
 
 
-def merge_samples(root: Path) -> Path:
+def merge_samples(root: Path, shards: int) -> Path:
     """Write ``samples.parquet``, one row per image, from the files of all shards; return its path.
+
+    Parameters
+    ----------
+    shards
+        Number of shards of the run.
 
     Raises
     ------
     ValueError
-        If there is no shard, or if the two files of a shard list different images.
+        If a file is missing or damaged, or if the two files of a shard list different images.
     """
-    names = sorted(path.stem for path in (root / "samples" / "inputs").glob("shard-*.parquet"))
-    if not names:
-        raise ValueError(f"{root} has no samples yet: the inputs stage has not run")
-    shards = [int(name.removeprefix("shard-")) for name in names]
     path = root / "samples.parquet"
-    write_table(pa.concat_tables([_joined(root, shard) for shard in shards]), path)
+    write_table(pa.concat_tables([_joined(root, shard) for shard in range(shards)]), path)
     return path
 
 
 def read_samples(root: Path) -> list[dict[str, Any]]:
     """Read the rows of ``samples.parquet``; they are in the order of the arrays' rows."""
-    rows: list[dict[str, Any]] = read_table(root / "samples.parquet").to_pylist()
+    rows: list[dict[str, Any]] = read_table(root / "samples.parquet", schema=_MERGED).to_pylist()
     return rows
 
 
 def _part(root: Path, stage: str, shard: int) -> Path:
-    return root / "samples" / stage / shard_name(shard, "parquet")
+    return root / sample_part(stage, shard)
 
 
 def _write_part(root: Path, stage: str, shard: int, table: pa.Table) -> Path:
@@ -155,9 +162,14 @@ def _write_part(root: Path, stage: str, shard: int, table: pa.Table) -> Path:
     return path
 
 
+def _read_part(root: Path, stage: str, shard: int) -> pa.Table:
+    schema = _FROM_INPUTS if stage == "inputs" else _FROM_ACTIVATIONS
+    return read_table(_part(root, stage, shard), schema=schema)
+
+
 def _joined(root: Path, shard: int) -> pa.Table:
     """Join the two files of a shard, which must list the same images in the same order."""
-    table, other = read_table(_part(root, "inputs", shard)), read_table(_part(root, "activations", shard))
+    table, other = _read_part(root, "inputs", shard), _read_part(root, "activations", shard)
     if not table["sample_id"].equals(other["sample_id"]):
         raise ValueError(f"shard {shard} of {root}: the inputs and the activations are of different images")
     # An input that was read may still fail in the model, so the error of the later stage counts first.

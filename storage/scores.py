@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from storage.files import shard_name
+from storage.files import UnreadableError
+from storage.layout import score_file
 from storage.parquet import opened, read_table, write_table
 from storage.run import Run
 from storage.samples import read_samples_of_shard
@@ -59,13 +60,21 @@ def read_values(run: Run, explainer: str) -> pa.Table:
     parts = []
     for shard in range(run.shards):
         path = _score_file(run.root, explainer, shard)
-        part = read_table(path, names) if path.exists() else SCORES.empty_table().select(names)
+        part = read_table(path, names, SCORES) if path.exists() else SCORES.empty_table().select(names)
         there = set(pc.unique(part["metric"]).to_pylist())
+        _check_rows(path, part, there, run.rows_of(shard))
         parts += [
             part,
             *(_unscored(run, shard, metric, names) for metric in run.columns if metric not in there),
         ]
     return pa.concat_tables(parts)
+
+
+def _check_rows(path: Path, part: pa.Table, metrics: Set[str], rows: tuple[int, int]) -> None:
+    """Raise UnreadableError if a metric has not one row for each of a shard's rows."""
+    counts = {item["values"]: item["counts"] for item in pc.value_counts(part["metric"]).to_pylist()}
+    if any(counts[metric] != rows[1] - rows[0] for metric in metrics):
+        raise UnreadableError(f"{path} has other rows than its shard; run the job again to repair it")
 
 
 def _unscored(run: Run, shard: int, metric: str, names: list[str]) -> pa.Table:
@@ -161,4 +170,4 @@ def _curves_in(path: Path, wanted: Set[str] | None = None) -> dict[str, NDArray[
 
 def _score_file(root: Path, explainer: str, shard: int) -> Path:
     """Return the file of an explainer's scores of one shard."""
-    return root / "scores" / f"explainer={explainer}" / shard_name(shard, "parquet")
+    return root / score_file(explainer, shard)

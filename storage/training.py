@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.files import PARTIAL, sha256_of_json, write_json
+from storage.errors import LONGEST, one_line
+from storage.files import PARTIAL, read_json, sha256_of_json, write_json
 from storage.manifest import RunMismatchError, differences
 from storage.places import is_remote, place
 from storage.run import refuse_other_files
@@ -63,9 +64,10 @@ class TrainingFolder:
             write_json(path, {"identity": wanted, "versions": versions})
             return cls(root, wanted)
         try:
-            known = json.loads(path.read_bytes())["identity"]
+            known = dict(read_json(path)["identity"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read: {error}; restore it or choose another store") from error
+            why = one_line(error, LONGEST)
+            raise ValueError(f"{path} cannot be read: {why}; restore it or choose another store") from error
         told = differences(known, wanted)
         if told:
             raise RunMismatchError(

@@ -1,20 +1,57 @@
-"""Checks that the files still have the content that the done-records describe."""
+"""Checks that a run folder holds what was written, and nothing else.
+
+Every file that a reader may read is in a record with its size and SHA-256: those of a shard in the record of
+its step, the metadata of arrays in ``done/arrays.json``, the tables and pictures of the whole run in
+``done/summary.json``. Records and ``run.json`` hold their own checksum.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.files import sha256_of_file
-from storage.records import CoveredFile, DamagedRecordError, Step, drop_record, finished, read_record
+from storage.contents import FILE, FOLDER, LINK, Entry, blocked, listed
+from storage.errors import LONGEST
+from storage.files import UnreadableError, make_room, regular, sha256_of_file
+from storage.layout import DRAWN, SIGNED, TABLES
+from storage.metadata import content, expected
+from storage.records import (
+    ARRAYS,
+    SUMMARY,
+    CoveredFile,
+    DamagedRecordError,
+    DoneRecord,
+    Step,
+    drop_failure,
+    drop_record,
+    read_failure,
+    read_record,
+)
+from storage.run import Run
+from storage.run_json import job_facts, read_manifest
+
+THREADS = 4  # that compute checksums, which releases Python's lock; on S3 they also wait for answers
+UNSIGNED = "is not signed by any record; run the job again, which writes and signs it"
+FOREIGN = "is foreign: the run has no such file; move it away if it is not yours"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A step whose record or files are damaged; ``path`` is relative to the run folder."""
+    """Something that is wrong in a run folder.
 
-    step: Step
+    Attributes
+    ----------
+    step
+        The step that writes the file and has to run again; None if no step does.
+    path
+        The file or folder, relative to the run folder.
+    reason
+        What is wrong, and what to do where running the job again does not help.
+    """
+
+    step: Step | None
     path: Path
     reason: str
 
@@ -23,40 +60,205 @@ class Problem:
 
 
 def verify(root: Path) -> list[Problem]:
-    """Check every done-record, and the size and SHA-256 of every file in it; return the problems by step."""
-    problems: list[Problem] = []
-    for step in sorted(finished(root)):
-        try:
-            record = read_record(root, step)
-        except DamagedRecordError as error:
-            problems.append(Problem(step, step.path, str(error).removeprefix(f"{step.path} ")))
-            continue
-        for file in record.files if record else []:
-            reason = _difference(root, file)
-            if reason:
-                problems.append(Problem(step, Path(file.path), reason))
-    return problems
+    """Check everything in a run folder; return the problems by path.
+
+    Every file that is signed is read once, and every other file is named.
+
+    Raises
+    ------
+    ValueError
+        If there is no run, or its ``run.json`` is damaged.
+    """
+    run = Run.open(root)
+    job_facts(run.root, run.manifest)
+    return sorted(_Check(run).problems(), key=lambda problem: problem.path.parts)
+
+
+def check_result(root: Path, name: str) -> None:
+    """Check one of the run's tables, if the run has it and its record, before it is read.
+
+    Parameters
+    ----------
+    name
+        One of :data:`storage.layout.TABLES`.
+
+    Raises
+    ------
+    UnreadableError
+        If the table is no file, or not the one that was written.
+    DamagedRecordError
+        If the record of the tables is damaged.
+    """
+    path, record = root / name, read_record(root, SUMMARY)
+    signed = next((file for file in record.files if file.path == name), None) if record else None
+    if not regular(path).exists() or signed is None:
+        return
+    if path.stat().st_size != signed.size or sha256_of_file(path) != signed.sha256:
+        raise UnreadableError(f"{path} has other contents than were written; run the job again to repair it")
 
 
 def repair(root: Path, problems: Iterable[Problem]) -> set[Step]:
     """Delete the records of the damaged steps, so that the next run does them again; return the steps.
 
-    Nothing else has to be deleted: a repeated step writes the same bytes, so later stages stay valid.
+    What is no file in the place of a file is removed too, but neither a foreign file nor a full folder is.
+    A repeated step writes the same bytes, so later stages stay valid.
+
+    Raises
+    ------
+    UnreadableError
+        If a folder in the place of a file is not empty.
     """
-    steps = {problem.step for problem in problems}
-    for step in steps:
-        drop_record(root, step)
+    steps = set()
+    for problem in problems:
+        if problem.step is None:
+            continue
+        steps.add(problem.step)
+        drop_record(root, problem.step)
+        if problem.path == problem.step.failure_path:
+            drop_failure(root, problem.step)
+        _clear(root / problem.path)
     return steps
 
 
-def _difference(root: Path, file: CoveredFile) -> str | None:
-    """Return how a file differs from its record; None if it does not."""
-    path = root / file.path
-    if not path.is_file():
-        return "is missing"
-    size = path.stat().st_size
-    if size != file.size:
-        return f"has {size} bytes instead of {file.size}"
-    if sha256_of_file(path) != file.sha256:
-        return "has other contents than were written (the SHA-256 differs)"
-    return None
+def _clear(path: Path) -> None:
+    """Remove a link, a pipe or an empty folder in the place of a file."""
+    try:
+        regular(path)
+        link = path.is_symlink()
+    except UnreadableError:
+        link = True
+    if link:
+        make_room(path)
+
+
+class _Check:
+    """One check of a run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._layout = run, run.layout
+        self._entries = listed(run.root)
+        self._obstacles = blocked(self._layout, self._entries)
+        self._signed: dict[str, tuple[Step, CoveredFile]] = {}
+        self._cached = False  # whether a record says that activations are stored
+        self._damaged: set[Step] = set()  # steps whose record cannot be read
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong with records, with signed files, and with all other files."""
+        if not read_manifest(self._run.root)[1]:
+            yield Problem(None, Path("run.json"), UNSIGNED)
+        yield from (Problem(None, Path(path), reason) for path, reason in self._obstacles.items())
+        for path, entry in self._entries.items():
+            step = self._layout.recorded(path)
+            if step is None:
+                continue
+            if entry.kind == FILE:
+                yield from self._of_record(step, path)
+            elif path == step.path.as_posix():
+                self._damaged.add(step)  # what lies there is named with the other strangers
+        if ARRAYS.path.as_posix() not in self._entries:
+            yield Problem(None, ARRAYS.path, "is missing; run the job again, which writes it")
+        yield from self._of_signed_files()
+        yield from self._of_metadata()
+        for path, entry in self._entries.items():
+            known = path in self._obstacles or path in self._signed
+            reason = None if known else self._stranger(path, entry)
+            if reason:
+                yield Problem(self._writer(path), Path(path), reason)
+
+    def _of_record(self, step: Step, path: str) -> Iterator[Problem]:
+        """Check a record or the description of a failure, and note the files that a record signs."""
+        try:
+            if path == step.failure_path.as_posix():
+                read_failure(self._run.root, step)
+                return
+            record = read_record(self._run.root, step)
+        except DamagedRecordError as error:
+            self._damaged.add(step)
+            yield Problem(step, Path(path), str(error).removeprefix(f"{path} "))
+            return
+        if record is None:
+            return  # deleted a moment ago
+        reason = self._misfit(record)
+        if reason:
+            yield Problem(step, step.path, reason)
+        self._cached |= bool(record.facts.cached)
+        self._signed |= {f.path: (step, f) for f in record.files if self._layout.is_file(f.path)}
+
+    def _misfit(self, record: DoneRecord) -> str | None:
+        """Return how a record contradicts the manifest; None if it does not."""
+        layout, step = self._layout, record.step
+        files = [file.path for file in record.files]
+        if step == ARRAYS:
+            wanted = [f"{path}/zarr.json" for path in (*layout.arrays, *layout.groups)]
+            # Activations are deleted at the end of a job, so their metadata may be gone. The records of the
+            # stage activations come before this one.
+            wanted = [path for path in wanted if self._cached or not path.startswith("activations.zarr/")]
+            lacking, foreign = set(wanted) - set(files), {p for p in files if not p.endswith("/zarr.json")}
+        elif step == SUMMARY:
+            lacking, foreign = set(TABLES) - set(files), set(files) - set(SIGNED)
+        else:
+            wanted_files = layout.files_of(step, cached=bool(record.facts.cached))
+            lacking, foreign = wanted_files - set(files), set(files) - wanted_files
+            if record.rows != layout.rows_of(step) or sum(record.statuses.values()) != record.rows:
+                return (
+                    f"has {record.rows} rows and statuses of {sum(record.statuses.values())}, but the "
+                    f"step writes {layout.rows_of(step)}"
+                )
+        if foreign:
+            return f"signs {min(foreign)[:LONGEST]}, which the step does not write"
+        return f"does not sign {min(lacking)}" if lacking else None
+
+    def _of_signed_files(self) -> Iterator[Problem]:
+        """Compare every signed file with its record; each is read once."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            reasons = pool.map(self._difference, [file for _, file in self._signed.values()])
+            for (path, (step, _)), reason in zip(self._signed.items(), reasons, strict=True):
+                if reason and path not in self._obstacles:
+                    yield Problem(step, Path(path), reason)
+
+    def _difference(self, file: CoveredFile) -> str | None:
+        """Return how a file differs from its record; None if it does not."""
+        entry = self._entries.get(file.path)
+        if entry is None:
+            return "is missing"
+        if entry.kind != FILE:
+            return f"is {entry.kind}, not a file"
+        if entry.size != file.size:
+            return f"has {entry.size} bytes instead of {file.size}"
+        same = sha256_of_file(self._run.root / file.path) == file.sha256
+        return None if same else "has other contents than were written (the SHA-256 differs)"
+
+    def _of_metadata(self) -> Iterator[Problem]:
+        """Compare the metadata that no record signs with the manifest."""
+        for path, wanted in expected(self._layout).items():
+            if path in self._signed:
+                continue
+            found = content(self._run.root / path)
+            if found is None and (self._cached or not path.startswith("activations.zarr/")):
+                yield Problem(ARRAYS, Path(path), "is missing, or is no file of metadata")
+            elif found is not None and found != wanted:
+                yield Problem(ARRAYS, Path(path), "is not the metadata that run.json describes")
+
+    def _stranger(self, path: str, entry: Entry) -> str | None:
+        """Return what is wrong with something that no record signs; None if nothing is."""
+        expected_file = self._layout.is_file(path) or self._layout.recorded(path) is not None
+        if entry.kind == FOLDER:
+            return "is a folder, not a file" if expected_file else None
+        if entry.kind == LINK:
+            return "is a link, which may lead out of the run; the run replaces it only where it needs a file"
+        if entry.kind != FILE:
+            return f"is {entry.kind}, not a file"
+        known = path == "run.json" or (path.endswith("/zarr.json") and expected_file)
+        if known or self._layout.recorded(path) or path.startswith(f"{DRAWN}/"):
+            return None
+        if self._writer(path) in self._damaged:
+            return None  # its record is named already
+        return UNSIGNED if expected_file else FOREIGN
+
+    def _writer(self, path: str) -> Step | None:
+        """Return the step that writes the file at ``path``; None if none does."""
+        if path in SIGNED:
+            return SUMMARY
+        if path in self._layout.single_files and path.endswith("/zarr.json"):
+            return ARRAYS
+        return self._layout.recorded(path) or self._layout.owner(path)

@@ -5,23 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage.files import on_this_machine
+from storage.layout import PICTURES, TABLES
+from storage.records import SUMMARY, drop_record, write_record
 from storage.run import Run
 from storage.samples import merge_samples
 from storage.tracking import Result, page_of, track
 from tasks.artifacts import show_links, show_results
 from tasks.pictures.contact_sheet import draw_contact_sheet
 from tasks.pictures.curves import draw_curves
-from tasks.results.accuracy import write_accuracy
+from tasks.results.accuracy import Accuracy, write_accuracy
 from tasks.results.costs import write_costs
+from tasks.results.statistics import Floats
 from tasks.results.summary import mean_curves, summarise
-
-PICTURES = ("contact_sheet.png", "curves.png")
 
 
 @task(name="summary", task_run_name="summary", cache_policy=NO_CACHE)
@@ -49,12 +53,9 @@ def summary(root: str, tracking: str) -> dict[str, Any]:
         If MLflow fails. The files have been written by then.
     """
     run = Run.open(root)
-    merge_samples(run.root)
-    accuracy = write_accuracy(run)
-    scores, costs, curves = summarise(run), write_costs(run), mean_curves(run)
-    draw_contact_sheet(run)
-    draw_curves(run, curves)
-    pictures = [path for name in PICTURES if (path := run.report / name).exists()]
+    written = write_results(run)
+    scores, costs, accuracy = written.scores, written.costs, written.accuracy
+    curves, pictures = written.curves, written.pictures
     rows = scores.to_pylist()
     spent = {row.pop("explainer"): row for row in costs.to_pylist()}
     results = {
@@ -74,6 +75,43 @@ def summary(root: str, tracking: str) -> dict[str, Any]:
     show_results(run, scores, costs, pictures, accuracy)
     show_links(run, tracking, page_of(tracking, tracked))
     return {"rows": len(rows), "pictures": len(pictures)}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What :func:`write_results` wrote.
+
+    Attributes
+    ----------
+    scores, costs
+        The tables ``summary.parquet`` and ``costs.parquet``.
+    accuracy
+        The content of ``accuracy.json``; None without labels.
+    curves
+        The mean curves by explainer and column.
+    pictures
+        The files of the pictures.
+    """
+
+    scores: pa.Table
+    costs: pa.Table
+    accuracy: Accuracy | None
+    curves: dict[tuple[str, str], Floats]
+    pictures: list[Path]
+
+
+def write_results(run: Run) -> Written:
+    """Write the tables and pictures of the whole run, and last the record that signs them."""
+    drop_record(run.root, SUMMARY)  # so that it never signs files that are just being replaced
+    merge_samples(run.root, run.shards)
+    accuracy = write_accuracy(run)
+    scores, costs, curves = summarise(run), write_costs(run), mean_curves(run)
+    draw_contact_sheet(run)
+    draw_curves(run, curves)
+    pictures = [path for name in PICTURES if (path := run.root / name).exists()]
+    files = [*(run.root / name for name in TABLES), *pictures, *([run.accuracy] if accuracy else [])]
+    write_record(run.root, SUMMARY, rows=run.rows, statuses={}, files=files, seconds=0.0, worker="")
+    return Written(scores, costs, accuracy, curves, pictures)
 
 
 def _numbers(rows: Iterable[dict[str, Any]]) -> dict[str, float]:

@@ -107,7 +107,33 @@ def explained(run: Run) -> Run:
         activations.fn(str(run.root), shard, keep=run.manifest.activation_shape is not None)
         for name in run.explainers:
             saliency.fn(str(run.root), shard, name)
-    merge_samples(run.root)
+    merge_samples(run.root, run.shards)
+    return run
+
+
+def completed(raw: dict[str, Any]) -> Run:
+    """Run a raw job, or what is left of it, as the flow does, but without Prefect, Dask and MLflow."""
+    from flows.resume import remaining
+    from storage.verify import repair, verify
+    from tasks.activations import activations
+    from tasks.inputs import inputs
+    from tasks.saliency import saliency
+    from tasks.scores import scores
+    from tasks.summary import write_results
+
+    run = prepared(raw)
+    repair(run.root, verify(run.root))
+    for step in remaining(run):
+        match step.stage:
+            case "inputs":
+                inputs.fn(str(run.root), step.shard)
+            case "activations":
+                activations.fn(str(run.root), step.shard, keep=run.manifest.activation_shape is not None)
+            case "saliency":
+                saliency.fn(str(run.root), step.shard, step.explainer)
+            case _:
+                scores.fn(str(run.root), step.shard, step.explainer)
+    write_results(run)
     return run
 
 

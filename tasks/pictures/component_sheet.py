@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from storage.characters import shown
-from storage.records import Step, finished
+from storage.records import Step
 from storage.run import Run
 from storage.samples import read_sample_inputs, read_samples_of_shard
 from tasks.pictures.drawing import draw_image, draw_map, map_of, pixels_of, save, sheet
@@ -44,6 +44,7 @@ def draw_components(
     """
     name = _chosen(run, explainer)
     image, sample = _found(run, sample_id, name)
+    run.check_arrays(run.inputs, run.saliency(name))
     path = output or run.report / "components" / f"{_file_name(f'{name}-{sample_id}')}.png"
     figure = components_figure(run, name, image, sample)
     try:
@@ -109,7 +110,7 @@ def _chosen(run: Run, explainer: str | None) -> str:
 
 def _found(run: Run, sample_id: str, explainer: str) -> tuple[int, dict[str, Any]]:
     """The index of a sample in the run, and its row of the samples."""
-    done = finished(run.root)
+    done = run.finished()
     shard, place = _located(run, sample_id, [s for s in range(run.shards) if Step("inputs", s) in done])
     decoded = read_sample_inputs(run.root, shard)[place]
     if decoded["status"] != "ok":

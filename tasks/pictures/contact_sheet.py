@@ -26,7 +26,7 @@ def draw_contact_sheet(run: Run) -> None:
     Without any such sample no file is written.
     """
     samples = read_samples(run.root)
-    lacking = {step.shard for step in failures(run.root)}
+    lacking = {step.shard for step in failures(run.root) if run.layout.has(step)}
     usable = [
         row
         for row, sample in enumerate(samples)

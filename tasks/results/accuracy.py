@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import binom
 
-from storage.files import write_json
+from storage.files import UnreadableError, read_json, write_json
 from storage.places import is_there
 from storage.run import Run
 from storage.samples import read_hits
@@ -76,7 +74,7 @@ def write_accuracy(run: Run) -> Accuracy | None:
     classes = run.manifest.num_classes
     if not run.manifest.labels or classes is None:
         return None
-    labelled, correct = read_hits(run.root)
+    labelled, correct = read_hits(run.root, run.shards)
     found = Accuracy(labelled=labelled, correct=correct, classes=classes, labels=run.manifest.labels)
     more = {"accuracy": found.value, "no_better_than_chance": found.is_chance}
     write_json(run.accuracy, found.model_dump() | more)
@@ -88,12 +86,12 @@ def read_accuracy(run: Run) -> Accuracy | None:
 
     Raises
     ------
-    ValueError
+    UnreadableError
         If the file is damaged; the message is one line.
     """
     if not is_there(run.accuracy):
         return None
     try:
-        return Accuracy.model_validate(json.loads(run.accuracy.read_bytes()))
-    except (ValidationError, ValueError, OSError) as error:
-        raise ValueError(f"{run.accuracy} is damaged; run the job again to repair it") from error
+        return Accuracy.model_validate(read_json(run.accuracy))
+    except ValueError as error:  # also pydantic's
+        raise UnreadableError(f"{run.accuracy} is damaged; run the job again to repair it") from error

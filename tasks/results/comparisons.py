@@ -12,10 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage.layout import TABLES
 from storage.parquet import read_table, write_table
 from storage.run import Run
 from storage.samples import read_samples
 from storage.scores import read_values, with_curve
+from storage.verify import check_result
 from tasks.metrics.registry import metrics
 from tasks.results.statistics import Floats, PairedScores, result_rows
 from tasks.results.summary import COMPARISONS, control_pairs, paired_scores, pooled_columns
@@ -84,6 +86,8 @@ def compare(runs: Sequence[Run]) -> RunComparison:
 
 def _check_complete(run: Run) -> None:
     """Refuse a run whose summary lacks an explainer or a metric, as it does after the job was extended."""
+    for name in TABLES:
+        check_result(run.root, name)
     told = read_table(run.summary, ["metric", "explainer"]).to_pylist() if run.summary.exists() else []
     there = {(row["metric"], row["explainer"]) for row in told}
     if there < {(column, name) for column in run.columns for name in run.explainers}:
@@ -116,6 +120,7 @@ def _shared(runs: Sequence[Run], names: Sequence[str]) -> tuple[list[str], dict[
                 left_out[column] = f"its settings in {name} and {names[0]} differ"
             elif _another_scale(runs[0], run, column):
                 left_out[column] = f"its values in {name} and {names[0]} are on different scales"
+    left_out |= _of_plug_ins(runs)
     shared = [column for column in told[0] if column not in left_out]
     if not shared:
         why = "; ".join(f"{column}: {reason}" for column, reason in list(left_out.items())[:3])
@@ -123,12 +128,25 @@ def _shared(runs: Sequence[Run], names: Sequence[str]) -> tuple[list[str], dict[
     return shared, left_out
 
 
+def _of_plug_ins(runs: Sequence[Run]) -> dict[str, str]:
+    """The pooled columns of plug-ins, and why they are left out."""
+    # The number of a pooled column is made by the metric's code. A run folder may come from anybody, so code
+    # that it names is not run to look at it.
+    return {
+        column: f"its metric {name} is a plug-in, whose code would have to run"
+        for run in runs
+        for name, entry in run.metrics.items()
+        for column in pooled_columns(run) & entry.columns.keys()
+        if ":" in name
+    }
+
+
 def _settings(run: Run) -> dict[str, Any]:
     """The settings of every column: metric, parameters of the metric, direction, range and fill."""
     return {
         column: (
             name,
-            metrics.get(name).Parameters(**entry.parameters),
+            entry.parameters if ":" in name else metrics.get(name).Parameters(**entry.parameters),
             [about.better, about.low, about.high, about.fill],
         )
         for name, entry in run.metrics.items()

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage.parquet import write_table
-from storage.records import Agreement, finished, read_record
+from storage.records import Agreement, read_record
 from storage.run import Run
 from storage.scores import read_values
 
@@ -34,7 +34,7 @@ def write_costs(run: Run) -> pa.Table:
     """
     rows = []
     for name in run.explainers:
-        steps = [step for step in finished(run.root) if (step.stage, step.explainer) == ("saliency", name)]
+        steps = [step for step in run.finished() if (step.stage, step.explainer) == ("saliency", name)]
         facts = [record.facts for step in steps if (record := read_record(run.root, step))]
         costs = [each.cost for each in facts if each.cost is not None]
         maps = sum(cost.explained for cost in costs)

@@ -24,7 +24,7 @@ from explainers.models.model_spec import is_file
 from explainers.models.ptame_head import Head, HeadConfig, normalisation_of, save_head
 from storage.datasets.spec import DatasetSpec
 from storage.errors import FloodlitError
-from storage.files import replacing
+from storage.files import UnreadableError, regular, replacing
 from storage.training import TrainingFolder
 from tasks.training.data import Crops, Order, UnusableImagesError, loader
 from tasks.training.loss import Losses
@@ -195,7 +195,10 @@ def crops_of(setup: TrainingSetup) -> Crops:
 def _resume(training: Training, folder: TrainingFolder) -> None:
     path = folder.checkpoint
     # Read outside of ``try``: torch raises OSError for damaged data too, and a disk error is not damage.
-    data = BytesIO(path.read_bytes())
+    try:
+        data = BytesIO(regular(path).read_bytes())
+    except UnreadableError as error:
+        raise CheckpointError(f"{error}; delete it to begin again") from error
     try:
         state = torch.load(data, map_location="cpu", weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):

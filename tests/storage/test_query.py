@@ -28,7 +28,9 @@ def scores_of(values: list[float]) -> dict[str, list[object]]:
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
     known = {"job": {}, "identity": {}, "versions": {}, "model_fingerprint": "", "dataset_fingerprint": ""}
-    layout = {"rows": 4, "shard_rows": 2, "input_shape": (3, 2, 2), "explainers": {}, "metrics": {}}
+    layout = {"rows": 4, "shard_rows": 2, "input_shape": (3, 2, 2), "metrics": {}}
+    entry = {"parameters": {}, "grid": (2, 2)}
+    layout["explainers"] = {"ddcam": entry, "package.module:Name": entry}
     return Run.create_or_open(tmp_path / "run[1]*", Manifest(**known, **layout)).root
 
 

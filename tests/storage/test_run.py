@@ -28,7 +28,13 @@ GINI = {"parameters": {}, "columns": {"gini": {"name": "gini", "low": 0, "high":
 def manifest(**changes: Any) -> Manifest:
     identity = {"seed": 0, "target": {"top": 2}, "model": {"name": "net", "crop": None}}
     known: dict[str, Any] = {
-        "job": {**identity, "seed": 0, "batch": {"images": 16, "forwards": 64}, "cluster": {"workers": 2}},
+        "job": {
+            "name": "net",
+            "tolerance": 0,
+            **identity,
+            "batch": {"images": 16, "forwards": 64},
+            "cluster": {"workers": 2},
+        },
         "identity": identity,
         "versions": {"torch": "2.6"},
         "model_fingerprint": "a" * 64,

@@ -24,6 +24,7 @@ from storage.datasets.opening import open_dataset
 from storage.datasets.spec import DatasetSpec
 from storage.files import UnreadableError, on_this_machine, replacing, sha256_of_file, write_json
 from storage.lock import LockedError, LostLockError, held, holder
+from storage.manifest import Manifest
 from storage.places import OPTIONS, files_under, folders_in, is_remote, place, remove_tree
 from storage.records import (
     DamagedRecordError,
@@ -37,6 +38,19 @@ from storage.records import (
 )
 from storage.run import Run
 from storage.verify import repair, verify
+
+MANIFEST = Manifest(
+    job={"name": "x", "target": 0, "tolerance": 0, "seed": 0, "batch": {"images": 1, "forwards": 1}},
+    identity={},
+    versions={},
+    model_fingerprint="",
+    dataset_fingerprint="",
+    rows=64,
+    shard_rows=16,
+    input_shape=(3, 2, 2),
+    explainers={},
+    metrics={},
+)
 
 
 @pytest.fixture
@@ -115,7 +129,6 @@ def test_records_are_written_listed_checked_and_dropped(root: Path) -> None:
     write_failure(root, Step("saliency", 3, "ddcam"), "RuntimeError: x", "traceback", 2)
     assert list(failures(root)) == [Step("saliency", 3, "ddcam")]
     assert finished(root) == set(steps), "a failure is no record"
-    assert verify(root) == []
     drop_record(root, steps[0])
     drop_record(root, steps[0])
     assert finished(root) == set(steps[1:])
@@ -126,18 +139,36 @@ def test_records_are_written_listed_checked_and_dropped(root: Path) -> None:
 
 
 def test_damage_is_found_and_its_step_done_again(root: Path) -> None:
-    for name, step in (("missing", 0), ("changed", 1), ("short", 2), ("sound", 3)):
-        (root / name).write_bytes(b"12345")
-        write_record(
-            root, Step("inputs", step), rows=1, statuses={}, files=[Path(name)], seconds=1, worker="w"
-        )
-    (root / "missing").unlink()
-    (root / "changed").write_bytes(b"12346")
-    (root / "short").write_bytes(b"1234")
+    run = Run.create_or_open(root, MANIFEST)
+    parts = []
+    for shard in range(4):
+        files = [Path(name) for name in sorted(run.layout.files_of(Step("inputs", shard)))]
+        for file in files:
+            (root / file).write_bytes(b"12345")
+        parts.append(root / files[-1])
+        counts = {"rows": 16, "statuses": {"ok": 16}}
+        write_record(root, Step("inputs", shard), **counts, files=files, seconds=1, worker="w")
+    assert verify(root) == []
+    parts[0].unlink()
+    parts[1].write_bytes(b"12346")
+    parts[2].write_bytes(b"1234")
+    (root / "inputs.zarr" / "zarr.json").write_bytes(b"{}")
+    (root / "foreign").write_bytes(b"1")
     problems = verify(root)
-    assert [(p.step.shard, p.reason.split()[0]) for p in problems] == [(0, "is"), (1, "has"), (2, "has")]
+    assert [(str(p.path), p.reason.split()[0]) for p in problems] == [
+        ("foreign", "is"),
+        ("inputs.zarr/zarr.json", "has"),
+        *(
+            (f"samples/inputs/shard-0000{shard}.parquet", why)
+            for shard, why in enumerate(("is", "has", "has"))
+        ),
+    ]
     repair(root, problems)
     assert finished(root) == {Step("inputs", 3)}
+    Run.create_or_open(root, MANIFEST)
+    left = [str(p.path) for p in verify(root)]
+    assert "foreign" in left
+    assert "inputs.zarr/zarr.json" not in left
 
 
 def test_arrays_keep_whole_shards_and_tell_gaps_from_data(root: Path) -> None:

@@ -52,7 +52,7 @@ def write_parts(root: Path) -> list[Path]:
 
 def test_samples_are_merged_a_row_an_image_in_array_order(tmp_path: Path) -> None:
     write_parts(tmp_path)
-    assert samples.merge_samples(tmp_path) == tmp_path / "samples.parquet"
+    assert samples.merge_samples(tmp_path, 2) == tmp_path / "samples.parquet"
     rows = samples.read_samples(tmp_path)
     assert [row["sample_id"] for row in rows] == ["b", "a", "c"]
     assert tuple(rows[0]) == samples.SAMPLE_COLUMNS
@@ -69,7 +69,7 @@ def test_an_input_that_failed_after_it_was_read_says_so(tmp_path: Path) -> None:
     write_parts(tmp_path)
     failed = prediction_row("b", []) | {"error": "too large"}
     samples.write_sample_predictions(tmp_path, 0, [failed, prediction_row("a", [])])
-    samples.merge_samples(tmp_path)
+    samples.merge_samples(tmp_path, 2)
     told = {row["sample_id"]: (row["status"], row["error"]) for row in samples.read_samples(tmp_path)}
     assert told == {"b": ("failed", "too large"), "a": ("failed", "empty"), "c": ("ok", None)}
 
@@ -78,12 +78,12 @@ def test_parts_about_different_images_are_not_merged(tmp_path: Path) -> None:
     write_parts(tmp_path)
     samples.write_sample_predictions(tmp_path, 0, [prediction_row("a", [1]), prediction_row("b", [1])])
     with pytest.raises(ValueError, match=r"shard 0 .* different images"):
-        samples.merge_samples(tmp_path)
+        samples.merge_samples(tmp_path, 2)
 
 
 def test_merging_before_the_inputs_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="inputs stage has not run"):
-        samples.merge_samples(tmp_path)
+    with pytest.raises(ValueError, match="it is missing"):
+        samples.merge_samples(tmp_path, 2)
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     for root in (tmp_path / "one", tmp_path / "two"):
         files = [
             *write_parts(root),
-            samples.merge_samples(root),
+            samples.merge_samples(root, 2),
         ]
         hashes.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
     assert hashes[0] == hashes[1]

@@ -1,81 +1,380 @@
-"""Damage is found, named and repaired by dropping the record; what is whole stays."""
+"""Every damage of a run folder is named, and the same job again repairs it; what is foreign stays."""
 
-import re
+from __future__ import annotations
+
+import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from storage.records import Step, finished, write_record
-from storage.verify import repair, verify
+from runs import completed, tiny_job
+from storage.files import UnreadableError, sha256_of_json, write_json
+from storage.parquet import read_table
+from storage.records import SUMMARY, DamagedRecordError, Step, finished, read_record
+from storage.run import Run
+from storage.run_json import DamagedRunError
+from storage.verify import check_result, repair, verify
 
-STEPS = [Step("inputs", 0), Step("saliency", 1, "ddcam"), Step("scores", 1, "ddcam")]
+MEASURED = {"seconds", "worker", "explain_seconds", "peak_bytes", "checksum"}  # differ from run to run
+FLIPPED = "has other contents"
+
+
+class Complete:
+    """A complete run, which can be put back as it was, at the same place."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.kept = folder / "run", folder / "kept"
+        self.job = tiny_job(
+            self.root,
+            dataset={"kind": "digits", "limit": 20},
+            explainers=[{"name": "gradcam"}],
+            metrics=[{"name": "insertion", "steps": 2}],
+            controls=False,
+        )
+        completed(self.job)
+        shutil.copytree(self.root, self.kept)
+        self.files = sorted(p.relative_to(self.root) for p in self.root.rglob("*") if p.is_file())
+
+    def restore(self) -> None:
+        shutil.rmtree(self.root)
+        shutil.copytree(self.kept, self.root)
+
+    def repeated(self) -> None:
+        """Run the job again, and assert that the run is as it was, to the byte but for what is measured."""
+        completed(self.job)
+        assert self.contents(self.root) == self.contents(self.kept)
+
+    @staticmethod
+    def contents(root: Path) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for path in root.rglob("*"):
+            name = path.relative_to(root).as_posix()
+            if path.is_file() and name.startswith("done/"):
+                told = json.loads(path.read_bytes())
+                files = [file for file in told["files"] if file["path"] != "costs.parquet"]
+                found[name] = {key: told[key] for key in told.keys() - MEASURED} | {"files": files}
+            elif name == "costs.parquet":
+                found[name] = read_table(path).select(["explainer", "forward_passes", "images"]).to_pylist()
+            elif path.is_file():
+                found[name] = path.read_bytes()
+        return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Complete:
+    return Complete(tmp_path_factory.mktemp("verify"))
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    for number, step in enumerate(STEPS):
-        file = tmp_path / f"data-{number}"
-        file.write_bytes(bytes(range(200)))
-        write_record(tmp_path, step, rows=1, statuses={}, files=[file], seconds=0.1, worker="w")
-    return tmp_path
+def run(whole: Complete) -> Complete:
+    whole.restore()
+    return whole
+
+
+def named(root: Path) -> dict[str, str]:
+    problems = verify(root)
+    assert all("\n" not in str(problem) for problem in problems)
+    return {problem.path.as_posix(): problem.reason for problem in problems}
 
 
 def flip(path: Path) -> None:
     raw = bytearray(path.read_bytes())
-    raw[77] ^= 4
+    raw[len(raw) // 2] ^= 4
     path.write_bytes(raw)
 
 
 def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-DAMAGES: list[tuple[str, Callable[[Path], None], str]] = [
-    ("data-1", flip, r"^data-1: has other contents"),
-    ("data-1", truncate, r"^data-1: has 199 bytes instead of 200$"),
-    ("data-1", Path.unlink, r"^data-1: is missing$"),
-    (
-        "done/saliency/ddcam/shard-00001.json",
-        flip,
-        r"^done/saliency/ddcam/shard-00001.json: (was altered|is not a)",
-    ),
-    ("done/saliency/ddcam/shard-00001.json", lambda path: path.write_bytes(b""), "is not a done-record"),
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link(path: Path) -> None:
+    """Replace the file by a link to a copy outside of the run."""
+    outside = next(parent for parent in path.parents if parent.name == "run").with_name("outside")
+    shutil.move(path, outside)
+    path.symlink_to(outside)
+
+
+def endless(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def replaced_by(other: Path) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(other.read_bytes()) and None
+
+
+DAMAGES: list[Callable[[Path], None]] = [flip, truncate, empty, pipe, link, endless, folder, Path.unlink]
+
+
+def test_a_whole_run_has_no_problems(run: Complete) -> None:
+    assert verify(run.root) == []
+    run.repeated()
+    assert verify(run.root) == []
+
+
+DAMAGED: list[tuple[str, Callable[[Path], None], str]] = [
+    ("summary.parquet", flip, FLIPPED),
+    ("summary.parquet", truncate, "bytes instead of"),
+    ("samples.parquet", empty, "has 0 bytes instead of"),
+    ("comparisons.parquet", Path.unlink, "is missing"),
+    ("costs.parquet", flip, FLIPPED),
+    ("report/curves.png", truncate, "bytes instead of"),
+    ("inputs.zarr/zarr.json", Path.unlink, "is missing"),
+    ("saliency.zarr/gradcam/maps/zarr.json", flip, FLIPPED),
+    ("saliency.zarr/zarr.json", empty, "has 0 bytes"),
+    ("saliency.zarr/gradcam/maps/c/1/0/0", flip, FLIPPED),
+    ("inputs.zarr/c/0/0/0/0", pipe, "is a pipe, not a file"),
+    ("masks.zarr/c/0/0/0", link, "is a link, not a file"),
+    ("samples/inputs/shard-00000.parquet", endless, "is a link, not a file"),
+    ("scores/explainer=gradcam/shard-00001.parquet", folder, "is a folder, not a file"),
+    ("done/saliency/gradcam/shard-00001.json", flip, "is not a done-record"),
+    ("done/inputs/shard-00000.json", pipe, "is a pipe, not a file"),
+    ("done/arrays.json", Path.unlink, "is missing"),
+    ("done/summary.json", truncate, "is not a done-record"),
 ]
 
 
-def test_a_whole_run_has_no_problems(root: Path) -> None:
-    assert verify(root) == []
+@pytest.mark.parametrize(("name", "damage", "told"), DAMAGED)
+def test_damage_is_named(run: Complete, name: str, damage: Callable[[Path], None], told: str) -> None:
+    damage(run.root / name)
+    problems = named(run.root)
+    assert list(problems) == [name]
+    assert told in problems[name]
 
 
-@pytest.mark.parametrize(("name", "damage", "told"), DAMAGES)
-def test_damage_is_named_and_repair_drops_that_step_alone(
-    root: Path, name: str, damage: Callable[[Path], None], told: str
+def test_all_damages_at_once_are_repaired_by_the_same_job(run: Complete) -> None:
+    for name, damage in {name: damage for name, damage, _ in DAMAGED}.items():
+        damage(run.root / name)
+    run.repeated()
+    assert verify(run.root) == []
+
+
+def test_metadata_of_another_type_is_written_again_and_good_shards_are_kept(run: Complete) -> None:
+    path = run.root / "saliency.zarr/gradcam/maps/zarr.json"
+    path.write_text(path.read_text().replace('"data_type": "float32"', '"data_type": "int32"'))
+    assert list(named(run.root)) == ["saliency.zarr/gradcam/maps/zarr.json"]
+    record = (run.root / "done/saliency/gradcam/shard-00000.json").read_bytes()
+    run.repeated()
+    assert (run.root / "done/saliency/gradcam/shard-00000.json").read_bytes() == record, "it ran again"
+
+
+def test_metadata_that_nobody_signed_makes_its_steps_run_again(run: Complete) -> None:
+    (run.root / "done/arrays.json").unlink()
+    flip(run.root / "saliency.zarr/gradcam/maps/zarr.json")
+    problems = named(run.root)
+    assert problems["saliency.zarr/gradcam/maps/zarr.json"] == "is not the metadata that run.json describes"
+    Run.create_or_open(run.root, Run.open(run.root).manifest)
+    assert Step("saliency", 0, "gradcam") not in finished(run.root), "nobody knows how its shard was written"
+    assert Step("inputs", 0) in finished(run.root)
+    run.repeated()
+
+
+def test_without_records_everything_is_unsigned_and_runs_again(run: Complete) -> None:
+    shutil.rmtree(run.root / "done")
+    problems = named(run.root)
+    for name in ("summary.parquet", "inputs.zarr/c/1/0/0/0", "scores/explainer=gradcam/shard-00000.parquet"):
+        assert problems[name].startswith("is not signed by any record; run the job again")
+    run.repeated()
+    assert verify(run.root) == []
+
+
+FOREIGN = [
+    "notes.txt",
+    "inputs.zarr/c/9/0/0/0",
+    "inputs.zarr/c/00/0/0/0",
+    "saliency.zarr/gradcam/more/c/0",
+    "saliency.zarr/other/zarr.json",
+    "scores/explainer=other/shard-00000.parquet",
+    "scores/explainer=gradcam/shard-00002.parquet",
+    "samples/inputs/shard-00002.parquet",
+    "done/inputs/shard-00002.json",
+    "done/inputs/shard-000000.json",
+    "done/saliency/other/shard-00000.json",
+    "report/another.png",
+]
+
+
+def test_foreign_files_are_named_and_neither_read_nor_deleted(run: Complete) -> None:
+    for name in FOREIGN:
+        path = run.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        original = path.with_name("shard-00000" + path.suffix)
+        path.write_bytes(original.read_bytes() if original.exists() else b"x")
+    problems = named(run.root)
+    assert sorted(problems) == sorted(FOREIGN)
+    assert all(reason.startswith("is foreign") and "move it away" in reason for reason in problems.values())
+    before = (run.root / "samples.parquet").read_bytes()
+    completed(run.job)
+    assert (run.root / "samples.parquet").read_bytes() == before, "the samples of a foreign shard were merged"
+    assert sorted(named(run.root)) == sorted(FOREIGN)
+
+
+def resigned(path: Path, **changes: Any) -> None:
+    """Change a record and make its checksum right again."""
+    told = json.loads(path.read_bytes()) | changes
+    del told["checksum"]
+    write_json(path, told | {"checksum": sha256_of_json(told)})
+
+
+FILE = {"size": 1, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"files": []}, "does not sign "),
+        ({"files": [FILE | {"path": "../outside"}]}, "signs ../outside, which the step does not write"),
+        ({"files": [FILE | {"path": "/etc/passwd"}]}, "signs /etc/passwd"),
+        ({"files": [FILE | {"path": "inputs.zarr/../../x"}]}, "signs inputs.zarr/../../x"),
+        ({"rows": 15}, "has 15 rows"),
+        ({"rows": "16"}, "is not a done-record"),
+        ({"rows": -16}, "has -16 rows"),
+        ({"statuses": {"ok": 3}}, "statuses of 3"),
+        ({"statuses": {"ok": "16"}}, "is not a done-record"),
+        ({"files": None}, "is not a done-record"),
+        ({"files": [{"path": 5, "size": 1, "sha256": ""}]}, "is not a done-record"),
+        ({"seconds": "1"}, "is not a done-record"),
+        ({"shard": 1}, "is the record of another step"),
+        ({"stage": 5}, "is not a done-record"),
+    ],
+)
+def test_a_record_that_is_signed_and_wrong_is_named_and_dropped(
+    run: Complete, changes: dict[str, Any], told: str
 ) -> None:
-    damage(root / name)
-    (problem,) = verify(root)
-    assert problem.step == STEPS[1]
-    assert problem.path == Path(name)
-    assert re.search(told, str(problem))
-    assert repair(root, [problem]) == {STEPS[1]}
-    assert finished(root) == {STEPS[0], STEPS[2]}
-    assert verify(root) == []
+    path = run.root / "done/inputs/shard-00000.json"
+    resigned(path, **changes)
+    problems = named(run.root)
+    assert told in problems["done/inputs/shard-00000.json"]
+    assert Step("inputs", 0) in repair(run.root, verify(run.root))
+    assert Step("inputs", 0) not in finished(run.root), "it does not run again"
 
 
-def test_every_file_of_a_step_is_named(root: Path) -> None:
-    files = [root / "data-0", root / "data-1"]
-    write_record(root, STEPS[0], rows=1, statuses={}, files=files, seconds=0.1, worker="w")
-    flip(files[0])
-    files[1].unlink()
-    problems = verify(root)
-    assert [(p.step, str(p.path)) for p in problems] == [
-        (STEPS[0], "data-0"),
-        (STEPS[0], "data-1"),
-        (STEPS[1], "data-1"),
-    ]
-    assert repair(root, problems) == set(STEPS[:2])
+def test_what_blocks_the_run_is_named_and_the_job_refuses_to_start(run: Complete) -> None:
+    (run.root / "inputs.zarr").rename(run.root.parent / "moved.zarr")
+    (run.root / "inputs.zarr").symlink_to(run.root.parent / "moved.zarr")
+    (run.root / "summary.parquet").unlink()
+    (run.root / "summary.parquet").mkdir()
+    (run.root / "summary.parquet" / "mine").touch()
+    problems = named(run.root)
+    assert problems["inputs.zarr"] == "is a link, but the run needs a folder there; move it away"
+    assert problems["summary.parquet"].endswith("needs a file there; move the folder away")
+    with pytest.raises(ValueError, match=r"inputs\.zarr is a link, but the run needs a folder"):
+        completed(run.job)
+    assert (run.root / "summary.parquet" / "mine").exists()
+    shutil.rmtree(run.root.parent / "moved.zarr")
 
 
-def test_what_killed_writers_left_is_no_damage(root: Path) -> None:
-    (root / "data-0.77.partial").write_bytes(b"x")
-    assert verify(root) == []
+def test_a_run_of_an_older_version_is_told_to_be_signed(run: Complete) -> None:
+    told = json.loads((run.root / "run.json").read_bytes())
+    del told["checksum"]
+    write_json(run.root / "run.json", told)
+    for name in ("arrays.json", "summary.json"):
+        (run.root / "done" / name).unlink()
+    problems = named(run.root)
+    assert problems["run.json"].startswith("is not signed by any record; run the job again")
+    assert problems["summary.parquet"] == problems["run.json"]
+    check_result(run.root, "summary.parquet")  # it can be read meanwhile
+    run.repeated()
+    assert verify(run.root) == []
+
+
+def test_a_changed_job_is_not_believed(run: Complete) -> None:
+    path = run.root / "run.json"
+    path.write_text(path.read_text().replace('"steps": 2', '"steps": 3'))
+    with pytest.raises(DamagedRunError, match=r"run\.json was altered"):
+        verify(run.root)
+
+
+def test_tables_are_checked_before_they_are_read(run: Complete) -> None:
+    check_result(run.root, "summary.parquet")
+    flip(run.root / "summary.parquet")
+    with pytest.raises(UnreadableError, match=r"summary\.parquet has other contents than were"):
+        check_result(run.root, "summary.parquet")
+    truncate(run.root / SUMMARY.path)
+    with pytest.raises(DamagedRecordError):
+        check_result(run.root, "samples.parquet")
+
+
+def test_a_failure_that_cannot_be_read_is_deleted_and_the_step_is_not_skipped(run: Complete) -> None:
+    step = Step("scores", 1, "gradcam")
+    (run.root / step.failure_path).write_text('{"stage": "scores"}')
+    problems = verify(run.root)
+    assert [(problem.step, problem.path) for problem in problems] == [(step, step.failure_path)]
+    repair(run.root, problems)
+    assert not (run.root / step.failure_path).exists()
+
+
+def test_what_killed_writers_left_is_no_damage(run: Complete) -> None:
+    (run.root / "data-0.77.partial").write_bytes(b"x")
+    assert verify(run.root) == []
+
+
+def test_every_signed_file_is_read_once(run: Complete, monkeypatch: pytest.MonkeyPatch) -> None:
+    from storage import verify as room
+
+    read: list[Path] = []
+    real = room.sha256_of_file
+    monkeypatch.setattr(room, "sha256_of_file", lambda path: (read.append(path), real(path))[1])
+    assert verify(run.root) == []
+    signed = [file.path for step in finished(run.root) for file in (read_record(run.root, step)).files]
+    assert len(read) == len(set(read))
+    assert {run.root / path for path in signed} < set(read)
+
+
+def anything_damaged(run: Complete, data: st.DataObject) -> None:
+    """Damage one to three files in any way; verify names them, and the job again gives the same run."""
+    run.restore()
+    chosen = data.draw(st.lists(st.sampled_from(run.files), min_size=1, max_size=3, unique=True))
+    for name in chosen:
+        other = run.kept / data.draw(st.sampled_from(run.files))
+        damage = data.draw(st.sampled_from([*DAMAGES, replaced_by(other)]))
+        damage(run.root / name)
+    if Path("run.json") in chosen:
+        with pytest.raises(ValueError, match=r"run") as refusal:
+            verify(run.root)
+        assert "\n" not in str(refusal.value)
+        return
+    problems = named(run.root)
+    for name in chosen:
+        path, kept = run.root / name, run.kept / name
+        same = path.is_file() and not path.is_symlink() and path.read_bytes() == kept.read_bytes()
+        # Without its record, a step is named by the files that it wrote.
+        assert name.as_posix() in problems or same or (problems and name.parts[0] == "done")
+    run.repeated()
+    assert verify(run.root) == []
+
+
+SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@settings(max_examples=6, suppress_health_check=SLOW)
+@given(st.data())
+def test_any_damage_is_named_and_repaired(whole: Complete, data: st.DataObject) -> None:
+    anything_damaged(whole, data)
+
+
+@pytest.mark.long
+@settings(max_examples=150, suppress_health_check=SLOW)
+@given(st.data())
+def test_any_damage_is_named_and_repaired_in_many_examples(whole: Complete, data: st.DataObject) -> None:
+    anything_damaged(whole, data)

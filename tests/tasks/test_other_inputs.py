@@ -56,7 +56,7 @@ def scored(run: Run) -> Run:
     for shard in range(run.shards):
         for name in run.explainers:
             scores.fn(str(run.root), shard, name)
-    merge_samples(run.root)
+    merge_samples(run.root, run.shards)
     return run
 
 
@@ -77,7 +77,7 @@ def test_a_text_is_a_row_of_tokens_and_its_map_has_one_value_a_token(texts: Run)
         assert (maps[row][words[row] >= 0] > 0).all()
         assert (maps[row][words[row] < 0] == 0).all()
     assert np.isnan(maps[2]).all()
-    assert not verify(texts.root)
+    assert [str(problem.path) for problem in verify(texts.root)] == ["samples.parquet"], "it is not signed"
 
 
 def test_samples_say_what_the_model_read(texts: Run) -> None:

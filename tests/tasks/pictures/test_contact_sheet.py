@@ -48,7 +48,7 @@ def run_of(
     told = [{"prediction": 1, "confidence": 0.931, "target": 1, "targets": [1]} | sample for sample in known]
     write_sample_inputs(run.root, 0, known)
     write_sample_predictions(run.root, 0, told)
-    merge_samples(run.root)
+    merge_samples(run.root, run.shards)
     return run
 
 

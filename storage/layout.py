@@ -1,0 +1,194 @@
+"""The layout of a run folder: which files a run with this manifest may hold, and which step writes each.
+
+Everything follows from the manifest. Paths are relative to the run folder.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from storage.files import shard_name
+from storage.manifest import Manifest
+from storage.records import ARRAYS, STAGES, SUMMARY, Step
+
+TABLES = ("samples.parquet", "summary.parquet", "comparisons.parquet", "costs.parquet")
+PICTURES = ("report/contact_sheet.png", "report/curves.png")
+SIGNED = (*TABLES, *PICTURES, "accuracy.json")  # by the record SUMMARY; a run may lack all but the tables
+DRAWN = "report/components"  # folder of pictures that `floodlit components` draws when it is asked
+
+
+def sample_part(stage: str, shard: int) -> str:
+    """Return the file with the facts that a stage knows about the samples of a shard."""
+    return f"samples/{stage}/{shard_name(shard, 'parquet')}"
+
+
+def score_file(explainer: str, shard: int) -> str:
+    """Return the file with an explainer's scores of a shard."""
+    return f"scores/explainer={explainer}/{shard_name(shard, 'parquet')}"
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """Layout of an array: its rows, the shape of a row, its NumPy type, and its rows per shard."""
+
+    rows: int
+    shape: tuple[int, ...]
+    dtype: str
+    shard_rows: int
+
+    def shard(self, path: str, number: int) -> str:
+        """Return the one file of a shard, for the array at ``path``."""
+        # Arrays are divided along the rows only, so every further index is 0.
+        return "/".join([path, "c", str(number), *["0"] * len(self.shape)])
+
+    @property
+    def shard_bytes(self) -> int:
+        """Bytes of a shard in memory; 8 bytes per number at most."""
+        return 8 * self.shard_rows * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of the run with this manifest."""
+
+    manifest: Manifest
+
+    @property
+    def shards(self) -> int:
+        """Number of shards of each stage."""
+        return -(-self.manifest.rows // self.manifest.shard_rows)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the run."""
+        return self.shards * (2 + 2 * len(self.manifest.explainers))
+
+    @cached_property
+    def arrays(self) -> dict[str, ArrayLayout]:
+        """The arrays by path."""
+        m, k = self.manifest, self.manifest.targets_per_image
+        found = {"inputs.zarr": ArrayLayout(m.rows, m.input_shape, m.input_dtype, m.shard_rows)}
+        if m.masks:
+            found["masks.zarr"] = ArrayLayout(m.rows, m.input_shape[1:], "uint8", m.shard_rows)
+        if m.activation_shape is not None:
+            found["activations.zarr"] = ArrayLayout(m.rows, m.activation_shape, "float32", m.shard_rows)
+        for name in m.explainers:
+            for key, shape, dtype in self._of_explainer(name):
+                path = f"saliency.zarr/{name}/{key}"
+                found[path] = ArrayLayout(m.rows * k, shape, dtype, m.shard_rows * k)
+        return found
+
+    def _of_explainer(self, name: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
+        """Yield the name, the shape of a row and the type of each array of an explainer."""
+        entry = self.manifest.explainers[name]
+        yield "maps", entry.grid, self.manifest.map_dtype
+        yield "status", (), "int8"
+        for key, detail in entry.details.items():
+            yield f"details/{key}", detail.shape, detail.dtype
+
+    @cached_property
+    def groups(self) -> dict[str, dict[str, Any]]:
+        """The groups of arrays by path, with their attributes."""
+        found: dict[str, dict[str, Any]] = {"saliency.zarr": {}}
+        for name, entry in self.manifest.explainers.items():
+            include = {"parameters", "grid", "layer"}
+            found[f"saliency.zarr/{name}"] = entry.model_dump(mode="json", include=include)
+            if entry.details:
+                found[f"saliency.zarr/{name}/details"] = {}
+        return found
+
+    def has(self, step: Step) -> bool:
+        """Whether the run has this step."""
+        shared = step.stage in STAGES[:2] and not step.explainer
+        own = step.stage in STAGES[2:] and step.explainer in self.manifest.explainers
+        return (shared or own) and 0 <= step.shard < self.shards
+
+    def rows_of(self, step: Step) -> int:
+        """Return the number of rows that a step writes."""
+        start = step.shard * self.manifest.shard_rows
+        images = min(start + self.manifest.shard_rows, self.manifest.rows) - start
+        return images * (1 if step.stage in STAGES[:2] else self.manifest.targets_per_image)
+
+    def files_of(self, step: Step, cached: bool = True) -> set[str]:
+        """Return the files that a step writes; ``cached`` says whether activations are stored."""
+        shard = step.shard
+
+        def shards(*names: str) -> set[str]:
+            return {self.arrays[name].shard(name, shard) for name in names if name in self.arrays}
+
+        match step.stage:
+            case "inputs":
+                return {sample_part("inputs", shard), *shards("inputs.zarr", "masks.zarr")}
+            case "activations":
+                stored = shards("activations.zarr") if cached else set()
+                return {sample_part("activations", shard), *stored}
+            case "saliency":
+                keys = [key for key, _, _ in self._of_explainer(step.explainer)]
+                return shards(*(f"saliency.zarr/{step.explainer}/{key}" for key in keys))
+            case _:
+                return {score_file(step.explainer, shard)}
+
+    def owner(self, path: str) -> Step | None:
+        """Return the step that writes the file ``path``; None if no step does."""
+        step: Step | None = None
+        if found := re.fullmatch(r"samples/(\w+)/shard-(\d+)\.parquet", path):
+            step = Step(found[1], int(found[2]))
+        elif found := re.fullmatch(r"scores/explainer=([^/]+)/shard-(\d+)\.parquet", path):
+            step = Step("scores", int(found[2]), found[1])
+        elif (found := re.fullmatch(r"(.+)/c/(\d+)(/0)*", path)) and found[1] in self.arrays:
+            step = self._writer(found[1], int(found[2]))
+        # The same number may be written in several ways, of which one is the file's name.
+        return step if step and self.has(step) and path in self.files_of(step) else None
+
+    def recorded(self, path: str) -> Step | None:
+        """Return the step whose record, or description of a failure, lies at ``path``; None if none does."""
+        if path in (ARRAYS.path.as_posix(), SUMMARY.path.as_posix()):
+            return ARRAYS if path == ARRAYS.path.as_posix() else SUMMARY
+        found = re.fullmatch(r"done/(\w+)/(?:([^/]+)/)?shard-(\d+)(?:\.failed)?\.json", path)
+        step = Step(found[1], int(found[3]), found[2] or "") if found else None
+        named = step and path in (step.path.as_posix(), step.failure_path.as_posix())
+        return step if step and named and self.has(step) else None
+
+    @staticmethod
+    def _writer(array: str, shard: int) -> Step:
+        """Return the step that writes a shard of an array."""
+        top, *below = array.split("/")
+        if top == "saliency.zarr":
+            return Step("saliency", shard, below[0])
+        return Step("activations" if top == "activations.zarr" else "inputs", shard)
+
+    @cached_property
+    def single_files(self) -> set[str]:
+        """The files of which a run has one, whatever the number of its shards."""
+        metadata = {f"{path}/zarr.json" for path in (*self.arrays, *self.groups)}
+        records = {step.path.as_posix() for step in (ARRAYS, SUMMARY)}
+        return {"run.json", *SIGNED, *metadata, *records}
+
+    def is_file(self, path: str) -> bool:
+        """Whether the run may hold a file at ``path``, apart from records and pictures on demand."""
+        return path in self.single_files or self.owner(path) is not None
+
+    def is_folder(self, path: str) -> bool:
+        """Whether the run needs a folder at ``path``."""
+        if found := re.fullmatch(r"(.+)/c/(\d+)((?:/0)*)", path):
+            array = self.arrays.get(found[1])
+            # Below the number of a shard lie one folder per axis but the last, which is the file.
+            fits = array is not None and found[3].count("/") < len(array.shape)
+            return fits and int(found[2]) < self.shards
+        return path in self._folders
+
+    @cached_property
+    def _folders(self) -> set[str]:
+        """The folders whose names do not depend on the number of a shard."""
+        explainers = self.manifest.explainers
+        leaves = {f"{path}/c" for path in self.arrays} | {f"samples/{stage}" for stage in STAGES[:2]}
+        leaves |= {f"scores/explainer={name}" for name in explainers} | {f"done/{s}" for s in STAGES[:2]}
+        leaves |= {f"done/{stage}/{name}" for stage in STAGES[2:] for name in explainers}
+        leaves |= {DRAWN, *self.groups}
+        parts = [leaf.split("/") for leaf in leaves]
+        return {"/".join(part[:depth]) for part in parts for depth in range(1, len(part) + 1)}

@@ -1,0 +1,90 @@
+"""The metadata of a run's arrays: created, signed, and written again where it is damaged.
+
+An array's metadata says how its shards are decoded. It follows from the manifest. The record ``ARRAYS`` keeps
+its checksum, so that a later version of Floodlit or Zarr, which may write it in another way, still knows the
+metadata with which the shards were written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from storage import maps
+from storage.files import UnreadableError, make_room, regular, replacing
+from storage.layout import Layout
+from storage.records import ARRAYS, DamagedRecordError, drop_record, finished, read_record, write_record
+
+
+def expected(layout: Layout) -> dict[str, bytes]:
+    """Return the content of the ``zarr.json`` of every group and array, by path from the run folder."""
+    found = {path: maps.group_metadata(attributes) for path, attributes in layout.groups.items()}
+    for path, array in layout.arrays.items():
+        found[path] = maps.array_metadata(array.rows, array.shape, array.dtype, array.shard_rows)
+    return {f"{path}/zarr.json": text for path, text in found.items()}
+
+
+def create_arrays(root: Path, layout: Layout) -> None:
+    """Create the arrays and groups that are missing, and write damaged metadata again.
+
+    If it is not certain that an array's shards were written with this metadata, the steps that wrote them are
+    repeated. This is so if the metadata was never signed, or if another version signed it.
+    """
+    signed, changed, unsure = _signed(root), False, []
+    for path, wanted in expected(layout).items():
+        found = content(root / path)
+        if found == wanted or (found is not None and _sha256(found) == signed.get(path)):
+            continue
+        array = path.removesuffix("/zarr.json")
+        if array in layout.arrays and signed.get(path) != _sha256(wanted) and (root / array / "c").exists():
+            unsure.append(array)
+        make_room(root / path)
+        with replacing(root / path) as partial:
+            partial.write_bytes(wanted)
+        changed = True
+    if unsure:
+        _drop_records(root, unsure)
+    if changed or signed.keys() != expected(layout).keys():
+        sign_arrays(root, layout)
+
+
+def sign_arrays(root: Path, layout: Layout, without: str | None = None) -> None:
+    """Write the record of the metadata of all arrays and groups; ``without`` names an array to leave out."""
+    files = [Path(path) for path in expected(layout) if path != f"{without}/zarr.json"]
+    rows = layout.manifest.rows
+    write_record(root, ARRAYS, rows=rows, statuses={}, files=files, seconds=0.0, worker="")
+
+
+def content(path: Path) -> bytes | None:
+    """Return the content of a metadata file; None if there is no such file that can be read."""
+    try:
+        if path.exists() and regular(path).stat().st_size <= maps.MOST_METADATA_BYTES:
+            return path.read_bytes()
+    except (UnreadableError, FileNotFoundError, NotADirectoryError):
+        pass
+    return None
+
+
+def _signed(root: Path) -> dict[str, str]:
+    """Return the SHA-256 of the metadata files that were signed; nothing if the record is damaged."""
+    try:
+        record = read_record(root, ARRAYS)
+    except DamagedRecordError:
+        return {}
+    return {} if record is None else {file.path: file.sha256 for file in record.files}
+
+
+def _sha256(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
+
+
+def _drop_records(root: Path, arrays: Iterable[str]) -> None:
+    """Delete the record of every step that wrote into one of these arrays."""
+    for step in finished(root):
+        try:
+            record = read_record(root, step)
+        except DamagedRecordError:
+            continue  # verify drops it
+        if record and any(file.path.startswith(f"{array}/c/") for file in record.files for array in arrays):
+            drop_record(root, step)
