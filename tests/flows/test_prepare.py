@@ -10,7 +10,7 @@ from flows.job import Job, JobError
 from flows.job_commands import _taken
 from flows.prepare import prepare
 from runs import model, tiny_job
-from storage.manifest import read_manifest
+from storage.run import Run
 from tasks.run_parts import classifier_of
 
 
@@ -31,7 +31,7 @@ def test_which_weights_were_taken_is_recorded_and_workers_take_the_same(tmp_path
         prepare(Job.model_validate(tiny_job(tmp_path / "run", model=table)))
     assert not (tmp_path / "run").exists()
     run = prepare(Job.model_validate(tiny_job(tmp_path / "run", model=table | {"weights_key": "ema"})))
-    taken = read_manifest(run.root).weights
+    taken = Run.open(run.root).manifest.weights
     own = load_file(model("gap")["weights"])
     assert taken == {"key": "ema.module", "others": ["model"], "cast": {"float16": len(own)}}
     loaded = classifier_of(run).network.state_dict()
