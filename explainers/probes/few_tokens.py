@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +28,23 @@ _TOLERANCE = 0.01  # a share of what patches change
 _MASKS: dict[Kind, str] = {"timm": "attn_mask", "torch": "key_padding_mask", "hugging_face": "attention_mask"}
 
 
+_agreed: WeakKeyDictionary[Classifier, bool] = WeakKeyDictionary()
+
+
 def few_tokens(classifier: Classifier) -> FewTokens | None:
     """Return the head on few tokens, or None if its logits are not those of the whole head.
 
-    Both are compared on seeded inputs, with few and with many patches. They differ, for example, where the
-    head pools the patches, or where its attention knows their positions.
+    Both are compared once per classifier on seeded inputs, with few and with many patches. They differ, for
+    example, where the head pools the patches, or where its attention knows their positions.
     """
     if classifier.units.kind != "tokens" or len(classifier.activation_shape) != 2:
         return None
     if all(kind_of(module) is None for module in classifier.network.modules()):
         return None
     few = FewTokens(classifier)
-    return few if _agrees(classifier, few) else None
+    if classifier not in _agreed:
+        _agreed[classifier] = _agrees(classifier, few)
+    return few if _agreed[classifier] else None
 
 
 def _agrees(classifier: Classifier, few: FewTokens) -> bool:

@@ -45,11 +45,11 @@ def job(store: Path, kind: str) -> dict[str, Any]:
 
 
 def counting(method: Callable[..., Any], note: Callable[[Any], None]) -> Callable[..., Any]:
-    """The method, with its argument noted on the way."""
+    """The method, with its first argument noted on the way."""
 
-    def noted(self: Any, argument: Any) -> Any:
+    def noted(self: Any, argument: Any, *others: Any) -> Any:
         note(argument)
-        return method(self, argument)
+        return method(self, argument, *others)
 
     return noted
 

@@ -140,3 +140,13 @@ def test_the_network_is_left_as_it_was() -> None:
         activations = classifier.activations(toys.inputs(1, 96))
         few.logits(activations, torch.zeros(1, 36, dtype=torch.bool), 4)
         assert not any("forward" in vars(each) for each in attentions)
+
+
+def test_the_head_is_compared_once_per_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[Classifier] = []
+    agrees = module._agrees
+    monkeypatch.setattr(module, "_agrees", lambda *args: compared.append(args[0]) or agrees(*args))
+    with vit() as first, vit() as second:
+        for classifier in (first, first, second, first):
+            assert few_tokens(classifier) is not None
+        assert compared == [first, second]
