@@ -61,6 +61,7 @@ def status(directory: Store) -> None:
 
     with _refusals():
         opened = Run.open(directory)
+        noted = notes_of(opened)
         records = [read_record(opened.root, step) for step in opened.finished()]
         missing = remaining(opened)
         accuracy = read_accuracy(opened)
@@ -86,7 +87,7 @@ def status(directory: Store) -> None:
     console.print(table)
     if accuracy is not None:
         tell(accuracy.told())
-    for line in notes_of(opened):
+    for line in noted:
         tell(line)
     for step, why in failed.items():
         where = f"after {why.attempts} attempts, {why.time}; {opened.root / step.failure_path}"

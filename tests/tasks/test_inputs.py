@@ -211,3 +211,10 @@ def test_files_of_a_folder_that_are_left_out_are_in_the_manifest(folder: Path) -
     failed = [sample for sample in read_samples(run.root) if sample["status"] != "ok"]
     assert [sample["sample_id"] for sample in failed] == [r"latin\udcff.png"]
     assert "not UTF-8" in failed[0]["error"]
+
+
+def test_a_damaged_table_of_samples_is_named(folder: Path) -> None:
+    run = explained(prepared(job(folder, MASKS + "a.png,0,plain.png\n", OF_MASKS)))
+    run.samples.write_bytes(b"no table")
+    with pytest.raises(ValueError, match=r"samples\.parquet cannot be read"):
+        notes_of(run)
