@@ -30,6 +30,7 @@ import floodlit
 from explainers.base import Need, Parameters
 from explainers.controls import CONTROLS
 from explainers.models.loading import load
+from explainers.models.probes_at_load import PROBES
 from explainers.registry import Registry, explainers
 from flows.cli import app
 from flows.job import Job
@@ -373,6 +374,16 @@ def numpy_prose(text: str) -> str:
 
 # Pages
 
+
+def every_probe() -> str:
+    """The probes at load: what each asks and refuses."""
+    rows = [
+        (f"`{name}`", "image models" if each.of_layers else "all models", each.asks, sentence(each.refuses))
+        for name, each in PROBES.items()
+    ]
+    return table(("probe", "asked of", "question", "refused"), rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "job": partial(keys_of, Job),
     **{
@@ -390,6 +401,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "metrics": every_metric,
     "commands": every_command,
     "exit-codes": exit_codes,
+    "probes": every_probe,
     "python": everything_in_python,
 }
 

@@ -20,6 +20,7 @@ from explainers.models.classifier import Classifier
 from explainers.models.frozen import Frozen
 from explainers.models.loading import ModelSpec, load, preprocessing
 from explainers.models.modality import MODALITIES
+from explainers.models.probes_at_load import probe
 from explainers.registry import explainers
 from explainers.requirements import unmet
 from flows.job import REGISTERED, Job, JobError, TopTargets
@@ -66,6 +67,7 @@ def prepare(job: Job) -> Run:
         geometry, size = _geometry(job, dataset)
         classifier = load(job.model, input_size=size, modality=dataset.modality)
         with closing(classifier):
+            seen = probe(classifier)
             # The checks need no compiled network, and compiling takes long.
             classifier.use(job.compute.model_copy(update={"compile": False}))
             _check_batches(job, classifier)
@@ -74,7 +76,7 @@ def prepare(job: Job) -> Run:
             chosen = _check_explainers(job, classifier)
             scored = _check_metrics(job, classifier, dataset)
             _check_tracking(job)
-            return _open_run(job, dataset, labels, geometry, classifier, chosen, scored)
+            return _open_run(job, dataset, labels, geometry, classifier, seen, chosen, scored)
     except ValueError as error:
         raise JobError(str(error)) from error
 
@@ -257,6 +259,7 @@ def _open_run(
     labels: Labels,
     geometry: dict[str, Any],
     classifier: BlackBox,
+    seen: dict[str, str],
     chosen: dict[str, tuple[Parameters, Explainer]],
     scored: dict[str, tuple[Parameters, Metric]],
 ) -> Run:
@@ -287,6 +290,7 @@ def _open_run(
         left_out=dict(dataset.left_out),
         shard_rows=job.batch.shard
         or shard_images(images, len(chosen), job.cluster.expected_workers, pixels, size),
+        probes=seen,
         targets_per_image=job.targets_per_image,
         input_shape=classifier.input_shape,
         activation_shape=activations,

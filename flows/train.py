@@ -20,6 +20,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from explainers.models.probes_at_load import probe
 from explainers.models.ptame_head import load_head, save_head
 from flows.job import JobError
 from flows.parameter_logs import keep_values_out_of_logs
@@ -171,6 +172,7 @@ def _in_its_folder(job: TrainJob, setup: TrainingSetup, dataset_fingerprint: str
     """Load the networks, create or open the training's folder, and return the setup with this folder."""
     classifier, auxiliary = networks(setup, "cpu")
     with closing(classifier), closing(auxiliary):
+        probe(classifier)
         facts = {
             # The images of each step depend on the number of processes.
             "processes": setup.order.processes,

@@ -131,6 +131,9 @@ class Manifest(_Entry):
         The number of files in the dataset's folder that are no samples, by what they are, e.g. ``*.txt``.
     map_dtype
         NumPy type of the maps.
+    probes
+        What the probes at load saw, by the name of the probe; see :mod:`explainers.models.probes_at_load`. It
+        is that of the job that created the run, for people to read.
     explainers, metrics
         Explainers and metrics by name.
     hash, created, updates
@@ -159,6 +162,7 @@ class Manifest(_Entry):
     masks: bool = False
     left_out: dict[str, int] = Field(default_factory=dict)
     map_dtype: Literal["float32", "float16"] = "float32"
+    probes: dict[str, str] = Field(default_factory=dict)
     explainers: dict[str, ExplainerEntry]
     metrics: dict[str, MetricEntry]
     hash: str = ""
@@ -242,7 +246,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _compared(manifest: Manifest) -> dict[str, Any]:
     """Return the fields that must not change; those of the identity have the names of the job's keys."""
     # The fingerprint says whether the weights are the same, wherever they were in their file.
-    apart = {"job", "identity", "versions", "weights", "labels"}
+    apart = {"job", "identity", "versions", "weights", "labels", "probes"}
     apart |= {"shard_rows", "hash", "created", "updates", "left_out"}
     return manifest.identity | manifest.model_dump(mode="json", exclude=apart)
 

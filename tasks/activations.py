@@ -30,14 +30,15 @@ from tasks.shard_reader import ShardReader
 
 logger = logging.getLogger(__name__)
 _TOO_LARGE = "its logits exceed the range of float16; use bfloat16"
+_NOT_FINITE = "its logits are infinite or NaN; the network gives no prediction for it"
 
 
 @task(name="activations", cache_policy=NO_CACHE)
 def activations(root: str, shard: int, keep: bool, halve: bool = False) -> dict[str, Any]:
     """Write one shard of predictions and targets, and of ``activations.zarr`` if an explainer reads it.
 
-    An input whose logits exceed the range of float16 gets no prediction and no target. Its error is stored
-    with the sample and logged.
+    An input whose logits are not finite gets no prediction and no target. Its error is stored with the sample
+    and logged.
 
     Parameters
     ----------
@@ -90,12 +91,11 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
             logits = cut.head(features)
             if store is not None:
                 store[chunk] = features.float().cpu().numpy()
-        if compute_of(run).precision == "float16":  # bfloat16 has the range of float32
-            usable[chunk] &= logits.isfinite().all(1).cpu().numpy()
+        usable[chunk] &= logits.isfinite().all(1).cpu().numpy()
         rows += _predictions(run, samples[chunk], usable[chunk], logits, names)
     files = [write_sample_predictions(run.root, shard, rows)]
     if store is not None:
-        store[~usable] = np.nan  # the network saw a placeholder there, or overflowed
+        store[~usable] = np.nan  # the network saw a placeholder there, or gave no numbers
         write_shard(run.activations, start, store)
         files.append(shard_file(run.activations, shard))
     for row in rows:
@@ -127,6 +127,7 @@ def _predictions(
     probability = logits.float().softmax(1)
     confidence, prediction = (values.tolist() for values in probability.max(1))
     targets = _targets(run, samples, logits).to(logits.device)
+    why = _TOO_LARGE if compute_of(run).precision == "float16" else _NOT_FINITE
     probabilities = probability.gather(1, targets).tolist()
     return [
         {
@@ -139,7 +140,7 @@ def _predictions(
             "targets": target if usable[i] else [],
             "target_names": [_name(names, each) for each in target] if usable[i] and names else None,
             "probabilities": probabilities[i] if usable[i] else [],
-            "error": None if usable[i] or sample["status"] != "ok" else _TOO_LARGE,
+            "error": None if usable[i] or sample["status"] != "ok" else why,
         }
         for i, (sample, target) in enumerate(zip(samples, targets.tolist(), strict=True))
     ]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from explainers.models.compute import tf32
 from explainers.models.frozen import Frozen
 from explainers.models.modality import MODALITIES, ModalityName
 from explainers.models.model_spec import ModelSpec
+from explainers.models.probes_at_load import probe
 from explainers.numerics.randomness import seed_of
 from explainers.probes.masked_forward import target_probability
 from explainers.registry import explainers, validated
@@ -119,6 +121,7 @@ def load(
         raise ValueError(f"input_size: {source} {name} takes {height}x{width} pixels; set crop instead")
     with torch.inference_mode(False):  # or no explainer could take gradients through the weights
         model = loading.load(spec, where, input_size, modality)
+    _probe(model)
     if steps is not None:
         preprocessing_of[model] = steps
     return model
@@ -162,9 +165,11 @@ def explain(
     Raises
     ------
     ValueError
-        In one line: which name, parameter, target or input is wrong, or what the model lacks.
+        In one line: which name, parameter, target or input is wrong, what the model lacks, or which probe
+        refuses it (see :mod:`explainers.models.probes_at_load`; every model is asked once).
     """
     _check_arguments(model, batch=batch, forwards=forwards)
+    _probe(model)
     given = GivenInputs(model, inputs)
     chosen = explainers.parameters(explainer, parameters)
     made = _explainer(explainer, model, chosen)
@@ -283,6 +288,16 @@ def score(
             maps = found.maps[rows].to(model.device)
             parts.append(made.score(one, prepare(maps, model.input_shape[1:], model.sites(values))[0]))
     return Scores(_joined([part.values for part in parts]), _joined([part.curves for part in parts]))
+
+
+_probed: WeakSet[Frozen] = WeakSet()
+
+
+def _probe(model: Any) -> None:
+    """Ask a classifier the probes at load, once; other black boxes answer for themselves."""
+    if isinstance(model, Frozen) and model not in _probed:
+        probe(model)
+        _probed.add(model)
 
 
 def _explainer(name: str, model: BlackBox, parameters: Parameters) -> Explainer:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from explainers.models.compute import (
     wants_eager,
     wants_full_precision,
 )
+from explainers.models.modality import ModalityName
+from explainers.models.model_spec import Output
 from explainers.models.reasons import first_line
 from explainers.numerics.fingerprint import sha256_of
 
@@ -36,9 +38,27 @@ class Frozen:
         How the network's forward passes are computed; see :meth:`use`.
     class_names
         The names of the classes, one per logit; None where they are not known.
+    output
+        What the network returns; None if nobody said so, and then it has to be logits.
+    probed
+        Two seeded inputs on which the network was tried: (2, C, \\*sites).
+
+    Raises
+    ------
+    ValueError
+        In one line, if the network is a TorchScript module.
     """
 
-    def __init__(self, network: nn.Module, device: str | torch.device) -> None:
+    probed: Tensor
+    modality: ClassVar[ModalityName]
+
+    def __init__(self, network: nn.Module, device: str | torch.device, output: Output | None = None) -> None:
+        if isinstance(network, torch.jit.ScriptModule):
+            raise ValueError(
+                "model.source: the network is a TorchScript module, which cannot be cut at a layer; give the "
+                "torch.nn.Module that it was made from, and its weights as a state dict"
+            )
+        self.output = output
         self.network = network.to(device)
         self.device = torch.device(device)
         self.compute = Compute()
@@ -89,7 +109,7 @@ class Frozen:
         self._set(self, "compute", compute)
         if compute.compile:
             self._set(self, "_compiled", {part: Compiled(part) for part in self._parts()})
-        logits = self._probe(self._probed, "compute", f"{self.device.type} in {compute.precision}")
+        logits = self._probe(self.probed, "compute", f"{self.device.type} in {compute.precision}")
         if compute.precision == "float16" and not bool(logits.isfinite().all()):
             raise ValueError("compute.precision: the network's logits are beyond float16; use bfloat16")
 
@@ -111,7 +131,7 @@ class Frozen:
         linear = [module for module in self.network.modules() if type(module) is nn.Linear]
         handles = [module.register_forward_hook(note) for module in linear]
         try:
-            logits = self.logits(self._probed)
+            logits = self.logits(self.probed)
         finally:
             for handle in handles:
                 handle.remove()
@@ -131,6 +151,12 @@ class Frozen:
             found = (part if wants_eager() else self._compiled.get(part, part))(*inputs)
         return found.float() if found.dtype in {torch.bfloat16, torch.float16} else found
 
+    def _as_logits(self, returned: Tensor) -> Tensor:
+        """Logits: what the network returns, or the logarithm of its probabilities, whose softmax they are."""
+        if self.output != "probabilities":
+            return returned
+        return returned.clamp(min=torch.finfo(returned.dtype).tiny).log()
+
     @contextmanager
     def differentiating(self) -> Iterator[None]:
         """Within the block, products are computed in TF32 if :attr:`compute` says so.
@@ -148,23 +174,44 @@ class Frozen:
     def _probe(self, inputs: Tensor, key: str, what: str) -> Tensor:
         """Run the network on ``inputs`` and check that it returns logits (B, K).
 
+        Parameters
+        ----------
+        inputs
+            (B, C, \\*sites).
+        key
+            The key that names the model, for the message.
+        what
+            What the inputs are, in words.
+
         Raises
         ------
         ValueError
-            In one line that begins with ``key``: the network does not run on ``what``, or does not return
-            logits of two or more classes.
+            In one line that begins with ``key``: the network is in half precision, it does not run on
+            ``what``, or it does not return logits of two or more classes in float32 or float64.
         """
-        self._probed = inputs
+        self.probed = inputs
+        self._check_precision(key)
         try:
             logits = self.logits(inputs)
-        except Exception as error:
-            raise ValueError(f"{key}: the network does not run on {what}: {first_line(error)}") from error
+        except (Exception, SystemExit) as error:
+            reason = first_line(error)
+            reason = f"SystemExit: {reason}" if isinstance(error, SystemExit) else reason
+            raise ValueError(f"{key}: the network does not run on {what}: {reason}") from error
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(inputs):
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"{key}: the network must return logits (B, K), and returned {found}")
+            raise ValueError(f"{key}: the network must return logits (B, K), and returned {_said(logits)}")
+        if logits.dtype not in {torch.float32, torch.float64}:
+            raise ValueError(f"{key}: the network must return logits in float32, and returned {logits.dtype}")
         if logits.shape[1] < 2:
             raise ValueError(f"{key}: the network has one output; a classifier has two or more")
         return logits
+
+    def _check_precision(self, key: str) -> None:
+        for name, parameter in self.network.named_parameters():
+            if parameter.dtype in {torch.float16, torch.bfloat16}:
+                raise ValueError(
+                    f"{key}: the network is in half precision ({name} is {parameter.dtype}); return "
+                    'network.float(), and set compute.precision = "float16" or "bfloat16" for its speed'
+                )
 
     def close(self) -> None:
         """Restore what was changed on the network; a second call does nothing."""
@@ -179,3 +226,15 @@ class Frozen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _said(returned: Any) -> str:
+    """What a network returned, in a few words: a shape, or a type and its parts."""
+    if isinstance(returned, Tensor):
+        return str(tuple(returned.shape))
+    kind = type(returned).__name__
+    if isinstance(returned, Mapping):  # a Hugging Face ModelOutput as well
+        return f"a {kind} with {', '.join(map(str, returned))}; return its logits alone"
+    if isinstance(returned, tuple | list):
+        return f"a {kind} of {len(returned)}; return the tensor of logits alone"
+    return f"a {kind}"

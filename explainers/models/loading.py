@@ -198,6 +198,7 @@ def _of_images(spec: ModelSpec, device: str | torch.device, input_size: tuple[in
         mean=steps.mean,
         std=steps.std,
         device=device,
+        output=spec.output,
     )
 
 
@@ -211,7 +212,7 @@ def _of_tensors(
         )
     if shape is None:
         raise ValueError("input_size: give the shape of the dataset's rows, (T,) or (C, T)")
-    return TensorClassifier(network_of(spec, device), shape, device)
+    return TensorClassifier(network_of(spec, device), shape, device, spec.output)
 
 
 def preprocessing(spec: ModelSpec) -> Preprocessing:

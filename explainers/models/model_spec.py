@@ -13,8 +13,10 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 DEFAULT_MAX_LENGTH = 512  # tokens
 LOCAL_DIR = "local-dir:"  # open_clip's prefix for a folder
 LARGEST_SIDE = 8192  # pixels; one image of this size is 800 MB as the network's input
-_Positive = Annotated[float, Field(gt=0)]
 Side = int | tuple[int, int]  # the side of a square, or (height, width), in pixels
+_Mean = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+_Deviation = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]  # a smaller one gives no numbers
+Output = Literal["logits", "probabilities", "log_probabilities"]
 
 
 class ModelSpec(BaseModel):
@@ -93,11 +95,18 @@ class ModelSpec(BaseModel):
         le=LARGEST_SIDE,
         description="Side in pixels of the square that is cut from the centre of an image.",
     )
-    mean: tuple[float, float, float] | None = Field(
+    mean: tuple[_Mean, _Mean, _Mean] | None = Field(
         None, strict=False, description="Mean per channel, for pixels in [0, 1]."
     )
-    std: tuple[_Positive, _Positive, _Positive] | None = Field(
+    std: tuple[_Deviation, _Deviation, _Deviation] | None = Field(
         None, strict=False, description="Standard deviation per channel, for pixels in [0, 1]."
+    )
+
+    output: Output | None = Field(
+        None,
+        description="What the network returns, if it is not logits: probabilities (it ends in a softmax; "
+        "they are read as their logarithms) or log_probabilities (it ends in a log-softmax). Numbers "
+        "that all lie within 0 and 1, as after a sigmoid, are taken for logits only if this says logits.",
     )
 
     def relative_to(self, folder: Path) -> ModelSpec:

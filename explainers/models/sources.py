@@ -205,7 +205,7 @@ def called_network(spec: ModelSpec) -> nn.Module:
     build = _callable(spec.source)
     try:
         network = build() if spec.name is None else build(spec.name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ValueError(f"model.source: {spec.source} raised {reason}") from error
     if not isinstance(network, nn.Module):
@@ -220,7 +220,7 @@ def _callable(source: str) -> Any:
     try:
         module = _file_module(Path(path)) if path.endswith(".py") else importlib.import_module(path)
         return getattr(module, name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"model.source: cannot load {source!r}: {first_line(error)}") from error
 
 

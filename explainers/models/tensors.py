@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from explainers.models.black_box import check_fill
 from explainers.models.frozen import Frozen
 from explainers.models.modality import MODALITIES, ModalityName
+from explainers.models.model_spec import Output
 
 _TENSORS = MODALITIES["tensor"]
 
@@ -30,6 +31,8 @@ class TensorClassifier(Frozen):
         Shape of one row of the dataset: (C, T), or (T,).
     device
         The device that the network is moved to.
+    output
+        What the network returns. Probabilities are read as their logarithms, whose softmax they are.
 
     Raises
     ------
@@ -44,11 +47,15 @@ class TensorClassifier(Frozen):
     layer: ClassVar[None] = None
 
     def __init__(
-        self, network: nn.Module, shape: tuple[int, ...], device: str | torch.device = "cpu"
+        self,
+        network: nn.Module,
+        shape: tuple[int, ...],
+        device: str | torch.device = "cpu",
+        output: Output | None = None,
     ) -> None:
         if len(shape) not in {1, 2} or 0 in shape:
             raise ValueError(f"dataset.path: rows must be (T,) or (C, T), and these are {shape}")
-        super().__init__(network, device)
+        super().__init__(network, device, output)
         self._flat = len(shape) == 1
         self.input_shape = (1, *shape) if self._flat else shape
         try:
@@ -63,7 +70,7 @@ class TensorClassifier(Frozen):
         return stored.float()
 
     def logits(self, inputs: Tensor) -> Tensor:
-        return self._pass(self.network, inputs.squeeze(1) if self._flat else inputs)
+        return self._as_logits(self._pass(self.network, inputs.squeeze(1) if self._flat else inputs))
 
     def sites(self, inputs: Tensor) -> Tensor:
         return _TENSORS.sites(inputs)

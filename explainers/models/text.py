@@ -15,6 +15,7 @@ from explainers.models.black_box import check_fill
 from explainers.models.class_names import names_of_labels
 from explainers.models.frozen import Frozen
 from explainers.models.modality import MODALITIES, NO_TOKEN, ModalityName
+from explainers.models.model_spec import Output
 from explainers.numerics.fingerprint import sha256_of
 
 _TEXTS = MODALITIES["text"]
@@ -41,6 +42,8 @@ class TextClassifier(Frozen):
         T, in tokens, including special tokens.
     device
         The device that the network is moved to.
+    output
+        What the network returns. Probabilities are read as their logarithms, whose softmax they are.
 
     Raises
     ------
@@ -54,10 +57,15 @@ class TextClassifier(Frozen):
     layer: ClassVar[None] = None
 
     def __init__(
-        self, network: nn.Module, tokenizer: Any, max_length: int, device: str | torch.device = "cpu"
+        self,
+        network: nn.Module,
+        tokenizer: Any,
+        max_length: int,
+        device: str | torch.device = "cpu",
+        output: Output | None = None,
     ) -> None:
         _check_tokenizer(tokenizer)
-        super().__init__(network, device)
+        super().__init__(network, device, output)
         self._logits = _Logits(self.network)
         self._tokenizer = tokenizer
         self._special = frozenset(tokenizer.all_special_ids)
@@ -172,7 +180,7 @@ class TextClassifier(Frozen):
         order = there.logical_not().byte().argsort(dim=1, stable=True)[:, : len(sites)]
         packed = torch.where(sites < lengths, ids.gather(1, order), self._pad)
         seen = (sites < lengths.clamp(min=1)).long()
-        return self._pass(self._logits, packed, seen)
+        return self._as_logits(self._pass(self._logits, packed, seen))
 
     def _parts(self) -> list[nn.Module]:
         return [self._logits]

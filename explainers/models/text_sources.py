@@ -44,7 +44,7 @@ def load_text(spec: ModelSpec, device: str | torch.device) -> TextClassifier:
             network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     else:
         network = pretrained_model(spec, AutoModelForSequenceClassification)
-    return TextClassifier(network, tokenizer, _max_length(spec, network, tokenizer), device)
+    return TextClassifier(network, tokenizer, _max_length(spec, network, tokenizer), device, spec.output)
 
 
 def _max_length(spec: ModelSpec, network: Any, tokenizer: Any) -> int:

@@ -1,0 +1,164 @@
+"""Probes of what a network returns for rows of inputs of any modality."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from explainers.models.probes_at_load.origins import BOUNDED, SOFTMAX, origins_of
+
+TOLERANCE = 1e-4  # of the largest logit: rounding of batches of other sizes stays below it
+_SUM = 1e-3  # how far probabilities may be from adding up to 1
+
+
+class RefusedError(ValueError):
+    """A probe refuses a network; the message is one line that begins with the key."""
+
+
+class Asked:
+    """A classifier that is asked, with what several probes read of it.
+
+    Attributes
+    ----------
+    classifier
+        The classifier.
+    inputs
+        Four seeded inputs that differ strongly: (4, C, \\*sites).
+    """
+
+    def __init__(self, classifier: Any) -> None:
+        self.classifier = classifier
+        self.inputs = _four(classifier)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(4, K) logits of the inputs."""
+        found: Tensor = self.classifier.logits(self.inputs)
+        return found
+
+    @property
+    def good(self) -> Tensor:
+        """(4,) bool: the inputs whose logits are all finite."""
+        return self.logits.isfinite().all(1)
+
+
+def _four(classifier: Any) -> Tensor:
+    first = classifier.probed[:2]
+    if classifier.graded:
+        return torch.cat([first, torch.zeros_like(first[:1]), torch.ones_like(first[:1])])
+    # Texts: tokens of the longer one are taken out, so that lengths differ as well.
+    nothing = classifier.fill(first[:1], "remove")
+    generator = torch.Generator().manual_seed(1)
+    others = []
+    for share in (0.3, 0.7):
+        hidden = torch.rand(first[:1, 0].shape, generator=generator).to(first.device) < share
+        others.append(torch.where(hidden[:, None], nothing, first[:1]))
+    return torch.cat([first, *others])
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of two tensors of logits, as a share of the largest one expected."""
+    scale = float(expected.abs().max())
+    return float((found - expected).abs().max()) / (scale or 1.0)
+
+
+def finite(asked: Asked) -> str:
+    """Refuse weights that hold NaN, and logits that are not finite for any input."""
+    network = asked.classifier.network
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if bool(tensor.isnan().any()):
+            raise RefusedError(
+                f"model.weights: {name} holds NaN, from which no logits follow; give weights that are whole"
+            )
+    good = asked.good
+    if bool(good.any()):
+        return f"logits of {int(good.sum())} of {len(good)} inputs are finite"
+    infinite = [name for name, tensor in network.named_parameters() if not tensor.isfinite().all()]
+    if infinite:
+        raise RefusedError(
+            f"model.weights: {infinite[0]} holds infinite numbers; give weights that are whole"
+        )
+    raise RefusedError(
+        f"model.source: the network's logits are infinite or NaN for all of {len(good)} inputs; check its "
+        "weights and its preprocessing (model.mean, model.std)"
+    )
+
+
+def twice(asked: Asked) -> str:
+    """Refuse a network that gives the same batch other logits the second time."""
+    good = asked.good
+    worst = difference(asked.classifier.logits(asked.inputs)[good], asked.logits[good])
+    if not worst <= TOLERANCE:
+        raise RefusedError(
+            f"model.source: the same inputs get other logits the second time (largest difference {worst:.1e} "
+            "of the largest logit); switch off dropout, random numbers and what the network remembers"
+        )
+    return _told(worst)
+
+
+def batch(asked: Asked) -> str:
+    """Refuse a network whose logits of an input depend on the other inputs of the batch."""
+    worst = 0.0
+    for rows in ([0], [1], [0, 2], [3, 1, 0]):
+        there = asked.good[rows]
+        if bool(there.any()):
+            found = asked.classifier.logits(asked.inputs[rows])[there]
+            # A row whose logits are no longer finite beside others is as wrong: the comparison is false then.
+            share = difference(found, asked.logits[rows][there])
+            worst = share if not share <= worst else worst
+    if not worst <= TOLERANCE:
+        raise RefusedError(
+            "model.source: the logits of an input depend on the other inputs of its batch (largest "
+            f"difference {worst:.1e} of the largest logit); replace what works over the batch, "
+            "such as BatchNorm with track_running_stats = False"
+        )
+    return _told(worst)
+
+
+def _told(share: float) -> str:
+    return f"largest difference {share:.1e} of the largest logit"
+
+
+def output(asked: Asked) -> str:
+    """Refuse probabilities where logits are expected, and logits where the job says probabilities."""
+    logits, said = asked.logits[asked.good], asked.classifier.output
+    if said not in (None, "logits"):
+        total = logits.exp().sum(1)
+        if not _are_one(total):
+            raise RefusedError(
+                f'model.output: "{said}" must add up to 1 over the classes, and they add up to '
+                f"{float(total[(total - 1).abs().argmax()]):.4g}; return the logits, from before any softmax "
+                "or sigmoid, and leave the key out"
+            )
+        return f"{said} that add up to 1"
+    if bool((logits >= 0).all()) and _are_one(logits.sum(1)):
+        raise RefusedError(_softmax_line("probabilities", "rows are at least 0 and add up to 1"))
+    if bool((logits <= 0).all()) and _are_one(logits.exp().sum(1)):
+        raise RefusedError(_softmax_line("log_probabilities", "the exponentials of its rows add up to 1"))
+    made = origins_of(lambda: asked.classifier.logits(asked.inputs[:2]))
+    if made and made <= SOFTMAX:
+        raise RefusedError(
+            "model.output: the network ends in a softmax that is multiplied afterwards; return the logits, "
+            "from before the softmax"
+        )
+    if said is None and bool(((logits >= 0) & (logits <= 1)).all()) and made and made <= BOUNDED:
+        raise RefusedError(
+            f"model.output: the network ends in {' and '.join(sorted(made))} and all it returns lies within "
+            '0 and 1, as after a sigmoid; return the logits, from before it, or set output = "logits" if '
+            "these are the logits"
+        )
+    return f"logits from {float(logits.min()):.4g} to {float(logits.max()):.4g}"
+
+
+def _are_one(totals: Tensor) -> bool:
+    return bool(((totals - 1).abs() <= _SUM).all())
+
+
+def _softmax_line(found: str, why: str) -> str:
+    return (
+        f"model.output: the network returns {found.replace('_', ' ')}, not logits ({why}); set output = "
+        f'"{found}", or return the logits from before the softmax'
+    )

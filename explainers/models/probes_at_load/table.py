@@ -1,0 +1,115 @@
+"""The table of the probes, and the function that asks them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from explainers.models.compute import full_precision, tf32
+from explainers.models.frozen import Frozen
+from explainers.models.probes_at_load import layer, rows
+from explainers.models.probes_at_load.rows import Asked, RefusedError
+from explainers.models.reasons import first_line
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question to a network.
+
+    Attributes
+    ----------
+    asks, refuses
+        What is asked and what is refused, in words for the documentation.
+    ask
+        Asks a classifier. It returns what was seen, in a few words, and raises ValueError, in one line that
+        begins with the key, where the answer is wrong.
+    of_layers
+        Whether the question is about the target layer, so that only classifiers of images are asked.
+    """
+
+    asks: str
+    refuses: str
+    ask: Callable[[Asked], str]
+    of_layers: bool = False
+
+
+PROBES = {
+    "finite": Probe(
+        "Are the weights and the logits numbers?",
+        "weights that hold NaN; logits that are infinite or NaN for every input",
+        rows.finite,
+    ),
+    "twice": Probe(
+        "Does the same input give the same logits a second time?",
+        "dropout that is left on, random numbers, a network that remembers earlier inputs",
+        rows.twice,
+    ),
+    "batch": Probe(
+        "Does an input alone get the logits that it gets beside others?",
+        "normalisation over the batch, and any other dependence of one row on the other rows",
+        rows.batch,
+    ),
+    "output": Probe(
+        "Does the network return what `model.output` says?",
+        "softmax, log-softmax or sigmoid at the end where logits are expected, and the reverse",
+        rows.output,
+    ),
+    "head": Probe(
+        "Does the head, run on the activations of the target layer, give the network's own logits?",
+        "a layer at which the network cannot be cut in two",
+        layer.head,
+        of_layers=True,
+    ),
+    "cells": Probe(
+        "Has the grid several cells, and does each of them reach the logits?",
+        "a pooled layer; patch tokens that the classification head never reads",
+        layer.cells,
+        of_layers=True,
+    ),
+    "patch": Probe(
+        "Does the strongest change on the grid follow a bright patch that is moved over the input?",
+        "tokens in another order than row by row; axes that hold something other than rows and columns",
+        layer.patch,
+        of_layers=True,
+    ),
+}
+
+
+def probe(classifier: Frozen) -> dict[str, str]:
+    """Ask a classifier every probe that its modality has, on seeded inputs.
+
+    It costs about a dozen forward passes of a few inputs each, in float32 without TF32.
+
+    Parameters
+    ----------
+    classifier
+        A classifier of any modality; it stays as it is.
+
+    Returns
+    -------
+    dict
+        For each probe what was seen, in a few words.
+
+    Raises
+    ------
+    ValueError
+        In one line that names the key of the job, what was seen and what to do.
+    """
+    asked, seen = Asked(classifier), {}
+    with torch.inference_mode(False), full_precision(), tf32(False):
+        for name, each in PROBES.items():
+            if each.of_layers and classifier.modality != "image":
+                continue
+            try:
+                with torch.no_grad():
+                    seen[name] = each.ask(asked)
+            except RefusedError:
+                raise
+            except (Exception, SystemExit) as error:
+                raise ValueError(
+                    f"model.source: the network stopped at the probe {name!r}: {type(error).__name__}: "
+                    f"{first_line(error)}; it must run on any number of inputs"
+                ) from error
+    return seen

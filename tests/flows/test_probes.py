@@ -1,0 +1,170 @@
+"""A job asks its network the probes at load before any worker starts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from explainers.models.probes_at_load import PROBES
+from flows.cli import app
+from flows.job import JobError
+from runs import explained, prepared, tiny_job, toml
+from storage.maps import read
+from storage.samples import read_samples
+
+NETWORK = '''
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    """Logits (mean colour, 0) of digits, changed at the end."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.features = nn.Conv2d(3, 2, 4, stride=4)
+        self.fc = nn.Linear(2, 2)
+        nn.init.constant_(self.features.weight, 1 / 48)
+        nn.init.zeros_(self.features.bias)
+        self.features.weight.data[1] *= -1
+        nn.init.eye_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+        self.last = last
+
+    def forward(self, inputs):
+        return self.last(self.fc(self.features(inputs).mean((2, 3))))
+
+class Overflow(nn.Module):
+    def forward(self, logits):
+        return torch.where(logits[:, :1] > {beyond}, logits * float("inf"), logits)
+
+def plain():
+    return Net(nn.Identity())
+
+def softmax():
+    return Net(nn.Softmax(1))
+
+def overflow():
+    return Net(Overflow())
+
+def mapping():
+    class Answers(nn.Module):
+        def forward(self, logits):
+            return dict(logits=logits, loss=logits.sum())
+    return Net(Answers())
+
+def both():
+    class Answers(nn.Module):
+        def forward(self, logits):
+            return logits, logits
+    return Net(Answers())
+
+def half():
+    return Net(nn.Identity()).half()
+
+def script():
+    return torch.jit.script(Net(nn.Identity()))
+
+def leaves():
+    raise SystemExit("cannot go on")
+
+def leaves_later():
+    class Leaves(nn.Module):
+        def forward(self, logits):
+            raise SystemExit(3)
+    return Net(Leaves())
+'''
+
+
+def job(folder: Path, network: str, beyond: float = 1e9, **changes: Any) -> dict[str, Any]:
+    """A tiny job on one of the networks above."""
+    file = folder / "networks.py"
+    file.write_text(NETWORK.replace("{beyond}", str(beyond)))
+    model = {"source": f"{file}:{network}", "layer": "features"} | changes.pop("model", {})
+    return tiny_job(folder / "run", model=model, controls=False) | changes
+
+
+def test_what_the_probes_saw_stands_in_run_json_and_not_in_the_identity(tmp_path: Path) -> None:
+    run = prepared(job(tmp_path, "plain"))
+    written = json.loads((run.root / "run.json").read_text())
+    assert list(written["probes"]) == list(PROBES)
+    assert written["probes"]["finite"] == "logits of 4 of 4 inputs are finite"
+    assert "probes" not in written["identity"]
+    written["probes"] = {"finite": "another machine's"}
+    (run.root / "run.json").write_text(json.dumps(written))
+    again = prepared(job(tmp_path, "plain"))  # the same run, and what was written stays
+    assert json.loads((again.root / "run.json").read_text()) == written
+
+
+def test_a_refused_network_is_one_line_and_exit_code_2_and_leaves_no_run(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["run", str(toml(job(tmp_path, "softmax"), tmp_path / "job.toml"))])
+    assert refused.exit_code == 2
+    assert "model.output" in refused.output
+    assert 'set output = "probabilities"' in " ".join(refused.output.split())
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_with_the_key_the_predictions_are_those_of_the_logits(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    changes: dict[str, Any] = {"dataset": {"kind": "digits", "limit": 8}}
+    plain = explained(prepared(job(tmp_path / "a", "plain", **changes)))
+    key = {"model": {"output": "probabilities"}}
+    read_back = explained(prepared(job(tmp_path / "b", "softmax", **changes, **key)))
+    for one, other in zip(read_samples(plain.root), read_samples(read_back.root), strict=True):
+        assert one["prediction"] == other["prediction"]
+        assert other["confidence"] == pytest.approx(one["confidence"], rel=1e-6)
+
+
+REFUSED = {
+    "mapping": r"model\.source: .*returned a dict with logits, loss; return its logits alone",
+    "both": r"model\.source: .*returned a tuple of 2; return the tensor of logits alone",
+    "half": r"model\.source: the network is in half precision \(features\.weight is torch\.float16\)",
+    "script": r"model\.source: the network is a TorchScript module.*state dict",
+    "leaves": r"model\.source: .*leaves raised SystemExit: cannot go on",
+    "leaves_later": r"model\.source: the network does not run on .*: SystemExit: 3",
+}
+
+
+@pytest.mark.parametrize("network", REFUSED)
+def test_what_is_no_classifier_is_refused_in_one_line_with_the_models_key(
+    network: str, tmp_path: Path
+) -> None:
+    with pytest.raises(JobError, match=rf"^{REFUSED[network]}") as refused:
+        prepared(job(tmp_path, network))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("mean", float("nan")), ("mean", float("inf")), ("std", 1e-300), ("std", float("nan"))]
+)
+def test_a_mean_or_deviation_that_gives_no_numbers_is_refused(key: str, value: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"model\.{key}"):
+        prepared(job(tmp_path, "plain", model={key: [value, 0.5, 0.5]}))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_rows_whose_logits_are_infinite_fail_alone(precision: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"dataset": {"kind": "digits", "limit": 12}}
+    changes["explainers"] = [{"name": "gradcam"}, {"name": "random"}]
+    first = explained(prepared(job(tmp_path, "plain", **changes)))
+    means = read(first.inputs, 0, 12).mean((1, 2, 3)) / 255
+    ordered = np.sort(means)
+    gap = int(np.argmax(np.diff(ordered)[4:9])) + 4
+    beyond = float(ordered[gap : gap + 2].mean())
+    (tmp_path / "other").mkdir()
+    computing = {"compute": {"precision": precision}}
+    run = explained(prepared(job(tmp_path / "other", "overflow", beyond, **changes, **computing)))
+    samples = read_samples(run.root)
+    failed = means > ordered[gap]
+    assert 0 < failed.sum() < 12
+    assert [sample["status"] == "failed" for sample in samples] == failed.tolist()
+    assert [sample["prediction"] is None for sample in samples] == failed.tolist()
+    assert {sample["error"] for sample in samples if sample["error"]} == {
+        "its logits are infinite or NaN; the network gives no prediction for it"
+    }
+    for name in ("gradcam", "random"):
+        maps = read(run.saliency(name) / "maps", 0, 12)
+        assert np.isnan(maps).all((1, 2)).tolist() == failed.tolist()
