@@ -38,7 +38,7 @@ class Net(nn.Module):
 
 class Overflow(nn.Module):
     def forward(self, logits):
-        return torch.where(logits[:, :1] > {beyond}, logits * float("inf"), logits)
+        return logits + torch.where(logits[:, :1] > {beyond}, float("inf"), 0.0)
 
 def plain():
     return Net(nn.Identity())

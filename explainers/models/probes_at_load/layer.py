@@ -54,10 +54,10 @@ def cells(asked: Asked) -> str:
         )
     if bool((asked.logits.diff(dim=0) == 0).all()):
         return "unknown, since all inputs have the same logits"  # e.g. random weights behind a zero head
-    silent = (~_has_gradient(classifier)).nonzero()
+    activations = classifier.activations(asked.inputs[asked.good])
+    silent = (~_has_gradient(classifier, activations)).nonzero()
     tried = silent[:: -(-len(silent) // _TRIED) or 1].tolist()
-    activations = classifier.activations(classifier.probed[:1])
-    deaf = [cell for cell in tried if not _responds(classifier, activations, *cell)]
+    deaf = [cell for cell in tried if not _responds(classifier, activations[:1], *cell)]
     if deaf:
         raise RefusedError(
             f"model.layer: {len(deaf)} of {len(tried)} cells that were tried on the {height}x{width} grid of "
@@ -67,9 +67,9 @@ def cells(asked: Asked) -> str:
     return f"all of {height}x{width} cells reach the logits"
 
 
-def _has_gradient(classifier: Classifier) -> Tensor:
+def _has_gradient(classifier: Classifier, activations: Tensor) -> Tensor:
     """(h, w) bool: whether a random sum of the logits has a gradient in the cell, for one of the inputs."""
-    activations = classifier.activations(classifier.probed).detach()
+    activations = activations.clone()
     with torch.enable_grad():
         logits = classifier.head(activations.requires_grad_())
         if not logits.requires_grad:
@@ -89,7 +89,7 @@ def _responds(classifier: Classifier, activations: Tensor, row: int, column: int
     filled = activations.repeat(len(fills), *[1] * (activations.ndim - 1))
     classifier.spatial(filled)[1:, :, row, column] = fills[1:].to(filled)  # the first one stays as it was
     logits = classifier.head(filled)
-    return difference(logits[1:], logits[:1]) > _REACHED
+    return not difference(logits[1:], logits[:1]) <= _REACHED  # infinite logits have changed as well
 
 
 def patch(asked: Asked) -> str:
