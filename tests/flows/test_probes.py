@@ -86,14 +86,15 @@ def job(folder: Path, network: str, beyond: float = 1e9, **changes: Any) -> dict
     return tiny_job(folder / "run", model=model, controls=False) | changes
 
 
-def test_what_the_probes_saw_stands_in_run_json_and_not_in_the_identity(tmp_path: Path) -> None:
+def test_what_the_probes_saw_stands_in_run_json_and_not_in_the_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = prepared(job(tmp_path, "plain"))
     written = json.loads((run.root / "run.json").read_text())
     assert list(written["probes"]) == list(PROBES)
     assert written["probes"]["finite"] == "logits of 4 of 4 inputs are finite"
     assert "probes" not in written["identity"]
-    written["probes"] = {"finite": "another machine's"}
-    (run.root / "run.json").write_text(json.dumps(written))
+    monkeypatch.setattr("flows.prepare.probe", lambda _: {"finite": "another machine's"})
     again = prepared(job(tmp_path, "plain"))  # the same run, and what was written stays
     assert json.loads((again.root / "run.json").read_text()) == written
 
