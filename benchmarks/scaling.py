@@ -202,7 +202,8 @@ def timed(what: str, call: Callable[[], Any]) -> None:
 
 def resuming(records: int, folder: Path) -> None:
     """Print how long it takes to read this many done-records, as every start of a job does."""
-    about = {"name": "synthetic", "seed": 0}
+    about = {"name": "synthetic", "seed": 0, "target": 0, "tolerance": 0}
+    about |= {"batch": {"images": 16, "forwards": 64}}
     names = explainers.names()[:10]
     shards = records // (2 + 2 * len(names))
     manifest = Manifest(
@@ -219,12 +220,13 @@ def resuming(records: int, folder: Path) -> None:
     )
     run = Run.create_or_open(folder, manifest)
     for step in pending_steps(shards, dict.fromkeys(names, True), set(), Done()):
-        file = folder / "data" / step.path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(str(step).encode())
+        files = [folder / name for name in sorted(run.layout.files_of(step))]
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(str(step).encode())
         facts = StageFacts(metrics=(), cached=True)
         write_record(
-            folder, step, rows=16, statuses={"ok": 16}, files=[file], seconds=1.0, worker="", facts=facts
+            folder, step, rows=16, statuses={"ok": 16}, files=files, seconds=1.0, worker="", facts=facts
         )
     print(f"\n{len(finished(folder)):,} done-records, each of a small file:")
     timed("listing (records.finished)", lambda: finished(folder))

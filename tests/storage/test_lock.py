@@ -149,6 +149,60 @@ def test_a_holder_that_is_overtaken_while_it_gives_a_sign_of_life_stops(
             first.check()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"5",
+        b"null",
+        b"\xff\xfe",
+        b'{"host": "x"}',
+        b"[" * 100_000,
+        b" " * (lock_slots.MOST_BYTES + 1),
+        {"pid": -5},
+        {"pid": 10**30},
+        {"pid": "7"},
+        {"beat": "now"},
+        {"host": None},
+    ],
+)
+def test_a_damaged_lock_is_named_and_never_taken_over(tmp_path: Path, text: bytes | dict[str, Any]) -> None:
+    path = tmp_path / "run.lock"
+    if isinstance(text, dict):
+        with held(tmp_path / "run", "first"):
+            found = json.loads(path.read_text())
+        text = json.dumps(found | text).encode()
+    path.write_bytes(text)
+    with pytest.raises(LockedError, match=r"damaged lock.*delete this file and run") as refusal:
+        held(tmp_path / "run", "second").__enter__()
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(LockedError, match="damaged lock"):
+        lock.holder(tmp_path / "run")
+    assert path.read_bytes() == text, "it was stolen"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_file_in_the_place_of_a_lock_is_not_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "run.lock"
+    {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda at: at.symlink_to("/dev/zero")}[kind](path)
+    with pytest.raises(LockedError, match=f"damaged lock.* is a {kind}, not a file"):
+        held(tmp_path / "run", "second").__enter__()
+
+
+def test_nobody_else_may_write_the_lock_whatever_the_umask_is(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with held(tmp_path / "run", "first"):
+            assert (tmp_path / "run.lock").stat().st_mode & 0o777 == 0o664
+            os.umask(0o077)
+        with held(tmp_path / "run", "first"):
+            assert (tmp_path / "run.lock").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+
+
 def test_another_users_process_that_proc_does_not_show_is_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
