@@ -9,14 +9,19 @@ from urllib.parse import urlsplit
 
 _WORDS = r"passw(?:or)?d|passphrase|secret|token(?!s|iz)|(?:api|access|private)[_-]?key|credential|signature"
 _WORD = re.compile(_WORDS, re.IGNORECASE)
-_URL = r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]*:/+"
+# Every part has a largest length, so that no text takes long.
+_URL = r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{0,30}:/{1,9}"
 # A user with a password. A password may hold slashes, so the part up to the last @ belongs to it.
-_USER_AND_PASSWORD = re.compile(rf"({_URL})[^/\s@:]*:[^\s\"']*@")
-_USER = re.compile(r"((?<![A-Za-z0-9+.-])(?:https?|s3|tcp|tls|ftp):/+)[^/\s@]+@", re.IGNORECASE)
-_IN_QUERY = re.compile(rf"({_URL}[^\s\"']*?[?&;][\w.-]*(?:{_WORDS}|sig)[\w.-]*=)[^\s&;\"']+", re.IGNORECASE)
+_USER_AND_PASSWORD = re.compile(rf"({_URL})[^/\s@:]{{0,200}}:[^\s\"']{{0,500}}@")
+_USER = re.compile(r"((?<![A-Za-z0-9+.-])(?:https?|s3|tcp|tls|ftp):/{1,9})[^/\s@]{1,500}@", re.IGNORECASE)
+_NAMED = rf"(?:{_WORDS}|sig)"
+_IN_QUERY = re.compile(
+    rf"([?&;](?=[\w.-]{{1,60}}=)[\w.-]{{0,30}}?{_NAMED}[\w.-]{{0,30}}=)[^\s&;\"']+", re.IGNORECASE
+)
 # NAME=value or --name value, as in a line of a shell; a value that begins with $ is a variable's name.
 _ASSIGNED = re.compile(
-    rf"(?<![\w-])(?:[\w-]*(?:{_WORDS})[\w-]*[\"']?\s*=|--[\w-]*(?:{_WORDS})[\w-]*\s)\s*[\"']?[^\s\"'$]",
+    rf"(?<![\w-])(?:[\w-]{{0,30}}?(?:{_WORDS})[\w-]{{0,30}}[\"']?\s{{0,9}}=|"
+    rf"--[\w-]{{0,30}}?(?:{_WORDS})[\w-]{{0,30}}\s)\s{{0,9}}[\"']?[^\s\"'$]",
     re.IGNORECASE,
 )
 

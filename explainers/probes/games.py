@@ -39,7 +39,7 @@ class CellParameters(PresetParameters):
     grid: int | None = Field(
         None,
         ge=1,
-        le=64,
+        le=128,
         description="cells per side; by default a transformer's own patches, else 14, or the number of "
         "pixels where there are fewer",
     )

@@ -31,7 +31,7 @@ class CellCurvesParameters(Parameters):
     grid: int | None = Field(
         default=None,
         ge=1,
-        le=64,
+        le=128,
         description="cells per side; by default a vision transformer's own patches, and 14 for other "
         "networks",
     )

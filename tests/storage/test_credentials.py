@@ -1,5 +1,6 @@
 """Passwords and tokens in addresses and arguments are found, and left out of messages."""
 
+import time
 from typing import Any
 
 import pytest
@@ -73,3 +74,14 @@ def test_a_message_is_one_line_without_control_characters_and_not_endless() -> N
     assert str(FloodlitError("a\nb\x1b[31m")) == "a\\nb\\x1b[31m"
     assert len(str(FloodlitError("x" * 10**6))) == 4000
     assert one_line(ValueError("a\n  b\x1b")) == "a b\\x1b"
+
+
+@pytest.mark.parametrize(
+    "text", ["a:/" * 3300, "token" * 2000, "http://x?" + "token" * 2000, "-" * 10000, "http://a:bcccc" * 700]
+)
+def test_no_text_takes_long(text: str) -> None:
+    start = time.process_time()
+    has_credential(text)
+    without_credentials(text)
+    credential_key({"x": text})
+    assert time.process_time() - start < 1
