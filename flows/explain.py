@@ -115,7 +115,8 @@ def _explain(job: Job, retry_failed: bool, lock: Lock, watch: Watch) -> dict[str
     run = prepare(job)
     problems = verify(run.root)
     for problem in problems:
-        logger.warning("repairing %s", shown(problem))
+        # What no step writes, such as a foreign file, is named and left as it is.
+        logger.warning("%s%s", "repairing " if problem.step else "", shown(problem))
     repair(run.root, problems)
     if retry_failed:
         for step in failures(run.root):

@@ -17,7 +17,7 @@ from storage.layout import Layout
 from storage.manifest import Manifest
 
 NAME = "run.json"
-MOST_STEPS = 1_000_000  # of a run; 50,000 images in shards of 16 with 10 explainers have 69,000
+MOST_STEPS = 200_000  # of a run; 50,000 images in shards of 16 with 10 explainers have 69,000
 MOST_SHARD_BYTES = 1 << 40  # of a shard in memory, which a worker has to hold
 _FOLDER = re.compile(r"\w[\w.:+-]*")  # names become those of folders, which must not lead out of the run
 
