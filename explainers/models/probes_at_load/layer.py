@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _HEAD = 1e-3  # of the largest logit: the cut network may fuse operations otherwise than the whole one
 _TRIED = 64  # cells without a gradient that are filled with strong values, at most
+_MOST = 0.75  # of the rows and of the columns that a pooling with a stride reads, at least
 _STRONG = 10.0  # times the largest activation
 _REACHED = 1e-5  # of the largest logit: less is rounding
 _PLACES = 4  # places of the patch along each side, at most
@@ -55,9 +56,15 @@ def cells(asked: Asked) -> str:
     if bool((asked.logits.diff(dim=0) == 0).all()):
         return "unknown, since all inputs have the same logits"  # e.g. random weights behind a zero head
     activations = classifier.activations(asked.inputs[asked.good])
-    silent = (~_has_gradient(classifier, activations)).nonzero()
+    reached = _has_gradient(classifier, activations)
+    silent = (~reached).nonzero()
     tried = silent[:: -(-len(silent) // _TRIED) or 1].tolist()
     deaf = [cell for cell in tried if not _responds(classifier, activations[:1], *cell)]
+    rows, columns = (int(reached.any(axis).sum()) for axis in (1, 0))
+    if deaf and bool(reached[:rows, :columns].all()) and min(rows / height, columns / width) >= _MOST:
+        return (
+            f"{rows}x{columns} of {height}x{width} cells reach the logits, a stride leaves out the last ones"
+        )
     if deaf:
         raise RefusedError(
             f"model.layer: {len(deaf)} of {len(tried)} cells that were tried on the {height}x{width} grid of "

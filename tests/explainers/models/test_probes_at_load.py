@@ -240,6 +240,14 @@ def test_cells_that_reach_the_logits_past_a_relu_or_a_maximum_only_when_strong_p
     assert seen["cells"] == "all of 8x8 cells reach the logits"
 
 
+def test_the_last_cells_may_be_left_out_by_a_stride():
+    head = nn.Sequential(nn.AvgPool2d(3), nn.Flatten(), nn.Linear(24, 4))
+    assert images(Net(head=head))["cells"].startswith("6x6 of 8x8 cells reach the logits")
+    head = nn.Sequential(Call(lambda x: x[:, :, :4].mean((2, 3))), nn.Linear(6, 4))  # the upper half alone
+    with pytest.raises(ValueError, match=r"^model\.layer: .* cannot reach the logits"):
+        images(Net(head=head))
+
+
 def test_a_grid_of_one_cell_is_refused():
     with pytest.raises(ValueError, match=r"^model\.layer: the grid of 'features' has one cell"):
         images(Net(features=nn.AdaptiveAvgPool2d(1)))
