@@ -4,6 +4,7 @@ import errno
 import hashlib
 import math
 import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +209,16 @@ def test_a_busy_server_is_not_taken_for_a_missing_array(
     with pytest.raises(OSError, match="request rate") as told:
         maps.open_array(tmp_path / "maps")
     assert is_away(told.value)
+
+
+def test_rows_that_claim_more_than_the_memory_are_not_read(tmp_path: Path) -> None:
+    maps.create_array(tmp_path / "a.zarr", 2**30, (1024,), "float64", shard_rows=2**30)
+    with pytest.raises(maps.DamagedShardError, match=r"claim 8,796,093,022,208 bytes"):
+        maps.read(tmp_path / "a.zarr", 0, 2**30)
+
+
+def test_metadata_that_is_no_file_is_not_opened(array: Path) -> None:
+    (array / "zarr.json").unlink()
+    os.mkfifo(array / "zarr.json")
+    with pytest.raises(maps.DamagedShardError, match="is a pipe, not a file"):
+        maps.read(array, 0, 1)
