@@ -46,7 +46,7 @@ def _serving() -> Iterator[Callable[[], str]]:
     keep_logs_off_the_terminal()
     from flows.server import prefect_server
 
-    with _stopped_once(), _one_line_failures(), prefect_server() as address:
+    with _one_line_failures(), _stopped_once(), prefect_server() as address:
         yield address
 
 
@@ -72,6 +72,10 @@ def _stopped_once() -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
+    except Exception as error:
+        if stopping:  # libraries turn the interrupt into errors of their own, e.g. pydantic
+            raise KeyboardInterrupt from error
+        raise
     finally:
         if not stopping:  # else Python itself is about to end, which takes a moment too
             for number, handler in before.items():

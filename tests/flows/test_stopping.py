@@ -41,6 +41,19 @@ def test_only_the_first_signal_interrupts(first: signal.Signals) -> None:
     assert cleaned == list(SIGNALS)
 
 
+def test_an_interrupt_that_a_library_turns_into_its_own_error_is_one_again() -> None:
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise ValueError("cannot be serialised") from error
+
+    with pytest.raises(KeyboardInterrupt), _stopped_once():
+        work()
+    with pytest.raises(ValueError, match="its own"), _stopped_once():
+        raise ValueError("its own")
+
+
 def test_a_job_under_nohup_outlives_its_terminal() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with _stopped_once():
