@@ -14,7 +14,8 @@ BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 # Python's float also reads 1_0 and the digits of other scripts.
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE)
 _LARGEST = 1e9  # no image has more pixels on a side
-_SHARE = 1.01  # relative boxes may be a little too large, by rounding
+_ROUNDED = 0.01  # how far relative boxes may reach beyond 0..1, by rounding
+_BEYOND = 0.5  # and by a detector that does not clip them: no box of whole pixels is so small and so placed
 
 
 def read_box(row: Mapping[str, str]) -> Box | None:
@@ -55,7 +56,7 @@ def check_unit(
     boxes
         The images of the listing with their boxes.
     unit
-        ``dataset.boxes``. None: pixels, unless a box lies within 0..1.
+        ``dataset.boxes``. None: pixels, unless a box lies within 0..1 or little beyond.
 
     Raises
     ------
@@ -65,15 +66,15 @@ def check_unit(
     if unit == "pixels":
         return
     each = [(file, box) for file, its in boxes for box in its]
-    small = [is_share(box) for _, box in each]
     if unit == "relative":
-        for (file, box), fits in zip(each, small, strict=True):
-            if not fits:
+        for file, box in each:
+            if not is_share(box, _ROUNDED):
                 raise ValueError(
                     f'dataset.boxes: "relative" needs boxes within 0..1, and {path} has {_text(box)} for '
                     f'{file}; set "pixels" or divide the boxes by the size of their image'
                 )
         return
+    small = [is_share(box) for _, box in each]
     # A box without area at 0 may stand for "no object" in a listing of either unit.
     sized = [is_small for is_small, (_, box) in zip(small, each, strict=True) if _has_area(box)]
     if not any(sized):
@@ -81,8 +82,8 @@ def check_unit(
     file, box = next(one for one, is_small in zip(each, small, strict=True) if is_small and _has_area(one[1]))
     told = "all boxes lie" if all(sized) else f"{sum(sized)} of {len(sized)} boxes lie"
     raise ValueError(
-        f'dataset.boxes: {told} within 0..1 in {path}, e.g. {_text(box)} for {file}; set "relative" if boxes '
-        'are shares of the width and the height, or "pixels" if they are so small'
+        f"dataset.boxes: {told} within 0..1, or little beyond, in {path}, e.g. {_text(box)} for {file}; set "
+        '"relative" if boxes are shares of the width and the height, or "pixels" if they are so small'
     )
 
 
@@ -118,9 +119,9 @@ def placed(boxes: Sequence[Box], size: tuple[int, int], relative: bool, notes: N
     return kept
 
 
-def is_share(box: Box) -> bool:
-    """Whether a box lies within 0..1, where boxes in shares of the width and the height lie."""
-    return all(1 - _SHARE <= side <= _SHARE for side in box)
+def is_share(box: Box, beyond: float = _BEYOND) -> bool:
+    """Whether a box lies within 0..1, where shares of the width and the height lie, or little beyond."""
+    return all(-beyond <= side <= 1 + beyond for side in box)
 
 
 def _has_area(box: Box) -> bool:

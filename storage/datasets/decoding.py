@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from storage.datasets.depth import has_deep_colours, to_eight_bits
+from storage.datasets.depth import grey_factor, has_deep_colours, to_eight_bits
 from storage.datasets.formats import formats
 from storage.datasets.notes import COMPOSITED, FIRST_FRAME, NOT_TURNED, TURNED, Notes
 from storage.datasets.reading import DEFAULT, Reading
@@ -112,7 +112,7 @@ def rgb(image: Image.Image, how: Reading = DEFAULT, notes: Notes | None = None) 
     declared, left = loaded(image)
     made = _opaque(to_eight_bits(image, deep, how.limits, notes), how.background, notes)
     made = turned(made, declared, left, how, notes)
-    if _is_animated(image):
+    if is_animated(image):
         notes.append(FIRST_FRAME)
     return made
 
@@ -120,12 +120,16 @@ def rgb(image: Image.Image, how: Reading = DEFAULT, notes: Notes | None = None) 
 def loaded(image: Image.Image) -> tuple[int, int]:
     """Decode the pixels of an image; return its EXIF orientation before and after that.
 
-    Pillow turns TIFF files by itself, so they have none left.
+    Pillow turns TIFF files by itself, so they have none left. It scales values of 2 or 4 bits to 8, but not
+    the value that the file calls transparent, which is scaled here.
     """
+    factor = grey_factor(image)
     # Other formats must not be asked before: to find its EXIF data, Pillow would decode a PNG file, and after
     # an error it would decode it a second time without one.
     before = _orientation(image) if image.format == "TIFF" else 1
     image.load()
+    if image.mode == "L" and isinstance(image.info.get("transparency"), int):
+        image.info["transparency"] *= int(factor)
     left = _orientation(image)
     return max(before, left), left
 
@@ -173,7 +177,7 @@ def _opaque(image: Image.Image, background: tuple[int, int, int], notes: Notes) 
     return Image.alpha_composite(Image.new("RGBA", clear.size, background), clear).convert("RGB")
 
 
-def _is_animated(image: Image.Image) -> bool:
+def is_animated(image: Image.Image) -> bool:
     """Whether a file has further frames; a damaged second frame does not count."""
     try:
         return bool(getattr(image, "is_animated", False))

@@ -22,6 +22,22 @@ def has_deep_colours(image: Image.Image) -> bool:
     return image.mode in {"RGB", "RGBA", "LA"} and any(";16" in str(tile.args) for tile in tiles)
 
 
+def grey_factor(image: Image.Image) -> float:
+    """Return by what Pillow multiplies grey values of less than 8 bits, or of a file with its own range.
+
+    This is known only before the pixels are loaded. The factor is 1 for most files, 85 and 17 for 2 and 4
+    bits, and 255 or 65535 divided by the largest value that a PGM file states.
+    """
+    for tile in getattr(image, "tile", ()):
+        arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        if tile.codec_name in {"ppm", "ppm_plain"} and image.mode in {"L", "I"}:
+            return (255 if image.mode == "L" else _FULL[1]) / float(arguments[1])
+        layout = str(arguments[0] if arguments else None)
+        if layout.startswith(("L;2", "L;4")):
+            return 85 if layout.startswith("L;2") else 17
+    return 1
+
+
 def to_eight_bits(
     image: Image.Image, deep_colours: bool, limits: tuple[float, float] | None, notes: Notes
 ) -> Image.Image:
@@ -48,6 +64,8 @@ def to_eight_bits(
         colours of 16 bits.
     """
     if deep_colours:
+        if isinstance(image.info.get("transparency"), tuple):  # Pillow compares it with the 8 high bits
+            raise UnreadableError("has 16 bits per colour and a transparent colour; convert it to 8 bits")
         if limits is not None:
             raise UnreadableError(
                 f"dataset.range is for grey files, and this one has 16 bits per colour (mode {image.mode}); "

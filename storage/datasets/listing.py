@@ -6,7 +6,9 @@ An image with several boxes has several rows. An optional column ``mask`` names 
 from __future__ import annotations
 
 import csv
+import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +17,10 @@ from storage.datasets.boxes import BOX_COLUMNS, read_box
 from storage.datasets.geometry import Box
 
 LARGEST = 2**31 - 1  # of a label; more classes than any model has
-# Words that programs write for a cell without a value.
+# Words that programs write for a cell without a value; -1.#ind and the like are NaN in C.
 _MISSING = frozenset(["nan", "none", "null", "nil", "nat", "na", "n/a", "#n/a", "#na", "<na>"])
+_MISSING |= {"#ref!", "#value!", "#name?", "#num!", "#null!", "#div/0!", "1.#ind", "1.#qnan", "1.#inf"}
+_COLUMNS = ("file", "label", *BOX_COLUMNS, "mask")
 csv.field_size_limit(1 << 26)  # a text may be longer than Python's default limit of 128 KiB
 Row = tuple[int, Mapping[str, str]]  # line number, cells by column
 
@@ -48,6 +52,7 @@ class _Draft:
     """The facts that the rows read so far give about one file."""
 
     line: int
+    file: str
     label: str
     boxes: list[Box]
     mask: str | None
@@ -61,8 +66,9 @@ def read_listing(path: Path) -> tuple[list[Entry], list[str]]:
     Raises
     ------
     ValueError
-        If a column or a cell is missing, a box is invalid, a file has two labels or masks, a file is listed
-        again without another box, or labels mix numbers and names. The message is one line with the file and
+        If a column or a cell is missing, a column occurs twice or is spelt almost as one that is known, a box
+        is invalid, a file has two labels or masks, a file is listed again without another box, or labels mix
+        numbers and names. The message is one line with the file and
         the line number.
     """
     drafts: dict[str, _Draft] = {}
@@ -73,8 +79,7 @@ def read_listing(path: Path) -> tuple[list[Entry], list[str]]:
             raise ValueError(f"{path}, line {line}: {error}") from error
     found = list(drafts.values())
     labels, classes = number_labels(path, [d.label for d in found], lambda index: f"line {found[index].line}")
-    entries = zip(drafts.items(), labels, strict=True)
-    return [Entry(file, n, d.boxes, d.mask) for (file, d), n in entries], classes
+    return [Entry(d.file, n, d.boxes, d.mask) for d, n in zip(found, labels, strict=True)], classes
 
 
 def number_labels(
@@ -132,21 +137,28 @@ def problem_with(label: str) -> str | None:
         wrong = f"label {label[:20]} is larger than {LARGEST}"
     elif re.fullmatch("-[0-9]+", label):
         wrong = f"label {label[:20]} is negative"
-    elif label.casefold() in _MISSING:
+    elif label.casefold().removeprefix("-") in _MISSING:
         wrong = f"label {label} stands for a missing value"
     elif label.casefold() in {"true", "false"}:
         wrong = f"label {label} is a truth value"
-    elif label.isdigit() or _reads_as_float(label):
+    elif label.isdigit() or _reads_as_number(label):
         wrong = f"label {label[:20]} is no class index"
     else:
         return None
     return f"{wrong}; write a whole number in the digits 0 to 9, or the name of a class, or leave the row out"
 
 
-def _reads_as_float(text: str) -> bool:
-    """Whether Python reads a text as a number: 0.5, 1e3, inf, 1_0, and the like in all digits of Unicode."""
+def _reads_as_number(text: str) -> bool:
+    """Whether a text is a number as Python or a spreadsheet of some country writes it, or a fraction.
+
+    These are 0.5, 1e3, inf, 1_0, 0x1f, 0,5, 1 000, 1'000, 5 % and ½, and the like in all digits of Unicode.
+    """
+    if re.fullmatch(r"[+-]?0(x[0-9a-f]+|o[0-7]+|b[01]+)", text, re.IGNORECASE):
+        return True
+    if len(text) == 1 and text.isnumeric() and not text.isalpha():  # letters of Chinese are numeric too
+        return True
     try:
-        float(text)
+        float(re.sub(r"[\s'\u2019]", "", text).replace(",", ".").removesuffix("%"))
     except ValueError:
         return False
     return True
@@ -191,7 +203,16 @@ def _rows(path: Path) -> Iterator[Row]:
 
 
 def _check_header(path: Path, columns: list[str]) -> None:
-    """Raise ValueError if a column is missing; a listing has all four columns of boxes or none."""
+    """Raise ValueError if a column is missing, occurs twice, or is spelt almost as one that is known.
+
+    A listing has all four columns of boxes or none.
+    """
+    for name in columns:
+        meant = re.sub(r"[\W_]", "", name.casefold())
+        if meant in _COLUMNS and name != meant:
+            raise ValueError(f"{path}, line 1: rename the column {name!r} to {meant!r}, or to another name")
+        if name in _COLUMNS and columns.count(name) > 1:
+            raise ValueError(f"{path}, line 1: there are two columns {name!r}; rename one")
     missing = [name for name in ("file", "label") if name not in columns]
     if any(name in columns for name in BOX_COLUMNS):
         missing += [name for name in BOX_COLUMNS if name not in columns]
@@ -207,7 +228,7 @@ def _add(drafts: dict[str, _Draft], line: int, row: Mapping[str, str]) -> None:
     file, label, box, mask = row["file"], row["label"], read_box(row), row.get("mask") or None
     if not file:
         raise ValueError("the file is missing")
-    draft = drafts.setdefault(file, _Draft(line, label, [], mask))
+    draft = drafts.setdefault(_same(file), _Draft(line, file, label, [], mask))
     if draft.label != label:
         raise ValueError(f"{file} has label {label} here and {draft.label} in line {draft.line}")
     if draft.mask != mask:
@@ -216,3 +237,8 @@ def _add(drafts: dict[str, _Draft], line: int, row: Mapping[str, str]) -> None:
         raise ValueError(f"{file} is listed again, without another box; its first row is line {draft.line}")
     if box is not None:
         draft.boxes.append(box)
+
+
+def _same(file: str) -> str:
+    """Return one spelling for all paths that lead to the same file, such as ``a.png`` and ``./a.png``."""
+    return os.path.normpath(unicodedata.normalize("NFC", file))

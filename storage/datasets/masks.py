@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from storage.datasets.decoding import decoded, loaded, turned
+from storage.datasets.decoding import decoded, is_animated, loaded, turned
+from storage.datasets.depth import grey_factor, has_deep_colours
 from storage.datasets.geometry import of_masks, prepare_image
-from storage.datasets.notes import MASK_ALPHA, MASK_LOSSY, Notes
+from storage.datasets.notes import MASK_ALPHA, MASK_FRAME, MASK_LOSSY, MASK_VALUES, Notes
 from storage.datasets.reading import DEFAULT, Reading
 from storage.files import UnreadableError
 
@@ -50,13 +51,16 @@ def mask_of(image: Image.Image, how: Reading = DEFAULT, notes: Notes | None = No
     Raises
     ------
     UnreadableError
-        If it is unclear which values are the object.
+        If it is unclear which values are the object, or if Pillow does not give the values of the file.
     """
     notes = [] if notes is None else notes
+    named = how.mask_values is not None or bool(how.mask_ignore)
+    _check_values(image, named)
     declared, left = loaded(image)
     if image.format in {"JPEG", "MPO"}:
         notes.append(MASK_LOSSY)
-    named = how.mask_values is not None or how.mask_ignore
+    if is_animated(image):
+        notes.append(MASK_FRAME)
     made = Image.fromarray(_by_values(image, how) if named else _not_zero(image, notes).astype(np.uint8))
     return turned(made, declared, left, how, [])
 
@@ -75,6 +79,17 @@ def prepare_mask(mask: Image.Image, geometry: Mapping[str, Any]) -> NDArray[np.u
     # prepare_image takes RGB images.
     pixels: NDArray[np.uint8] = prepare_image(mask.convert("RGB"), [], **of_masks(geometry))[0][0]
     return pixels
+
+
+def _check_values(image: Image.Image, named: bool) -> None:
+    """Raise UnreadableError if Pillow does not give the values of a file, whose pixels are not loaded yet."""
+    if has_deep_colours(image):
+        raise UnreadableError("has 16 bits per colour, of which 8 are read; write it as a grey image")
+    if named and grey_factor(image) != 1:
+        raise UnreadableError(
+            f"has grey values that are multiplied by {grey_factor(image):g} when they are read, and the job "
+            "names values of masks; write it with 8 bits per value"
+        )
 
 
 def _by_values(image: Image.Image, how: Reading) -> NDArray[np.uint8]:
@@ -105,13 +120,26 @@ def _not_zero(image: Image.Image, notes: Notes) -> NDArray[np.bool_]:
             notes.append(MASK_ALPHA)
             return _by_alpha(image, alpha != 0)
     if image.mode == "P":
+        _note_values(np.asarray(image), notes)
         return _by_palette(image)
     # Converting grey images with more than 8 bits to RGB would clip their values.
     plain = image.mode in {"1", "L", "I", "F"} or image.mode.startswith("I;16")
     values = np.asarray(image if plain else image.convert("RGB"))
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise UnreadableError("has values that are not finite")
-    return np.asarray(values.any(-1) if values.ndim == 3 else values != 0)
+    if values.ndim == 3:
+        return np.asarray(values.any(-1))
+    _note_values(values, notes)
+    return np.asarray(values != 0)
+
+
+def _note_values(values: NDArray, notes: Notes) -> None:
+    """Note that a mask has several values that count as the object; lossy ones always have, and say so."""
+    kinds = np.unique(values)
+    kinds = kinds[kinds != 0]
+    if len(kinds) > 1 and MASK_LOSSY not in notes:
+        more = f" and {len(kinds) - 4} more" if len(kinds) > 4 else ""
+        notes.append(f"{MASK_VALUES}: {', '.join(f'{kind:g}' for kind in kinds[:4])}{more}")
 
 
 def _by_alpha(image: Image.Image, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:

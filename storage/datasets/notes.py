@@ -28,6 +28,8 @@ MASK_EMPTY = "mask without an object"
 MASK_CROPPED = "mask cropped away"
 MASK_ALPHA = "mask read from its alpha channel"
 MASK_LOSSY = "mask is a JPEG file"
+MASK_VALUES = "mask with several values besides 0, all of which count as the object"
+MASK_FRAME = "mask is the first of several frames"
 
 # What to do about a kind that is likely a mistake.
 _ADVICE = {
@@ -35,6 +37,7 @@ _ADVICE = {
     BOX_OUTSIDE: "these boxes do not count; check the unit of the boxes and dataset.exif",
     MASK_FULL: "set dataset.mask_values if other values than 0 are the background",
     MASK_EMPTY: "check dataset.mask_values",
+    MASK_VALUES: "set dataset.mask_values or mask_ignore if some are another object or a border",
     MASK_LOSSY: "compression changes values near 0, which count as object; write masks as PNG",
 }
 

@@ -21,8 +21,8 @@ from storage.datasets.listing import LARGEST, problem_with
 from storage.files import UnreadableError
 
 _HASHED = 64  # rows that are hashed at once, since an array on the disk may not fit into memory
-# The names that pandas gives to the column of row numbers, in CSV and in Parquet.
-_INDEX = re.compile(r"|__index_level_\d+__")
+# The names that pandas gives to the column of row numbers, in CSV, when it reads that again, and in Parquet.
+_INDEX = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -172,6 +172,8 @@ def _of_columns(path: Path) -> Tensors:
     for name in features:
         if _INDEX.fullmatch(name):
             raise ValueError(f"{path}: column {name!r} holds only row numbers; write the file without it")
+        if name.casefold() in {LABEL, ID}:
+            raise ValueError(f"{path}: rename the column {name!r}: is it {name.casefold()}, or a feature?")
     if not features:
         raise ValueError(f"{path} has no column of numbers besides {LABEL} and {ID}")
     inputs = np.empty((columns.rows, len(features)), np.float32)

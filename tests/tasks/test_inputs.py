@@ -168,7 +168,10 @@ def test_a_mask_that_covers_its_image_and_an_empty_one_are_said(folder: Path) ->
     run, _ = scored(job(folder, MASKS + rows, OF_MASKS))
     assert notes_of(run) == [
         f"mask covers the whole image: 1, e.g. {folder / 'a.png'}; set dataset.mask_values if other values "
-        "than 0 are the background"
+        "than 0 are the background",
+        "mask with several values besides 0, all of which count as the object: 1, e.g. "
+        f"{folder / 'a.png'}: 1, 2; "
+        "set dataset.mask_values or mask_ignore if some are another object or a border",
     ]
     raw = job(folder, MASKS + rows, OF_MASKS, mask_values=[9]) | {"store": str(folder / "other")}
     _, summary = scored(raw)

@@ -63,6 +63,8 @@ def spec(folder: Path, rows: str, **keys: object) -> DatasetSpec:
         ),
         ("a.png,0,0.5,0.1,0.7,0.2\nb.png,0,1,2,30,40\n", {}, "1 of 2 boxes lie within"),
         ("a.png,0,0,0,1,1\n", {}, "all boxes lie"),
+        ("a.png,0,0.5,0.1,1.04,0.2\nb.png,0,-0.1,0.2,0.5,0.6\n", {}, "all boxes lie within"),
+        ("a.png,0,0.5,0.1,1.04,0.2\n", {"boxes": "relative"}, r'"relative" needs .* 0\.5,0\.1,1\.04,0\.2'),
         ("a.png,0,5,1,7,2\n", {"boxes": "relative"}, r'boxes: "relative" needs .* 5,1,7,2 for a\.png'),
     ],
 )

@@ -115,6 +115,11 @@ def test_names_are_numbered_in_sorted_order(photos: Path) -> None:
     assert [s.label for s in dataset.samples] == [1, 0, 1]
 
 
+def test_names_may_hold_digits(photos: Path) -> None:
+    for name in ("18-25", "60+", "1/2", "7b", "\u4e00", "B1", "1st, 2nd", "0x"):
+        assert open_dataset(listing(photos, f'file,label\ncat/b.png,"{name}"\n')).classes == [name]
+
+
 def test_images_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("file,label\nb.png,0\n")
     dataset = opened(kind="csv", path=tmp_path / "list.csv", images=photos / "cat")
@@ -149,6 +154,13 @@ def test_images_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None:
         ("file,label\na.png,²\n", "line 2: label ² is no class index"),
         ("file,label\na.png,٣\n", "line 2: label ٣ is no class index"),
         ("file,label\na.png,-٣\n", "line 2: label -٣ is no class index"),
+        ('file,label\na.png,"0,5"\n', "line 2: label 0,5 is no class index"),
+        ("file,label\na.png,1 000\n", "line 2: label 1 000 is no class index"),
+        ("file,label\na.png,0x1F\n", "line 2: label 0x1F is no class index"),
+        ("file,label\na.png,50 %\n", "line 2: label 50 % is no class index"),
+        ("file,label\na.png,½\n", "line 2: label ½ is no class index"),
+        ("file,label\na.png,#REF!\n", "line 2: label #REF! stands for a missing value"),
+        ("file,label\na.png,-1.#IND\n", "line 2: label -1.#IND stands for a missing value"),
         ("file,label\na.png,True\n", "line 2: label True is a truth value"),
         ("file,label\na.png,2147483648\n", "line 2: label 2147483648 is larger than 2147483647"),
         (f"file,label\na.png,{'9' * 6000}\n", "line 2: label 99999999999999999999 is larger than"),
@@ -166,6 +178,11 @@ def test_images_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None:
             "file,label,xmin,ymin,xmax,ymax\na.png,1,1,1,2,2\na.png,1,1,1,2,2\n",
             "line 3: a.png is listed again, without another box",
         ),
+        ("file,label\na.png,1\nb.png,0\n./a.png,1\n", "line 4: ./a.png is listed again"),
+        ("file,label\n\u00e9.png,1\ne\u0301.png,0\n", "has label 0 here and 1 in line 2"),
+        ("file,label,label\na.png,1,2\n", "line 1: there are two columns 'label'; rename one"),
+        ("file,label,XMin,YMin,XMax,YMax\n", "line 1: rename the column 'XMin' to 'xmin'"),
+        ("file,label,Mask\n", "line 1: rename the column 'Mask' to 'mask', or to another name"),
         ('file,label\n"a.png,1\n', "is not a CSV file"),
         ("file,label\n", "there is no image in"),
     ],

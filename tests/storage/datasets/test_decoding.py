@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from pngs import png
 from storage.datasets import decoding
 from storage.datasets.decoding import decode, rgb
 from storage.datasets.notes import (
@@ -47,6 +48,25 @@ def near(image: Image.Image, other: Image.Image) -> bool:
     return image.size == other.size and bool(
         np.abs(np.subtract(np.asarray(image, int), np.asarray(other, int))).mean() < 12
     )
+
+
+@pytest.mark.parametrize(("depth", "factor"), [(2, 85), (4, 17)])
+def test_a_clear_value_of_few_bits_is_scaled_as_the_pixels_are(
+    depth: int, factor: int, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(np.arange(4), depth, 0, transparent=b"\0\2"))
+    notes: list[str] = []
+    found = np.asarray(decode(tmp_path / "a.png", Reading(background=(9, 9, 9)), notes))
+    assert found[0, :, 0].tolist() == [0, factor, 9, 3 * factor]
+    assert notes == [COMPOSITED]
+
+
+def test_a_clear_colour_of_sixteen_bits_is_refused(tmp_path: Path) -> None:
+    # Pillow would compare its low bytes with the high bytes of the pixels.
+    colours = np.array([[256] * 3, [0] * 3])
+    (tmp_path / "a.png").write_bytes(png(colours, 16, 2, transparent=b"\1\0" * 3))
+    with pytest.raises(UnreadableError, match="16 bits per colour and a transparent colour"):
+        decode(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "avif"])
@@ -168,19 +188,9 @@ def test_a_pgm_file_states_its_own_range(tmp_path: Path) -> None:
 
 
 def test_colours_of_sixteen_bits_are_noted_and_have_no_range(tmp_path: Path) -> None:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     for value, kinds in ((4095, [DEEP, DARK]), (65535, [DEEP])):
-        row = b"\0" + np.full((1, 3), value, ">u2").tobytes()
-        header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
         path = tmp_path / "a.png"
-        path.write_bytes(
-            b"\x89PNG\r\n\x1a\n"
-            + chunk(b"IHDR", header)
-            + chunk(b"IDAT", zlib.compress(row))
-            + chunk(b"IEND", b"")
-        )
+        path.write_bytes(png(np.full((1, 3), value), 16, 2))
         notes: list[str] = []
         assert np.asarray(decode(path, notes=notes)).tolist() == [[[value >> 8] * 3]]
         assert [kind_of(note) for note in notes] == kinds

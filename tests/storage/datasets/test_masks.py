@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pngs import png
 from storage.datasets.masks import IGNORED, OBJECT, decode_mask, mask_of, prepare_mask
-from storage.datasets.notes import MASK_ALPHA, MASK_LOSSY
+from storage.datasets.notes import MASK_ALPHA, MASK_FRAME, MASK_LOSSY, MASK_VALUES
 from storage.datasets.reading import Reading
 from storage.files import UnreadableError
 
@@ -121,3 +122,39 @@ def test_values_are_not_mixed_by_resizing() -> None:
     values[10:20, 10:20], values[20:30, 10:20] = OBJECT, IGNORED
     found = prepare_mask(Image.fromarray(values), {"resize": 20, "crop": 20, "interpolation": "bicubic"})
     assert (found == values[::2, ::2]).all()
+
+
+@pytest.mark.parametrize("text", [png(np.arange(4), 2, 0), b"P2 4 1 3 0 1 2 3", b"P2 4 1 1023 0 1 2 3"])
+def test_named_values_that_are_scaled_on_reading_are_refused(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "mask").write_bytes(text)
+    with pytest.raises(UnreadableError, match=r"multiplied by (85|64\.\d+) when .*8 bits per value"):
+        decode_mask(tmp_path / "mask", Reading(mask_ignore=(3,)))
+    assert np.asarray(decode_mask(tmp_path / "mask")).tolist() == [[0, 1, 1, 1]]
+
+
+def test_masks_of_sixteen_bits_per_colour_lose_small_values_and_are_refused(tmp_path: Path) -> None:
+    for colour, channels in ((2, 3), (4, 2), (6, 4)):
+        values = np.ones((4, channels), int)
+        values[0], values[1] = 0, 65535
+        (tmp_path / "mask.png").write_bytes(png(values, 16, colour))
+        with pytest.raises(UnreadableError, match="16 bits per colour, of which 8 are read"):
+            decode_mask(tmp_path / "mask.png")
+
+
+def test_several_values_and_several_frames_are_noted(tmp_path: Path) -> None:
+    notes: list[str] = []
+    values = np.where(AREA, 1, 0).astype(np.uint8)
+    mask_of(Image.fromarray(values * 255), notes=notes)
+    assert notes == []
+    values[0] = 255
+    palette = Image.fromarray(values, "P")
+    palette.putpalette([0, 0, 0, *[9] * 765])
+    for image in (Image.fromarray(values), palette, Image.fromarray(values.astype(np.int32))):
+        notes.clear()
+        assert (np.asarray(mask_of(image, notes=notes)) == (values != 0)).all()
+        assert notes == [f"{MASK_VALUES}: 1, 255"]
+    frames = [Image.fromarray(values * each) for each in (255, 0)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    notes.clear()
+    decode_mask(tmp_path / "a.png", notes=notes)
+    assert MASK_FRAME in notes

@@ -327,6 +327,14 @@ def test_the_row_numbers_pandas_writes_are_no_feature(tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "a.parquet")
     assert "column '' holds only row numbers" in refusal(tensors, tmp_path / "a.csv")
     assert "column '__index_level_0__' holds only row numbers" in refusal(tensors, tmp_path / "a.parquet")
+    pandas.read_csv(tmp_path / "a.csv").to_csv(tmp_path / "b.csv", index=False)
+    assert "column 'Unnamed: 0' holds only row numbers" in refusal(tensors, tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize("name", ["Label", "ID"])
+def test_a_column_spelt_almost_as_the_label_or_the_id_is_no_feature(tmp_path: Path, name: str) -> None:
+    path = table(tmp_path / "a.csv", ["age", name], [(1, 0), (2, 1)])
+    assert f"rename the column {name!r}: is it {name.lower()}, or a feature?" in refusal(tensors, path)
 
 
 def test_arrays_are_series_of_one_or_several_channels(tmp_path: Path) -> None:
