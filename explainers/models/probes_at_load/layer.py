@@ -20,6 +20,7 @@ _STRONG = 10.0  # times the largest activation
 _REACHED = 1e-5  # of the largest logit: less is rounding
 _PLACES = 4  # places of the patch along each side, at most
 _FOLLOWS = 0.6  # the least correlation, and the least share of places, of a change that follows the patch
+_SURELY = 0.85  # the least correlation where the share of places is smaller: the change stays nearer the middle
 _SPREAD = 1.4  # times the mean: a strongest change below it is no peak
 _FLAT = 1e-4  # cells whose changes differ by a smaller share are one pooled cell
 _NUMBERS = 2**20  # of one input's activations that are looked at, at most; else channels are left out
@@ -116,7 +117,7 @@ def patch(asked: Asked) -> str:
     ratio = strength / strength.mean(0).clamp(min=_LEAST)
     correlation, near = max((_followed(each, places) for each in (strength, ratio)), key=min)
     told = f"correlation {correlation:.2f}, near the patch at {near:.0%} of {places[0] * places[1]} places"
-    if min(correlation, near) >= _FOLLOWS:
+    if min(correlation, near) >= _FOLLOWS or correlation >= _SURELY:
         return told
     peak = float((ratio.amax((1, 2)) / ratio.mean((1, 2)).clamp(min=_LEAST)).median())
     if len(classifier.activation_shape) == 3 and 1 + _FLAT < peak < _SPREAD:

@@ -8,23 +8,24 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-SOFTMAX = frozenset(["_softmax", "_log_softmax", "_safe_softmax"])
-# Operations whose results can all lie within 0 and 1 because they are bounded there.
-BOUNDED = frozenset([
-    "sigmoid", "hardsigmoid", "tanh", "hardtanh", "clamp", "clamp_max", "minimum", "reciprocal", "ratio",
-    "exp", "erf", "erfc", "atan",
+# Operations whose results are probabilities or their logarithms, in whatever unit they are given afterwards.
+SQUASHED = frozenset([
+    "_softmax", "_log_softmax", "_safe_softmax", "sigmoid", "hardsigmoid", "log_sigmoid_forward",
 ])  # fmt: skip
+# Operations that make logits: whatever else makes numbers that all lie within 0 and 1 may have bounded them.
+LINEAR = frozenset(["mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "convolution", "linear"])
 # Operations whose results are taken for what their operands were.
 _PASSING = frozenset([
     "add", "sub", "rsub", "mul", "div", "neg", "mean", "sum", "cat", "stack", "clone", "_to_copy", "copy",
-    "index", "index_select", "gather",
+    "index", "index_select", "gather", "log", "log2", "log10", "relu", "where", "masked_fill", "nan_to_num",
+    "amax", "max", "maximum", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d",
 ])  # fmt: skip
 
 
 def origins_of(run: Callable[[], Tensor]) -> frozenset[str]:
     """Names of the operations that made the tensor that ``run`` returns.
 
-    Sums, products with constants, means, copies and views are passed through, so that the mean of two
+    Sums, products, means, maxima, logarithms, copies and views are passed through, so that the mean of two
     sigmoids was made by ``sigmoid``, and a sum of matrix products by ``mm``.
     """
     with _Origins() as origins:
@@ -48,20 +49,23 @@ class _Origins(TorchDispatchMode):
             return found  # it shares its operand's memory
         made = [self.of(each) for each in _tensors(args)]
         name = func.overloadpacket.__name__.removesuffix("_")
-        origins: frozenset[str] = frozenset()
+        origins: frozenset[str] = frozenset([name])
         if name == "div" and len(made) > 1 and made[1]:
-            name = "ratio"
+            origins = frozenset(["ratio"])
         elif name in _PASSING:
-            origins = origins.union(*made)
+            origins = origins.union(*made) - {name}
+        elif not made or name.endswith("_like") or name.startswith("new_"):
+            origins = frozenset()  # a constant
         for each in _tensors([found]):
-            self._made[each.untyped_storage().data_ptr()] = origins or frozenset([name])
+            self._made[each.untyped_storage().data_ptr()] = origins
         return found
 
     def of(self, tensor: Tensor) -> frozenset[str]:
-        """What made a tensor; nothing for weights and inputs."""
+        """What made a tensor; nothing for weights, inputs, constants, and sums of them."""
         return self._made.get(tensor.untyped_storage().data_ptr(), frozenset())
 
 
 def _tensors(values: Any) -> list[Tensor]:
     listed = [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]
-    return [each for each in listed if isinstance(each, Tensor)]
+    # Booleans and indices say which numbers are taken, and are not among them.
+    return [each for each in listed if isinstance(each, Tensor) and each.is_floating_point()]

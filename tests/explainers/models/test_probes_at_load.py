@@ -121,6 +121,7 @@ BATCH = {
     "a share of the row before": lambda x: x + 0.01 * x.roll(1, 0),
     "divided by the largest of the batch": lambda x: x / x.abs().max(),
     "another number of rows": lambda x: x * len(x),
+    "the mean of large batches alone": lambda x: x - x.mean(0) if len(x) > 8 else x,
 }
 
 
@@ -132,6 +133,16 @@ def test_logits_that_depend_on_other_rows_are_refused_for_images_and_series(case
         images(Net(features=Call(BATCH[case])))
     with pytest.raises(ValueError, match="depend on the other inputs"):
         series(Call(BATCH[case]))
+
+
+@pytest.mark.parametrize("masked", [-1e9, -1e5])
+def test_a_dependence_beside_the_huge_logits_of_masked_classes_is_seen(masked):
+    mask = torch.tensor([0.0, 0.0, masked, masked])
+    images(Net(last=Call(lambda x: x + mask)))
+    with pytest.raises(ValueError, match="depend on the other inputs"):
+        images(Net(last=Call(lambda x: x + 0.3 * x.roll(1, 0) + mask)))
+    with pytest.raises(ValueError, match="the second time"):
+        images(Net(last=Call(lambda x: nn.functional.dropout(x, 0.2) + mask)))
 
 
 def test_batch_norm_without_running_statistics_is_refused_and_with_them_it_passes():
@@ -160,7 +171,15 @@ ENDS = {
     "sigmoid by tanh": (lambda x: 0.5 * (x / 2).tanh() + 0.5, "ends in tanh"),
     "mean of sigmoids": (lambda x: torch.stack([x.sigmoid(), (2 * x).sigmoid()]).mean(0), "ends in sigmoid"),
     "hard sigmoid": (nn.functional.hardsigmoid, "ends in hardsigmoid"),
-    "percent": (lambda x: 100 * x.softmax(1), "softmax that is multiplied"),
+    "percent": (lambda x: 100 * x.softmax(1), "ends in _softmax and these are no logits"),
+    "percent of sigmoids": (lambda x: 100 * x.sigmoid(), "ends in sigmoid and these are no logits"),
+    "log-sigmoid": (nn.functional.logsigmoid, "ends in log_sigmoid_forward and these"),
+    "logarithm of sigmoids": (lambda x: x.sigmoid().log(), "ends in sigmoid and these"),
+    "softmax in decibels": (lambda x: 10 * x.softmax(1).log10(), "ends in _softmax and these"),
+    "softmax times sigmoid": (lambda x: x.softmax(1) * x.sigmoid(), "ends in _softmax and sigmoid and all"),
+    "squared softmax": (lambda x: x.softmax(1) ** 2, "ends in pow and all it returns lies within 0 and 1"),
+    "rounded": (lambda x: x.sigmoid().round(decimals=3), "ends in round and all"),
+    "none below a half": (lambda x: x.sigmoid().masked_fill(x < 0, 0), "ends in sigmoid and all"),
 }  # fmt: skip
 
 
@@ -199,7 +218,13 @@ def test_logits_within_0_and_1_pass_if_a_linear_layer_gives_them_or_the_key_says
     small.head[2].weight.data *= 1e-4
     small.head[2].bias.data = torch.tensor([0.2, 0.4, 0.6, 0.7])
     assert images(small)["output"] == "logits from 0.1988 to 0.7001"
-    assert images(Net(last=nn.Sigmoid()), output="logits")["output"].startswith("logits from")
+    pixels = Call(lambda x: x.mean((2, 3)) / 2)  # sums of the input itself
+    assert images(nn.Sequential(nn.Identity(), pixels), layer="0")["output"] == "logits from 0 to 0.5"
+    padded = Call(lambda x: torch.cat([x[:, :2], torch.zeros_like(x[:, :2])], 1))
+    small.last = padded
+    assert images(small)["output"].startswith("logits from 0 to 0.4")
+    for last in (nn.Sigmoid(), Call(lambda x: 100 * x.softmax(1))):
+        assert images(Net(last=last), output="logits")["output"].startswith("logits from")
     with pytest.raises(ValueError, match=r"^model\.output"):  # nothing else makes rows that add up to 1
         images(Net(last=nn.Softmax(1)), output="logits")
 
@@ -322,6 +347,18 @@ def test_every_supported_family_passes(family):
     seen = probe(Classifier(network, input_size=(64, 64), mean=MEAN, std=STD))
     assert seen["cells"].startswith("all of ")
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("pull", [0.3, 0.5])
+def test_a_change_that_stays_nearer_the_middle_than_the_patch_passes(pull):
+    # The cells of a wide receptive field look towards the middle of the input.
+    def nearer(maps):
+        grid = torch.linspace(-1, 1, 8) * (1 / pull)
+        rows, columns = torch.meshgrid(grid, grid, indexing="ij")
+        where = torch.stack([columns, rows], -1).expand(len(maps), 8, 8, 2)
+        return nn.functional.grid_sample(maps, where, align_corners=True, padding_mode="border")
+
+    assert images(Net(features=Call(nearer)))["patch"].startswith("correlation 0.9")
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x0_5", "regnet_y_400mf"])
