@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.errors import FloodlitError
-from storage.files import PARTIAL, kind_of
+from storage.errors import LONGEST, FloodlitError, one_line
+from storage.files import PARTIAL, UnreadableError, kind_of
 from storage.layout import Layout
 from storage.places import files_under, is_remote
 
@@ -30,6 +32,11 @@ def listed(root: Path) -> dict[str, Entry]:
     """Return everything below a run folder, by its path from there; links are not followed.
 
     Files that a killed process left while it was writing are left out.
+
+    Raises
+    ------
+    UnreadableError
+        If a folder cannot be listed; the message is one line.
     """
     if is_remote(root):  # S3 holds nothing else than objects
         found = {path: Entry(FILE, size) for path, size in files_under(root).items()}
@@ -37,14 +44,24 @@ def listed(root: Path) -> dict[str, Entry]:
         found, folders = {}, [""]
         while folders:
             folder = folders.pop()
-            with os.scandir(root / folder) as entries:
-                for entry in entries:
-                    path = f"{folder}/{entry.name}" if folder else entry.name
-                    about = entry.stat(follow_symlinks=False)
-                    found[path] = Entry(kind_of(about.st_mode), about.st_size)
-                    if found[path].kind == FOLDER:
-                        folders.append(path)
+            for name, entry in _entries(root / folder):
+                path = f"{folder}/{name}" if folder else name
+                found[path] = entry
+                if entry.kind == FOLDER:
+                    folders.append(path)
     return {path: found[path] for path in sorted(found) if not path.endswith(PARTIAL)}
+
+
+def _entries(folder: Path) -> Iterator[tuple[str, Entry]]:
+    """Yield what lies in a folder, by name; what a running job removes meanwhile is left out."""
+    try:
+        with suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    about = entry.stat(follow_symlinks=False)
+                    yield entry.name, Entry(kind_of(about.st_mode), about.st_size)
+    except OSError as error:  # e.g. a damaged disk, or a path that is too long
+        raise UnreadableError(f"{folder} cannot be listed: {one_line(error, LONGEST)}") from error
 
 
 def blocked(layout: Layout, entries: dict[str, Entry]) -> dict[str, str]:

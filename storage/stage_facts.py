@@ -55,19 +55,22 @@ class StageFacts:
         Stage activations: whether the shard's activations are in ``activations.zarr``.
     metrics
         Stage scores: the metrics that the shard's score file holds.
+    explainers
+        The record of the whole run's tables: the explainers that are in them.
     cost, agreement
         Stage saliency: the cost of explaining, and the effect of lower precision on the maps.
     """
 
     cached: bool | None = None
     metrics: tuple[str, ...] | None = None
+    explainers: tuple[str, ...] | None = None
     cost: Cost | None = None
     agreement: Agreement | None = None
 
     def flat(self) -> dict[str, Any]:
         """Return the facts that are not None in the form of the file, without nesting cost and agreement."""
         found: dict[str, Any] = {}
-        for key in ("cached", "metrics"):
+        for key in ("cached", "metrics", "explainers"):
             if getattr(self, key) is not None:
                 found[key] = getattr(self, key)
         for part in (self.cost, self.agreement):
@@ -77,10 +80,11 @@ class StageFacts:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
         """Read the facts from a record as it is in the file."""
-        metrics = record.get("metrics")
+        metrics, explainers = (record.get(key) for key in ("metrics", "explainers"))
         return cls(
             cached=record.get("cached"),
             metrics=None if metrics is None else tuple(metrics),
+            explainers=None if explainers is None else tuple(explainers),
             cost=_part_of(Cost, record),
             agreement=_part_of(Agreement, record),
         )

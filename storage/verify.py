@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.contents import FILE, FOLDER, LINK, Entry, blocked, listed
-from storage.errors import LONGEST
+from storage.errors import LONGEST, one_line
 from storage.files import UnreadableError, make_room, regular, sha256_of_file
 from storage.layout import DRAWN, SIGNED, TABLES
 from storage.metadata import content, expected
+from storage.places import is_away
 from storage.records import (
     ARRAYS,
+    STAGES,
     SUMMARY,
     CoveredFile,
     DamagedRecordError,
@@ -131,6 +133,13 @@ def _clear(path: Path) -> None:
         make_room(path)
 
 
+def _unread(error: OSError) -> str:
+    """Return that a file cannot be read; raise the error if it is a server's that does not answer now."""
+    if is_away(error):
+        raise error
+    return f"cannot be read: {one_line(error, LONGEST)}"
+
+
 class _Check:
     """One check of a run."""
 
@@ -141,6 +150,7 @@ class _Check:
         self._signed: dict[str, tuple[Step, CoveredFile]] = {}
         self._cached = False  # whether a record says that activations are stored
         self._damaged: set[Step] = set()  # steps whose record cannot be read
+        self._tables_of: tuple[str, ...] | None = None  # the explainers in the tables of the whole run
 
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong with records, with signed files, and with all other files."""
@@ -157,6 +167,7 @@ class _Check:
                 self._damaged.add(step)  # what lies there is named with the other strangers
         if ARRAYS.path.as_posix() not in self._entries:
             yield Problem(None, ARRAYS.path, "is missing; run the job again, which writes it")
+        yield from self._lost_records()
         yield from self._of_signed_files()
         yield from self._of_metadata()
         for path, entry in self._entries.items():
@@ -176,12 +187,18 @@ class _Check:
             self._damaged.add(step)
             yield Problem(step, Path(path), str(error).removeprefix(f"{path} "))
             return
+        except OSError as error:
+            self._damaged.add(step)
+            yield Problem(step, Path(path), _unread(error))
+            return
         if record is None:
             return  # deleted a moment ago
         reason = self._misfit(record)
         if reason:
             yield Problem(step, step.path, reason)
         self._cached |= bool(record.facts.cached)
+        if step == SUMMARY:
+            self._tables_of = record.facts.explainers
         self._signed |= {f.path: (step, f) for f in record.files if self._layout.is_file(f.path)}
 
     def _misfit(self, record: DoneRecord) -> str | None:
@@ -208,6 +225,17 @@ class _Check:
             return f"signs {min(foreign)[:LONGEST]}, which the step does not write"
         return f"does not sign {min(lacking)}" if lacking else None
 
+    def _lost_records(self) -> Iterator[Problem]:
+        """Name the records of steps whose results are in the run's tables, and which are gone."""
+        if self._tables_of is None:
+            return
+        own = [(stage, name) for stage in STAGES[2:] for name in self._tables_of]
+        for stage, explainer in [*((stage, "") for stage in STAGES[:2]), *own]:
+            for step in (Step(stage, shard, explainer) for shard in range(self._layout.shards)):
+                paths = (step.path.as_posix(), step.failure_path.as_posix())
+                if self._layout.has(step) and not any(path in self._entries for path in paths):
+                    yield Problem(step, step.path, "is missing, and the tables of the run need its step")
+
     def _of_signed_files(self) -> Iterator[Problem]:
         """Compare every signed file with its record; each is read once."""
         with ThreadPoolExecutor(THREADS) as pool:
@@ -225,7 +253,10 @@ class _Check:
             return f"is {entry.kind}, not a file"
         if entry.size != file.size:
             return f"has {entry.size} bytes instead of {file.size}"
-        same = sha256_of_file(self._run.root / file.path) == file.sha256
+        try:
+            same = sha256_of_file(self._run.root / file.path) == file.sha256
+        except OSError as error:
+            return _unread(error)
         return None if same else "has other contents than were written (the SHA-256 differs)"
 
     def _of_metadata(self) -> Iterator[Problem]:

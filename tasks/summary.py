@@ -18,6 +18,7 @@ from storage.layout import PICTURES, TABLES
 from storage.records import SUMMARY, drop_record, write_record
 from storage.run import Run
 from storage.samples import merge_samples
+from storage.stage_facts import StageFacts
 from storage.tracking import Result, page_of, track
 from tasks.artifacts import show_links, show_results
 from tasks.pictures.contact_sheet import draw_contact_sheet
@@ -110,7 +111,16 @@ def write_results(run: Run) -> Written:
     draw_curves(run, curves)
     pictures = [path for name in PICTURES if (path := run.root / name).exists()]
     files = [*(run.root / name for name in TABLES), *pictures, *([run.accuracy] if accuracy else [])]
-    write_record(run.root, SUMMARY, rows=run.rows, statuses={}, files=files, seconds=0.0, worker="")
+    write_record(
+        run.root,
+        SUMMARY,
+        rows=run.rows,
+        statuses={},
+        files=files,
+        seconds=0.0,
+        worker="",
+        facts=StageFacts(explainers=tuple(run.explainers)),
+    )
     return Written(scores, costs, accuracy, curves, pictures)
 
 

@@ -104,6 +104,9 @@ class Randomisation(_Similarity):
     name: ClassVar[str] = "randomisation"
     title: ClassVar[str] = "Similarity of the map with those of randomised networks (Adebayo et al. 2018)"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.EXPLAINER})
+    excludes: ClassVar[frozenset[ExplainerNeed]] = frozenset(
+        {ExplainerNeed.TRAINED, ExplainerNeed.PREDICTION}
+    )
     Parameters: ClassVar[type[Parameters]] = RandomisationParameters
 
     def __init__(self, classifier: BlackBox, parameters: RandomisationParameters) -> None:
@@ -123,7 +126,7 @@ class Randomisation(_Similarity):
         a stage whose map is flat. A map of zeros that stays one has a structural similarity of 1.
         """
         explain = batch.explainer
-        if explain.needs & {ExplainerNeed.TRAINED, ExplainerNeed.PREDICTION}:
+        if explain.needs & self.excludes:
             return Scores(self._undefined(maps), self._undefined(maps, len(self.deepest)))
         rows = torch.arange(len(maps), device=maps.device)
         found = []
@@ -146,6 +149,7 @@ class RandomLogit(_Similarity):
     name: ClassVar[str] = "random_logit"
     title: ClassVar[str] = "Similarity of the map with that of a random other class (Sixt et al. 2020)"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.EXPLAINER})
+    excludes: ClassVar[frozenset[ExplainerNeed]] = frozenset({ExplainerNeed.PREDICTION})
     Parameters: ClassVar[type[Parameters]] = NoParameters
 
     def __init__(self, classifier: BlackBox, parameters: NoParameters) -> None:  # noqa: ARG002
@@ -159,7 +163,7 @@ class RandomLogit(_Similarity):
         have no order, and 0 where the map of the other class is flat.
         """
         explain = batch.explainer
-        if ExplainerNeed.PREDICTION in explain.needs:
+        if explain.needs & self.excludes:
             return Scores(self._undefined(maps))
         classes = self.classifier.num_classes
         step = 1 + (uniform(batch.seeds ^ _CLASSES, 1)[:, 0] * (classes - 1)).long()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from explainers.base import Need as ExplainerNeed
 from explainers.base import Status
+from explainers.registry import explainers
 from storage.datasets.masks import OBJECT
 from storage.datasets.notes import (
     BOX_CROPPED,
@@ -25,13 +27,22 @@ _OF_BOXES = (BOX_OUTSIDE, BOX_CROPPED, BOX_EMPTY)
 _OF_MASKS = (MASK_EMPTY, MASK_CROPPED)
 
 
-def why_nothing(run: Run, column: str, excluded_by: Mapping[str, int]) -> str:
-    """Return the reason why no image of a run has a value in a column.
+# Why a metric that explains again cannot be computed for an explainer; see the metrics' ``excludes``.
+_EXCLUDED = {
+    ExplainerNeed.PREDICTION: "it explains the predicted class only",
+    ExplainerNeed.TRAINED: "it has trained weights of its own",
+}
+
+
+def why_nothing(run: Run, explainer: str, column: str, excluded_by: Mapping[str, int]) -> str:
+    """Return the reason why no image of a run has a value of an explainer in a column.
 
     Parameters
     ----------
     run
         The run, whose samples have been merged.
+    explainer
+        The explainer.
     column
         A column of one of its metrics.
     excluded_by
@@ -41,8 +52,11 @@ def why_nothing(run: Run, column: str, excluded_by: Mapping[str, int]) -> str:
     if sum(excluded_by.values()) == sum(excluded_by[status] for status in unusable):
         told = ", ".join(f"{excluded_by[status]} {status}" for status in unusable if excluded_by[status])
         return f"no map could be scored: {told}"
-    needs = metrics.get(next(n for n, entry in run.metrics.items() if column in entry.columns)).needs
-    samples = read_samples(run.root)
+    metric = metrics.get(next(n for n, entry in run.metrics.items() if column in entry.columns))
+    excluded = explainers.get(explainer).needs & getattr(metric, "excludes", frozenset())
+    if excluded:
+        return f"the metric does not apply to {explainer}: {_EXCLUDED[min(excluded)]}"
+    needs, samples = metric.needs, read_samples(run.root)
     if Need.BOXES in needs and not any(sample["boxes"] for sample in samples):
         return "no image has a box in the network's input" + _told(samples, _OF_BOXES)
     if Need.MASKS in needs and not _any_object(run):

@@ -60,17 +60,18 @@ def summarise(run: Run) -> pa.Table:
     for row in summary:
         name, about = row["explainer"], run.columns[row["metric"]]
         scored = known[row["metric"]][list(run.explainers).index(name)]
+        counts = _counts(run, name, row["metric"], tables, curved)
+        nothing = None if scored.any() else why_nothing(run, name, row["metric"], counts["excluded_by"])
         rows.append(
             row
             | {"lowest": about.low, "highest": about.high, "fill": about.fill}
             | {"n": int(scored.sum()), "excluded": int((~scored).sum())}
-            | (counts := _counts(run, name, row["metric"], tables, curved))
-            | {"reason": None if scored.any() else why_nothing(run, row["metric"], counts["excluded_by"])}
+            | counts
+            | {"reason": nothing}
         )
     table = pa.Table.from_pylist(rows)
-    reasons = pa.array(
-        [row["reason"] for row in rows], pa.string()
-    )  # a column of nulls has no type of its own
+    # A column of nulls has no type of its own.
+    reasons = pa.array([row["reason"] for row in rows], pa.string())
     table = table.set_column(table.column_names.index("reason"), "reason", reasons)
     for path, made in ((run.comparisons, pa.Table.from_pylist(compared, COMPARISONS)), (run.summary, table)):
         write_table(made, path)

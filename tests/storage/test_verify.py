@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runs import completed, tiny_job
+from runs import completed, prepared, tiny_job
 from storage.files import UnreadableError, sha256_of_json, write_json
+from storage.layout import PICTURES, TABLES
 from storage.parquet import read_table
 from storage.records import SUMMARY, DamagedRecordError, Step, finished, read_record
 from storage.run import Run
@@ -187,6 +188,38 @@ def test_metadata_that_nobody_signed_makes_its_steps_run_again(run: Complete) ->
     assert Step("saliency", 0, "gradcam") not in finished(run.root), "nobody knows how its shard was written"
     assert Step("inputs", 0) in finished(run.root)
     run.repeated()
+
+
+def test_a_step_that_is_gone_with_its_files_is_missed_once_the_tables_are_made(run: Complete) -> None:
+    gone = ["done/scores/gradcam/shard-00000.json", "scores/explainer=gradcam/shard-00000.parquet"]
+    for name in gone:
+        (run.root / name).unlink()
+    assert named(run.root) == {gone[0]: "is missing, and the tables of the run need its step"}
+    run.repeated()
+    assert verify(run.root) == []
+    # Before the tables are made, it is a step that has yet to be done.
+    for name in (*gone, "done/summary.json", "accuracy.json", *TABLES, *PICTURES):
+        (run.root / name).unlink()
+    assert verify(run.root) == []
+
+
+def test_an_explainer_that_is_added_is_not_missed(run: Complete) -> None:
+    prepared(run.job | {"explainers": [{"name": "gradcam"}, {"name": "rise", "masks": 4}]})
+    assert verify(run.root) == []
+
+
+def test_a_disk_that_cannot_be_read_is_named(run: Complete, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path, *args: Any) -> Any:
+        raise OSError(5, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.verify.sha256_of_file", broken)
+        assert named(run.root)["summary.parquet"].startswith("cannot be read: [Errno 5] Input/output error")
+        patch.setattr("storage.verify.read_record", broken)
+        assert named(run.root)["done/inputs/shard-00000.json"].startswith("cannot be read: [Errno 5]")
+        patch.setattr("storage.contents.os.scandir", broken)
+        with pytest.raises(UnreadableError, match=r"run cannot be listed: \[Errno 5\]"):
+            verify(run.root)
 
 
 def test_without_records_everything_is_unsigned_and_runs_again(run: Complete) -> None:

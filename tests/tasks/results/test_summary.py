@@ -176,3 +176,12 @@ def test_boxes_that_all_lie_outside_leave_a_number_of_the_dataset_undefined(tmp_
     for row in summarise(run).to_pylist():
         assert (row["n"], row["excluded"], row["best"]) == (0, 1, False)
         assert np.isnan(row["mean"])
+
+
+def test_a_metric_that_does_not_apply_to_an_explainer_says_why(tmp_path: Path) -> None:
+    job = {"explainers": [{"name": "ddcam"}], "metrics": [{"name": "random_logit"}], "controls": False}
+    run = explained(prepared(tiny_job(tmp_path / "run", dataset={"kind": "digits", "limit": 4}, **job)))
+    scores.fn(str(run.root), 0, "ddcam")
+    assert {row["reason"] for row in summarise(run).to_pylist()} == {
+        "the metric does not apply to ddcam: it explains the predicted class only"
+    }
