@@ -402,7 +402,7 @@ def test_a_dataset_is_the_same_in_a_folder_and_on_s3(
         else:
             np.testing.assert_array_equal(np.asarray(there.load(index)), expected)
     if here.masks is not None:
-        np.testing.assert_array_equal(np.asarray(there.masks(0)), np.asarray(here.masks(0)))
+        np.testing.assert_array_equal(np.asarray(there.masks(0, [])), np.asarray(here.masks(0, [])))
 
 
 def test_folders_and_files_are_listed_as_on_this_machine(photographs: Path, s3: ObjectStore) -> None:
