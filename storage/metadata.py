@@ -14,6 +14,7 @@ from pathlib import Path
 from storage import maps
 from storage.files import UnreadableError, make_room, regular, replacing
 from storage.layout import Layout
+from storage.places import is_remote
 from storage.records import ARRAYS, DamagedRecordError, drop_record, finished, read_record, write_record
 
 
@@ -57,8 +58,13 @@ def sign_arrays(root: Path, layout: Layout, without: str | None = None) -> None:
 
 
 def content(path: Path) -> bytes | None:
-    """Return the content of a metadata file; None if there is no such file that can be read."""
+    """Return the content of a metadata file; None if it cannot be read, is missing or is a link.
+
+    A link is replaced, also if it leads to the right content: :func:`storage.verify.repair` would remove it.
+    """
     try:
+        if not is_remote(path) and path.is_symlink():
+            return None
         if path.exists() and regular(path).stat().st_size <= maps.MOST_METADATA_BYTES:
             return path.read_bytes()
     except (UnreadableError, FileNotFoundError, NotADirectoryError):

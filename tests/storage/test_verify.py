@@ -203,6 +203,13 @@ def test_a_step_that_is_gone_with_its_files_is_missed_once_the_tables_are_made(r
     assert verify(run.root) == []
 
 
+def test_metadata_behind_a_link_is_a_file_again_before_a_step_writes_its_shard(run: Complete) -> None:
+    link(run.root / "saliency.zarr/gradcam/maps/zarr.json")
+    flip(run.root / "saliency.zarr/gradcam/status/c/0")
+    run.repeated()
+    assert verify(run.root) == []
+
+
 def test_an_explainer_that_is_added_is_not_missed(run: Complete) -> None:
     prepared(run.job | {"explainers": [{"name": "gradcam"}, {"name": "rise", "masks": 4}]})
     assert verify(run.root) == []
