@@ -100,9 +100,9 @@ def split_at_layer(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module
     target = network.get_submodule(name)
     parts = name.split(".")
     containing = [network.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
-    entry = _Entry(network).eval()
     tracer = _Tracer(target, containing)
     try:
+        entry = _Entry(network).eval()  # modules of torch.export refuse this
         graph = tracer.trace(entry)
     except Exception as error:
         raise ValueError(

@@ -46,18 +46,20 @@ class Frozen:
     Raises
     ------
     ValueError
-        In one line, if the network is a TorchScript module.
+        In one line, if the network contains a TorchScript module, or has no values.
     """
 
     probed: Tensor
     modality: ClassVar[ModalityName]
 
     def __init__(self, network: nn.Module, device: str | torch.device, output: Output | None = None) -> None:
-        if isinstance(network, torch.jit.ScriptModule):
+        if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
             raise ValueError(
-                "model.source: the network is a TorchScript module, which cannot be cut at a layer; give the "
-                "torch.nn.Module that it was made from, and its weights as a state dict"
+                "model.source: the network holds a TorchScript module, which cannot be cut at a layer; "
+                "give the torch.nn.Module that it was made from, and its weights as a state dict"
             )
+        if any(tensor.is_meta for tensor in network.state_dict().values() if isinstance(tensor, Tensor)):
+            raise ValueError("model.source: the network is on the meta device, which has no values")
         self.output = output
         self.network = network.to(device)
         self.device = torch.device(device)
@@ -153,7 +155,7 @@ class Frozen:
 
     def _as_logits(self, returned: Tensor) -> Tensor:
         """Logits: what the network returns, or the logarithm of its probabilities, whose softmax they are."""
-        if self.output != "probabilities":
+        if self.output != "probabilities" or not isinstance(returned, Tensor):  # other types are refused
             return returned
         return returned.clamp(min=torch.finfo(returned.dtype).tiny).log()
 

@@ -176,3 +176,43 @@ def test_the_fingerprint_tells_weights_apart_and_nothing_else():
     assert len(set(prints)) == 3
     assert all(len(value) == 64 for value in prints)
     assert fingerprint(mean=(0.5, 0.5, 0.5)) == prints[0]
+
+
+def plain():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 4, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
+
+
+UNUSABLE = {
+    "scripted inside": (
+        lambda: nn.Sequential(torch.jit.script(plain())),
+        "model.source: the network holds a TorchScript",
+    ),
+    "without values": (lambda: plain().to("meta"), "model.source: the network is on the meta device"),
+    "exported": (
+        lambda: torch.export.export(plain().eval(), (torch.rand(2, 3, 32, 32),)).module(),
+        "model.layer: the modules around '0'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_networks_that_cannot_be_prepared_are_refused_in_one_line(kind):
+    build, reason = UNUSABLE[kind]
+    with pytest.raises(ValueError, match=f"^{reason}") as refused:
+        Classifier(build(), layer="0", input_size=(32, 32))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_dictionary_is_refused_in_the_same_words_where_the_job_says_probabilities():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = plain()
+
+        def forward(self, inputs):
+            return {"logits": self.network(inputs)}
+
+    with pytest.raises(ValueError, match=r"returned a dict with logits; return its logits alone$"):
+        Classifier(Named(), layer="network.0", input_size=(32, 32), output="probabilities")
