@@ -98,6 +98,8 @@ class GivenInputs:
         part = self._items[rows]
         kept = [_boxes(its) for its in ([[]] * len(part) if boxes is None else boxes)]
         if isinstance(part, Tensor):
+            if any(is_share((x0, y0, x1, y1)) for its in kept for x0, y0, x1, y1 in its.tolist()):
+                raise ValueError("boxes: one lies within 0..1; give boxes in pixels of the model's input")
             # A copy takes gradients also if it was made in inference mode; another layout rounds otherwise.
             stored = part.detach().clone(memory_format=torch.contiguous_format)
         elif isinstance(self._model, TextClassifier):
