@@ -187,7 +187,7 @@ def plain():
 UNUSABLE = {
     "scripted inside": (
         lambda: nn.Sequential(torch.jit.script(plain())),
-        "model.source: the network holds a TorchScript",
+        "model.source: the network is a TorchScript module or holds one",
     ),
     "without values": (lambda: plain().to("meta"), "model.source: the network is on the meta device"),
     "exported": (
