@@ -542,7 +542,7 @@ def test_boxes_that_are_none_are_one_line(gap: Any, boxes: Any) -> None:
     found = floodlit.explain(gap, PIXELS[:1], "gradcam")
     with pytest.raises(ValueError, match="boxes: give per input a list of xmin, ymin, xmax, ymax"):
         floodlit.score(gap, PIXELS[:1], found, "pointing_game", boxes=[boxes])
-    with pytest.raises(ValueError, match="boxes: one lies within 0..1; give boxes in pixels of the model's"):
+    with pytest.raises(ValueError, match=r"boxes: one lies within 0..1; give boxes in pixels of the model's"):
         floodlit.score(gap, PIXELS[:1], found, "pointing_game", boxes=[0.1, 0.1, 0.5, 0.5])
     one = floodlit.score(gap, PIXELS[:1], found, "pointing_game", boxes=[0, 0, 64, 64])
     assert one.values["pointing_game"].tolist() == [1]

@@ -55,7 +55,7 @@ class Frozen:
     def __init__(self, network: nn.Module, device: str | torch.device, output: Output | None = None) -> None:
         if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
             raise ValueError(
-                "model.source: the network is a TorchScript module or holds one, and cannot be cut at a layer; "
+                "model.source: the network is a TorchScript module or holds one, which cannot be cut; "
                 "give the torch.nn.Module that it was made from, and its weights as a state dict"
             )
         if any(tensor.is_meta for tensor in network.state_dict().values() if isinstance(tensor, Tensor)):
