@@ -13,6 +13,9 @@ _WORD = re.compile(_WORDS, re.IGNORECASE)
 _URL = r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{0,30}:/{1,9}"
 # A user with a password. A password may hold slashes, so the part up to the last @ belongs to it.
 _USER_AND_PASSWORD = re.compile(rf"({_URL})[^/\s@:]{{0,200}}:[^\s\"']{{0,500}}@")
+# A password with blanks in it. In a message it could be the words between an address and an @, so that it is
+# only refused, and not replaced.
+_WITH_BLANKS = re.compile(rf"{_URL}[^/\s@:]{{0,200}}:[^/@\"'\n]{{0,200}}@")
 _USER = re.compile(r"((?<![A-Za-z0-9+.-])(?:https?|s3|tcp|tls|ftp):/{1,9})[^/\s@]{1,500}@", re.IGNORECASE)
 _NAMED = rf"(?:{_WORDS}|sig)"
 _IN_QUERY = re.compile(
@@ -28,7 +31,7 @@ _ASSIGNED = re.compile(
 
 def has_credential(address: str) -> bool:
     """Whether a text holds a URL with a user's name and password, or with a token."""
-    return any(pattern.search(address) for pattern in (_USER_AND_PASSWORD, _USER, _IN_QUERY))
+    return any(pattern.search(address) for pattern in (_USER_AND_PASSWORD, _WITH_BLANKS, _USER, _IN_QUERY))
 
 
 def without_credentials(text: str) -> str:

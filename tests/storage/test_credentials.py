@@ -38,6 +38,10 @@ def test_credentials_are_found_and_hidden_and_the_rest_of_the_text_stays(text: s
     assert HIDDEN not in one_line(OSError(text))
 
 
+def test_a_password_with_blanks_is_found() -> None:
+    assert has_credential(f"s3://KEY:{HIDDEN} {HIDDEN} @bucket/p")
+
+
 @pytest.mark.parametrize("text", WITHOUT)
 def test_other_texts_stay_as_they_are(text: str) -> None:
     assert not has_credential(text)
