@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from explainers.models.checkpoint_rest import DEPTH, equal, of_optimizer, weights_in_rest
 from explainers.models.reasons import first_line
 
 # Parts of names that wrappers of modules add: data-parallel training, torch.compile, FSDP, Lightning.
 _WRAPPERS = frozenset(
     ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"]
 )
-_DEPTH = 8  # how many tables of a file may lie in one another
 _FLOATS = frozenset([torch.float16, torch.bfloat16, torch.float32, torch.float64])
 _COUNTER = "num_batches_tracked"  # of batch normalisation; files of 2018 and before do not have it
 
@@ -56,14 +56,16 @@ class Checkpoint:
         self.plain = {self.bare(name): name for name in self.own}
         if len(self.plain) < len(self.own):  # they are parts of the network's own names
             self.wrappers, self.plain = frozenset(), {name: name for name in self.own}
-        self.named = [self.bare(name) for name, _ in network.named_parameters()]
-        self.leaves = list(_leaves(content))
-        self._check_content(content)
+        named = list(network.named_parameters())
+        trained = [name for name, value in named if value.requires_grad]  # averages may have these alone
+        self.named = [self.bare(name) for name in trained or dict(named)]
+        self.content, self.leaves = content, list(_leaves(content))
+        self._check_content()
         self.places: dict[str, dict[str, _Leaf]] = {}
         for leaf in self.leaves:
             for place, name in self._places_of(leaf):
                 known = self.places.setdefault(place, {}).setdefault(name, leaf)
-                if known is not leaf and not _equal(known.value, leaf.value):
+                if known is not leaf and not equal(known.value, leaf.value):
                     raise ValueError(
                         f"model.weights: {path} holds {known.full} and {leaf.full}, which differ; save "
                         "one of them in a file of its own"
@@ -73,11 +75,12 @@ class Checkpoint:
         """A name without the parts that wrappers add."""
         return ".".join(part for part in name.split(".") if part not in self.wrappers)
 
-    def _check_content(self, content: Any) -> None:
-        if any(isinstance(leaf.value, Tensor) for leaf in self.leaves):
+    def _check_content(self) -> None:
+        content, tensors = self.content, [leaf for leaf in self.leaves if isinstance(leaf.value, Tensor)]
+        if not all(of_optimizer(leaf.tables) for leaf in tensors):
             return
         what = "holds no state dict (a mapping of names to tensors)"
-        if isinstance(content, Mapping) and {"state", "param_groups"} <= set(content):
+        if tensors or (isinstance(content, Mapping) and {"state", "param_groups"} <= set(content)):
             what = "holds the state of an optimizer and no weights; give the file of the network's weights"
         elif isinstance(content, Mapping) and content and not any(isinstance(key, str) for key in content):
             what += f": its keys are no names, such as {next(iter(content))!r}; save network.state_dict()"
@@ -90,7 +93,7 @@ class Checkpoint:
         parts = self.bare(leaf.full).split(".")
         for start in range(len(parts)):
             name = _current_name(".".join(parts[start:]), self.plain)
-            if name in self.plain:
+            if name in self.plain and not of_optimizer(".".join(parts[:start])):
                 yield "".join(f"{part}." for part in parts[:start]), name
 
     def chosen(self, key: str | None) -> tuple[str, list[str]]:
@@ -108,12 +111,14 @@ class Checkpoint:
             return nearest, []
         first = wanted[0]
         differing = [place for place in wanted[1:] if not self._same(first, place)]
-        unread = [] if key is not None else [*self._incomplete(first), *self._lists(first)]
+        unread = [] if key is not None else self._in_rest(first, fitting)
         if differing or unread:
             there = ", ".join(repr(name) for name in [*map(self.label, [first, *differing]), *unread])
+            names = ", ".join(map(repr, unread))
+            saved = f" ({names} can be taken only after it was saved with all of the network's names)"
             raise ValueError(
                 f"model.weights_key: {self.path} holds several sets of weights that differ, {there}; "
-                "name the one to take"
+                f"name the one to take{saved if unread else ''}"
             )
         return first, [place for place in fitting if place != first]
 
@@ -140,28 +145,16 @@ class Checkpoint:
 
     def _same(self, one: str, other: str) -> bool:
         first, second = self.places[one], self.places[other]
-        return all(_equal(leaf.value, second[name].value) for name, leaf in first.items() if name in second)
+        return all(equal(leaf.value, second[name].value) for name, leaf in first.items() if name in second)
 
-    def _incomplete(self, place: str) -> Iterator[str]:
-        """Labels of other values of the parameters, kept without buffers, as averages of weights may be."""
-        chosen = self.places[place]
-        for other, found in self.places.items():
-            there = [
-                name in found and found[name].value.shape == chosen[name].value.shape for name in self.named
-            ]
-            if not self._fits(other) and all(there) and there and not self._same(other, place):
-                yield self.label(other)
-
-    def _lists(self, place: str) -> Iterator[str]:
-        """Lists of tensors that are other values of the parameters, as averages of weights may be kept."""
-        values = [self.places[place][name].value for name in self.named]
-        for leaf in self.leaves:
-            if not isinstance(leaf.value, Sequence) or len(leaf.value) != len(values) or not values:
-                continue
-            pairs = list(zip(leaf.value, values, strict=True))
-            alike = all(isinstance(one, Tensor) and one.shape == other.shape for one, other in pairs)
-            if alike and not all(_equal(one, other) for one, other in pairs):
-                yield leaf.full
+    def _in_rest(self, place: str, fitting: list[str]) -> list[str]:
+        """Other values of the parameters under other names, or without buffers, as averages may be kept."""
+        unknown = self._unknown(place).values()  # loading refuses them by name
+        taken = [leaf for other in fitting for leaf in self.places[other].values()]
+        parameters = [self.places[place][name].value for name in self.named]
+        return weights_in_rest(
+            self.content, {leaf.full: leaf.value for leaf in [*taken, *unknown]}, parameters
+        )
 
     def label(self, place: str) -> str:
         """A place as the file writes it, without the dot at the end."""
@@ -266,7 +259,7 @@ class _StateDict(dict[str, Tensor]):
 
 def _leaves(content: Any, tables: str = "", depth: int = 0) -> Iterator[_Leaf]:
     """What the tables of a file hold."""
-    if not isinstance(content, Mapping) or depth > _DEPTH:
+    if not isinstance(content, Mapping) or depth > DEPTH:
         return
     for name, value in content.items():
         if isinstance(name, str):
@@ -292,16 +285,6 @@ def check_finite(where: str, network: nn.Module) -> None:
     for name, value in network.named_parameters():
         if not bool(value.isfinite().all()):
             raise ValueError(f"model.weights: {name} in {where} has values that are not finite")
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two tensors have the same values, whatever their types."""
-    if one.shape != other.shape:
-        return False
-    if one.is_quantized or other.is_quantized or one.dtype != other.dtype:
-        one, other = (value.dequantize() if value.is_quantized else value for value in (one, other))
-        one, other = one.double(), other.double()
-    return torch.equal(one, other)
 
 
 def _type(value: Tensor) -> str:

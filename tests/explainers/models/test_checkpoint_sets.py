@@ -172,23 +172,6 @@ def test_a_key_that_is_not_there_names_those_that_are(tmp_path):
     )
 
 
-def test_averages_that_are_kept_as_a_list_are_not_passed_over(tmp_path):
-    averages = [torch.zeros_like(value) for value in network().parameters()]
-    written = {"model": STATE, "ema": {"decay": 0.99, "shadow_params": averages}}
-    assert "'model', 'ema.shadow_params'; name the one to take" in refusal(written, tmp_path)
-    assert same(load(written, tmp_path, "model")[0], STATE)
-
-
-def test_averages_without_buffers_are_not_passed_over(tmp_path):
-    averages = {name: torch.zeros_like(value) for name, value in network().named_parameters()}
-    written = {"model": STATE, "ema": averages}
-    assert "'model', 'ema'; name the one to take" in refusal(written, tmp_path)
-    assert same(load(written, tmp_path, "model")[0], STATE)
-    assert "begin with 'ema.'; without that, 2 tensors are missing" in refusal({"ema": averages}, tmp_path)
-    equal = {name: value.clone() for name, value in STATE.items() if name in averages}
-    assert load({"model": STATE, "start": equal}, tmp_path)[1].key == "model"
-
-
 # Types and values
 
 
