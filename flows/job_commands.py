@@ -185,6 +185,8 @@ def _results(job: Any) -> None:
     if damaged:
         first = f"{damaged[0]['uri']}: {damaged[0]['error']}"
         tell(f"{len(damaged)} of {done.rows} images failed, e.g. {first}")
+        told = "SELECT uri, error FROM samples WHERE status = 'failed'"
+        tell(f'all of them: {_command("floodlit")} query {done.root} "{told}"')
     for line in (*unscored(summary), *notes_of(done)):
         tell(line)
     uri = job.tracking or default_uri(job.store)

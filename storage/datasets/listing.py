@@ -105,12 +105,12 @@ def number_labels(
         If a label is neither a class index nor a name, see :func:`problem_with`, or if numbers and names are
         mixed. The message is one line with the file and the place.
     """
-    kinds = sorted(set(labels))  # each different label is checked once
+    kinds = dict.fromkeys(labels)  # each different label is checked once, in the order of the file
     for label in kinds:
         problem = problem_with(label)
         if problem is not None:
             raise ValueError(f"{path}, {place(labels.index(label))}: {problem}")
-    numbers, names = [k for k in kinds if k.isdecimal()], [k for k in kinds if not k.isdecimal()]
+    numbers, names = [k for k in kinds if k.isdecimal()], sorted(k for k in kinds if not k.isdecimal())
     if numbers and names:
         name = next(index for index, label in enumerate(labels) if not label.isdecimal())
         number = next(index for index, label in enumerate(labels) if label.isdecimal())
@@ -213,6 +213,8 @@ def _check_header(path: Path, columns: list[str]) -> None:
             raise ValueError(f"{path}, line 1: rename the column {name!r} to {meant!r}, or to another name")
         if name in _COLUMNS and columns.count(name) > 1:
             raise ValueError(f"{path}, line 1: there are two columns {name!r}; rename one")
+    if len(columns) == 1 and re.search("[;\t|]", columns[0]):
+        raise ValueError(f"{path}, line 1: {columns[0]!r} is one column; separate columns by commas")
     missing = [name for name in ("file", "label") if name not in columns]
     if any(name in columns for name in BOX_COLUMNS):
         missing += [name for name in BOX_COLUMNS if name not in columns]

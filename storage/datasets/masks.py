@@ -117,8 +117,9 @@ def _not_zero(image: Image.Image, notes: Notes) -> NDArray[np.bool_]:
     if image.has_transparency_data:
         alpha = np.asarray((image.convert("LA") if image.mode == "La" else image).convert("RGBA"))[..., 3]
         if (alpha != alpha.flat[0]).any():
+            found = _by_alpha(image, alpha != 0)
             notes.append(MASK_ALPHA)
-            return _by_alpha(image, alpha != 0)
+            return found
     if image.mode == "P":
         _note_values(np.asarray(image), notes)
         return _by_palette(image)
@@ -147,7 +148,8 @@ def _by_alpha(image: Image.Image, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
     black = ~np.asarray(image.convert("RGB"))[seen].any(-1)
     if black.any() and not black.all():
         raise UnreadableError(
-            "its alpha channel and its colours both vary; write the object as a grey image, 0 elsewhere"
+            "its alpha channel varies, and of its visible pixels only some are black; write the object as a "
+            "grey image, 0 elsewhere"
         )
     return seen
 

@@ -13,7 +13,7 @@ from storage.characters import shown
 from storage.records import Step
 from storage.run import Run
 from storage.samples import read_sample_inputs, read_samples_of_shard
-from tasks.pictures.drawing import draw_image, draw_map, map_of, pixels_of, save, sheet
+from tasks.pictures.drawing import caption, draw_image, draw_map, map_of, pixels_of, save, sheet
 from tasks.pictures.map_components import Component, components_of, decomposing
 
 CLOSE = 3  # samples that an error names
@@ -67,7 +67,8 @@ def components_figure(run: Run, explainer: str, image: int, sample: dict[str, An
     first = image * run.targets_per_image
     pixels = pixels_of(run, image)
     found = [components_of(run, explainer, first + place) for place in range(len(sample["targets"]))]
-    figure, axes = sheet(len(found), 2 + len(found[0]), run.input_size, above=2, below=2)
+    below = max(2, *(caption(sample, target).count("\n") + 1 for target in sample["targets"]))
+    figure, axes = sheet(len(found), 2 + len(found[0]), run.input_size, above=2, below=below)
     for place, (cells, target) in enumerate(zip(axes, sample["targets"], strict=True)):
         draw_image(cells[0], pixels, sample, target)
         draw_map(cells[1], pixels, map_of(run, explainer, first + place))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from storage.records import failures
 from storage.run import Run
 from storage.samples import read_samples
-from tasks.pictures.drawing import draw_image, draw_map, map_of, pixels_of, save, sheet
+from tasks.pictures.drawing import caption, draw_image, draw_map, map_of, pixels_of, save, sheet
 from tasks.pictures.map_components import components_of, decomposing
 from tasks.pictures.tensor_sheet import tensor_sheet
 from tasks.pictures.text_sheet import text_sheet
@@ -49,7 +49,8 @@ def _image_sheet(run: Run, chosen: dict[int, dict[str, Any]]) -> Figure:
     titles = [""]
     for name, count in shown.items():
         titles += [name, *(f"component, rank {rank}" for rank in range(1, count + 1))]
-    figure, axes = sheet(len(chosen), len(titles), run.input_size, above=1, below=1)
+    below = max(caption(sample, sample["target"]).count("\n") for sample in chosen.values()) + 1
+    figure, axes = sheet(len(chosen), len(titles), run.input_size, above=1, below=below)
     for cells, (image, sample) in zip(axes, chosen.items(), strict=True):
         _draw_row(run, list(cells), image, sample, shown)
     for axis, title in zip(axes[0], titles, strict=True):

@@ -24,7 +24,7 @@ from storage.run import Run
 from tasks.metrics.preparation import prepare
 
 INCHES = 1.5  # width of one cell
-NAME = 18  # characters of a class's name below an image, at most
+LINE = 24  # characters of a line below an image, at most; a longer one would run into its neighbours
 LINE_INCHES = 0.18  # height of one line of text
 DPI = 110
 # The background of words and lines: white where nothing is salient, then darker and darker colours of the
@@ -77,7 +77,7 @@ def sheet(
 
 
 def draw_image(axis: Any, pixels: np.ndarray, sample: dict[str, Any], target: int) -> None:
-    """Draw the image (H, W, 3) uint8 with its boxes; the caption gives the target and its confidence."""
+    """Draw the image (H, W, 3) uint8 with its boxes, and :func:`caption` below it."""
     axis.imshow(pixels)
     for xmin, ymin, xmax, ymax in sample["boxes"]:
         axis.add_patch(
@@ -86,7 +86,25 @@ def draw_image(axis: Any, pixels: np.ndarray, sample: dict[str, Any], target: in
             )
         )
     # A name may contain dollar signs, which Matplotlib would read as mathematics.
-    _label(axis, _explained(sample, target, NAME, "\n"), math=False)
+    _label(axis, caption(sample, target), math=False)
+
+
+def caption(sample: dict[str, Any], target: int) -> str:
+    """The short lines below an image.
+
+    They give the target with its confidence, or with the prediction if that is another class, the names of
+    the classes that have one, and the label if it is not the target.
+    """
+    predicted, names = sample["prediction"], sample.get("target_names")
+    lines = [_explained(sample | {"target_names": None}, target)]
+    if names:
+        lines.append(shown(names[sample["targets"].index(target)]))
+        if target != predicted:
+            lines[0] = f"class {target}"
+            lines.append(f"predicted {_numbered(predicted, sample.get('prediction_name'))}")
+    if sample.get("label") != target and (label := _label_of(sample)) is not None:
+        lines.append(f"label {label}")
+    return "\n".join(line if len(line) <= LINE else f"{line[: LINE - 1]}…" for line in lines)
 
 
 def draw_map(axis: Any, pixels: np.ndarray, saliency: np.ndarray, below: str = "") -> None:
@@ -100,10 +118,17 @@ def draw_map(axis: Any, pixels: np.ndarray, saliency: np.ndarray, below: str = "
 
 def heading(sample: dict[str, Any]) -> str:
     """The heading of a text or a tensor: its id, its target, and its label if it has one."""
-    label, name = sample["label"], sample.get("label_name")
-    told = name and shown(name) if label is None else _numbered(label, None if name == str(label) else name)
+    told = _label_of(sample)
     label = "" if told is None else f", label {told}"
     return f"{shown(sample['sample_id'])}: {_explained(sample, sample['target'])}{label}"
+
+
+def _label_of(sample: dict[str, Any]) -> str | None:
+    """The label of a sample with its name; None if it has none."""
+    label, name = sample.get("label"), sample.get("label_name")
+    if label is None:
+        return shown(name) if name else None
+    return _numbered(label, None if name == str(label) else name)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -127,31 +152,19 @@ def small_copy(picture: bytes, most: int) -> bytes:
         width = max(1, width * 3 // 4)
 
 
-def _explained(sample: dict[str, Any], target: int, most: int | None = None, apart: str = " ") -> str:
-    """The target and its confidence. For a target that is not predicted, the prediction stands instead.
-
-    Parameters
-    ----------
-    most
-        Characters of a class's name that are shown; None shows all.
-    apart
-        What stands before the prediction, if the classes have names.
-    """
+def _explained(sample: dict[str, Any], target: int) -> str:
+    """The target and its confidence. For a target that is not predicted, the prediction stands instead."""
     predicted, names = sample["prediction"], sample.get("target_names")
     name = names[sample["targets"].index(target)] if names else None
-    told = f"class {_numbered(target, name, most)}"
+    told = f"class {_numbered(target, name)}"
     if target == predicted:
         return f"{told}, {100 * sample['confidence']:.0f} %"
-    other = _numbered(predicted, sample.get("prediction_name"), most)
-    return f"{told}{apart if names else ' '}(predicted {other})"
+    return f"{told} (predicted {_numbered(predicted, sample.get('prediction_name') if names else None)})"
 
 
-def _numbered(number: int, name: str | None, most: int | None = None) -> str:
+def _numbered(number: int, name: str | None) -> str:
     """The number of a class and, if it is known, its name."""
-    if name is None:
-        return str(number)
-    told = shown(name)
-    return f"{number} {told if most is None or len(told) <= most else told[: most - 1] + '…'}"
+    return str(number) if name is None else f"{number} {shown(name)}"
 
 
 def _label(axis: Any, below: str, *, math: bool = True) -> None:

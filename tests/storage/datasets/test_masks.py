@@ -50,7 +50,7 @@ def test_an_alpha_channel_that_does_not_vary_leaves_the_colours() -> None:
 def test_colours_and_alpha_that_both_tell_an_object_are_refused() -> None:
     frame = np.ones((6, 8))
     frame[0] = 0
-    with pytest.raises(UnreadableError, match="alpha channel and its colours both vary"):
+    with pytest.raises(UnreadableError, match="of its visible pixels only some are black"):
         read(with_alpha(np.repeat(AREA[..., None] * 255, 3, 2), frame * 255))
 
 

@@ -151,7 +151,7 @@ def test_labels_of_parquet_may_be_of_any_whole_type(tmp_path: Path) -> None:
         path = parquet(tmp_path / "a.parquet", text=["a", "b"], label=pa.array([2, 0], kind))
         assert (labels(texts(path)), texts(path).classes) == ([2, 0], [])
     truths = parquet(tmp_path / "b.parquet", text=["a", "b"], label=[True, False])
-    assert "b.parquet, row 1: label false is a truth value; write a whole number" in refusal(texts, truths)
+    assert "b.parquet, row 0: label true is a truth value; write a whole number" in refusal(texts, truths)
     missing = parquet(tmp_path / "d.parquet", text=["a", "b"], label=[1, None])
     assert "d.parquet, row 1: the label is missing" in refusal(texts, missing)
     words = parquet(tmp_path / "e.parquet", text=["a", "b"], label=pa.array(["x", "nan"]).dictionary_encode())

@@ -15,7 +15,7 @@ from storage.maps import write_shard
 from storage.run import Run
 from storage.samples import merge_samples, write_sample_inputs, write_sample_predictions
 from tasks.pictures.contact_sheet import draw_contact_sheet
-from tasks.pictures.drawing import BEHIND, DPI, draw_image
+from tasks.pictures.drawing import BEHIND, DPI, caption, draw_image
 from tasks.pictures.tensor_sheet import BARS
 from tasks.pictures.text_sheet import ACROSS, COLUMNS, DOWN, LINES, SPECIAL
 
@@ -171,15 +171,33 @@ def test_the_heading_names_the_text_its_class_its_label_and_what_was_cut(
     assert words(figure)[1] == said
 
 
-def test_the_caption_of_an_image_has_short_names_and_no_mathematics() -> None:
+def test_the_caption_of_an_image_has_short_lines_and_no_mathematics() -> None:
     axis = Figure().subplots()
-    sample: dict[str, Any] = {"prediction": 1, "confidence": 0.5, "targets": [1], "boxes": []}
-    draw_image(axis, np.zeros((4, 4, 3), np.uint8), sample | {"target_names": ["a $x$ class with a name"]}, 1)
-    assert axis.get_xlabel() == "class 1 a $x$ class with …, 50 %"
+    sample: dict[str, Any] = {"prediction": 1, "confidence": 0.5, "targets": [1], "boxes": [], "label": 1}
+    long = sample | {"target_names": ["a $x$ class with a long name"]}
+    draw_image(axis, np.zeros((4, 4, 3), np.uint8), long, 1)
+    assert axis.get_xlabel() == "class 1, 50 %\na $x$ class with a long…"
     assert not axis.xaxis.label.get_parse_math()
-    other = sample | {"targets": [2], "target_names": ["tabby"], "prediction_name": "tiger cat"}
-    draw_image(axis, np.zeros((4, 4, 3), np.uint8), other, 2)
-    assert axis.get_xlabel() == "class 2 tabby\n(predicted 1 tiger cat)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({}, ["class 1, 50 %"]),
+        ({"label": 3}, ["class 1, 50 %", "label 3"]),
+        ({"label": None, "label_name": "odd"}, ["class 1, 50 %", "label odd"]),
+        ({"targets": [2], "label": 2}, ["class 2 (predicted 1)"]),
+        (
+            {"targets": [2], "target_names": ["tabby"], "prediction_name": "tiger cat", "label_name": "fox"},
+            ["class 2", "tabby", "predicted 1 tiger cat", "label 1 fox"],
+        ),
+    ],
+)
+def test_the_caption_of_an_image_tells_the_prediction_and_the_label_apart(
+    changes: dict[str, Any], lines: list[str]
+) -> None:
+    sample = {"prediction": 1, "confidence": 0.5, "targets": [1], "label": 1} | changes
+    assert caption(sample, sample["targets"][0]).split("\n") == lines
 
 
 def test_a_long_text_is_cut_and_the_tokens_left_out_are_counted(
