@@ -40,7 +40,7 @@ def ranking_table(summary: pa.Table, costs: pa.Table) -> list[dict[str, Any]]:
     return [
         {
             "explainer": name,
-            "mean rank": f"{mean(ranks[name]):.2f} in {len(ranks[name])} metrics" if name in ranks else "-",
+            "mean rank (metrics)": f"{mean(ranks[name]):.2f} ({len(ranks[name])})" if name in ranks else "-",
             "won": str(won[name]),
             "ms per map": _cost(spent[name]["milliseconds"]),
             "forward passes": _cost(spent[name]["forward_passes"]),
