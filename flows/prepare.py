@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from asyncio import CancelledError
 from contextlib import closing
 from dataclasses import asdict
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from prefect.exceptions import ExternalSignal
 
 from explainers.base import Explainer, Need, Parameters
 from explainers.controls import CONTROLS
@@ -21,6 +23,7 @@ from explainers.models.frozen import Frozen
 from explainers.models.loading import ModelSpec, load, preprocessing
 from explainers.models.modality import MODALITIES
 from explainers.models.probes_at_load import probe
+from explainers.models.reasons import first_line
 from explainers.registry import explainers
 from explainers.requirements import unmet
 from flows.job import REGISTERED, Job, JobError, TopTargets
@@ -79,6 +82,13 @@ def prepare(job: Job) -> Run:
             return _open_run(job, dataset, labels, geometry, classifier, seen, chosen, scored)
     except ValueError as error:
         raise JobError(str(error)) from error
+    except (Exception, KeyboardInterrupt, ExternalSignal, CancelledError):  # the last ones stop the flow
+        raise
+    except BaseException as error:  # only foreign code raises others, such as a forward pass
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise JobError(
+            f"model.source: the network, or a plug-in, ended the check of the job: {reason}"
+        ) from error
 
 
 def _geometry(job: Job, dataset: Dataset) -> tuple[dict[str, Any], tuple[int, ...] | None]:

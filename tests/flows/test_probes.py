@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prefect.exceptions import TerminationSignal
 from typer.testing import CliRunner
 
 from explainers.models.probes_at_load import PROBES
@@ -75,6 +76,40 @@ def leaves_later():
         def forward(self, logits):
             raise SystemExit(3)
     return Net(Leaves())
+
+class Stop(BaseException):
+    pass
+
+def stops_to_build():
+    raise Stop("no more")
+
+def stops(first=0):
+    class Stops(nn.Module):
+        seen = 0
+        def forward(self, logits):
+            self.seen += 1
+            if self.seen > first:
+                raise Stop("no more\\nof this")
+            return logits
+    return Net(Stops())
+
+def stops_later():
+    return stops(6)
+
+class Raises(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, logits):
+        raise self.error
+
+def interrupts():
+    return Net(Raises(KeyboardInterrupt()))
+
+def is_ended():
+    from prefect.exceptions import TerminationSignal
+    return Net(Raises(TerminationSignal(15)))
 '''
 
 
@@ -126,6 +161,9 @@ REFUSED = {
     "script": r"model\.source: the network is a TorchScript module.*state dict",
     "leaves": r"model\.source: .*leaves raised SystemExit: cannot go on",
     "leaves_later": r"model\.source: the network does not run on .*: SystemExit: 3",
+    "stops_to_build": r"model\.source: .*ended the check of the job: Stop: no more$",
+    "stops": r"model\.source: .*ended the check of the job: Stop: no more$",
+    "stops_later": r"model\.source: .*ended the check of the job: Stop: no more$",
 }
 
 
@@ -136,6 +174,16 @@ def test_what_is_no_classifier_is_refused_in_one_line_with_the_models_key(
     with pytest.raises(JobError, match=rf"^{REFUSED[network]}") as refused:
         prepared(job(tmp_path, network))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("network", "kind"), [("interrupts", KeyboardInterrupt), ("is_ended", TerminationSignal)]
+)
+def test_what_stops_a_flow_is_no_fault_of_the_network(
+    network: str, kind: type[BaseException], tmp_path: Path
+) -> None:
+    with pytest.raises(kind):
+        prepared(job(tmp_path, network))
 
 
 @pytest.mark.parametrize(
