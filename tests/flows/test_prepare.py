@@ -18,7 +18,7 @@ def two_sets(folder: Path) -> dict[str, str]:
     """A model whose file holds weights, and their average in half precision."""
     table = model("gap")
     state = load_file(table["weights"])
-    halves = {f"module.{name}": (0.5 * value).half() for name, value in state.items()}
+    halves = {f"module.{name}": (0.9 * value).half() for name, value in state.items()}
     torch.save({"model": state, "ema": halves}, folder / "two.pth")
     return table | {"weights": str(folder / "two.pth")}
 
@@ -36,7 +36,7 @@ def test_which_weights_were_taken_is_recorded_and_workers_take_the_same(tmp_path
     assert taken == {"key": "ema.module", "others": ["model"], "cast": {"float16": len(own)}}
     loaded = classifier_of(run).network.state_dict()
     weights = {name: value for name, value in own.items() if value.is_floating_point()}
-    assert all(torch.equal(loaded[name], (0.5 * value).half().float()) for name, value in weights.items())
+    assert all(torch.equal(loaded[name], (0.9 * value).half().float()) for name, value in weights.items())
     assert _taken(taken) == (
         f"those at ema.module in the file; model would fit as well; {len(own)} tensors were cast from float16"
     )
