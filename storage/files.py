@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import stat
@@ -41,6 +42,10 @@ def regular(path: Path) -> Path:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return path
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UnreadableError(f"{path} is a link to itself, not a file") from error
+        raise
     if not stat.S_ISREG(mode):
         raise UnreadableError(f"{path} is {kind_of(mode)}, not a file")
     return path

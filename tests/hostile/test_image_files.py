@@ -57,11 +57,14 @@ class Draft:
 @st.composite
 def drafts(draw: st.DrawFn) -> Draft:
     suffix = draw(st.sampled_from(sorted(MODES)))
+    mode = draw(st.sampled_from(MODES[suffix]))
+    # Pillow writes no PNG of several frames with a transparent colour of a palette.
+    frames = suffix in FRAMES and (suffix, mode) != (".png", "P transparent")
     return Draft(
         suffix,
-        draw(st.sampled_from(MODES[suffix])),
+        mode,
         draw(st.integers(1, 8)) if suffix in TURNED else 1,
-        draw(st.integers(1, 3)) if suffix in FRAMES else 1,
+        draw(st.integers(1, 3)) if frames else 1,
         draw(st.sampled_from(DAMAGES)),
         draw(st.integers(0, 10**6)),
         draw(st.integers(0, 5)),

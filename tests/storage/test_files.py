@@ -11,7 +11,9 @@ from storage.files import UnreadableError, regular
 def test_a_pipe_a_device_and_a_folder_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
-    for path, kind in [("pipe", "a pipe"), ("zero", "a device"), (".", "a folder")]:
+    (tmp_path / "loop").symlink_to("loop")
+    kinds = [("pipe", "a pipe"), ("zero", "a device"), (".", "a folder"), ("loop", "a link to itself")]
+    for path, kind in kinds:
         with pytest.raises(UnreadableError, match=f"is {kind}, not a file"):
             regular(tmp_path / path)
 
