@@ -236,7 +236,7 @@ def plugged(path: Path) -> None:
         (lambda path: path.symlink_to("/dev/zero"), "a device"),
         (lambda path: path.mkdir(), "a folder"),
         (lambda path: path.symlink_to(path.parent / "nowhere"), "no such file"),
-        (lambda path: path.symlink_to(path), "symbolic links"),
+        (lambda path: path.symlink_to(path), "a link to itself"),
     ],
 )
 def test_only_regular_files_are_opened(make: Callable[[Path], None], told: str, tmp_path: Path) -> None:

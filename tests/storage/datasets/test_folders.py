@@ -123,7 +123,7 @@ def test_links_that_lead_nowhere_and_pipes_are_images_that_cannot_be_read(tmp_pa
     dataset = opened(tmp_path)
     assert names(dataset) == ["a/gone.png", "a/pipe.png", "a/self.png", "a/x.png"]
     assert len(dataset.fingerprint) == 64
-    for index, told in enumerate(("no such file", "a pipe", "symbolic links")):
+    for index, told in enumerate(("no such file", "a pipe", "a link to itself")):
         with pytest.raises(UnreadableError, match=told):
             dataset.load(index)
     assert dataset.load(3)
