@@ -203,10 +203,13 @@ def _workers(runner: DaskTaskRunner, cluster: Cluster) -> int:
         with kept_from_children([signal.SIGINT]), dask.config.set(pages):
             client = runner.client
     except Exception as error:  # a cluster class may raise anything, and a scheduler may not answer
-        if cluster.kind == "address" and ("TLS" in str(error) or "ssl" in str(error).lower()):
+        # A scheduler that refuses a key may also just not answer, so both are told.
+        tls = f"{cluster.address} {error}".lower()
+        if cluster.kind == "address" and ("tls" in tls or "ssl" in tls):
             told = (
-                f"cluster.address: the Dask scheduler at {cluster.address} wants another TLS key; set Dask's "
-                "distributed.comm.tls.ca-file, client.cert and client.key (docs/running.md)"
+                f"cluster.address: no Dask scheduler answers at {cluster.address} to this TLS key; start it, "
+                "correct the address, or set Dask's distributed.comm.tls.ca-file, client.cert and client.key "
+                "(docs/running.md)"
             )
         elif cluster.kind == "address":
             told = f"no Dask scheduler answers at {cluster.address}; start it or correct cluster.address"

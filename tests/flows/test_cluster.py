@@ -150,7 +150,7 @@ def test_a_scheduler_with_tls_is_reached_with_the_key_of_dasks_configuration(
                 dask.config.set(wrong),
                 DaskTaskRunner() as runner,
                 pytest.raises(
-                    ClusterError, match=r"cluster\.address: .* wants another TLS key; set"
+                    ClusterError, match=r"cluster\.address: .* to this TLS key; start it, .* or set"
                 ) as refusal,
             ):
                 clusters.attach(runner, table)
