@@ -24,7 +24,7 @@ counts: Counter[tuple[str, str]] = Counter()  # attempts by (kind of input, answ
 
 
 class Hanging(BaseException):
-    """No answer came in time; not an Exception, so that no handler takes it for an ordinary error."""
+    """No answer came in time; not an Exception, so that few handlers take it for an ordinary error."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,12 @@ def check_line(text: str) -> None:
 
 @contextmanager
 def _within(seconds: float) -> Iterator[None]:
+    """Interrupt the block after a time; then it fails, whatever it makes of the interrupt."""
+    late = []
+
     def stop(*_: object) -> None:
-        raise Hanging(f"no answer within {seconds:g} s")
+        late.append(Hanging(f"no answer within {seconds:g} s"))
+        raise late[0]
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -83,3 +87,5 @@ def _within(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if late:
+            raise late[0]
