@@ -71,14 +71,7 @@ def test_strangers_neither_reach_the_processes_of_a_job_nor_disturb_it(
     seen: dict[str, Any] = {}
 
     def intrude(client: distributed.Client) -> None:
-        me = psutil.Process()
-        seen["ports"] = {
-            (listening.laddr.ip, listening.laddr.port)
-            for process in [me, *me.children(recursive=True)]
-            if "flows.server" not in " ".join(process.cmdline())
-            for listening in process.net_connections("tcp")
-            if listening.status == psutil.CONN_LISTEN and listening.laddr.port != 8787  # the test's own
-        }
+        seen["ports"] = _listening() - before
         scheduler = client.scheduler_info()
         seen["addresses"] = [scheduler["address"]] + [
             address for worker, facts in scheduler["workers"].items() for address in (worker, facts["nanny"])
@@ -95,8 +88,10 @@ def test_strangers_neither_reach_the_processes_of_a_job_nor_disturb_it(
         with suppress(OSError):
             taken.bind(("127.0.0.1", 8787))
             taken.listen()
+        before = _listening()  # those of other tests and their servers
         done = explain(Job.model_validate(digits_job(**SMALL, cluster={"kind": "local", "workers": 2})))
     assert done["steps_done"] == 4
+    assert len(seen["ports"]) >= 5
     assert {ip for ip, _ in seen["ports"]} == {"127.0.0.1"}
     assert len(seen["addresses"]) == 5  # the scheduler; two workers, each with its nanny
     assert all(address.startswith("tls://127.0.0.1:") for address in seen["addresses"])
@@ -106,6 +101,17 @@ def test_strangers_neither_reach_the_processes_of_a_job_nor_disturb_it(
     said = capfd.readouterr()
     for word in ("Traceback", "8787", "TLS", "SSL", "distributed"):
         assert word not in said.err + said.out
+
+
+def _listening() -> set[tuple[str, int]]:
+    """Addresses and ports at which this process and its children listen."""
+    me = psutil.Process()
+    return {
+        (listening.laddr.ip, listening.laddr.port)
+        for process in [me, *me.children(recursive=True)]
+        for listening in process.net_connections("tcp")
+        if listening.status == psutil.CONN_LISTEN
+    }
 
 
 def _error_of_a_stranger(address: str, security: Security | None) -> Exception | None:
