@@ -27,6 +27,7 @@ from flows.prepare import prepare
 from flows.progress import StageProgress
 from flows.resume import remaining, tolerated, without
 from flows.retries import not_retried
+from flows.stopping import one_sigterm
 from flows.terminal import Progress, tell
 from flows.watch import Watch
 from flows.worker_logs import send_logs
@@ -41,7 +42,6 @@ from tasks.inputs import inputs
 from tasks.results.accuracy import write_accuracy
 from tasks.saliency import saliency
 from tasks.scores import scores
-from tasks.signals import one_sigterm
 
 NAMED = 5  # failed steps that an error names; the others are counted
 
@@ -190,8 +190,9 @@ def _tell_accuracy(run: Run) -> None:
     """Report the model's accuracy on the labels, in the terminal and in Prefect's log."""
     found = write_accuracy(run)
     if found is not None:
-        tell(found.told())
-        get_run_logger().log(logging.WARNING if found.is_chance else logging.INFO, "%s", found.told())
+        line = found.told()
+        tell(line)
+        get_run_logger().log(logging.WARNING if found.is_chance else logging.INFO, "%s", line)
 
 
 def _mark_failed(run: Run, step: Step, error: Exception, attempts: int) -> None:

@@ -53,10 +53,9 @@ def status(directory: Store) -> None:
 
     from flows.resume import remaining, tolerated
     from flows.terminal import notes_of
-    from storage.layout import TABLES
     from storage.records import failures, read_record
     from storage.run import Run
-    from storage.verify import check_result
+    from storage.verify import check_results
     from tasks.results.accuracy import read_accuracy
 
     with _refusals():
@@ -68,8 +67,7 @@ def status(directory: Store) -> None:
         failed = {step: told for step, told in failures(opened.root).items() if step in missing}
         complete = not missing or tolerated(opened, missing)
         title = text(f"{opened.name}: {opened.rows} images in {opened.shards} shards")
-        for name in TABLES:
-            check_result(opened.root, name)
+        check_results(opened.root)
     table = Table(title=title, title_justify="left")
     for column in ("stage", "explainer", "done", "missing shards", "rows by status"):
         table.add_column(column)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,41 +44,10 @@ def _serving() -> Iterator[Callable[[], str]]:
     # Logs and tracebacks are in Prefect; the terminal shows progress, and an error as one line.
     keep_logs_off_the_terminal()
     from flows.server import prefect_server
+    from flows.stopping import stopped_once
 
-    with _one_line_failures(), _stopped_once(), prefect_server() as address:
+    with _one_line_failures(), stopped_once(), prefect_server() as address:
         yield address
-
-
-@contextmanager
-def _stopped_once() -> Iterator[None]:
-    """Ctrl-C, SIGTERM or a closed terminal raises KeyboardInterrupt, once.
-
-    Stopping takes seconds, and whoever waits may press Ctrl-C again. A second interrupt in the middle of it
-    would leave processes and a locked store behind. While the flow runs, Prefect catches SIGTERM, ends the
-    flow and passes the signal on to this handler.
-    """
-    stopping = False
-
-    def stop(*_: object) -> None:
-        nonlocal stopping
-        if not stopping:
-            stopping = True
-            raise KeyboardInterrupt
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it, and so must the job then
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    except Exception as error:
-        if stopping:  # libraries turn the interrupt into errors of their own, e.g. pydantic
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        if not stopping:  # else Python itself is about to end, which takes a moment too
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @contextmanager
@@ -119,10 +87,15 @@ def _run(path: Path, store: str | None, retry_failed: bool, server: Callable[[],
     from flows.job_file import read_job
 
     job = read_job(path, Job, store)
-    tell(f"store   {job.store}")
-    tell(f"prefect {without_credentials(server().removesuffix('/api'))}")
+    _tell_places(job.store, server)
     explain(job, retry_failed)
     _results(job)
+
+
+def _tell_places(store: Path, server: Callable[[], str]) -> None:
+    """Print where the results go and where Prefect can be watched, once its server answers."""
+    tell(f"store   {store}")
+    tell(f"prefect {without_credentials(server().removesuffix('/api'))}")
 
 
 def train(
@@ -150,8 +123,7 @@ def _train(path: Path, store: str | None, server: Callable[[], str]) -> None:
     from storage.tracking import default_uri
 
     job = read_job(path, TrainJob, store)
-    tell(f"store   {job.store}")
-    tell(f"prefect {without_credentials(server().removesuffix('/api'))}")
+    _tell_places(job.store, server)
     made = train_ptame(job)
     uri = job.tracking or default_uri(job.store)
     _listed(
@@ -167,7 +139,8 @@ def _train(path: Path, store: str | None, server: Callable[[], str]) -> None:
 
 def _results(job: Any) -> None:
     """Print the tables of a complete run, the failed images and where the results are."""
-    from flows.terminal import notes_of, score_tables, standing_table, unscored
+    from flows.terminal import score_tables, standing_table, unscored
+    from storage.datasets.notes import lines as lines_on
     from storage.parquet import read_table
     from storage.run import Run
     from storage.samples import read_samples
@@ -181,13 +154,14 @@ def _results(job: Any) -> None:
     accuracy = read_accuracy(done)
     if accuracy is not None:
         tell(accuracy.told())
-    damaged = [sample for sample in read_samples(done.root) if sample["status"] != "ok"]
+    samples = read_samples(done.root)
+    damaged = [sample for sample in samples if sample["status"] != "ok"]
     if damaged:
         first = f"{damaged[0]['uri']}: {damaged[0]['error']}"
         tell(f"{len(damaged)} of {done.rows} images failed, e.g. {first}")
         told = "SELECT uri, error FROM samples WHERE status = 'failed'"
         tell(f'all of them: {_command("floodlit")} query {done.root} "{told}"')
-    for line in (*unscored(summary), *notes_of(done)):
+    for line in (*unscored(summary), *lines_on(samples, done.manifest.left_out)):
         tell(line)
     uri = job.tracking or default_uri(job.store)
     taken = done.manifest.weights

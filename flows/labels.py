@@ -59,10 +59,10 @@ def translated(dataset: Dataset, agrees: bool, classifier: BlackBox) -> Labels:
     matching = match(dataset.classes, classifier.class_names, count)
     if agrees:
         return _agreeing(dataset, matching, count)
-    used = dict.fromkeys(range(len(dataset.classes)))
+    used = list(range(len(dataset.classes)))
     if matching.reasons:  # a class without samples, such as an empty folder, does not matter
         labels = {sample.label for sample in dataset.samples}
-        used = {label: None for label in used if label in labels}
+        used = [label for label in used if label in labels]
     if not used:
         return Labels()
     if not any(label in matching.reasons for label in used):

@@ -39,11 +39,7 @@ class StageProgress:
         self._left[ALL] = self._left.total()
         self._made: dict[str, UUID] = {}
         for name, total in self._totals.items():
-            about = (
-                f"{total} steps of {code(run.root)}"
-                if name == ALL
-                else f"{name}: {total} steps of {code(run.root)}"
-            )
+            about = ("" if name == ALL else f"{name}: ") + f"{total} steps of {code(run.root)}"
             key = "floodlit-progress" if name == ALL else f"floodlit-progress-{name}"
             made = create_progress_artifact(progress=self._percent(name), key=key, description=about)
             assert isinstance(made, UUID)

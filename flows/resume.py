@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Set
 
 from flows.plan import Done, pending_steps
 from storage.records import Step, failures, read_record
@@ -18,15 +18,14 @@ def without(pending: dict[Step, set[Step]], failed: Set[Step]) -> dict[Step, set
     return {step: needs for step, needs in pending.items() if step not in lost}
 
 
-def tolerated(run: Run, lost: Iterable[Step]) -> bool:
-    """Whether the job succeeds although the steps ``lost`` are not done.
+def tolerated(run: Run, lost: dict[Step, set[Step]]) -> bool:
+    """Whether the job succeeds although the steps ``lost``, as :func:`remaining` gives them, are not done.
 
     It does if each lost step failed or waits for a failed step, and if their share of the explainers' steps
     is at most the job's tolerance. A job without some of its inputs or predictions never succeeds.
     """
     failed = failures(run.root).keys()
-    lost = set(lost)
-    given_up = not without(remaining(run), failed) and all(step.explainer for step in lost)
+    given_up = not without(lost, failed) and all(step.explainer for step in lost)
     # Each explainer has two steps per shard: saliency and scores.
     return given_up and len(lost) <= run.tolerance * len(run.explainers) * 2 * run.shards
 

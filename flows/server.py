@@ -23,7 +23,6 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import httpx
-import uvicorn
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import (
     PREFECT_API_URL,
@@ -32,7 +31,6 @@ from prefect.settings import (
     temporary_settings,
 )
 from starlette.datastructures import Headers
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -201,7 +199,10 @@ class _OwnPages:
 
 def _serve(port: int) -> None:
     """Run Prefect's server in this process until it is told to end."""
+    # What only this process needs, and not the one that starts it.
+    import uvicorn
     from prefect.server.api.server import create_app
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     names = ["127.0.0.1", "localhost"]
     origins = [f"http://{name}:{port}" for name in names]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import typer
@@ -21,10 +21,10 @@ from rich.text import Text
 
 from storage.characters import shown
 from storage.credentials import without_credentials
-from storage.datasets.notes import lines
-from storage.run import Run
-from storage.samples import read_samples
 from tasks.results.ranking_table import ranking_table
+
+if TYPE_CHECKING:
+    from storage.run import Run
 
 # Without a terminal Rich assumes 80 columns, which breaks tables and paths in log files.
 _WIDTH = None if Console().is_terminal else 160
@@ -146,6 +146,9 @@ def unscored(summary: pa.Table) -> list[str]:
 
 def notes_of(run: Run) -> list[str]:
     """Return the lines on what was done to the images of a run and which files were left out."""
+    from storage.datasets.notes import lines
+    from storage.samples import read_samples
+
     samples = read_samples(run.root) if run.samples.exists() else []
     return lines(samples, run.manifest.left_out)
 

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.errors import LONGEST, FloodlitError, one_line
-from storage.files import PARTIAL, UnreadableError, kind_of
+from storage.files import FILE, FOLDER, PARTIAL, UnreadableError, kind_of
 from storage.layout import Layout
 from storage.places import files_under, is_remote
-
-FILE, FOLDER, LINK = "a file", "a folder", "a link"
 
 
 class BlockedError(FloodlitError, ValueError):

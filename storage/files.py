@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import stat
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,14 @@ from typing import Any, cast
 from storage.errors import LONGEST, FloodlitError, one_line
 from storage.places import is_remote
 
+FILE, FOLDER, LINK = "a file", "a folder", "a link"  # kinds of paths in words
+_KINDS = {
+    stat.S_IFREG: FILE,
+    stat.S_IFDIR: FOLDER,
+    stat.S_IFLNK: LINK,
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
 PARTIAL = ".partial"  # Zarr's local store uses the same suffix for a file that is being written
 MOST_JSON_BYTES = 64 << 20  # of a JSON file that is read; run.json with 20,000 class names has 1 MB
 _MODE = 0o664  # of a new JSON file, which nobody but its owner and group may change, whatever the umask is
@@ -53,14 +62,12 @@ def regular(path: Path) -> Path:
 
 def kind_of(mode: int) -> str:
     """Return the kind of a path in words, with the article, from its mode as ``stat`` gives it."""
-    kinds = {
-        stat.S_ISREG: "a file",
-        stat.S_ISDIR: "a folder",
-        stat.S_ISLNK: "a link",
-        stat.S_ISFIFO: "a pipe",
-        stat.S_ISSOCK: "a socket",
-    }
-    return next((name for test, name in kinds.items() if test(mode)), "a device")
+    return _KINDS.get(stat.S_IFMT(mode), "a device")
+
+
+def memory_bytes() -> int:
+    """Return the bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def read_json(path: Path, most: int = MOST_JSON_BYTES) -> Any:

@@ -19,6 +19,7 @@ from storage.records import ARRAYS, STAGES, SUMMARY, Step
 TABLES = ("samples.parquet", "summary.parquet", "comparisons.parquet", "costs.parquet")
 PICTURES = ("report/contact_sheet.png", "report/curves.png")
 SIGNED = (*TABLES, *PICTURES, "accuracy.json")  # by the record SUMMARY; a run may lack all but the tables
+_WHOLE = {step.path.as_posix(): step for step in (ARRAYS, SUMMARY)}  # records of the whole run
 DRAWN = "report/components"  # folder of pictures that `floodlit components` draws when it is asked
 
 
@@ -102,6 +103,11 @@ class Layout:
                 found[f"saliency.zarr/{name}/details"] = {}
         return found
 
+    @cached_property
+    def metadata(self) -> list[str]:
+        """The metadata files of all groups and arrays."""
+        return [f"{path}/zarr.json" for path in (*self.groups, *self.arrays)]
+
     def has(self, step: Step) -> bool:
         """Whether the run has this step."""
         shared = step.stage in STAGES[:2] and not step.explainer
@@ -147,8 +153,8 @@ class Layout:
 
     def recorded(self, path: str) -> Step | None:
         """Return the step whose record, or description of a failure, lies at ``path``; None if none does."""
-        if path in (ARRAYS.path.as_posix(), SUMMARY.path.as_posix()):
-            return ARRAYS if path == ARRAYS.path.as_posix() else SUMMARY
+        if path in _WHOLE:
+            return _WHOLE[path]
         found = re.fullmatch(r"done/(\w+)/(?:([^/]+)/)?shard-(\d+)(?:\.failed)?\.json", path)
         step = Step(found[1], int(found[3]), found[2] or "") if found else None
         named = step and path in (step.path.as_posix(), step.failure_path.as_posix())
@@ -165,9 +171,7 @@ class Layout:
     @cached_property
     def single_files(self) -> set[str]:
         """The files of which a run has one, whatever the number of its shards."""
-        metadata = {f"{path}/zarr.json" for path in (*self.arrays, *self.groups)}
-        records = {step.path.as_posix() for step in (ARRAYS, SUMMARY)}
-        return {"run.json", *SIGNED, *metadata, *records}
+        return {"run.json", *SIGNED, *self.metadata, *_WHOLE}
 
     def is_file(self, path: str) -> bool:
         """Whether the run may hold a file at ``path``, apart from records and pictures on demand."""

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from psutil import virtual_memory
 from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
 
 from storage.errors import LONGEST, FloodlitError, one_line
-from storage.files import UnreadableError, regular, replacing
+from storage.files import UnreadableError, memory_bytes, regular
 from storage.layout import ArrayLayout
 from storage.places import OPTIONS, is_away, is_remote
 
@@ -79,40 +78,8 @@ def group_metadata(attributes: Mapping[str, Any]) -> bytes:
     return metadata
 
 
-def array_metadata(
-    rows: int,
-    shape: tuple[int, ...],
-    dtype: str,
-    shard_rows: int,
-    attributes: Mapping[str, Any] | None = None,
-) -> bytes:
-    """Return the content of the ``zarr.json`` of an array; see :func:`create_array`."""
-    held: dict[str, Any] = {}
-    zarr.create_array(
-        MemoryStore(held),
-        shape=(rows, *shape),
-        chunks=(_chunk_rows(shard_rows, _bytes(shape, dtype)), *shape),
-        shards=(shard_rows, *shape),
-        dtype=dtype,
-        compressors=CODEC,
-        fill_value={"f": np.nan, "i": -1}.get(np.dtype(dtype).kind, 0),
-        attributes=dict(attributes or {}),
-        zarr_format=3,
-    )
-    metadata: bytes = held["zarr.json"].to_bytes()
-    return metadata
-
-
-def create_array(
-    path: Path,
-    rows: int,
-    shape: tuple[int, ...],
-    dtype: str,
-    *,
-    shard_rows: int,
-    attributes: Mapping[str, Any] | None = None,
-) -> None:
-    """Create an array, or keep the existing one if it is the same.
+def array_metadata(rows: int, shape: tuple[int, ...], dtype: str, shard_rows: int) -> bytes:
+    """Return the content of the ``zarr.json`` of an array.
 
     The array is filled with NaN for floats and with -1 for signed integers, because zero may be a result.
     Other types are filled with zero.
@@ -127,25 +94,21 @@ def create_array(
         NumPy type name.
     shard_rows
         Rows per shard.
-    attributes
-        Attributes of a new array.
-
-    Raises
-    ------
-    ValueError
-        If there is an array with another shape, type or shard size.
     """
-    wanted = ((rows, *shape), (shard_rows, *shape), np.dtype(dtype))
-    if (path / "zarr.json").exists():
-        array = open_array(path)
-        found = (array.shape, array.shards, array.dtype)
-        if found != wanted:
-            raise ValueError(
-                f"{path} has (shape, shards, type) {_described(found)}, but {_described(wanted)} is needed"
-            )
-        return
-    with replacing(path / "zarr.json") as partial:
-        partial.write_bytes(array_metadata(rows, shape, dtype, shard_rows, attributes))
+    held: dict[str, Any] = {}
+    zarr.create_array(
+        MemoryStore(held),
+        shape=(rows, *shape),
+        chunks=(_chunk_rows(shard_rows, _bytes(shape, dtype)), *shape),
+        shards=(shard_rows, *shape),
+        dtype=dtype,
+        compressors=CODEC,
+        fill_value={"f": np.nan, "i": -1}.get(np.dtype(dtype).kind, 0),
+        attributes={},
+        zarr_format=3,
+    )
+    metadata: bytes = held["zarr.json"].to_bytes()
+    return metadata
 
 
 def open_array(path: Path) -> Any:
@@ -154,7 +117,7 @@ def open_array(path: Path) -> Any:
     Raises
     ------
     DamagedShardError
-        If there is no readable array, or none that :func:`create_array` makes.
+        If there is no readable array, or none that :func:`array_metadata` describes.
     """
     try:
         _check_metadata(path / "zarr.json")
@@ -234,7 +197,7 @@ def read(path: Path, start: int, stop: int) -> NDArray[Any]:
     if not 0 <= start <= stop <= array.shape[0]:
         raise ValueError(f"rows {start} to {stop} are not in {path}, which has {array.shape[0]}")
     size = (stop - start) * _bytes(array.shape[1:], array.dtype)
-    if size > virtual_memory().total:
+    if size > memory_bytes():
         raise DamagedShardError(
             f"rows {start} to {stop} of {path} claim {size:,} bytes: more than the memory"
         )

@@ -46,13 +46,13 @@ def create_arrays(root: Path, layout: Layout) -> None:
         changed = True
     if unsure:
         _drop_records(root, unsure)
-    if changed or signed.keys() != expected(layout).keys():
+    if changed or signed.keys() != set(layout.metadata):
         sign_arrays(root, layout)
 
 
 def sign_arrays(root: Path, layout: Layout, without: str | None = None) -> None:
     """Write the record of the metadata of all arrays and groups; ``without`` names an array to leave out."""
-    files = [Path(path) for path in expected(layout) if path != f"{without}/zarr.json"]
+    files = [Path(path) for path in layout.metadata if path != f"{without}/zarr.json"]
     rows = layout.manifest.rows
     write_record(root, ARRAYS, rows=rows, statuses={}, files=files, seconds=0.0, worker="")
 

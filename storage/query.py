@@ -14,7 +14,7 @@ from storage.files import regular
 from storage.layout import TABLES
 from storage.places import for_arrow
 from storage.run import Run
-from storage.verify import check_result
+from storage.verify import check_results
 
 _WHEN = {
     "samples": "samples.parquet is written when all shards are done",
@@ -87,8 +87,8 @@ def _damaged(run: Run, error: Exception) -> DamagedViewError:
 def _views(run: Run) -> dict[str, pa.dataset.Dataset]:
     """Return an Arrow dataset for each view whose files exist; files that are not the run's are left out."""
     root, views = run.root, {}
+    check_results(root)
     for name in TABLES:
-        check_result(root, name)
         if (root / name).exists():
             views[name.removesuffix(".parquet")] = _dataset([root / name])
     there = sorted((root / "scores").glob("explainer=*/shard-*.parquet"))

@@ -75,8 +75,9 @@ class Run:
             wanted = plain(manifest, hash=sha256_of_json(manifest.identity), created=now)
         if wanted != known or not signed:
             write_manifest(root, wanted)
-        create_arrays(root, Layout(wanted))
-        return cls(root, wanted)
+        run = cls(root, wanted)
+        create_arrays(root, run.layout)
+        return run
 
     @classmethod
     def open(cls, store: str | Path) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +42,7 @@ class JobFacts(BaseModel):
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
     """Write ``run.json`` with its checksum."""
-    told = json.loads(json.dumps(manifest.model_dump(mode="json")))  # as it is read: keys are text
+    told = manifest.model_dump(mode="json")
     write_json(root / NAME, told | {"checksum": sha256_of_json(told)})
 
 

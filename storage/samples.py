@@ -121,8 +121,8 @@ def read_hits(root: Path, shards: int) -> tuple[int, int]:
     """
     labelled = correct = 0
     for shard in range(shards):
-        table = _joined(root, shard)
-        equal = pc.equal(table["label"], table["prediction"])  # null where one of the two is missing
+        known, found = _both(root, shard, ["sample_id", "label"], ["sample_id", "prediction"])
+        equal = pc.equal(known["label"], found["prediction"])  # null where one of the two is missing
         labelled += len(equal) - equal.null_count
         correct += pc.sum(equal).as_py() or 0
     return labelled, correct
@@ -162,16 +162,25 @@ def _write_part(root: Path, stage: str, shard: int, table: pa.Table) -> Path:
     return path
 
 
-def _read_part(root: Path, stage: str, shard: int) -> pa.Table:
+def _read_part(root: Path, stage: str, shard: int, columns: list[str] | None = None) -> pa.Table:
     schema = _FROM_INPUTS if stage == "inputs" else _FROM_ACTIVATIONS
-    return read_table(_part(root, stage, shard), schema=schema)
+    return read_table(_part(root, stage, shard), columns, schema)
+
+
+def _both(
+    root: Path, shard: int, of_inputs: list[str] | None = None, of_activations: list[str] | None = None
+) -> tuple[pa.Table, pa.Table]:
+    """Read the two files of a shard, or some columns, which must list the same images in the same order."""
+    table = _read_part(root, "inputs", shard, of_inputs)
+    other = _read_part(root, "activations", shard, of_activations)
+    if not table["sample_id"].equals(other["sample_id"]):
+        raise ValueError(f"shard {shard} of {root}: the inputs and the activations are of different images")
+    return table, other
 
 
 def _joined(root: Path, shard: int) -> pa.Table:
-    """Join the two files of a shard, which must list the same images in the same order."""
-    table, other = _read_part(root, "inputs", shard), _read_part(root, "activations", shard)
-    if not table["sample_id"].equals(other["sample_id"]):
-        raise ValueError(f"shard {shard} of {root}: the inputs and the activations are of different images")
+    """Join the two files of a shard."""
+    table, other = _both(root, shard)
     # An input that was read may still fail in the model, so the error of the later stage counts first.
     status = pc.if_else(pc.is_valid(other["error"]), "failed", table["status"])
     error = pc.coalesce(other["error"], table["error"])

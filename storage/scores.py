@@ -61,8 +61,7 @@ def read_values(run: Run, explainer: str) -> pa.Table:
     for shard in range(run.shards):
         path = _score_file(run.root, explainer, shard)
         part = read_table(path, names, SCORES) if path.exists() else SCORES.empty_table().select(names)
-        there = set(pc.unique(part["metric"]).to_pylist())
-        _check_rows(path, part, there, run.rows_of(shard))
+        there = _metrics_in(path, part, run.rows_of(shard))
         parts += [
             part,
             *(_unscored(run, shard, metric, names) for metric in run.columns if metric not in there),
@@ -70,11 +69,12 @@ def read_values(run: Run, explainer: str) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def _check_rows(path: Path, part: pa.Table, metrics: Set[str], rows: tuple[int, int]) -> None:
-    """Raise UnreadableError if a metric has not one row for each of a shard's rows."""
+def _metrics_in(path: Path, part: pa.Table, rows: tuple[int, int]) -> set[str]:
+    """Return the metrics of a part; raise UnreadableError if one has not a row for each of the shard's."""
     counts = {item["values"]: item["counts"] for item in pc.value_counts(part["metric"]).to_pylist()}
-    if any(counts[metric] != rows[1] - rows[0] for metric in metrics):
+    if any(count != rows[1] - rows[0] for count in counts.values()):
         raise UnreadableError(f"{path} has other rows than its shard; run the job again to repair it")
+    return set(counts)
 
 
 def _unscored(run: Run, shard: int, metric: str, names: list[str]) -> pa.Table:

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.contents import FILE, FOLDER, LINK, Entry, blocked, listed
+from storage.contents import Entry, blocked, listed
 from storage.errors import LONGEST, one_line
-from storage.files import UnreadableError, make_room, regular, sha256_of_file
+from storage.files import FILE, FOLDER, LINK, UnreadableError, make_room, regular, sha256_of_file
 from storage.layout import DRAWN, SIGNED, TABLES
 from storage.metadata import content, expected
 from storage.places import is_away
@@ -76,27 +76,31 @@ def verify(root: Path) -> list[Problem]:
     return sorted(_Check(run).problems(), key=lambda problem: problem.path.parts)
 
 
-def check_result(root: Path, name: str) -> None:
-    """Check one of the run's tables, if the run has it and its record, before it is read.
+def check_results(root: Path, names: Iterable[str] = TABLES) -> None:
+    """Check the run's tables, as far as it has them and their record, before they are read.
 
     Parameters
     ----------
-    name
-        One of :data:`storage.layout.TABLES`.
+    names
+        Which of :data:`storage.layout.TABLES`.
 
     Raises
     ------
     UnreadableError
-        If the table is no file, or not the one that was written.
+        If a table is no file, or not the one that was written.
     DamagedRecordError
         If the record of the tables is damaged.
     """
-    path, record = root / name, read_record(root, SUMMARY)
-    signed = next((file for file in record.files if file.path == name), None) if record else None
-    if not regular(path).exists() or signed is None:
-        return
-    if path.stat().st_size != signed.size or sha256_of_file(path) != signed.sha256:
-        raise UnreadableError(f"{path} has other contents than were written; run the job again to repair it")
+    record = read_record(root, SUMMARY)
+    signed = {file.path: file for file in record.files} if record else {}
+    for name in names:
+        path, file = root / name, signed.get(name)
+        if not regular(path).exists() or file is None:
+            continue
+        if path.stat().st_size != file.size or sha256_of_file(path) != file.sha256:
+            raise UnreadableError(
+                f"{path} has other contents than were written; run the job again to repair it"
+            )
 
 
 def repair(root: Path, problems: Iterable[Problem]) -> set[Step]:
@@ -206,10 +210,9 @@ class _Check:
         layout, step = self._layout, record.step
         files = [file.path for file in record.files]
         if step == ARRAYS:
-            wanted = [f"{path}/zarr.json" for path in (*layout.arrays, *layout.groups)]
             # Activations are deleted at the end of a job, so their metadata may be gone. The records of the
             # stage activations come before this one.
-            wanted = [path for path in wanted if self._cached or not path.startswith("activations.zarr/")]
+            wanted = [p for p in layout.metadata if self._cached or not p.startswith("activations.zarr/")]
             lacking, foreign = set(wanted) - set(files), {p for p in files if not p.endswith("/zarr.json")}
         elif step == SUMMARY:
             lacking, foreign = set(TABLES) - set(files), set(files) - set(SIGNED)
@@ -272,7 +275,8 @@ class _Check:
 
     def _stranger(self, path: str, entry: Entry) -> str | None:
         """Return what is wrong with something that no record signs; None if nothing is."""
-        expected_file = self._layout.is_file(path) or self._layout.recorded(path) is not None
+        recorded = self._layout.recorded(path) is not None
+        expected_file = recorded or self._layout.is_file(path)
         if entry.kind == FOLDER:
             return "is a folder, not a file" if expected_file else None
         if entry.kind == LINK:
@@ -280,7 +284,7 @@ class _Check:
         if entry.kind != FILE:
             return f"is {entry.kind}, not a file"
         known = path == "run.json" or (path.endswith("/zarr.json") and expected_file)
-        if known or self._layout.recorded(path) or path.startswith(f"{DRAWN}/"):
+        if known or recorded or path.startswith(f"{DRAWN}/"):
             return None
         if self._writer(path) in self._damaged:
             return None  # its record is named already

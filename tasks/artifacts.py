@@ -39,8 +39,9 @@ def show_results(
     """
     rows = [_readable(row) for row in summary.to_pylist()]
     cut = f"; the first {TABLE_ROWS} of {len(rows)} rows" if len(rows) > TABLE_ROWS else ""
-    known = accuracy is not None and accuracy.value is not None
-    told = f"; top-1 accuracy {accuracy.correct} of {accuracy.labelled}" if accuracy and known else ""
+    told = ""
+    if accuracy is not None and accuracy.labelled:
+        told = f"; top-1 accuracy {accuracy.correct} of {accuracy.labelled}"
     create_table_artifact(
         key="floodlit-scores",
         table=rows[:TABLE_ROWS],

@@ -156,7 +156,7 @@ class GivenInputs:
         """(C, H, W) pixels of an image, and its boxes (K, 4) in them."""
         named = "the image" if isinstance(given, Image.Image) else str(given)
         try:
-            image = rgb(given) if isinstance(given, Image.Image) else decode(Path(given))
+            image = _upright(given)
         except UnreadableError as error:
             raise ValueError(f"{named} cannot be read: {error}") from error
         given_boxes = [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes.tolist()]
@@ -179,14 +179,18 @@ class GivenInputs:
             raise ValueError(f"masks: {given} cannot be read: {error}") from error
         if isinstance(self._items, Tensor):  # which were not resized either
             return torch.from_numpy(np.asarray(mask) == OBJECT)
-        image = self._items[row]
-        size = (rgb(image) if isinstance(image, Image.Image) else decode(Path(image))).size
+        size = _upright(self._items[row]).size
         if mask.size != size:
             raise ValueError(f"masks: one is {_size(mask.size)} where its image is {_size(size)}")
         return torch.from_numpy(prepare_mask(mask, self._geometry()) == OBJECT)
 
     def _geometry(self) -> dict[str, Any]:
         return preprocessing_of.get(self._model, Preprocessing()).geometry
+
+
+def _upright(given: _File) -> Image.Image:
+    """An image that was given, in RGB and as it is to be seen."""
+    return rgb(given) if isinstance(given, Image.Image) else decode(Path(given))
 
 
 def _tensor(values: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Stop signals: kept from child processes, whose parent decides how they end, and heard once by a flow."""
+"""Keeps stop signals from child processes, so that the parent decides how they end."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-
-from prefect.exceptions import TerminationSignal
 
 
 @contextmanager
@@ -27,17 +25,3 @@ def kept_from_children(
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def one_sigterm() -> Iterator[None]:
-    """A context manager: after a SIGTERM that ends the block, further ones do not disturb the flow's end.
-
-    Prefect's handler would raise again, while the workers are stopped. Prefect puts the earlier handler back
-    when the flow has ended.
-    """
-    try:
-        yield
-    except TerminationSignal:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise

@@ -8,6 +8,11 @@ import zlib
 import numpy as np
 
 
+def chunk(name: bytes, data: bytes) -> bytes:
+    """One part of a PNG file, with its length and its checksum."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
 def png(values: np.ndarray, depth: int, colour: int, transparent: bytes = b"") -> bytes:
     """A PNG file of one row of values, (W,) or (W, channels).
 
@@ -22,10 +27,6 @@ def png(values: np.ndarray, depth: int, colour: int, transparent: bytes = b"") -
     transparent
         The content of the chunk tRNS.
     """
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     bits = "".join(f"{value:0{depth}b}" for value in values.flatten().tolist())
     row = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
     head = struct.pack(">IIBBBBB", len(values), 1, depth, colour, 0, 0, 0)

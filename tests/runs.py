@@ -19,6 +19,7 @@ from PIL import Image
 from explainers.base import Batch, Description, Detail, Explanation, Need, Parameters, Status
 from places import ROOT
 from storage.datasets import digits
+from storage.files import replacing
 from storage.parquet import read_table
 from storage.query import query
 from storage.records import finished
@@ -79,12 +80,14 @@ def toml(raw: dict[str, Any], path: Path) -> Path:
 
     def told(value: Any) -> str:
         if isinstance(value, dict):
-            return "{" + ", ".join(f"{key} = {told(inner)}" for key, inner in value.items()) + "}"
+            return "{" + ", ".join(f"{json.dumps(key)} = {told(inner)}" for key, inner in value.items()) + "}"
         if isinstance(value, list):
             return "[" + ", ".join(map(told, value)) + "]"
-        return json.dumps(value)
+        if isinstance(value, float):
+            return repr(value)
+        return json.dumps(value, ensure_ascii=False)
 
-    path.write_text("\n".join(f"{key} = {told(value)}" for key, value in raw.items()))
+    path.write_text("\n".join(f"{key} = {told(value)}" for key, value in raw.items()), encoding="utf-8")
     return path
 
 
@@ -109,6 +112,27 @@ def explained(run: Run) -> Run:
             saliency.fn(str(run.root), shard, name)
     merge_samples(run.root, run.shards)
     return run
+
+
+def create_array(path: Path, rows: int, shape: tuple[int, ...], dtype: str, *, shard_rows: int) -> None:
+    """Create one array, as a run does for all of its arrays."""
+    from storage import maps
+
+    with replacing(path / "zarr.json") as partial:
+        partial.write_bytes(maps.array_metadata(rows, shape, dtype, shard_rows))
+
+
+def images_read(store: Path, **dataset: Any) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """The samples of a dataset of a few images, and their pixels as the demo's network gets them."""
+    from storage.maps import read
+    from storage.samples import read_sample_inputs
+    from tasks.inputs import inputs
+
+    metrics = [{"name": "insertion", "steps": 2}]
+    chosen = {"dataset": dataset, "explainers": [{"name": "gradcam"}], "metrics": metrics}
+    run = prepared(tiny_job(store, **chosen, batch={"shard": 8}))
+    inputs.fn(str(run.root), 0)
+    return read_sample_inputs(run.root, 0), read(run.inputs, 0, run.rows)
 
 
 def completed(raw: dict[str, Any]) -> Run:

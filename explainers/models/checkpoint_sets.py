@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +99,10 @@ class Checkpoint:
 
     def chosen(self, key: str | None) -> tuple[str, list[str]]:
         """The place of the set that is taken, and those of the other sets that fit."""
-        fitting = [place for place in self.places if self._fits(place)]
-        wanted = [place for place in fitting if key is None or self._has_key(place, key)]
+        wanted = [place for place in self.fitting if key is None or self._has_key(place, key)]
         if not wanted:
-            if key is not None and fitting:
-                there = ", ".join(repr(self.label(place)) for place in fitting)
+            if key is not None and self.fitting:
+                there = ", ".join(repr(self.label(place)) for place in self.fitting)
                 raise ValueError(f"model.weights_key: {self.path} has no {key!r} that fits; it has {there}")
             nearest = self._nearest(key)
             alike = [place for place in self.places if len(self.places[place]) == len(self.places[nearest])]
@@ -111,7 +111,7 @@ class Checkpoint:
             return nearest, []
         first = wanted[0]
         differing = [place for place in wanted[1:] if not self._same(first, place)]
-        unread = [] if key is not None else self._in_rest(first, fitting)
+        unread = [] if key is not None else self._in_rest(first)
         if differing or unread:
             there = ", ".join(repr(name) for name in [*map(self.label, [first, *differing]), *unread])
             names = ", ".join(map(repr, unread))
@@ -120,7 +120,12 @@ class Checkpoint:
                 f"model.weights_key: {self.path} holds several sets of weights that differ, {there}; "
                 f"name the one to take{saved if unread else ''}"
             )
-        return first, [place for place in fitting if place != first]
+        return first, [place for place in self.fitting if place != first]
+
+    @cached_property
+    def fitting(self) -> list[str]:
+        """The places of the sets that fit."""
+        return [place for place in self.places if self._fits(place)]
 
     def _fits(self, place: str) -> bool:
         found = self.places[place]
@@ -147,10 +152,10 @@ class Checkpoint:
         first, second = self.places[one], self.places[other]
         return all(equal(leaf.value, second[name].value) for name, leaf in first.items() if name in second)
 
-    def _in_rest(self, place: str, fitting: list[str]) -> list[str]:
+    def _in_rest(self, place: str) -> list[str]:
         """Other values of the parameters under other names, or without buffers, as averages may be kept."""
         unknown = self._unknown(place).values()  # loading refuses them by name
-        taken = [leaf for other in fitting for leaf in self.places[other].values()]
+        taken = [leaf for other in self.fitting for leaf in self.places[other].values()]
         parameters = [self.places[place][name].value for name in self.named]
         return weights_in_rest(
             self.content, {leaf.full: leaf.value for leaf in [*taken, *unknown]}, parameters
@@ -172,11 +177,12 @@ class Checkpoint:
         for name, leaf in self.places[place].items():
             own = self.own[self.plain[name]]
             value = self._checked(leaf, own)
-            if leaf.value.is_floating_point() or leaf.value.is_quantized:
-                cast.update([] if leaf.value.dtype == own.dtype else [_type(leaf.value)])
+            counts = leaf.value.is_floating_point() or leaf.value.is_quantized
+            if counts and leaf.value.dtype != own.dtype:
+                cast[_type(leaf.value)] += 1
             state[self.plain[name]] = value
         state |= {name: leaf.value for name, leaf in self._unknown(place).items()}
-        if not self._fits(place):  # the network may have rules for names of older versions
+        if place not in self.fitting:  # the network may have rules for names of older versions
             return state, dict(cast)
         counters = {name: value for name, value in self.own.items() if name.endswith(_COUNTER)}
         versions = _StateDict(counters | state)
@@ -187,7 +193,7 @@ class Checkpoint:
         """Tensors among those of a set that the network does not know, by the rest of their names."""
         members = self.places[place].values()
         tables = {leaf.tables for leaf in members}
-        ids = {id(leaf) for other in self.places if self._fits(other) for leaf in self.places[other].values()}
+        ids = {id(leaf) for other in self.fitting for leaf in self.places[other].values()}
         ids |= {id(leaf) for leaf in members}
         rests = {
             self.bare(leaf.full).removeprefix(place): leaf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -63,7 +64,18 @@ def load_weights(
         In one line, if there is no such file, if it holds no state dict, if several sets fit and differ, or
         if values are not finite or of a type that says nothing without others.
     """
-    checkpoint = Checkpoint(path, read_file(path), network, training_only)
+    take_weights(network, path, read_file(path), key, training_only)
+
+
+def take_weights(
+    network: nn.Module,
+    path: Path,
+    content: Any,
+    key: str | None = None,
+    training_only: tuple[str, ...] = (),
+) -> None:
+    """Load the weights in ``content``, which was read from a file already; see :func:`load_weights`."""
+    checkpoint = Checkpoint(path, content, network, training_only)
     place, others = checkpoint.chosen(key)
     state, cast = checkpoint.values(place)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,9 @@ def class_names(spec: ModelSpec, classes: int) -> tuple[ClassName, ...] | None:
         return read_names(Path(spec.class_names), classes)
     if spec.classes is not None:
         return tuple(ClassName(name) for name in spec.classes)
-    known = _SOURCES[spec.source](spec, classes) if spec.source in _SOURCES else None
-    return None if known is None or len(known) != classes else known
+    if spec.source == "torchvision":
+        return _torchvision(spec, classes)
+    return _imagenet(classes) if spec.source == "timm" else None
 
 
 def names_of_labels(labels: Mapping[int, str], classes: int) -> tuple[ClassName, ...] | None:
@@ -118,12 +120,18 @@ def _of_line(path: Path, number: int, line: str) -> ClassName:
     return described((names or "").strip(", ") or _lemmas(synset), synset)
 
 
-def _lemmas(synset: str) -> str:
-    """WordNet's names of a synset; the synset itself where timm's list does not have it."""
+@cache
+def _wordnet() -> Any:
+    """timm's list of WordNet's names, whose making reads two large files."""
     from timm.data import ImageNetInfo
 
+    return ImageNetInfo()
+
+
+def _lemmas(synset: str) -> str:
+    """WordNet's names of a synset; the synset itself where timm's list does not have it."""
     try:
-        return str(ImageNetInfo().label_name_to_description(synset))
+        return str(_wordnet().label_name_to_description(synset))
     except KeyError:
         return synset
 
@@ -133,9 +141,11 @@ def _torchvision(spec: ModelSpec, classes: int) -> tuple[ClassName, ...] | None:
 
     lists = [entry.meta.get("categories") for entry in models.get_model_weights(spec.name)]
     categories = next((known for known in lists if known), None)
+    if categories is None or len(categories) != classes:
+        return None
     imagenet = _imagenet(classes)
-    if categories is None or imagenet is None or len(categories) != classes:
-        return None if categories is None else tuple(ClassName(name) for name in categories)
+    if imagenet is None:
+        return tuple(ClassName(name) for name in categories)
     # torchvision's list has one name per class and no synsets. Its order is that of ImageNet-1k.
     return tuple(
         ClassName(name, (known.name, *known.synonyms), known.synset)
@@ -152,10 +162,3 @@ def _imagenet(classes: int) -> tuple[ClassName, ...] | None:
         return None
     info = ImageNetInfo(subset)
     return tuple(described(info.label_name_to_description(synset), synset) for synset in info.label_names())
-
-
-def _timm(spec: ModelSpec, classes: int) -> tuple[ClassName, ...] | None:  # noqa: ARG001
-    return _imagenet(classes)
-
-
-_SOURCES: dict[str, Any] = {"torchvision": _torchvision, "timm": _timm}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from explainers.models.checkpoint_files import read_file
 from explainers.models.checkpoint_sets import MisfitError, check_finite
-from explainers.models.checkpoints import load_weights
+from explainers.models.checkpoints import take_weights
 from explainers.models.clip import Clip, HuggingFaceVit, embed_classes
 from explainers.models.huggingface import check_repository, from_pretrained, pretrained_model
 from explainers.models.model_spec import DEFAULT_TEMPLATE, LOCAL_DIR, ModelSpec, Preprocessing, is_file
@@ -188,10 +188,10 @@ def _load_file(spec: ModelSpec, model: nn.Module, file: Path) -> None:
     """Load a file of weights; the library gets one that does not fit, because it converts those of others."""
     import open_clip
 
+    content = read_file(file)
     try:
-        load_weights(model, file, spec.weights_key)
+        take_weights(model, file, content, spec.weights_key)
     except MisfitError:
-        content = read_file(file)
         tables = [value for value in content.values() if isinstance(value, Mapping)]
         sets = sum(any(isinstance(value, Tensor) for value in table.values()) for table in tables)
         if spec.weights_key is not None or sets > 1:  # the library would take one without asking

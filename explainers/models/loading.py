@@ -172,12 +172,11 @@ def load(
         classifier = _of_tensors(spec, device, input_size)
     else:
         classifier = _of_images(spec, device, input_size)
-    if spec.num_classes not in (None, classifier.num_classes):
-        classifier.close()
-        raise ValueError(
-            f"model.num_classes: the network has {classifier.num_classes} classes, not {spec.num_classes}"
-        )
     try:
+        if spec.num_classes not in (None, classifier.num_classes):
+            raise ValueError(
+                f"model.num_classes: the network has {classifier.num_classes} classes, not {spec.num_classes}"
+            )
         classifier.class_names = class_names(spec, classifier.num_classes) or classifier.class_names
     except BaseException:
         classifier.close()

@@ -9,6 +9,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,21 @@ def _torchvision_entry(spec: ModelSpec) -> tuple[Any, bool]:
 def _entry_of_file(spec: ModelSpec, entries: list[Any]) -> Any:
     """The published weights that a file holds, found by its checksum; else the first of the network."""
     path = Path(str(spec.weights))
-    if is_file(str(spec.weights)) and path.is_file():
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if len(entries) > 1 and is_file(str(spec.weights)) and path.is_file():
+        about = path.stat()
+        digest = _digest(path, about.st_mtime_ns, about.st_size)
         for entry in entries:
             begins = re.search(r"-([0-9a-f]{8,})\.pth$", entry.url)
             if begins and digest.startswith(begins[1]):
                 return entry
     return entries[0]
+
+
+@lru_cache(maxsize=8)
+def _digest(path: Path, changed: int, size: int) -> str:  # noqa: ARG001  # a file that has changed is read again
+    """The SHA-256 of a file, which several functions ask for."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def torchvision_preprocessing(spec: ModelSpec) -> Preprocessing:

@@ -49,7 +49,7 @@ class Answers:
 
 def _keys(images: Tensor, keep: Tensor) -> list[tuple[int, bytes]]:
     """A key for every pair of an image and a set; keys are short, so that thousands take little memory."""
-    rows = (row.numpy().tobytes() for row in keep.cpu())
+    rows = (row.tobytes() for row in keep.cpu().numpy())
     return [
         (image, hashlib.blake2b(row, digest_size=16).digest())
         for image, row in zip(images.tolist(), rows, strict=True)

@@ -39,9 +39,9 @@ def few_tokens(classifier: Classifier) -> FewTokens | None:
     """
     if classifier.units.kind != "tokens" or len(classifier.activation_shape) != 2:
         return None
-    if all(kind_of(module) is None for module in classifier.network.modules()):
-        return None
     few = FewTokens(classifier)
+    if not few.attentions:
+        return None
     if classifier not in _agreed:
         _agreed[classifier] = _agrees(classifier, few)
     return few if _agreed[classifier] else None
@@ -75,7 +75,7 @@ class FewTokens:
         U = classifier.units.count
         self._widths = torch.tensor([*(width for width in _WIDTHS if width < U), U])
         known = ((module, kind_of(module)) for module in classifier.network.modules())
-        self._attentions = [(module, _MASKS[kind]) for module, kind in known if kind is not None]
+        self.attentions = [(module, _MASKS[kind]) for module, kind in known if kind is not None]
 
     def widths(self, keep: Tensor) -> Tensor:
         """(M,) int64: the number of patch tokens on which each row of ``keep`` (M, U) bool has to run."""
@@ -113,7 +113,7 @@ class FewTokens:
         scores = torch.cat([scores.new_zeros(len(scores), prefix), scores], 1)
         with ExitStack() as undo:
             undo.enter_context(eager())  # a compiled network would not see what is replaced here
-            for module, argument in self._attentions:
+            for module, argument in self.attentions:
                 _weigh(module, argument, scores, undo)
             return self.classifier.head(torch.cat([activations[:, :prefix], tokens], 1))
 

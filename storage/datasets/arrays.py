@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import LONGEST, one_line
+from storage.files import memory_bytes
 from storage.places import is_remote
 
 _DEFLATE = 1032  # no deflated byte becomes more bytes than these
@@ -89,8 +89,3 @@ def _check_size(file: IO[bytes], size: int) -> None:
         return
     if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize > size - file.tell():
         raise ValueError(f"its header claims {dtype} {shape}, which its {size} bytes cannot hold")
-
-
-def memory_bytes() -> int:
-    """Return the bytes of memory of this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

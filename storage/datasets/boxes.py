@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from storage.datasets.geometry import Box
+from storage.datasets.geometry import Box, has_area
 from storage.datasets.notes import BOX_CLIPPED, BOX_EMPTY, BOX_OUTSIDE, Notes
 
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
@@ -76,10 +76,10 @@ def check_unit(
         return
     small = [is_share(box) for _, box in each]
     # A box without area at 0 may stand for "no object" in a listing of either unit.
-    sized = [is_small for is_small, (_, box) in zip(small, each, strict=True) if _has_area(box)]
+    sized = [is_small for is_small, (_, box) in zip(small, each, strict=True) if has_area(box)]
     if not any(sized):
         return
-    file, box = next(one for one, is_small in zip(each, small, strict=True) if is_small and _has_area(one[1]))
+    file, box = next(one for one, is_small in zip(each, small, strict=True) if is_small and has_area(one[1]))
     told = "all boxes lie" if all(sized) else f"{sum(sized)} of {len(sized)} boxes lie"
     raise ValueError(
         f"dataset.boxes: {told} within 0..1, or little beyond, in {path}, e.g. {_text(box)} for {file}; set "
@@ -107,7 +107,7 @@ def placed(boxes: Sequence[Box], size: tuple[int, int], relative: bool, notes: N
     kept = []
     for box in boxes:
         x0, y0, x1, y1 = (side * scale[place % 2] for place, side in enumerate(box))
-        if not _has_area(box):
+        if not has_area(box):
             notes.append(f"{BOX_EMPTY}: {_text(box)}")
         elif x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
             notes.append(f"{BOX_OUTSIDE}: {_text(box)} in {width}x{height}")
@@ -122,11 +122,6 @@ def placed(boxes: Sequence[Box], size: tuple[int, int], relative: bool, notes: N
 def is_share(box: Box, beyond: float = _BEYOND) -> bool:
     """Whether a box lies within 0..1, where shares of the width and the height lie, or little beyond."""
     return all(-beyond <= side <= 1 + beyond for side in box)
-
-
-def _has_area(box: Box) -> bool:
-    """Whether a box is wider and higher than 0."""
-    return box[2] > box[0] and box[3] > box[1]
 
 
 def _text(box: Box) -> str:

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import types
 
-from storage.datasets.arrays import memory_bytes
 from storage.datasets.listing import number_labels, records
 from storage.errors import LONGEST, one_line
+from storage.files import memory_bytes
 from storage.places import for_arrow
 
 LABEL, ID = "label", "id"

@@ -169,12 +169,17 @@ def _opaque(image: Image.Image, background: tuple[int, int, int], notes: Notes) 
     """Return an image in RGB, with its transparent pixels put on a background."""
     if not image.has_transparency_data:
         return image.convert("RGB")
-    # Pillow converts premultiplied grey to plain grey only.
-    clear = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    clear = with_alpha(image)
     if clear.getchannel("A").getextrema()[0] == 255:
         return image.convert("RGB")
     notes.append(COMPOSITED)
     return Image.alpha_composite(Image.new("RGBA", clear.size, background), clear).convert("RGB")
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    """Convert an image to RGBA."""
+    # Pillow converts premultiplied grey to plain grey only.
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 
 def is_animated(image: Image.Image) -> bool:

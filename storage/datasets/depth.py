@@ -80,7 +80,7 @@ def to_eight_bits(
         values = np.asarray(image).astype(np.int64)
         if limits is None or stated:
             _note_depth(int(values.max(initial=0)), notes)
-            return _with_transparency(image, values, _scaled(values, _FULL, notes))
+            limits = _FULL
         return _with_transparency(image, values, _scaled(values, limits, notes))
     if image.mode not in {"I", "F"}:
         return image

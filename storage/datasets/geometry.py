@@ -86,7 +86,12 @@ def prepare_image(
         pixels = _cropped(pixels, offset, (columns, rows), fill)
     scale = width / old[0], height / old[1]
     moved = (_move(box, scale, offset, (pixels.shape[2], pixels.shape[1])) for box in boxes)
-    return np.ascontiguousarray(pixels), [box for box in moved if box[2] > box[0] and box[3] > box[1]]
+    return np.ascontiguousarray(pixels), [box for box in moved if has_area(box)]
+
+
+def has_area(box: Box) -> bool:
+    """Whether a box is wider and higher than 0."""
+    return box[2] > box[0] and box[3] > box[1]
 
 
 def of_masks(geometry: Mapping[str, Any]) -> dict[str, Any]:

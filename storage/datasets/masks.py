@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from storage.datasets.decoding import decoded, is_animated, loaded, turned
+from storage.datasets.decoding import decoded, is_animated, loaded, turned, with_alpha
 from storage.datasets.depth import grey_factor, has_deep_colours
 from storage.datasets.geometry import of_masks, prepare_image
 from storage.datasets.notes import MASK_ALPHA, MASK_FRAME, MASK_LOSSY, MASK_VALUES, Notes
@@ -115,7 +115,7 @@ def _values(image: Image.Image) -> NDArray:
 def _not_zero(image: Image.Image, notes: Notes) -> NDArray[np.bool_]:
     """Return where a mask is not 0, or not transparent if its alpha channel varies."""
     if image.has_transparency_data:
-        alpha = np.asarray((image.convert("LA") if image.mode == "La" else image).convert("RGBA"))[..., 3]
+        alpha = np.asarray(with_alpha(image))[..., 3]
         if (alpha != alpha.flat[0]).any():
             found = _by_alpha(image, alpha != 0)
             notes.append(MASK_ALPHA)

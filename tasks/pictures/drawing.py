@@ -96,11 +96,11 @@ def caption(sample: dict[str, Any], target: int) -> str:
     the classes that have one, and the label if it is not the target.
     """
     predicted, names = sample["prediction"], sample.get("target_names")
-    lines = [_explained(sample | {"target_names": None}, target)]
+    lines = [_explained(sample, target)]
     if names:
-        lines.append(shown(names[sample["targets"].index(target)]))
+        share = _share(sample) if target == predicted else ""
+        lines = [f"class {target}{share}", shown(names[sample["targets"].index(target)])]
         if target != predicted:
-            lines[0] = f"class {target}"
             lines.append(f"predicted {_numbered(predicted, sample.get('prediction_name'))}")
     if sample.get("label") != target and (label := _label_of(sample)) is not None:
         lines.append(f"label {label}")
@@ -158,8 +158,13 @@ def _explained(sample: dict[str, Any], target: int) -> str:
     name = names[sample["targets"].index(target)] if names else None
     told = f"class {_numbered(target, name)}"
     if target == predicted:
-        return f"{told}, {100 * sample['confidence']:.0f} %"
+        return f"{told}{_share(sample)}"
     return f"{told} (predicted {_numbered(predicted, sample.get('prediction_name') if names else None)})"
+
+
+def _share(sample: dict[str, Any]) -> str:
+    """The probability of the predicted class, as what follows the class."""
+    return f", {100 * sample['confidence']:.0f} %"
 
 
 def _numbered(number: int, name: str | None) -> str:

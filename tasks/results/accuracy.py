@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.stats import binom
 
 from storage.files import UnreadableError, read_json, write_json
 from storage.places import is_there
@@ -50,10 +49,14 @@ class Accuracy(BaseModel):
         so few in less than 10 % of all cases: a few images alone prove nothing. With 1,000 classes, 3 images
         without a correct prediction are no reason to warn, and 4 are.
         """
+        if not self.labelled:
+            return False
+        from scipy.stats import binom  # imported late, since `floodlit status` imports this module
+
         guessing = 1 / self.classes
         reached = float(binom.sf(self.correct - 1, self.labelled, guessing))
         so_few = float(binom.cdf(self.correct, self.labelled, (1 + guessing) / 2))
-        return self.labelled > 0 and reached > _BY_CHANCE and so_few < _UNLUCKY
+        return reached > _BY_CHANCE and so_few < _UNLUCKY
 
     def told(self) -> str:
         """The accuracy in one line, which says what to check if it is no better than chance."""

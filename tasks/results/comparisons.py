@@ -12,12 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.layout import TABLES
 from storage.parquet import read_table, write_table
 from storage.run import Run
 from storage.samples import read_samples
 from storage.scores import read_values, with_curve
-from storage.verify import check_result
+from storage.verify import check_results
 from tasks.metrics.registry import metrics
 from tasks.results.statistics import Floats, PairedScores, result_rows
 from tasks.results.summary import COMPARISONS, control_pairs, paired_scores, pooled_columns
@@ -86,8 +85,7 @@ def compare(runs: Sequence[Run]) -> RunComparison:
 
 def _check_complete(run: Run) -> None:
     """Refuse a run whose summary lacks an explainer or a metric, as it does after the job was extended."""
-    for name in TABLES:
-        check_result(run.root, name)
+    check_results(run.root)
     told = read_table(run.summary, ["metric", "explainer"]).to_pylist() if run.summary.exists() else []
     there = {(row["metric"], row["explainer"]) for row in told}
     if there < {(column, name) for column in run.columns for name in run.explainers}:

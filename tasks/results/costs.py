@@ -33,8 +33,9 @@ def write_costs(run: Run) -> pa.Table:
           or does not fit the device in float32.
     """
     rows = []
+    finished = run.finished()
     for name in run.explainers:
-        steps = [step for step in run.finished() if (step.stage, step.explainer) == ("saliency", name)]
+        steps = [step for step in finished if (step.stage, step.explainer) == ("saliency", name)]
         facts = [record.facts for step in steps if (record := read_record(run.root, step))]
         costs = [each.cost for each in facts if each.cost is not None]
         maps = sum(cost.explained for cost in costs)

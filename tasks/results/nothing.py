@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from explainers.base import Need as ExplainerNeed
@@ -25,8 +26,6 @@ from tasks.metrics.registry import metrics
 
 _OF_BOXES = (BOX_OUTSIDE, BOX_CROPPED, BOX_EMPTY)
 _OF_MASKS = (MASK_EMPTY, MASK_CROPPED)
-
-
 # Why a metric that explains again cannot be computed for an explainer; see the metrics' ``excludes``.
 _EXCLUDED = {
     ExplainerNeed.PREDICTION: "it explains the predicted class only",
@@ -34,34 +33,52 @@ _EXCLUDED = {
 }
 
 
-def why_nothing(run: Run, explainer: str, column: str, excluded_by: Mapping[str, int]) -> str:
-    """Return the reason why no image of a run has a value of an explainer in a column.
+class Reasons:
+    """The reasons why metrics have no value in a run, whose samples have been merged.
 
-    Parameters
-    ----------
-    run
-        The run, whose samples have been merged.
-    explainer
-        The explainer.
-    column
-        A column of one of its metrics.
-    excluded_by
-        The maps of the explainer by status.
+    Samples and masks are read once, whatever the number of such metrics and explainers.
     """
-    unusable = (Status.FAILED.value, Status.NOT_FINITE.value)
-    if sum(excluded_by.values()) == sum(excluded_by[status] for status in unusable):
-        told = ", ".join(f"{excluded_by[status]} {status}" for status in unusable if excluded_by[status])
-        return f"no map could be scored: {told}"
-    metric = metrics.get(next(n for n, entry in run.metrics.items() if column in entry.columns))
-    excluded = explainers.get(explainer).needs & getattr(metric, "excludes", frozenset())
-    if excluded:
-        return f"the metric does not apply to {explainer}: {_EXCLUDED[min(excluded)]}"
-    needs, samples = metric.needs, read_samples(run.root)
-    if Need.BOXES in needs and not any(sample["boxes"] for sample in samples):
-        return "no image has a box in the network's input" + _told(samples, _OF_BOXES)
-    if Need.MASKS in needs and not _any_object(run):
-        return "no image has a pixel of an object in the network's input" + _told(samples, _OF_MASKS)
-    return "the metric is undefined for all maps"
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def of(self, explainer: str, column: str, excluded_by: Mapping[str, int]) -> str:
+        """Return the reason why no image has a value of an explainer in a column.
+
+        Parameters
+        ----------
+        explainer
+            The explainer.
+        column
+            A column of one of the run's metrics.
+        excluded_by
+            The maps of the explainer by status.
+        """
+        unusable = (Status.FAILED.value, Status.NOT_FINITE.value)
+        if sum(excluded_by.values()) == sum(excluded_by[status] for status in unusable):
+            told = ", ".join(f"{excluded_by[status]} {status}" for status in unusable if excluded_by[status])
+            return f"no map could be scored: {told}"
+        metric = metrics.get(next(n for n, entry in self._run.metrics.items() if column in entry.columns))
+        excluded = explainers.get(explainer).needs & getattr(metric, "excludes", frozenset())
+        if excluded:
+            return f"the metric does not apply to {explainer}: {_EXCLUDED[min(excluded)]}"
+        if Need.BOXES in metric.needs and not any(sample["boxes"] for sample in self._samples):
+            return "no image has a box in the network's input" + _told(self._samples, _OF_BOXES)
+        if Need.MASKS in metric.needs and not self._any_object:
+            return "no image has a pixel of an object in the network's input" + _told(
+                self._samples, _OF_MASKS
+            )
+        return "the metric is undefined for all maps"
+
+    @cached_property
+    def _samples(self) -> list[dict[str, Any]]:
+        return read_samples(self._run.root)
+
+    @cached_property
+    def _any_object(self) -> bool:
+        """Whether a mask of the run holds a pixel of an object."""
+        run = self._run
+        return any((read(run.masks, *run.bounds(shard)) == OBJECT).any() for shard in range(run.shards))
 
 
 def _told(samples: list[dict[str, Any]], kinds: tuple[str, ...]) -> str:
@@ -69,8 +86,3 @@ def _told(samples: list[dict[str, Any]], kinds: tuple[str, ...]) -> str:
     counts = kinds_of(samples)
     told = ", ".join(f"{kind}: {counts[kind]}" for kind in kinds if counts[kind])
     return f" ({told})" if told else ""
-
-
-def _any_object(run: Run) -> bool:
-    """Whether a mask of the run holds a pixel of an object."""
-    return any((read(run.masks, *run.bounds(shard)) == OBJECT).any() for shard in range(run.shards))

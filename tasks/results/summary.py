@@ -17,7 +17,7 @@ from storage.parquet import write_table
 from storage.run import Run
 from storage.scores import read_curves, read_values, sum_curves, with_curve
 from tasks.metrics.registry import metrics
-from tasks.results.nothing import why_nothing
+from tasks.results.nothing import Reasons
 from tasks.results.statistics import Floats, PairedScores, result_rows
 
 COMPARISONS = pa.schema(
@@ -56,12 +56,12 @@ def summarise(run: Run) -> pa.Table:
     scores = [paired_scores(run, tables, curved, metric) for metric in run.columns]
     summary, compared = result_rows(scores, list(run.explainers), control_pairs(run), run.seed)
     known = {each.metric: each.known for each in scores}
-    rows = []
+    rows, reasons = [], Reasons(run)
     for row in summary:
         name, about = row["explainer"], run.columns[row["metric"]]
         scored = known[row["metric"]][list(run.explainers).index(name)]
         counts = _counts(run, name, row["metric"], tables, curved)
-        nothing = None if scored.any() else why_nothing(run, name, row["metric"], counts["excluded_by"])
+        nothing = None if scored.any() else reasons.of(name, row["metric"], counts["excluded_by"])
         rows.append(
             row
             | {"lowest": about.low, "highest": about.high, "fill": about.fill}
@@ -71,8 +71,8 @@ def summarise(run: Run) -> pa.Table:
         )
     table = pa.Table.from_pylist(rows)
     # A column of nulls has no type of its own.
-    reasons = pa.array([row["reason"] for row in rows], pa.string())
-    table = table.set_column(table.column_names.index("reason"), "reason", reasons)
+    told = pa.array([row["reason"] for row in rows], pa.string())
+    table = table.set_column(table.column_names.index("reason"), "reason", told)
     for path, made in ((run.comparisons, pa.Table.from_pylist(compared, COMPARISONS)), (run.summary, table)):
         write_table(made, path)
     return table

@@ -67,7 +67,7 @@ DAMAGES: list[Callable[[Path], None]] = [
     text("{"),
     text("[" * 100_000),
     text("9" * 10_000),
-    text("\udcff".encode("utf-8", "surrogateescape").decode("latin-1")),
+    lambda root: (root / "run.json").write_bytes(b"\xff") and None,
     instead(Path.mkdir),
     instead(os.mkfifo),
     instead(lambda path: path.symlink_to("/dev/zero")),

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import pytest
 from prefect.exceptions import TerminationSignal
 
-from flows.job_commands import _stopped_once
-from tasks.signals import one_sigterm
+from flows.stopping import one_sigterm, stopped_once
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -35,7 +34,7 @@ def test_only_the_first_signal_interrupts(first: signal.Signals) -> None:
                 os.kill(os.getpid(), number)
                 cleaned.append(number)
 
-    with pytest.raises(KeyboardInterrupt), _stopped_once():
+    with pytest.raises(KeyboardInterrupt), stopped_once():
         work()
     os.kill(os.getpid(), first)  # while Python ends
     assert cleaned == list(SIGNALS)
@@ -48,21 +47,21 @@ def test_an_interrupt_that_a_library_turns_into_its_own_error_is_one_again() -> 
         except KeyboardInterrupt as error:
             raise ValueError("cannot be serialised") from error
 
-    with pytest.raises(KeyboardInterrupt), _stopped_once():
+    with pytest.raises(KeyboardInterrupt), stopped_once():
         work()
-    with pytest.raises(ValueError, match="its own"), _stopped_once():
+    with pytest.raises(ValueError, match="its own"), stopped_once():
         raise ValueError("its own")
 
 
 def test_a_job_under_nohup_outlives_its_terminal() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with _stopped_once():
+    with stopped_once():
         os.kill(os.getpid(), signal.SIGHUP)
 
 
 def test_handlers_come_back_where_nothing_was_stopped() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
-    with _stopped_once():
+    with stopped_once():
         assert [signal.getsignal(number) for number in SIGNALS] != before
     assert [signal.getsignal(number) for number in SIGNALS] == before
 

@@ -20,12 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attempts import attempt, hostile
-from flows.job import Job
-from flows.prepare import prepare
-from runs import model
-from storage.maps import read
-from storage.samples import read_sample_inputs
-from tasks.inputs import inputs
+from pngs import chunk
+from runs import images_read
 
 SIDE = 64  # pixels; the network takes 64x64
 MODES = {
@@ -163,28 +159,8 @@ def damaged(draft: Draft, raw: bytearray) -> bytes:
 def bomb() -> bytes:
     """A PNG file of a few bytes that claims 10 thousand million pixels."""
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
-
-
-def seen_of(folder: Path) -> list[tuple[dict[str, Any], NDArray[np.uint8]]]:
-    """The samples of a folder of images, and their pixels (3, 64, 64)."""
-    raw = {
-        "name": "hostile",
-        "store": str(folder / "run"),
-        "dataset": {"kind": "folder", "path": str(folder / "images")},
-        "model": model("gap"),
-        "explainers": [{"name": "gradcam"}],
-        "metrics": [{"name": "insertion", "steps": 2}],
-        "batch": {"shard": 8},
-    }
-    run = prepare(Job.model_validate(raw))
-    inputs.fn(str(run.root), 0)
-    rows = read_sample_inputs(run.root, 0)
-    return list(zip(rows, read(run.inputs, 0, run.rows), strict=True))
 
 
 @hostile
@@ -195,9 +171,13 @@ def test_the_network_sees_the_pixels_that_are_in_the_file(place: Path, draft: Dr
     images.mkdir(parents=True)
     Image.new("RGB", (SIDE, SIDE)).save(images / "plain.png")  # so that there is always one to read
     expected = write(draft, images)
-    answer = attempt("image files", lambda: seen_of(folder))
+    answer = attempt(
+        "image files", lambda: images_read(folder / "run", kind="folder", path=str(images.parent))
+    )
     assert answer.accepted, answer.refusal
-    ((sample, seen),) = [found for found in answer.value if "plain.png" not in found[0]["uri"]]
+    ((sample, seen),) = [
+        found for found in zip(*answer.value, strict=True) if "plain.png" not in found[0]["uri"]
+    ]
     if sample["status"] != "ok":
         assert draft.damage not in {"none", "appended", "wrong suffix"}, sample["error"]
         return

@@ -5,7 +5,6 @@ The second check is a table of which values a key may have at all, apart from th
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from copy import deepcopy
@@ -21,7 +20,7 @@ from attempts import attempt, hostile
 from flows.job import Job
 from flows.job_file import read_job
 from flows.prepare import prepare
-from places import ROOT
+from runs import model, toml
 
 KEYS: list[tuple[str | int, ...]] = [
     ("name",),
@@ -157,11 +156,7 @@ def valid(folder: Path) -> dict[str, Any]:
         "seed": 0,
         "target": "predicted",
         "dataset": {"kind": "digits", "limit": 4},
-        "model": {
-            "source": f"{ROOT}/examples/digits.py:gap",
-            "weights": f"{ROOT}/examples/weights/digits-gap.safetensors",
-            "layer": "features",
-        },
+        "model": model("gap"),
         "explainers": [{"name": "rise", "masks": 20}],
         "metrics": [{"name": "insertion", "steps": 4}],
         "batch": {"images": 2, "forwards": 4},
@@ -187,20 +182,6 @@ def put(job: dict[str, Any], path: tuple[str | int, ...], value: Any) -> bool:
     return False
 
 
-def toml_of(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {toml_of(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(toml_of, value)) + "]"
-    if isinstance(value, float):
-        return repr(value)
-    return json.dumps(value, ensure_ascii=False)
-
-
-def text_of(job: dict[str, Any]) -> str:
-    return "\n".join(f"{key} = {toml_of(value)}" for key, value in job.items()) + "\n"
-
-
 @hostile
 @given(
     changes=st.lists(
@@ -218,7 +199,7 @@ def test_a_value_that_a_key_cannot_have_is_refused(
     for path, value in changes:
         if put(job, path, deepcopy(value)):
             put_there.append((path, value))
-    (folder / "job.toml").write_text(text_of(job), encoding="utf-8")
+    toml(job, folder / "job.toml")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         answer = attempt("job files", lambda: prepare(read_job(folder / "job.toml", Job)))
@@ -246,9 +227,9 @@ NEVER = ("nul", "escape", "not UTF-8")
 
 @hostile
 @given(noise=st.sampled_from(sorted(NOISE)), where=st.integers(0, 2000))
-def test_a_damaged_text_is_refused_or_says_the_same(place: Path, noise: str, where: int) -> None:
+def test_a_text_with_what_toml_forbids_is_refused(place: Path, noise: str, where: int) -> None:
     folder = Path(mkdtemp(dir=place))
-    text = text_of(valid(folder))
+    text = toml(valid(folder), folder / "job.toml").read_text(encoding="utf-8")
     where = where % (len(text) + 1)
     whole = (text[:where] + NOISE[noise] + text[where:]).encode("utf-8", "surrogateescape")
     (folder / "job.toml").write_bytes(whole)

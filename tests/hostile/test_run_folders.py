@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from attempts import attempt, check_line, hostile
 from flows.cli import app
 from runs import completed, tiny_job
 from storage.errors import FloodlitError
+from storage.lock import holder
 
 DAMAGES = (
     *("flip", "truncate", "empty", "remove", "swap", "pipe", "zeros", "folder", "loop", "text"),
@@ -100,7 +102,8 @@ def rewrite(root: Path, how: str, where: int) -> None:
     """Write a file as a program might that is none of ours."""
     path = root / "run.json"
     if how == "lock":
-        (root / "lock").write_bytes(LOCKS[where % len(LOCKS)].encode("utf-8", "surrogateescape"))
+        raw = LOCKS[where % len(LOCKS)].encode("utf-8", "surrogateescape")
+        root.with_name(f"{root.name}.lock").write_bytes(raw)
         return
     told = json.loads(path.read_bytes()) if path.is_file() and not path.is_symlink() else {}
     if not path.exists() or path.is_file():
@@ -145,16 +148,21 @@ def test_only_whole_folders_are_called_whole(
 ) -> None:
     root = place / "run"
     shutil.rmtree(root, ignore_errors=True)
+    root.with_name("run.lock").unlink(missing_ok=True)
     shutil.copytree(kept, root)
-    (place / "evilmod.py").write_text("raise SystemExit('imported')\n")
+    (place / "evilmod.py").write_text("")
     whole = bytes_of(kept)
     names = sorted(whole)
     for number, how in enumerate(damages):
         damage(root, how, names[seeds[number] % len(names)], names[seeds[2] % len(names)], seeds[3])
-    same = {k: v for k, v in bytes_of(root).items() if k != "lock"} == whole
-    answers = attempt("run folders", lambda: everything(root)).value
+    same = bytes_of(root) == whole
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(place)
+        answers = attempt("run folders", lambda: everything(root)).value
+        attempt("run folders", lambda: opened(root))
+    assert "evilmod" not in sys.modules
     said_whole = answers["verify"].exit_code == 0
     assert said_whole <= same, f"called whole after {damages}: {answers['verify'].output}"
     if said_whole:
         assert json.loads(answers["samples"].stdout) == [{"count_star()": 12}]
-    attempt("run folders", lambda: opened(root))
+    attempt("locks", lambda: holder(root))

@@ -13,7 +13,9 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runs import create_array
 from storage import maps
+from storage.layout import ArrayLayout
 from storage.places import is_away
 
 ROWS, SHARD = 50, 16
@@ -22,7 +24,7 @@ ROWS, SHARD = 50, 16
 @pytest.fixture
 def array(tmp_path: Path) -> Path:
     path = tmp_path / "a.zarr"
-    maps.create_array(path, ROWS, (3, 5), "float32", shard_rows=SHARD, attributes={"layer": "x"})
+    create_array(path, ROWS, (3, 5), "float32", shard_rows=SHARD)
     return path
 
 
@@ -41,7 +43,6 @@ def test_what_is_written_is_read_shard_by_shard_and_across_shards(array: Path) -
     assert np.array_equal(maps.read(array, 0, ROWS), rows_from(0, ROWS))
     assert np.array_equal(maps.read(array, 30, 49), rows_from(30, 49))
     assert maps.read(array, 7, 7).shape == (0, 3, 5)
-    assert maps.open_array(array).attrs["layer"] == "x"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_alignment_is_refused_exactly_where_a_shard_would_be_shared(
     tmp_path_factory: pytest.TempPathFactory, start: int, count: int
 ) -> None:
     path = tmp_path_factory.mktemp("aligned") / "a.zarr"
-    maps.create_array(path, 21, (), "int64", shard_rows=4)
+    create_array(path, 21, (), "int64", shard_rows=4)
     covered = set(range(start, start + count))
     shards = [set(range(first, min(first + 4, 21))) for first in range(0, 21, 4)]
     whole = bool(covered) and covered == set().union(*(shard for shard in shards if shard & covered))
@@ -79,7 +80,7 @@ def test_alignment_is_refused_exactly_where_a_shard_would_be_shared(
 
 def test_aligned_writers_in_four_processes_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "shared.zarr"
-    maps.create_array(path, 37 * 4, (3, 5), "float32", shard_rows=4)
+    create_array(path, 37 * 4, (3, 5), "float32", shard_rows=4)
     work = [(path, start, rows_from(start, start + 4)) for start in range(0, 37 * 4, 4)]
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         pool.starmap(maps.write_shard, work, chunksize=1)
@@ -92,7 +93,7 @@ def test_aligned_writers_in_four_processes_lose_nothing(tmp_path: Path) -> None:
 )
 def test_rows_nobody_wrote_hold_what_no_result_is(tmp_path: Path, dtype: str, gap: float) -> None:
     path = tmp_path / "a.zarr"
-    maps.create_array(path, 8, (2,), dtype, shard_rows=4)
+    create_array(path, 8, (2,), dtype, shard_rows=4)
     maps.write_shard(path, 4, np.zeros((4, 2), dtype))
     everything = zarr.open_array(str(path), mode="r")[:]
     assert np.array_equal(everything, [[gap, gap]] * 4 + [[0, 0]] * 4, equal_nan=True)
@@ -116,24 +117,22 @@ def test_a_shard_of_fill_values_or_zeros_has_its_file(array: Path, value: float)
 
 def test_arrays_of_scalars_have_one_file_a_shard_too(tmp_path: Path) -> None:
     path = tmp_path / "status"
-    maps.create_array(path, 5, (), "int8", shard_rows=4)
+    create_array(path, 5, (), "int8", shard_rows=4)
     (file,) = maps.write_shard(path, 4, np.array([3], np.int8))
     assert file == path / "c" / "1"
     assert maps.read(path, 4, 5).tolist() == [3]
 
 
-def test_creating_again_keeps_the_data_and_another_layout_is_refused(array: Path) -> None:
-    maps.write_shard(array, 0, rows_from(0, 16))
-    maps.create_array(array, ROWS, (3, 5), "float32", shard_rows=SHARD)
-    assert np.array_equal(maps.read(array, 0, 16), rows_from(0, 16))
+def test_an_array_of_another_layout_is_refused(array: Path) -> None:
+    maps.check_layout(array, ArrayLayout(ROWS, (3, 5), "float32", SHARD))
     for rows, shape, dtype, shard_rows in [
         (51, (3, 5), "float32", SHARD),
         (ROWS, (3, 6), "float32", SHARD),
         (ROWS, (3, 5), "float16", SHARD),
         (ROWS, (3, 5), "float32", 32),
     ]:
-        with pytest.raises(ValueError, match=r"\(50, 3, 5\), \(16, 3, 5\), float32, but .* is needed"):
-            maps.create_array(array, rows, shape, dtype, shard_rows=shard_rows)
+        with pytest.raises(ValueError, match=r"\(50, 3, 5\), \(16, 3, 5\), float32, but .* is in run"):
+            maps.check_layout(array, ArrayLayout(rows, shape, dtype, shard_rows))
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "missing"])
@@ -157,7 +156,7 @@ def test_the_same_values_give_the_same_bytes_whatever_lay_there(tmp_path: Path) 
     hashes = set()
     for before in (None, values + 1):
         path = tmp_path / f"{before is None}.zarr"
-        maps.create_array(path, 16, (40, 7), "float32", shard_rows=16)
+        create_array(path, 16, (40, 7), "float32", shard_rows=16)
         if before is not None:
             maps.write_shard(path, 0, before)
         (file,) = maps.write_shard(path, 0, values)
@@ -169,11 +168,11 @@ def test_values_of_another_shape_or_kind_or_range_are_refused(array: Path, tmp_p
     with pytest.raises(ValueError, match=r"\(16, 5, 3\) from row 0 does not fit"):
         maps.write_shard(array, 0, np.zeros((16, 5, 3), np.float32))
     pixels = tmp_path / "u.zarr"
-    maps.create_array(pixels, 4, (), "uint8", shard_rows=4)
+    create_array(pixels, 4, (), "uint8", shard_rows=4)
     with pytest.raises(ValueError, match="holds uint8; float32 does not fit"):
         maps.write_shard(pixels, 0, np.zeros(4, np.float32))
     half = tmp_path / "h.zarr"
-    maps.create_array(half, 4, (), "float16", shard_rows=4)
+    create_array(half, 4, (), "float16", shard_rows=4)
     maps.write_shard(half, 0, np.array([np.nan, np.inf, 65504, -1], np.float32))
     with pytest.raises(ValueError, match="cannot hold 70000; use float32"):
         maps.write_shard(half, 0, np.array([0, 1, -70000, np.nan], np.float32))
@@ -193,7 +192,7 @@ def test_the_inner_chunk_divides_the_shard_and_is_16_large_rows_where_it_can_be(
 
 def test_the_inner_chunk_holds_more_of_small_rows(tmp_path: Path) -> None:
     for name, shape, rows in (("inputs", (3, 32, 32), 64), ("grid", (7, 7), 1024), ("status", (), 1024)):
-        maps.create_array(tmp_path / name, 2048, shape, "float32", shard_rows=1024)
+        create_array(tmp_path / name, 2048, shape, "float32", shard_rows=1024)
         assert maps.chunk_of(tmp_path / name) == (rows, 4 * math.prod(shape))
 
 
@@ -212,7 +211,7 @@ def test_a_busy_server_is_not_taken_for_a_missing_array(
 
 
 def test_rows_that_claim_more_than_the_memory_are_not_read(tmp_path: Path) -> None:
-    maps.create_array(tmp_path / "a.zarr", 2**30, (1024,), "float64", shard_rows=2**30)
+    create_array(tmp_path / "a.zarr", 2**30, (1024,), "float64", shard_rows=2**30)
     with pytest.raises(maps.DamagedShardError, match=r"claim 8,796,093,022,208 bytes"):
         maps.read(tmp_path / "a.zarr", 0, 2**30)
 

@@ -19,10 +19,12 @@ from upath import UPath
 
 from flows.server import free_port
 from object_store import ObjectStore
+from runs import create_array
 from storage import lock, lock_slots, maps
 from storage.datasets.opening import open_dataset
 from storage.datasets.spec import DatasetSpec
 from storage.files import UnreadableError, on_this_machine, replacing, sha256_of_file, write_json
+from storage.layout import ArrayLayout
 from storage.lock import LockedError, LostLockError, held, holder
 from storage.manifest import Manifest
 from storage.places import OPTIONS, files_under, folders_in, is_remote, place, remove_tree
@@ -173,10 +175,10 @@ def test_damage_is_found_and_its_step_done_again(root: Path) -> None:
 
 def test_arrays_keep_whole_shards_and_tell_gaps_from_data(root: Path) -> None:
     path = root / "maps"
-    maps.create_array(path, 40, (3,), "float32", shard_rows=16)
-    maps.create_array(path, 40, (3,), "float32", shard_rows=16)
-    with pytest.raises(ValueError, match="is needed"):
-        maps.create_array(path, 40, (3,), "float32", shard_rows=8)
+    create_array(path, 40, (3,), "float32", shard_rows=16)
+    maps.check_layout(path, ArrayLayout(40, (3,), "float32", 16))
+    with pytest.raises(ValueError, match=r"is in run\.json"):
+        maps.check_layout(path, ArrayLayout(40, (3,), "float32", 8))
     values = np.arange(120, dtype=np.float32).reshape(40, 3)
     maps.write_shard(path, 0, values[:16])
     maps.write_shard(path, 32, values[32:])
@@ -190,7 +192,7 @@ def test_arrays_keep_whole_shards_and_tell_gaps_from_data(root: Path) -> None:
 
 def test_a_damaged_shard_is_told_and_replaced(root: Path) -> None:
     path = root / "maps"
-    maps.create_array(path, 16, (50,), "float32", shard_rows=16)
+    create_array(path, 16, (50,), "float32", shard_rows=16)
     values = np.random.default_rng(0).normal(size=(16, 50)).astype(np.float32)
     maps.write_shard(path, 0, values)
     file = maps.shard_file(path, 0)

@@ -82,7 +82,9 @@ def test_parts_about_different_images_are_not_merged(tmp_path: Path) -> None:
 
 
 def test_merging_before_the_inputs_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="it is missing"):
+    with pytest.raises(
+        ValueError, match=r"shard-00000\.parquet cannot be read \(it is missing\); run the job again"
+    ):
         samples.merge_samples(tmp_path, 2)
 
 

@@ -20,7 +20,7 @@ from storage.parquet import read_table
 from storage.records import SUMMARY, DamagedRecordError, Step, finished, read_record
 from storage.run import Run
 from storage.run_json import DamagedRunError
-from storage.verify import check_result, repair, verify
+from storage.verify import check_results, repair, verify
 
 MEASURED = {"seconds", "worker", "explain_seconds", "peak_bytes", "checksum"}  # differ from run to run
 FLIPPED = "has other contents"
@@ -135,14 +135,14 @@ def test_a_whole_run_has_no_problems(run: Complete) -> None:
 
 DAMAGED: list[tuple[str, Callable[[Path], None], str]] = [
     ("summary.parquet", flip, FLIPPED),
-    ("summary.parquet", truncate, "bytes instead of"),
-    ("samples.parquet", empty, "has 0 bytes instead of"),
+    ("summary.parquet", truncate, "has {half} bytes instead of {size}"),
+    ("samples.parquet", empty, "has 0 bytes instead of {size}"),
     ("comparisons.parquet", Path.unlink, "is missing"),
     ("costs.parquet", flip, FLIPPED),
-    ("report/curves.png", truncate, "bytes instead of"),
+    ("report/curves.png", truncate, "has {half} bytes instead of {size}"),
     ("inputs.zarr/zarr.json", Path.unlink, "is missing"),
     ("saliency.zarr/gradcam/maps/zarr.json", flip, FLIPPED),
-    ("saliency.zarr/zarr.json", empty, "has 0 bytes"),
+    ("saliency.zarr/zarr.json", empty, "has 0 bytes instead of {size}"),
     ("saliency.zarr/gradcam/maps/c/1/0/0", flip, FLIPPED),
     ("inputs.zarr/c/0/0/0/0", pipe, "is a pipe, not a file"),
     ("masks.zarr/c/0/0/0", link, "is a link, not a file"),
@@ -157,10 +157,24 @@ DAMAGED: list[tuple[str, Callable[[Path], None], str]] = [
 
 @pytest.mark.parametrize(("name", "damage", "told"), DAMAGED)
 def test_damage_is_named(run: Complete, name: str, damage: Callable[[Path], None], told: str) -> None:
+    size = (run.root / name).stat().st_size
     damage(run.root / name)
     problems = named(run.root)
     assert list(problems) == [name]
-    assert told in problems[name]
+    assert told.format(half=size // 2, size=size) in problems[name]
+
+
+def test_repair_drops_the_damaged_step_alone_and_each_of_its_files_is_named(run: Complete) -> None:
+    before, step = finished(run.root), Step("saliency", 1, "gradcam")
+    flip(run.root / "saliency.zarr/gradcam/maps/c/1/0/0")
+    (run.root / "saliency.zarr/gradcam/status/c/1").unlink()
+    problems = verify(run.root)
+    assert [(problem.step, problem.path.as_posix()) for problem in problems] == [
+        (step, "saliency.zarr/gradcam/maps/c/1/0/0"),
+        (step, "saliency.zarr/gradcam/status/c/1"),
+    ]
+    assert repair(run.root, problems) == {step}
+    assert finished(run.root) == before - {step}
 
 
 def test_all_damages_at_once_are_repaired_by_the_same_job(run: Complete) -> None:
@@ -333,7 +347,7 @@ def test_a_run_of_an_older_version_is_told_to_be_signed(run: Complete) -> None:
     problems = named(run.root)
     assert problems["run.json"].startswith("is not signed by any record; run the job again")
     assert problems["summary.parquet"] == problems["run.json"]
-    check_result(run.root, "summary.parquet")  # it can be read meanwhile
+    check_results(run.root, ["summary.parquet"])  # it can be read meanwhile
     run.repeated()
     assert verify(run.root) == []
 
@@ -346,13 +360,13 @@ def test_a_changed_job_is_not_believed(run: Complete) -> None:
 
 
 def test_tables_are_checked_before_they_are_read(run: Complete) -> None:
-    check_result(run.root, "summary.parquet")
+    check_results(run.root, ["summary.parquet"])
     flip(run.root / "summary.parquet")
     with pytest.raises(UnreadableError, match=r"summary\.parquet has other contents than were"):
-        check_result(run.root, "summary.parquet")
+        check_results(run.root, ["summary.parquet"])
     truncate(run.root / SUMMARY.path)
     with pytest.raises(DamagedRecordError):
-        check_result(run.root, "samples.parquet")
+        check_results(run.root, ["samples.parquet"])
 
 
 def test_a_failure_that_cannot_be_read_is_deleted_and_the_step_is_not_skipped(run: Complete) -> None:

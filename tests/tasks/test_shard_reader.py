@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runs import create_array
 from storage import maps
 from tasks import shard_reader
 from tasks.shard_reader import ShardReader
@@ -25,7 +26,7 @@ class Bounds:
 @pytest.fixture(scope="module")
 def array(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("blocks") / "inputs.zarr"
-    maps.create_array(path, ROWS, (2, 3), "uint8", shard_rows=SHARD)
+    create_array(path, ROWS, (2, 3), "uint8", shard_rows=SHARD)
     for start in range(0, ROWS, SHARD):
         stop = min(start + SHARD, ROWS)
         maps.write_shard(

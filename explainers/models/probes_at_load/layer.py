@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from explainers.models.probes_at_load.rows import Asked, RefusedError, difference
+from explainers.models.probes_at_load.rows import Asked, RefusedError, difference, in_words
 
 if TYPE_CHECKING:
     from explainers.models.classifier import Classifier
@@ -38,7 +38,7 @@ def head(asked: Asked) -> str:
             f"model.layer: cut at {classifier.layer!r}, the network does not reproduce its own logits (it "
             "draws random numbers, or writes to a tensor in place); name another layer"
         )
-    return f"largest difference {worst:.1e} of the largest logit"
+    return in_words(worst)
 
 
 def cells(asked: Asked) -> str:

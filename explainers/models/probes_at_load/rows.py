@@ -101,10 +101,10 @@ def twice(asked: Asked) -> str:
     worst = difference(asked.classifier.logits(asked.inputs)[good], asked.logits[good])
     if not worst <= TOLERANCE:
         raise RefusedError(
-            f"model.source: the same inputs get other logits the second time (largest difference {worst:.1e} "
-            "of the largest logit); switch off dropout, random numbers and what the network remembers"
+            f"model.source: the same inputs get other logits the second time ({in_words(worst)}); "
+            "switch off dropout, random numbers and what the network remembers"
         )
-    return _told(worst)
+    return in_words(worst)
 
 
 def batch(asked: Asked) -> str:
@@ -119,14 +119,15 @@ def batch(asked: Asked) -> str:
             worst = share if not share <= worst else worst
     if not worst <= TOLERANCE:
         raise RefusedError(
-            "model.source: the logits of an input depend on the other inputs of its batch (largest "
-            f"difference {worst:.1e} of the largest logit); replace what works over the batch, "
+            "model.source: the logits of an input depend on the other inputs of its batch "
+            f"({in_words(worst)}); replace what works over the batch, "
             "such as BatchNorm with track_running_stats = False"
         )
-    return _told(worst)
+    return in_words(worst)
 
 
-def _told(share: float) -> str:
+def in_words(share: float) -> str:
+    """A share of the largest logit in words."""
     return f"largest difference {share:.1e} of the largest logit"
 
 

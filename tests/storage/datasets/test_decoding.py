@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 import threading
 import zlib
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pngs import png
+from pngs import chunk, png
 from storage.datasets import decoding
 from storage.datasets.decoding import decode, rgb
 from storage.datasets.notes import (
@@ -277,9 +276,8 @@ def test_a_text_in_a_png_file_that_becomes_large_is_not_unpacked(tmp_path: Path)
     data = BytesIO()
     corner().save(data, "PNG")
     text = b"key\0\0" + zlib.compress(b"a" * (80 << 20))
-    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
     whole = data.getvalue()
-    (tmp_path / "a.png").write_bytes(whole[:33] + chunk + whole[33:])
+    (tmp_path / "a.png").write_bytes(whole[:33] + chunk(b"zTXt", text) + whole[33:])
     with pytest.raises(UnreadableError, match="too large"):
         decode(tmp_path / "a.png")
 

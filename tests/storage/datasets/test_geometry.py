@@ -1,7 +1,6 @@
 """Decoding and geometry: torchvision's pipeline pixel for pixel, boxes with the things they frame."""
 
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from places import REAL
+from pngs import chunk
 from storage.datasets.decoding import decode, rgb
 from storage.datasets.geometry import of_masks, prepare_image
 from storage.datasets.masks import decode_mask
@@ -200,9 +200,6 @@ def truncated(path: Path) -> None:
 
 
 def broken_png(path: Path) -> None:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     header = struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"junk") + chunk(b"IEND", b"")

@@ -119,7 +119,7 @@ def test_each_target_is_a_row_of_image_map_and_components_with_their_numbers(run
     assert titles == ["", "map", "rank 1", "rank 2", "rank 3", "rank 4"]
     labels = [axis.get_xlabel() for axis in figure.axes]
     assert labels[0] == f"class {one}, {100 * sample['confidence']:.0f} %"
-    assert labels[6].split("\n")[0] == f"class {other} (predicted {one})"
+    assert labels[6] == f"class {other} (predicted {one})\nlabel {one}"
     for row, target in enumerate((one, other)):
         order = order_of(target)
         for rank, quadrant in enumerate(order):
