@@ -166,6 +166,7 @@ def _blank(run: Run, dataset: Dataset, sample: Sample) -> Row:
 
 def _label_name(dataset: Dataset, label: int | None) -> str | None:
     """The dataset's own name of a label: where its classes have no names, the number as it is written."""
-    if label is None:
-        return None
-    return dataset.classes[label] if dataset.classes else str(label)
+    if label is None or not dataset.classes:
+        return None if label is None else str(label)
+    # Sets without labels say so by -1, which is no class.
+    return dataset.classes[label] if 0 <= label < len(dataset.classes) else None

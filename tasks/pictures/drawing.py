@@ -99,7 +99,8 @@ def caption(sample: dict[str, Any], target: int) -> str:
     lines = [_explained(sample, target)]
     if names:
         share = _share(sample) if target == predicted else ""
-        lines = [f"class {target}{share}", shown(names[sample["targets"].index(target)])]
+        name = names[sample["targets"].index(target)]  # None where the model has more classes than names
+        lines = [f"class {target}{share}", *([] if name is None else [shown(name)])]
         if target != predicted:
             lines.append(f"predicted {_numbered(predicted, sample.get('prediction_name'))}")
     if sample.get("label") != target and (label := _label_of(sample)) is not None:

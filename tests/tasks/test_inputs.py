@@ -15,9 +15,11 @@ from PIL import Image
 from flows.job import JobError
 from flows.terminal import notes_of, unscored
 from runs import explained, prepared, tiny_job
+from storage.datasets.dataset import Dataset
 from storage.datasets.masks import IGNORED
 from storage.run import Run
 from storage.samples import read_samples
+from tasks.inputs import _label_name
 from tasks.results.summary import summarise
 from tasks.scores import scores
 
@@ -221,3 +223,9 @@ def test_a_damaged_table_of_samples_is_named(folder: Path) -> None:
     run.samples.write_bytes(b"no table")
     with pytest.raises(ValueError, match=r"samples\.parquet cannot be read"):
         notes_of(run)
+
+
+def test_a_label_that_is_no_class_has_no_name() -> None:
+    named, numbers = (Dataset([], classes, lambda *_: None, list) for classes in (["cat", "dog"], []))
+    assert [_label_name(named, label) for label in (None, -1, 0, 1, 2)] == [None, None, "cat", "dog", None]
+    assert [_label_name(numbers, label) for label in (None, 0, 7)] == [None, "0", "7"]

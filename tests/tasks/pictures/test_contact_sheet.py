@@ -191,6 +191,7 @@ def test_the_caption_of_an_image_has_short_lines_and_no_mathematics() -> None:
             {"targets": [2], "target_names": ["tabby"], "prediction_name": "tiger cat", "label_name": "fox"},
             ["class 2", "tabby", "predicted 1 tiger cat", "label 1 fox"],
         ),
+        ({"target_names": [None]}, ["class 1, 50 %"]),
     ],
 )
 def test_the_caption_of_an_image_tells_the_prediction_and_the_label_apart(
