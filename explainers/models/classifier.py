@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from explainers.models.architectures import architecture_of, prefix_tokens_of, resolve_layer
-from explainers.models.backbone_head import split_at_layer
 from explainers.models.black_box import check_fill
 from explainers.models.clip import Clip
+from explainers.models.cutting import Cut, cut
 from explainers.models.frozen import Frozen
 from explainers.models.layout import Layout, Units, layout_of
 from explainers.models.modality import MODALITIES, ModalityName
@@ -92,7 +92,7 @@ class Classifier(Frozen):
             self.num_classes = self._probe(probe, "model.source", size).shape[1]
             self.layer = resolve_layer(self.network, layer, self.normalised(probe))
             self._switch_off_in_place()
-            self._backbone, self._head = split_at_layer(self.network, self.layer)
+            self._cut = cut(self.network, self.layer, self.normalised(probe))
             self._layout = self._read_layout(self.activations(probe))
 
     def _read_layout(self, activations: Tensor) -> Layout:
@@ -216,7 +216,7 @@ class Classifier(Frozen):
         Tensor
             (B, \\*activation_shape).
         """
-        return self._pass(self._backbone, self.normalised(inputs))
+        return self._pass(self._cut.backbone, self.normalised(inputs))
 
     def head(self, activations: Tensor) -> Tensor:
         """Run the rest of the network: from activations to logits; differentiable.
@@ -231,11 +231,11 @@ class Classifier(Frozen):
         Tensor
             (B, C) logits. From unchanged activations they are those of :meth:`logits`.
         """
-        return self._as_logits(self._pass(self._head, activations))
+        return self._as_logits(self._pass(self._cut.head, activations))
 
     def _parts(self) -> list[nn.Module]:
-        whole = [self.network, self._backbone, self._head]
-        return [*whole, self._at_tokens[1]] if self.supports_patches else whole
+        whole = [self.network, self._cut.backbone, self._cut.head]
+        return [*whole, self._at_tokens.head] if self.supports_patches else whole
 
     def normalised(self, inputs: Tensor) -> Tensor:
         """What the network sees of (B, 3, H, W) inputs in [0, 1]: (inputs - mean) / std."""
@@ -269,18 +269,18 @@ class Classifier(Frozen):
         ValueError
             If the network is not a transformer that is known to run on a subset of its patches.
         """
-        return self._pass(self._at_tokens[0], self.normalised(inputs))
+        return self._pass(self._at_tokens.backbone, self.normalised(inputs))
 
     def encode(self, tokens: Tensor) -> Tensor:
         """(B, C) logits from tokens of :meth:`embed`; any patches may be left out; differentiable."""
-        return self._as_logits(self._pass(self._at_tokens[1], tokens))
+        return self._as_logits(self._pass(self._at_tokens.head, tokens))
 
     @cached_property
-    def _at_tokens(self) -> tuple[nn.Module, nn.Module]:
+    def _at_tokens(self) -> Cut:
         known = self._architecture
         if known is None or known.embedded is None:
             raise ValueError(f"{type(self.network).__qualname__} cannot be run on a subset of patches")
-        return split_at_layer(self.network, known.embedded)
+        return cut(self.network, known.embedded, self.normalised(self.probed))
 
     @cached_property
     def patch_prefix(self) -> int:

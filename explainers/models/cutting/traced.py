@@ -1,4 +1,4 @@
-"""Cut a network at one layer into backbone (inputs -> activations) and head (activations -> logits).
+"""Cut a network with :mod:`torch.fx`: the cheapest way, where the code around the layer can be traced.
 
 The network is traced with :mod:`torch.fx`, but only through the modules that contain the layer: every
 other module is called as it is, so that its inner code does not have to be traceable. Both parts share the
@@ -72,7 +72,7 @@ class _Tracer(fx.Tracer):
         return output
 
 
-def split_at_layer(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
+def split(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
     """Cut ``network`` at the output of the module ``layer``.
 
     If a module is called several times, the last call counts. If the only use of the output is an elementwise

@@ -1,0 +1,5 @@
+"""Cut a network at one layer into backbone (inputs -> activations) and head (activations -> logits)."""
+
+from explainers.models.cutting.choosing import Cut, cut
+
+__all__ = ["Cut", "cut"]
