@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
 
@@ -20,8 +20,9 @@ from explainers.models.clip_sources import (
     open_clip_network,
     open_clip_preprocessing,
 )
+from explainers.models.given_steps import with_given_steps
 from explainers.models.modality import MODALITIES, ModalityName
-from explainers.models.model_spec import ModelSpec, Preprocessing, Side, is_file
+from explainers.models.model_spec import ModelSpec, Preprocessing, is_file
 from explainers.models.sources import (
     called_network,
     timm_network,
@@ -86,7 +87,7 @@ _CALLABLE = _Source(_moved_later(called_network), lambda spec: Preprocessing()) 
 
 # Keys that only one modality has.
 _ONLY: dict[str, ModalityName] = {
-    **dict.fromkeys(("classes", "templates", "layer", "resize", "crop", "mean", "std"), "image"),
+    **dict.fromkeys(("classes", "templates", "layer", "resize", "fit", "crop", "mean", "std"), "image"),
     "max_length": "text",
 }
 
@@ -246,31 +247,7 @@ def preprocessing(spec: ModelSpec) -> Preprocessing:
                 "resize, crop, mean and std how its images are prepared"
             ) from error
         steps = Preprocessing()
-    return _with_jobs_values(steps, spec)
-
-
-def _with_jobs_values(steps: Preprocessing, spec: ModelSpec) -> Preprocessing:
-    """The source's preprocessing with the job's values in place of its own."""
-    if spec.resize is not None:  # the short side, whatever the source does; the input keeps its size
-        steps = replace(steps, resize=spec.resize, fit="short", fill=(0, 0, 0))
-    elif spec.crop is not None and steps.fit != "short":
-        raise ValueError(
-            f"model.crop: {spec.name} has inputs of {_by(steps.crop)} pixels, and a crop alone would change "
-            "how its images are resized; give resize, the length of the short side, as well"
-        )
-    given = {key: getattr(spec, key) for key in ("crop", "mean", "std")}
-    steps = replace(steps, **{key: value for key, value in given.items() if value is not None})
-    asked = spec.resize is not None or spec.crop is not None
-    if asked and steps.size is not None and isinstance(steps.resize, int) and max(steps.size) > steps.resize:
-        raise ValueError(
-            f"model.crop: {_by(steps.crop)} pixels do not fit into model.resize = {steps.resize}"
-        )
-    return steps
-
-
-def _by(side: Side | None) -> str:
-    """A size in words: 224, or 224x112, height first."""
-    return "x".join(map(str, side)) if isinstance(side, tuple) else str(side)
+    return with_given_steps(steps, spec)
 
 
 def _refuse_prompts(spec: ModelSpec) -> None:

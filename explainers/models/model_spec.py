@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 _FILE_SUFFIXES = frozenset([".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"])
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -14,9 +14,25 @@ DEFAULT_MAX_LENGTH = 512  # tokens
 LOCAL_DIR = "local-dir:"  # open_clip's prefix for a folder
 LARGEST_SIDE = 8192  # pixels; one image of this size is 800 MB as the network's input
 Side = int | tuple[int, int]  # the side of a square, or (height, width), in pixels
+Fit = Literal["short", "squash", "contain", "cover"]
+_Length = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 _Mean = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 _Deviation = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]  # a smaller one gives no numbers
 Output = Literal["logits", "probabilities", "log_probabilities"]
+
+
+def _as_side(value: Any) -> Any:
+    """A side as the job gives it, with a list as a tuple; one complaint in place of one for each type."""
+    sides = value if isinstance(value, list | tuple) else [value]
+    whole = all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in sides)
+    if value is not None and (not whole or (sides is value and len(sides) != 2)):
+        given = [side for side in sides if isinstance(side, int | float)]  # a text may be a password
+        told = f", not {', '.join(map(str, given))}" if given else ""
+        raise ValueError(f"must be [height, width] or a whole number from 1 to {LARGEST_SIDE}{told}")
+    return tuple(value) if isinstance(value, list) else value
+
+
+_Side = Annotated[_Length | tuple[_Length, _Length], BeforeValidator(_as_side)]
 
 
 class ModelSpec(BaseModel):
@@ -82,18 +98,23 @@ class ModelSpec(BaseModel):
         min_length=1,
         description="Target layer of an image model. The default is known for published architectures.",
     )
-    resize: int | None = Field(
+    resize: _Side | None = Field(
         None,
-        ge=1,
-        le=LARGEST_SIDE,
-        description="Length in pixels that the short side of an image is resized to, with the proportions "
-        "kept. It replaces the source's own way of resizing.",
+        description="Size in pixels that an image is resized to, in place of the source's own way: the "
+        "length of the short side, or [height, width]; `fit` says how.",
     )
-    crop: int | None = Field(
+    fit: Fit | None = Field(
         None,
-        ge=1,
-        le=LARGEST_SIDE,
-        description="Side in pixels of the square that is cut from the centre of an image.",
+        description="How an image gets the size `resize`. short: its short side gets that length (default "
+        "for a number). squash: each side gets its length, so that the proportions change (default for "
+        "[height, width]). contain: it becomes as large as fits, with black around it. cover: it becomes as "
+        "small as still covers the size. A number is a square for all but short.",
+    )
+    crop: _Side | None = Field(
+        None,
+        description="Size in pixels of what is cut from the centre of an image: the side of a square, or "
+        "[height, width]. By default `resize`, if the job gives it and `fit` is not short, else the source's "
+        "own.",
     )
     mean: tuple[_Mean, _Mean, _Mean] | None = Field(
         None, strict=False, description="Mean per channel, for pixels in [0, 1]."
@@ -160,7 +181,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    fit: Literal["short", "squash", "cover", "contain"] = "short"
+    fit: Fit = "short"
     fill: tuple[int, int, int] = (0, 0, 0)
     centre: Literal["round", "truncate", "floor"] = "round"
     resampler: Literal["pillow", "torch"] = "pillow"
