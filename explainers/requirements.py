@@ -10,7 +10,7 @@ from explainers.base import Batch, Need
 from explainers.models.black_box import BlackBox
 from explainers.models.classifier import Classifier
 from explainers.probes.additivity import additive_head
-from explainers.probes.attention import reads_attention
+from explainers.probes.attention import unread_attention
 from explainers.probes.head_gradient import head_gradient_and_curvature
 
 
@@ -50,7 +50,8 @@ def _patches(classifier: Classifier) -> str | None:
 
 
 def _attention(classifier: Classifier) -> str | None:
-    return None if reads_attention(classifier) else "needs a vision transformer whose attention can be read"
+    reason = unread_attention(classifier)
+    return reason and f"needs a vision transformer whose attention can be read; of this network, {reason}"
 
 
 def _curvature(classifier: Classifier) -> str | None:

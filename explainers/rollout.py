@@ -9,7 +9,6 @@ from torch import Tensor
 
 from explainers import base
 from explainers.base import Batch, Description, Explanation, Need, statuses_of
-from explainers.models.architectures import architecture_of
 from explainers.models.classifier import Classifier
 from explainers.numerics.batching import in_chunks
 from explainers.probes.attention import attention_tokens, explicit_attention
@@ -25,13 +24,13 @@ class _OverBlocks:
 
     def __init__(self, classifier: Classifier, parameters: base.Parameters) -> None:  # noqa: ARG002
         self.classifier = classifier
-        self.tokens = attention_tokens(classifier)
+        found = attention_tokens(classifier)
+        self.tokens = found.layout
         prefix = self.tokens.prefix_tokens
-        known = architecture_of(classifier.network)
-        reads_prefix = known.reads_prefix(classifier.network) if known and known.reads_prefix else prefix > 0
+        read = found.read.nonzero().flatten()
         self.head_row = torch.zeros(1, self.tokens.shape[0], device=classifier.device)
-        if reads_prefix:
-            self.head_row[:, 0] = 1
+        if read[0] < prefix:
+            self.head_row[:, read[0]] = 1
         else:
             self.head_row[:, prefix:] = 1 / self.tokens.units.count
 
@@ -57,9 +56,9 @@ class Rollout(_OverBlocks):
     the class token's row of this product, over the patches. Its values are not negative, their sum is at most
     1, and it is the same for every class.
 
-    CHOICES: If the head pools the patch tokens, by a mean or otherwise, the map is the mean of their rows. If
-    the head also reads a distillation token, the map is the class token's row alone. For an unknown
-    architecture, the first prefix token is taken as the class token.
+    CHOICES: Which tokens the head reads is found by gradients. The first one before the patches is taken as
+    the class token, also where the head reads a distillation token or a mean of the patches beside it. If the
+    head reads patch tokens alone, the map is the mean of their rows.
     """
 
     name: ClassVar[str] = "rollout"
@@ -72,7 +71,7 @@ class Rollout(_OverBlocks):
         def keep_average(matrix: Tensor) -> None:
             averages.append(matrix.mean(1).float())
 
-        with explicit_attention(self.classifier.network, keep_average):
+        with explicit_attention(keep_average):
             self.classifier.logits(batch.inputs[rows])
         row = self.head_row
         # From the last block to the first: a row times a matrix is cheaper than a matrix times a matrix.
@@ -106,7 +105,7 @@ class GenericAttention(_OverBlocks):
         targets = batch.targets[rows].clone()
         matrices: list[Tensor] = []
         with self.classifier.differentiating():
-            with explicit_attention(self.classifier.network, matrices.append):
+            with explicit_attention(matrices.append):
                 score = target_logit(self.classifier.logits(inputs), targets).sum()
             gradients = torch.autograd.grad(score, matrices, materialize_grads=True)
         gathered = torch.zeros_like(self.head_row)

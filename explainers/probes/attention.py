@@ -1,160 +1,192 @@
-"""Read the attention matrices of vision transformers.
+"""Read the attention matrices of vision transformers, whatever library they come from.
 
 Transformers run fused kernels that never form the matrix softmax(q k^T / sqrt(d)). Within a ``with`` block
-of this module, every self-attention module of a known kind forms it. The kind is recognised by class, so that
-it does not matter where a network comes from: timm's ``Attention``, ``torch.nn.MultiheadAttention``
-(torchvision, open_clip) and Hugging Face's ``CLIPAttention``.
+of this module it is formed; :mod:`explainers.models.attention_calls` says which calls are intercepted.
+Methods that combine the matrices of all blocks need more than that, and :func:`attention_tokens` tries it on
+seeded inputs: every attention is self-attention over the same tokens, one block follows the other, and
+nothing else mixes tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from explainers.models.architectures import prefix_tokens_of
+from explainers.models.attention_calls import Attention, Watch, watching
 from explainers.models.classifier import Classifier
-from explainers.models.compute import eager
+from explainers.models.compute import full_precision
 from explainers.models.layout import Layout, layout_of
+from explainers.probes.additivity import probe_inputs
 
-Read = Callable[[Tensor], None]
-Kind = Literal["timm", "torch", "hugging_face"]
+_CHANGED = 1e-3  # of the largest change: rounding stays far below, and what a token passes on far above
+_SUMS = 1e-3  # how far the sum of a row of attention may be from one
 
 
 @contextmanager
-def explicit_attention(network: nn.Module, read: Read) -> Iterator[None]:
-    """Within the block, call ``read`` with the attention matrix of every self-attention module that runs.
-
-    The block restores the network when it ends, after an error as well.
+def explicit_attention(read: Callable[[Tensor], None]) -> Iterator[Watch]:
+    """Within the block, call ``read`` with the matrix of every attention that a network computes.
 
     Parameters
     ----------
-    network
-        The network, in eval mode.
     read
-        It is called with a matrix (B, heads, T, T) for each block of the network, in the order of the blocks.
-        The matrix is the very tensor by which the values are multiplied, so that :func:`torch.autograd.grad`
-        can take gradients on it; it requires a gradient if the inputs do.
+        It is called with a matrix (B, heads, T, T) for each attention, in their order. The matrix is the very
+        tensor by which the values are multiplied, so that :func:`torch.autograd.grad` can take gradients on
+        it; it requires a gradient if the inputs do.
+    """
+    with watching(lambda attention: read(attention.matrix)) as watch:
+        yield watch
+
+
+@dataclass(frozen=True)
+class AttentionTokens:
+    """The tokens that are the rows and columns of a network's attention matrices.
+
+    Attributes
+    ----------
+    layout
+        The prefix tokens, and the grid of patches behind them.
+    read
+        (T,) bool: the tokens whose output of the last attention reaches the logits.
+    """
+
+    layout: Layout
+    read: Tensor
+
+
+_known: WeakKeyDictionary[Classifier, AttentionTokens | str] = WeakKeyDictionary()
+
+
+def attention_tokens(classifier: Classifier) -> AttentionTokens:
+    """The tokens that a network's attention is over; the network is tried once, whatever its target layer.
 
     Raises
     ------
     ValueError
-        While the network runs, if a module attends to other tokens than its own, or through a mask.
+        In one line, if the matrices of all blocks together do not say how the patches reach the logits.
     """
-    with ExitStack() as undo:
-        undo.enter_context(eager())
-        # On its fast path a layer of torch.nn runs as one kernel and does not call its attention module.
-        undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-        torch.backends.mha.set_fastpath_enabled(False)
-        for module in network.modules():
-            kind = kind_of(module)
-            if kind is not None:
-                _MAKE_EXPLICIT[kind](module, read, undo)
-        yield
+    found = _known.get(classifier)
+    if found is None:
+        try:
+            found = _examine(classifier)
+        except ValueError as error:
+            found = str(error)
+        _known[classifier] = found
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
 
 
-def attention_tokens(classifier: Classifier) -> Layout:
-    """The layout of the tokens that are the rows and columns of the network's attention matrices.
-
-    It is found by running the network once on two grey inputs; the target layer does not matter.
-
-    Raises
-    ------
-    ValueError
-        If no attention can be read, or if it is not global: all blocks have to see the same T tokens, which
-        are prefix tokens before a grid of patches.
-    """
-    shapes: list[torch.Size] = []
-    grey = torch.full((2, 3, *classifier.input_size), 0.5, device=classifier.device)
-    with torch.no_grad(), explicit_attention(classifier.network, lambda matrix: shapes.append(matrix.shape)):
-        classifier.logits(grey)
-    seen = {(batch, *tokens) for batch, _, *tokens in shapes}
-    T = shapes[0][-1] if shapes else 0
-    if seen != {(2, T, T)}:
-        raise ValueError("the network has no attention over all tokens that can be read")
-    return layout_of((T, 1), classifier.input_size, prefix_tokens_of(classifier.network))
-
-
-def reads_attention(classifier: Classifier) -> bool:
-    """Whether the network's attention can be read: :func:`attention_tokens` raises no error."""
+def unread_attention(classifier: Classifier) -> str | None:
+    """Why the network's attention cannot be read: what :func:`attention_tokens` says; None if it can."""
     try:
         attention_tokens(classifier)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+# Autograd refuses tensors that were made in inference mode.
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _examine(classifier: Classifier) -> AttentionTokens:
+    inputs = probe_inputs(classifier)[:2].requires_grad_()
+    seen: list[Attention] = []
+    with full_precision():
+        with watching(seen.append) as watch:
+            logits = classifier.logits(inputs)
+        _check_shapes(seen, watch, len(inputs))
+        read = _rows_read(logits, seen)
+        layout = _tokens(classifier, seen[0].values.detach())
+        _check_mixing(classifier, inputs.detach()[:1], layout)
+    return AttentionTokens(layout, read)
+
+
+def _check_shapes(seen: list[Attention], watch: Watch, inputs: int) -> None:
+    if not seen:
+        raise ValueError("it computes no attention that can be intercepted")
+    if watch.unread:
+        raise ValueError("a softmax of it multiplies no values, so that some of its attention may be missed")
+    lengths: set[int] = set()
+    for each in seen:
+        *batch, T, K = each.matrix.shape
+        if T != K or (each.queries is not None and not each.queries.requires_grad):
+            raise ValueError(f"one attention has {T} queries of its own over {K} tokens, as a pool has")
+        if batch[0] != inputs:
+            raise ValueError(f"its attention is within windows of {T} tokens")
+        if len(batch) != 2:
+            raise ValueError(f"its attention has matrices of the shape {tuple(each.matrix.shape)}")
+        lengths.add(T)
+    if len(lengths) > 1:
+        raise ValueError(f"its blocks attend over different numbers of tokens: {sorted(lengths)}")
+    matrices = [each.matrix.detach() for each in seen]
+    if any(bool((each.sum(-1) - 1).abs().max() > _SUMS or each.min() < -_SUMS) for each in matrices):
+        raise ValueError("its attention is mixed between heads, so that its rows are no averages")
+
+
+def _rows_read(logits: Tensor, seen: list[Attention]) -> Tensor:
+    """Check that each attention reaches the next; find the (T,) rows of the last that reach the logits."""
+    for before, after in pairwise(seen):
+        (reaches,) = torch.autograd.grad(
+            after.matrix.square().sum(), before.matrix, retain_graph=True, allow_unused=True
+        )
+        if reaches is None:
+            raise ValueError("its attention is computed side by side, and not block after block")
+    weights = torch.linspace(1, 2, logits.shape[1], dtype=logits.dtype, device=logits.device)
+    (gradient,) = torch.autograd.grad((logits * weights).sum(), seen[-1].matrix, allow_unused=True)
+    if gradient is None or not bool(gradient.any()):
+        raise ValueError("its logits depend on no attention of the last block")
+    return gradient.abs().amax((0, 1, 3)) > 0
+
+
+def _tokens(classifier: Classifier, values: Tensor) -> Layout:
+    """The layout of the tokens: the values (2, heads, T, d) of two images are the same on the prefix."""
+    same = (values[0] == values[1]).all(-1).all(0)
+    T, prefix = len(same), int(same.sum())
+    try:
+        layout = layout_of((T, 1), classifier.input_size, prefix)
     except ValueError:
-        return False
-    return True
+        layout = None
+    if layout is None or layout.prefix_tokens != prefix or not bool(same[:prefix].all()):
+        said = f"its {T} tokens are no grid of patches behind tokens that are the same for all images"
+        raise ValueError(said)
+    return layout
 
 
-def _timm(module: Any, read: Read, undo: ExitStack) -> None:
-    replace_on(undo, module, "fused_attn", False)
-    undo.callback(module.attn_drop.register_forward_hook(lambda *call: read(call[-1])).remove)
+@torch.no_grad()
+def _check_mixing(classifier: Classifier, image: Tensor, layout: Layout) -> None:
+    """Check that a token stays in its place, if attention lets every token see itself alone.
 
-
-def _hugging_face(module: Any, read: Read, undo: ExitStack) -> None:
-    config = module.config  # the blocks of a tower share it; it is restored in reverse order
-    undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
-    config._attn_implementation = "eager"
-    undo.callback(module.register_forward_hook(lambda *call: read(call[-1][1])).remove)
-
-
-def _torch(module: Any, read: Read, undo: ExitStack) -> None:
-    # The module can return its attention weights, but no gradient of the output passes through those.
-    def forward(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        masked = key_padding_mask is not None or attn_mask is not None or is_causal
-        # Both options append a token, so that the matrix would have one more column than rows.
-        extended = module.bias_k is not None or module.add_zero_attn
-        if key is not query or value is not query or masked or extended:
-            raise ValueError("only self-attention without a mask can be read")
-        tokens = query if module.batch_first else query.transpose(0, 1)
-        projected = F.linear(tokens, module.in_proj_weight, module.in_proj_bias)
-        q, k, v = projected.unflatten(2, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        matrix = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
-        read(matrix)
-        output = module.out_proj((matrix @ v).transpose(1, 2).flatten(2))
-        weights = matrix.mean(1) if average_attn_weights else matrix
-        return output if module.batch_first else output.transpose(0, 1), weights if need_weights else None
-
-    replace_on(undo, module, "forward", forward)
-
-
-def replace_on(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an attribute of an object until ``undo`` closes.
-
-    An attribute that only the object's class had is deleted again, so that the class's is seen as before.
+    Some cells of the grid are changed in the pixels, each in an image of its own. Each has to change its own
+    token most in the first attention, and no further tokens in the last.
     """
-    if name in vars(owner):
-        undo.callback(setattr, owner, name, vars(owner)[name])
-    else:
-        undo.callback(delattr, owner, name)
-    setattr(owner, name, value)
+    (h, w), prefix = layout.grid, layout.prefix_tokens
+    cells = sorted({0, w - 1, (h * w) // 2, h * w - 1, (h - 1) * w})
+    marks = F.one_hot(torch.tensor(cells), h * w).unflatten(1, (1, h, w)).to(image)
+    shown = F.interpolate(marks, classifier.input_size)
+    changed = torch.cat([image, torch.lerp(image, 1 - image, shown)])
+    values: list[Tensor] = []
+
+    def separate(attention: Attention) -> None:
+        values.append(attention.values)
+        attention.matrix.copy_(torch.eye(attention.matrix.shape[-1]))
+
+    with watching(separate):
+        classifier.logits(changed)
+    first, last = (_changes(each) for each in (values[0], values[-1]))
+    if first.argmax(1).tolist() != [prefix + cell for cell in cells]:
+        raise ValueError("its tokens are no patches in the order of the rows of a grid")
+    reached = last > _CHANGED * last.amax(1, keepdim=True)
+    if bool((reached & (first <= _CHANGED / 10 * first.amax(1, keepdim=True))).any()):
+        raise ValueError("its tokens are mixed by more than attention")
 
 
-_MAKE_EXPLICIT: dict[Kind, Callable[[Any, Read, ExitStack], None]] = {
-    "timm": _timm,
-    "torch": _torch,
-    "hugging_face": _hugging_face,
-}
-_KINDS: dict[str, Kind] = {
-    "timm.layers.attention.Attention": "timm",
-    "timm.models.vision_transformer.Attention": "timm",  # its module in older versions of timm
-    "torch.nn.modules.activation.MultiheadAttention": "torch",
-    "transformers.models.clip.modeling_clip.CLIPAttention": "hugging_face",
-}
-
-
-def kind_of(module: nn.Module) -> Kind | None:
-    """The kind of self-attention that ``module`` is; None if it is of no known kind."""
-    cls = type(module)
-    return _KINDS.get(f"{cls.__module__}.{cls.__qualname__}")
+def _changes(values: Tensor) -> Tensor:
+    """(images - 1, T): how far the values (images, heads, T, d) of each token are from the first image's."""
+    return (values[1:] - values[:1]).abs().amax((1, 3))

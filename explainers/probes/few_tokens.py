@@ -8,25 +8,21 @@ logits are those of the whole head, up to rounding.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor
 
+from explainers.models.attention_calls import watching
 from explainers.models.classifier import Classifier
-from explainers.models.compute import eager, full_precision
+from explainers.models.compute import full_precision
 from explainers.numerics.randomness import uniform
 from explainers.probes.additivity import PROBES, probe_inputs
-from explainers.probes.attention import Kind, kind_of, replace_on
 
 # A row runs on the smallest of these numbers of patch tokens that leaves room for a masked one. They are
 # fixed, so that a row is computed in the same way whatever other rows there are.
 _WIDTHS = (4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 256, 384, 512, 768, 1024)
 _TOLERANCE = 0.01  # a share of what patches change
-_MASKS: dict[Kind, str] = {"timm": "attn_mask", "torch": "key_padding_mask", "hugging_face": "attention_mask"}
-
 
 _agreed: WeakKeyDictionary[Classifier, bool] = WeakKeyDictionary()
 
@@ -40,8 +36,6 @@ def few_tokens(classifier: Classifier) -> FewTokens | None:
     if classifier.units.kind != "tokens" or len(classifier.activation_shape) != 2:
         return None
     few = FewTokens(classifier)
-    if not few.attentions:
-        return None
     if classifier not in _agreed:
         _agreed[classifier] = _agrees(classifier, few)
     return few if _agreed[classifier] else None
@@ -74,8 +68,6 @@ class FewTokens:
         self.classifier = classifier
         U = classifier.units.count
         self._widths = torch.tensor([*(width for width in _WIDTHS if width < U), U])
-        known = ((module, kind_of(module)) for module in classifier.network.modules())
-        self.attentions = [(module, _MASKS[kind]) for module, kind in known if kind is not None]
 
     def widths(self, keep: Tensor) -> Tensor:
         """(M,) int64: the number of patch tokens on which each row of ``keep`` (M, U) bool has to run."""
@@ -111,19 +103,14 @@ class FewTokens:
         weight = (masked / standing).log().to(activations.dtype)
         scores = torch.where(present, 0, weight)
         scores = torch.cat([scores.new_zeros(len(scores), prefix), scores], 1)
-        with ExitStack() as undo:
-            undo.enter_context(eager())  # a compiled network would not see what is replaced here
-            for module, argument in self.attentions:
-                _weigh(module, argument, scores, undo)
-            return self.classifier.head(torch.cat([activations[:, :prefix], tokens], 1))
 
+        def weigh(shape: Size) -> Tensor:
+            if shape[0] != len(scores) or shape[-1] != scores.shape[1]:
+                raise ValueError("the attention is over other tokens")
+            return scores.view(len(scores), *[1] * (len(shape) - 2), -1)
 
-def _weigh(module: nn.Module, argument: str, scores: Tensor, undo: ExitStack) -> None:
-    """Let an attention module add ``scores`` (M, T) to what every query gives to each of its T keys."""
-    whole = module.forward
-    mask = scores if argument == "key_padding_mask" else scores[:, None, None]
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return whole(*args, **(kwargs | {argument: mask}))
-
-    replace_on(undo, module, "forward", forward)
+        with watching(weigh=weigh) as watch:
+            logits = self.classifier.head(torch.cat([activations[:, :prefix], tokens], 1))
+        if not watch.calls:
+            raise ValueError("there is no attention that can be weighted")
+        return logits

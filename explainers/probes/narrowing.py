@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from explainers.models.architectures import architecture_of
 from explainers.models.classifier import Classifier
 from explainers.models.compute import eager, full_precision
-from explainers.probes.attention import Kind, kind_of, replace_on
+
+Kind = Literal["timm", "torch", "hugging_face"]
 
 _SECOND_NORMS = ("norm2", "ln_2", "layer_norm2")  # in timm; in torchvision and open_clip; in Hugging Face
 _PROBES = 2
@@ -52,7 +53,7 @@ def _last_block(classifier: Classifier) -> tuple[nn.Module, nn.Module] | None:
         return None
     block = classifier.network.get_submodule(name)
     norms = [getattr(block, norm) for norm in _SECOND_NORMS if hasattr(block, norm)]
-    attentions = [module for module in block.modules() if kind_of(module) is not None]
+    attentions = [module for module in block.modules() if _kind_of(module) is not None]
     if len(norms) != 1 or len(attentions) != 1 or not getattr(attentions[0], "batch_first", True):
         return None
     return attentions[0], norms[0]
@@ -67,7 +68,7 @@ def _agrees(classifier: Classifier, narrowed: Callable[[Tensor], Tensor]) -> boo
 
 
 def _narrow(attention: nn.Module, norm: nn.Module, undo: ExitStack) -> None:
-    kind = kind_of(attention)
+    kind = _kind_of(attention)
     assert kind is not None
     project = _PROJECT[kind]
 
@@ -76,7 +77,7 @@ def _narrow(attention: nn.Module, norm: nn.Module, undo: ExitStack) -> None:
     def forward(*args: Any, **kwargs: Any) -> Any:
         return project(attention, args[0] if args else kwargs["hidden_states"])
 
-    replace_on(undo, attention, "forward", forward)
+    _replace_on(undo, attention, "forward", forward)
     undo.callback(norm.register_forward_pre_hook(lambda _, args: (args[0][:, :1],)).remove)
 
 
@@ -117,3 +118,27 @@ _PROJECT: dict[Kind, Callable[[Any, Tensor], Any]] = {
     "torch": _torch,
     "hugging_face": _hugging_face,
 }
+_KINDS: dict[str, Kind] = {
+    "timm.layers.attention.Attention": "timm",
+    "timm.models.vision_transformer.Attention": "timm",  # its module in older versions of timm
+    "torch.nn.modules.activation.MultiheadAttention": "torch",
+    "transformers.models.clip.modeling_clip.CLIPAttention": "hugging_face",
+}
+
+
+def _kind_of(module: nn.Module) -> Kind | None:
+    """The kind of self-attention that ``module`` is; None if it is of no known kind."""
+    cls = type(module)
+    return _KINDS.get(f"{cls.__module__}.{cls.__qualname__}")
+
+
+def _replace_on(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an attribute of an object until ``undo`` closes.
+
+    An attribute that only the object's class had is deleted again, so that the class's is seen as before.
+    """
+    if name in vars(owner):
+        undo.callback(setattr, owner, name, vars(owner)[name])
+    else:
+        undo.callback(delattr, owner, name)
+    setattr(owner, name, value)

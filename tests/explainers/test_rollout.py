@@ -9,6 +9,7 @@ from open_clip.transformer import VisionTransformer as OpenClipTower
 from timm import create_model
 from timm.layers import Attention
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.modeling_clip import CLIPAttention
 
@@ -196,26 +197,27 @@ def test_only_generic_attention_depends_on_the_target(case) -> None:
 class Planted(nn.Module):
     """Blocks whose class token attends to token 3 only, and whose other tokens attend to all alike.
 
-    Tokens are the unit vectors of their positions, whatever the pixels. The values' first number is
-    ``worth`` of the token, and the logits are plus and minus this number of the class token.
+    Tokens are the unit vectors of their positions, whatever the pixels, and a number beside them that only
+    the values read. The values' first number is ``worth`` of the token, and the logits are plus and minus
+    this number of the class token.
     """
 
     def __init__(self, worth: list[float], blocks: int, sharpness: float = 1000.0) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, 5, 4, stride=4)
-        self.blocks = nn.Sequential(*(Attention(5, num_heads=1) for _ in range(blocks)))
+        self.patches = nn.Conv2d(3, 1, 4, stride=4)
+        self.blocks = nn.Sequential(*(Attention(6, num_heads=1) for _ in range(blocks)))
         for block in self.blocks:
             nn.init.zeros_(block.qkv.weight)
             block.qkv.weight.data[3, 0] = sharpness  # the class token asks for what token 3 has
-            block.qkv.weight.data[5:10] = torch.eye(5)
-            block.qkv.weight.data[10] = torch.tensor(worth)
+            block.qkv.weight.data[6:11, :5] = torch.eye(5)
+            block.qkv.weight.data[12, :5] = torch.tensor(worth)
+            block.qkv.weight.data[17, 5] = 1.0
             nn.init.zeros_(block.proj.weight)
         self.blocks[-1].proj.weight.data[0, 0] = 1.0
         self.norm = nn.Identity()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        tokens = 0 * self.patches(inputs).flatten(2).mT
-        tokens = torch.cat([tokens[:, :1], tokens], 1) + torch.eye(5)
+        tokens = F.pad(self.patches(inputs).flatten(2).mT, (5, 0, 1, 0)) + torch.eye(5, 6)
         for block in self.blocks:
             tokens = tokens + block(tokens)
         number = self.norm(tokens)[:, 0, 0]
@@ -227,14 +229,14 @@ def planted(worth: list[float], blocks: int = 1, sharpness: float = 1000.0) -> C
 
 
 def test_rollout_shows_the_one_patch_the_class_token_attends_to() -> None:
-    with planted([0.0] * 5) as classifier:
+    with planted([1.0] * 5) as classifier:
         maps = explain(Rollout, classifier, batch_of(classifier, 2)).maps
     torch.testing.assert_close(maps, torch.tensor([[0.0, 0.0], [0.5, 0.0]]).expand(2, 2, 2))
 
 
 def test_rollout_passes_on_in_the_second_block_what_that_patch_gathered_in_the_first() -> None:
     """0.5 (0.5 e0 + 0.5 e3) + 0.5 (0.5 e3 + 0.5 mean of all five tokens), over the patches."""
-    with planted([0.0] * 5, blocks=2) as classifier:
+    with planted([1.0] * 5, blocks=2) as classifier:
         maps = explain(Rollout, classifier, batch_of(classifier, 1)).maps
     torch.testing.assert_close(maps[0], torch.tensor([[0.05, 0.05], [0.55, 0.05]]))
 
@@ -257,7 +259,7 @@ def test_a_patch_that_only_speaks_against_the_target_leaves_an_all_zero_map() ->
 
 def test_pooled_patches_without_any_evidence_leave_an_all_zero_map_too() -> None:
     network = families.FAMILIES["timm_vit_mean"][0]()
-    nn.init.zeros_(network.head.weight)
+    nn.init.zeros_(network.head.weight[:2])
     with Classifier(network, input_size=(64, 64)) as classifier:
         explanation = explain(GenericAttention, classifier, batch_of(classifier, 2))
     assert explanation.statuses == [Status.ALL_ZERO] * 2
@@ -267,6 +269,6 @@ def test_pooled_patches_without_any_evidence_leave_an_all_zero_map_too() -> None
 def test_a_network_without_such_attention_is_refused(cls: type) -> None:
     with (
         Classifier(families.FAMILIES["swin"][0](), input_size=(64, 64)) as classifier,
-        pytest.raises(ValueError, match="no attention over all tokens that can be read"),
+        pytest.raises(ValueError, match="its attention is within windows of 16 tokens"),
     ):
         cls(classifier, cls.Parameters())

@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 import families
 from explainers.base import Need
 from explainers.models.classifier import Classifier
-from explainers.probes.attention import attention_tokens, explicit_attention, reads_attention
+from explainers.probes.attention import attention_tokens, explicit_attention, unread_attention
 from explainers.requirements import unmet
 
 SIZES = {"image_size": 64, "patch_size": 16}
@@ -108,7 +108,7 @@ def ignore(matrix: Tensor) -> None:
 
 def read(network: nn.Module, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
     matrices: list[Tensor] = []
-    with explicit_attention(network, matrices.append):
+    with explicit_attention(matrices.append):
         logits = network(pixels)
     return matrices, logits
 
@@ -135,9 +135,11 @@ def test_gradients_are_what_reaches_the_heads_output_times_the_values(network: n
     """With O = A V, the gradient on A is that on O times V^T; no parameter asks for a gradient."""
     pixels = families.pixels().requires_grad_()
     outputs: list[Tensor] = []
-    names = ("proj", "out_proj")
-    before = [m.get_submodule(n) for m in attentions(network) for n in names if hasattr(m, n)]
-    handles = [m.register_forward_pre_hook(lambda _, args: outputs.append(args[0])) for m in before]
+
+    def note(module: nn.Module, args: object, output: object) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [module.register_forward_hook(note) for module in attentions(network)]
     matrices, logits = read(network, pixels)
     score = logits[:, 1].sum()
     on_matrices = torch.autograd.grad(score, matrices, retain_graph=True)
@@ -145,10 +147,13 @@ def test_gradients_are_what_reaches_the_heads_output_times_the_values(network: n
     for handle in handles:
         handle.remove()
     tokens = inputs_of(network, pixels.detach())
-    for module, given, found, flat in zip(attentions(network), tokens, on_matrices, on_outputs, strict=True):
+    for module, given, found, projected in zip(
+        attentions(network), tokens, on_matrices, on_outputs, strict=True
+    ):
         _, v = by_hand(module, given)
-        on_heads = flat.unflatten(2, (module.num_heads, -1)).transpose(1, 2).numpy()
-        expected = on_heads @ v.transpose(0, 1, 3, 2)
+        projection = module.proj if hasattr(module, "proj") else module.out_proj
+        on_heads = (projected @ projection.weight).unflatten(2, (module.num_heads, -1)).transpose(1, 2)
+        expected = on_heads.numpy() @ v.transpose(0, 1, 3, 2)
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
         assert np.abs(expected).max() > 1e-4
 
@@ -170,7 +175,7 @@ def test_gradients_are_finite_differences_of_the_logit(name: str) -> None:
                 matrix[entry] += step
             seen += 1
 
-        with torch.no_grad(), explicit_attention(network, move):
+        with torch.no_grad(), explicit_attention(move):
             return float(network(pixels)[0, 2])
 
     for block, entry in [(0, (0, 0, 0, 5)), (0, (0, 1, 7, 2)), (1, (0, 0, 0, 16)), (2, (0, 1, 0, 3))]:
@@ -179,39 +184,20 @@ def test_gradients_are_finite_differences_of_the_logit(name: str) -> None:
         assert abs(slope) > 1e-6
 
 
-def state(network: nn.Module) -> list[object]:
-    """Everything explicit attention touches."""
-    found: list[object] = [families.condition(network)]
-    for module in network.modules():
-        found.append((sorted(vars(module)), vars(module).get("fused_attn"), module.forward))
-        found.append(getattr(getattr(module, "config", None), "_attn_implementation", None))
-    return found
-
-
-def test_everything_is_restored_after_success_and_after_a_crash(network: nn.Module) -> None:
+def test_the_network_is_left_alone_and_nothing_is_read_outside_the_block(network: nn.Module) -> None:
     pixels = families.pixels(1)
-    before = state(network)
-    with explicit_attention(network, ignore):
-        assert state(network) != before
-        network(pixels)
-    assert state(network) == before
+    before = families.condition(network), [(sorted(vars(m)), m.forward) for m in network.modules()]
+    seen: list[Tensor] = []
 
     def crash(matrix: Tensor) -> None:
+        seen.append(matrix)
         raise KeyError
 
-    with pytest.raises(KeyError), explicit_attention(network, crash):
+    with pytest.raises(KeyError), explicit_attention(crash):
         network(pixels)
-    assert state(network) == before
-
-
-def test_a_forward_that_somebody_else_replaced_is_put_back() -> None:
-    network = transformer("vit")
-    module = attentions(network)[0]
-    replaced = module.forward
-    module.forward = replaced
-    with explicit_attention(network, ignore):
-        assert module.forward is not replaced
-    assert vars(module)["forward"] is replaced
+    network(pixels)
+    assert len(seen) == 1
+    assert (families.condition(network), [(sorted(vars(m)), m.forward) for m in network.modules()]) == before
 
 
 @pytest.mark.parametrize("average", [True, False])
@@ -224,23 +210,10 @@ def test_torchs_attention_returns_what_it_returns_otherwise(batch_first: bool, a
         tokens = torch.randn(4, 5, 12)
     expected = module(tokens, tokens, tokens, average_attn_weights=average)
     matrices: list[Tensor] = []
-    with explicit_attention(module, matrices.append):
+    with explicit_attention(matrices.append):
         found = module(tokens, tokens, tokens, average_attn_weights=average)
     torch.testing.assert_close(found, expected)
     assert matrices[0].shape == ((4, 3, 5, 5) if batch_first else (5, 3, 4, 4))
-
-
-@pytest.mark.parametrize("name", ["cross", "mask"])
-def test_attention_to_other_tokens_and_through_a_mask_is_refused(name: str) -> None:
-    module = nn.MultiheadAttention(12, 3, batch_first=True).eval()
-    tokens = torch.rand(1, 5, 12)
-    other = tokens.clone() if name == "cross" else tokens
-    mask = torch.ones(5, 5).triu(1).bool() if name == "mask" else None
-    with (
-        explicit_attention(module, ignore),
-        pytest.raises(ValueError, match="only self-attention without a mask can be read"),
-    ):
-        module(tokens, other, other, attn_mask=mask)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +226,7 @@ def test_the_tokens_are_found_whatever_the_target_layer(name: str, prefix: int, 
     with Classifier(
         transformer(name), layer=patches if layer == "patches" else None, input_size=(64, 64)
     ) as classifier:
-        tokens = attention_tokens(classifier)
+        tokens = attention_tokens(classifier).layout
     assert (tokens.prefix_tokens, tokens.grid) == (prefix, (4, 4))
 
 
@@ -279,19 +252,97 @@ class Blocks(nn.Module):
         return self.head(self.second(tokens).mean(1))
 
 
-def test_attention_over_windows_or_shrinking_sequences_is_not_read() -> None:
-    with torch.random.fork_rng():
-        for kind, expected in [("global", True), ("windows", False), ("pyramid", False)]:
-            with Classifier(Blocks(kind), layer="patches", input_size=(32, 32)) as classifier:
-                assert reads_attention(classifier) is expected
+class Mixed(nn.Module):
+    """A class token and 64 patches in two blocks that do more than attention, or in another way."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.token = nn.Parameter(torch.rand(1, 1, 8))
+        self.first, self.second = Attention(8, num_heads=2), Attention(8, num_heads=2)
+        self.queries = nn.Parameter(torch.rand(1, 65, 8))
+        self.across = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        patches = self.patches(inputs).flatten(2).mT
+        if self.kind == "columns first":
+            patches = patches.unflatten(1, (8, 8)).transpose(1, 2).flatten(1, 2)
+        token = self.token.expand(patches.size(0), -1, -1)
+        if self.kind == "class token last":
+            return self.head(self.second(self.first(torch.cat([patches, token], 1)))[:, -1])
+        tokens = torch.cat([token, patches], 1)
+        if self.kind == "side by side":
+            return self.head((self.first(tokens) + self.second(tokens))[:, 0])
+        tokens = tokens + self.first(tokens)
+        if self.kind == "neighbours":
+            tokens = tokens + tokens.roll(1, 1)
+        if self.kind == "gate":
+            tokens = tokens * tokens.softmax(-1)
+        tokens = self.second(tokens)
+        if self.kind == "queries":
+            tokens, _ = self.across(self.queries.expand(patches.size(0), -1, -1), tokens, tokens)
+        return self.head(tokens[:, 0])
 
 
-@pytest.mark.parametrize("name", ["swin", "swin_v2", "resnet", "convnext"])
-def test_windows_and_convolutions_are_refused_in_one_line(name: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("plain", None),
+        ("columns first", "its tokens are no patches in the order of the rows of a grid"),
+        ("class token last", "its 65 tokens are no grid of patches behind tokens that are the same for all"),
+        ("side by side", "its attention is computed side by side, and not block after block"),
+        ("neighbours", "its tokens are mixed by more than attention"),
+        ("gate", "a softmax of it multiplies no values, so that some of its attention may be missed"),
+        ("queries", "one attention has 65 queries of its own over 65 tokens, as a pool has"),
+    ],
+)
+def test_attention_that_does_not_say_how_patches_reach_the_logits_is_refused(
+    kind: str, reason: str | None
+) -> None:
+    with (
+        torch.random.fork_rng(),
+        Classifier(Mixed(kind), layer="patches", input_size=(32, 32)) as classifier,
+    ):
+        said = unmet({Need.PIXELS, Need.ATTENTION}, classifier)
+    if reason is None:
+        assert said is None
+    else:
+        assert said.startswith("needs a vision transformer whose attention can be read; of this network, ")
+        assert reason in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("global", None),
+        ("windows", "its attention is within windows of 16 tokens"),
+        ("pyramid", "its blocks attend over different numbers of tokens: [16, 64]"),
+    ],
+)
+def test_attention_over_windows_or_shrinking_sequences_is_not_read(kind: str, reason: str | None) -> None:
+    with (
+        torch.random.fork_rng(),
+        Classifier(Blocks(kind), layer="patches", input_size=(32, 32)) as classifier,
+    ):
+        assert unread_attention(classifier) == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("swin", "its attention is within windows of 16 tokens"),
+        ("resnet", "it computes no attention that can be intercepted"),
+        ("convnext", "it computes no attention that can be intercepted"),
+    ],
+)
+def test_windows_and_convolutions_are_refused_in_one_line(name: str, reason: str) -> None:
     with Classifier(families.FAMILIES[name][0](), input_size=(64, 64)) as classifier:
         lacking = unmet({Need.PIXELS, Need.ATTENTION}, classifier)
-        assert lacking == "needs a vision transformer whose attention can be read"
-        with pytest.raises(ValueError, match="no attention over all tokens"):
+        said = f"needs a vision transformer whose attention can be read; of this network, {reason}"
+        assert lacking == said
+        with pytest.raises(ValueError, match=reason):
             attention_tokens(classifier)
 
 
@@ -301,4 +352,4 @@ def test_an_attentional_pool_is_not_misread_as_a_block() -> None:
     for name, kwargs in pools.items():
         network = open_clip_tower(**kwargs)
         with Classifier(network, layer="conv1", input_size=(64, 64)) as classifier:
-            assert reads_attention(classifier) is (name == "plain")
+            assert (unread_attention(classifier) is None) is (name == "plain")

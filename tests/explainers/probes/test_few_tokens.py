@@ -132,16 +132,6 @@ def test_a_head_in_which_positions_count_runs_on_all_tokens(between: type[nn.Mod
         assert few_tokens(classifier) is None
 
 
-def test_the_network_is_left_as_it_was() -> None:
-    with vit() as classifier, torch.inference_mode():
-        few = few_tokens(classifier)
-        attentions = [each for each in classifier.network.modules() if module.kind_of(each) is not None]
-        assert len(attentions) == 3
-        activations = classifier.activations(toys.inputs(1, 96))
-        few.logits(activations, torch.zeros(1, 36, dtype=torch.bool), 4)
-        assert not any("forward" in vars(each) for each in attentions)
-
-
 def test_the_head_is_compared_once_per_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[Classifier] = []
     agrees = module._agrees
