@@ -107,6 +107,12 @@ _KNOWN_TOWERS = {
         embedded="visual.embeddings",
         reads_prefix=lambda network: True,  # noqa: ARG005
     ),
+    "explainers.models.clip.HuggingFaceSiglipVit": Architecture(
+        layer=lambda network: f"visual.layers.{len(network.visual.layers) - 1}",
+        prefix_tokens=lambda network: 0,  # noqa: ARG005
+        embedded="visual.embeddings",
+        reads_prefix=lambda network: False,  # noqa: ARG005
+    ),
 }
 
 

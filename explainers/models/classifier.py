@@ -16,7 +16,7 @@ from explainers.models.cutting import Cut, cut
 from explainers.models.frozen import Frozen
 from explainers.models.layout import Layout, Units, layout_of
 from explainers.models.modality import MODALITIES, ModalityName
-from explainers.models.model_spec import Output
+from explainers.models.model_spec import Output, Part
 from explainers.numerics.masking import gaussian_blur
 
 __all__ = ["Classifier", "Units"]
@@ -50,6 +50,9 @@ class Classifier(Frozen):
         The device that the network is moved to.
     output
         What the network returns. Probabilities are read as their logarithms, whose softmax they are.
+    returns
+        Which part of what the network returns is meant, by name or index, where it returns several: see
+        :mod:`explainers.models.returned`.
 
     Raises
     ------
@@ -72,8 +75,9 @@ class Classifier(Frozen):
         std: Sequence[float] = (1.0, 1.0, 1.0),
         device: str | torch.device = "cpu",
         output: Output | None = None,
+        returns: Part | None = None,
     ) -> None:
-        super().__init__(network, device, output)
+        super().__init__(network, device, output, returns)
         self.input_size = input_size
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)

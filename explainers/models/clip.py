@@ -102,6 +102,29 @@ class HuggingFaceVit(nn.Module):
         return embeddings
 
 
+class HuggingFaceSiglipVit(nn.Module):
+    """The image tower of a Hugging Face ``SiglipModel``: see :class:`HuggingFaceVit`.
+
+    It has no class token. Attention pools the patches to the embedding (B, d).
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        tower = model.vision_model
+        self.embeddings = tower.embeddings
+        self.layers = tower.encoder.layers
+        self.post_layernorm = tower.post_layernorm
+        self.head = tower.head
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Compute embeddings (B, d) of normalised pixels (B, 3, H, W)."""
+        tokens = self.embeddings(inputs)
+        for layer in self.layers:
+            tokens = layer(tokens, None)  # no attention mask
+        embeddings: Tensor = self.head(self.post_layernorm(tokens))
+        return embeddings
+
+
 def embed_classes(
     encode: Callable[[list[str]], Tensor], classes: Sequence[str], templates: Sequence[str]
 ) -> Tensor:

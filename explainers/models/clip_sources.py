@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from explainers.models.checkpoint_files import read_file
 from explainers.models.checkpoint_sets import MisfitError, check_finite
 from explainers.models.checkpoints import take_weights
-from explainers.models.clip import Clip, HuggingFaceVit, embed_classes
-from explainers.models.huggingface import check_repository, from_pretrained, pretrained_model
+from explainers.models.clip import Clip, HuggingFaceSiglipVit, HuggingFaceVit, embed_classes
+from explainers.models.huggingface import from_pretrained, pretrained_model
 from explainers.models.model_spec import DEFAULT_TEMPLATE, LOCAL_DIR, ModelSpec, Preprocessing, is_file
 from explainers.models.reasons import first_line
 from explainers.models.regular import check_file, check_folder
 from explainers.models.sources import check_known, not_downloaded, published_weights
-from explainers.models.transforms import of_processor, of_steps
+from explainers.models.transforms import of_steps
 from explainers.numerics.fingerprint import sha256_of
 
 _CONFIG = "open_clip_config.json"
@@ -205,54 +205,49 @@ def _load_file(spec: ModelSpec, model: nn.Module, file: Path) -> None:
 # Hugging Face
 
 
-def _check_clip(spec: ModelSpec) -> None:
-    from transformers import CLIPConfig
+def huggingface_clip(spec: ModelSpec, device: str | torch.device, kind: str) -> Clip:
+    """A Hugging Face model with two towers on ``device``, as a classifier of the job's classes.
 
-    check_repository(spec, "openai/clip-vit-base-patch32")
-    kind = from_pretrained(spec, CLIPConfig.get_config_dict)[0].get("model_type")
-    if kind != CLIPConfig.model_type:
-        raise ValueError(f"model.name: {spec.name} is no CLIP model; its model type is {kind!r}, not 'clip'")
-
-
-def huggingface_preprocessing(spec: ModelSpec) -> Preprocessing:
-    """The preprocessing of a Hugging Face CLIP model: that of its image processor.
-
-    Raises
-    ------
-    ValueError
-        In one line: it is no CLIP model, or its image processor cannot be read.
-    """
-    from transformers import AutoImageProcessor
-
-    _check_clip(spec)
-    return of_processor(from_pretrained(spec, AutoImageProcessor.from_pretrained), spec.mean, spec.std)
-
-
-def huggingface_network(spec: ModelSpec, device: str | torch.device) -> Clip:
-    """A Hugging Face CLIP model on ``device``, with its weights, as a classifier of the job's classes.
+    Parameters
+    ----------
+    spec
+        The ``[model]`` table.
+    device
+        Where the class embeddings are computed.
+    kind
+        The class of the model: "CLIPModel" or "SiglipModel".
 
     Raises
     ------
     ValueError
-        In one line that begins with the key: it is no CLIP model, or the weights cannot be found, downloaded
-        or loaded, or lack tensors.
+        In one line that begins with the key: the tokenizer or the weights cannot be found, downloaded or
+        loaded, or the weights lack tensors.
     """
-    from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+    import transformers
 
-    _check_clip(spec)
-    tokenizer = from_pretrained(spec, AutoTokenizer.from_pretrained)
+    cls = getattr(transformers, kind)
+    tokenizer = from_pretrained(spec, transformers.AutoTokenizer.from_pretrained, trust_remote_code=False)
     if spec.weights == "none":
-        model = CLIPModel(from_pretrained(spec, CLIPConfig.from_pretrained))
+        model = cls(from_pretrained(spec, cls.config_class.from_pretrained))
     else:
-        model = pretrained_model(spec, CLIPModel)
+        model = pretrained_model(spec, cls)
     model = model.to(device).eval()
     longest = model.config.text_config.max_position_embeddings
+    siglip = kind == "SiglipModel"
 
     def encode(prompts: list[str]) -> Tensor:
-        tokens = tokenizer(prompts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        tokens = tokens.to(device)
-        found = model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-        embeddings: Tensor = model.text_projection(found.pooler_output)
+        tokens = tokenizer(
+            prompts,
+            # SigLIP was trained on texts of one length, whose padding its text tower attends to.
+            padding="max_length" if siglip else True,
+            truncation=True,
+            max_length=longest,
+            return_tensors="pt",
+        ).to(device)
+        masks = {} if siglip else {"attention_mask": tokens.attention_mask}
+        found = model.text_model(input_ids=tokens.input_ids, **masks).pooler_output
+        embeddings: Tensor = found if siglip else model.text_projection(found)
         return embeddings
 
-    return _clip(spec, model, HuggingFaceVit(model), "vision_model", encode)
+    visual = HuggingFaceSiglipVit(model) if siglip else HuggingFaceVit(model)
+    return _clip(spec, model, visual, "vision_model", encode)

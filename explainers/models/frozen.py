@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from types import TracebackType
@@ -22,8 +22,9 @@ from explainers.models.compute import (
     wants_full_precision,
 )
 from explainers.models.modality import ModalityName
-from explainers.models.model_spec import Output
+from explainers.models.model_spec import Output, Part
 from explainers.models.reasons import first_line
+from explainers.models.returned import PartError, chosen_part, part_of, unwrapping
 from explainers.numerics.fingerprint import sha256_of
 
 
@@ -52,7 +53,13 @@ class Frozen:
     probed: Tensor
     modality: ClassVar[ModalityName]
 
-    def __init__(self, network: nn.Module, device: str | torch.device, output: Output | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        device: str | torch.device,
+        output: Output | None = None,
+        returns: Part | None = None,
+    ) -> None:
         if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
             raise ValueError(
                 "model.source: the network is a TorchScript module or holds one, which cannot be cut; "
@@ -61,6 +68,8 @@ class Frozen:
         if any(tensor.is_meta for tensor in network.state_dict().values() if isinstance(tensor, Tensor)):
             raise ValueError("model.source: the network is on the meta device, which has no values")
         self.output = output
+        self._wanted = returns
+        self._part: Part | None = None
         self.network = network.to(device)
         self.device = torch.device(device)
         self.compute = Compute()
@@ -155,9 +164,23 @@ class Frozen:
 
     def _as_logits(self, returned: Tensor) -> Tensor:
         """Logits: what the network returns, or the logarithm of its probabilities, whose softmax they are."""
-        if self.output != "probabilities" or not isinstance(returned, Tensor):  # other types are refused
+        if not isinstance(returned, Tensor):  # only in the first pass
+            returned = self._unwrapped(returned)
+        if self.output != "probabilities":
             return returned
         return returned.clamp(min=torch.finfo(returned.dtype).tiny).log()
+
+    def _unwrapped(self, returned: Any) -> Tensor:
+        """The part of ``returned`` that is meant; the network returns this part alone from now on.
+
+        Raises
+        ------
+        PartError
+            In one line: it has no such part, or the job has to say which one is meant.
+        """
+        self._part = chosen_part(returned, self._wanted)
+        self._set(self.network, "__class__", unwrapping(self.network, self._part))
+        return part_of(returned, self._part)
 
     @contextmanager
     def differentiating(self) -> Iterator[None]:
@@ -195,12 +218,17 @@ class Frozen:
         self._check_precision(key)
         try:
             logits = self.logits(inputs)
+        except PartError:
+            raise
         except (Exception, SystemExit) as error:
             reason = first_line(error)
             reason = f"SystemExit: {reason}" if isinstance(error, SystemExit) else reason
             raise ValueError(f"{key}: the network does not run on {what}: {reason}") from error
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(inputs):
-            raise ValueError(f"{key}: the network must return logits (B, K), and returned {_said(logits)}")
+        if logits.ndim != 2 or len(logits) != len(inputs):
+            shape = tuple(logits.shape)
+            raise ValueError(f"{key}: the network must return logits (B, K), and returned {shape}")
+        if self._wanted is not None and self._part is None:
+            raise ValueError("model.returns: the network returns one tensor; leave the key out")
         if logits.dtype not in {torch.float32, torch.float64}:
             raise ValueError(f"{key}: the network must return logits in float32, and returned {logits.dtype}")
         if logits.shape[1] < 2:
@@ -228,15 +256,3 @@ class Frozen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _said(returned: Any) -> str:
-    """What a network returned, in a few words: a shape, or a type and its parts."""
-    if isinstance(returned, Tensor):
-        return str(tuple(returned.shape))
-    kind = type(returned).__name__
-    if isinstance(returned, Mapping):  # a Hugging Face ModelOutput as well
-        return f"a {kind} with {', '.join(map(str, returned))}; return its logits alone"
-    if isinstance(returned, tuple | list):
-        return f"a {kind} of {len(returned)}; return the tensor of logits alone"
-    return f"a {kind}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
@@ -11,16 +11,19 @@ import torch
 from torch import nn
 
 from explainers.models.checkpoints import load_weights
-from explainers.models.class_names import class_names
+from explainers.models.class_names import class_names, names_of_labels
 from explainers.models.classifier import Classifier
 from explainers.models.clip_sources import (
     check_prompts,
-    huggingface_network,
-    huggingface_preprocessing,
     open_clip_network,
     open_clip_preprocessing,
 )
 from explainers.models.given_steps import with_given_steps
+from explainers.models.huggingface_images import (
+    has_text_tower,
+    huggingface_network,
+    huggingface_preprocessing,
+)
 from explainers.models.modality import MODALITIES, ModalityName
 from explainers.models.model_spec import ModelSpec, Preprocessing, is_file
 from explainers.models.sources import (
@@ -52,7 +55,7 @@ class _Source:
     reads_weights
         Whether ``network`` reads a file of weights as well.
     takes_classes
-        Whether the job names the classes and their prompts.
+        Says whether the job names the classes of this model, and their prompts; None where it never does.
     training_only
         Beginnings of names of tensors in a file that only training needs.
     """
@@ -60,7 +63,7 @@ class _Source:
     network: Callable[[ModelSpec, str | torch.device], nn.Module]
     preprocessing: Callable[[ModelSpec], Preprocessing]
     reads_weights: bool = False
-    takes_classes: bool = False
+    takes_classes: Callable[[ModelSpec], bool] | None = None
     training_only: tuple[str, ...] = ()
 
 
@@ -78,9 +81,14 @@ _SOURCES = {
         training_only=("aux1.", "aux2.", "AuxLogits."),
     ),
     "timm": _Source(_moved_later(timm_network), timm_preprocessing),
-    "open_clip": _Source(open_clip_network, open_clip_preprocessing, reads_weights=True, takes_classes=True),
+    "open_clip": _Source(
+        open_clip_network,
+        open_clip_preprocessing,
+        reads_weights=True,
+        takes_classes=lambda spec: True,  # noqa: ARG005
+    ),
     "huggingface": _Source(
-        huggingface_network, huggingface_preprocessing, reads_weights=True, takes_classes=True
+        huggingface_network, huggingface_preprocessing, reads_weights=True, takes_classes=has_text_tower
     ),
 }
 _CALLABLE = _Source(_moved_later(called_network), lambda spec: Preprocessing())  # noqa: ARG005
@@ -191,15 +199,23 @@ def _of_images(spec: ModelSpec, device: str | torch.device, input_size: tuple[in
     if size is None:
         raise ValueError("model.crop: the source states no input size; set crop")
     height, width = size
-    return Classifier(
-        network_of(spec, device),
+    network = network_of(spec, device)
+    classifier = Classifier(
+        network,
         layer=spec.layer,
         input_size=(height, width),
         mean=steps.mean,
         std=steps.std,
         device=device,
         output=spec.output,
+        returns=spec.returns,
     )
+    labels = getattr(
+        getattr(network, "config", None), "id2label", None
+    )  # as Hugging Face's networks have them
+    if isinstance(labels, Mapping):
+        classifier.class_names = names_of_labels(labels, classifier.num_classes)
+    return classifier
 
 
 def _of_tensors(
@@ -212,7 +228,7 @@ def _of_tensors(
         )
     if shape is None:
         raise ValueError("input_size: give the shape of the dataset's rows, (T,) or (C, T)")
-    return TensorClassifier(network_of(spec, device), shape, device, spec.output)
+    return TensorClassifier(network_of(spec, device), shape, device, spec.output, spec.returns)
 
 
 def preprocessing(spec: ModelSpec) -> Preprocessing:
@@ -233,27 +249,29 @@ def preprocessing(spec: ModelSpec) -> Preprocessing:
         resized image.
     """
     source = _source_of(spec)
-    if source.takes_classes:
+    if source.takes_classes is not None and source.takes_classes(spec):
         check_prompts(spec)
     else:
-        _refuse_prompts(spec)
+        _refuse_prompts(spec, source)
     keys = ("resize", "crop", "mean", "std")
     try:
         steps = source.preprocessing(spec)
     except UnreadableStepsError as error:
         if missing := [key for key in keys if getattr(spec, key) is None]:
             raise ValueError(
-                f"model.{missing[0]}: {spec.name} {error}, which Floodlit does not know; say with the keys "
-                "resize, crop, mean and std how its images are prepared"
+                f"model.{missing[0]}: {spec.name} {error}; Floodlit cannot do the same by itself: say with "
+                "the keys resize, crop, mean and std how its images are prepared"
             ) from error
         steps = Preprocessing()
     return with_given_steps(steps, spec)
 
 
-def _refuse_prompts(spec: ModelSpec) -> None:
+def _refuse_prompts(spec: ModelSpec, source: _Source) -> None:
     for key in ("classes", "templates"):
         if getattr(spec, key) is not None:
-            takers = [name for name, source in _SOURCES.items() if source.takes_classes]
+            if source.takes_classes is not None:
+                raise ValueError(f"model.{key}: {spec.name} has classes of its own; leave the key out")
+            takers = [name for name, each in _SOURCES.items() if each.takes_classes is not None]
             raise ValueError(f"model.{key}: only {' and '.join(takers)} take it; leave it out")
 
 

@@ -19,6 +19,7 @@ _Length = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 _Mean = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 _Deviation = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]  # a smaller one gives no numbers
 Output = Literal["logits", "probabilities", "log_probabilities"]
+Part = str | int  # a part of what a network returns: a name, or an index
 
 
 def _as_side(value: Any) -> Any:
@@ -67,7 +68,8 @@ class ModelSpec(BaseModel):
         None,
         strict=False,  # TOML and JSON have lists
         max_length=100_000,
-        description="Names of the classes; for CLIP-like models (open_clip, huggingface) only.",
+        description="Names of the classes; for CLIP-like models (open_clip, huggingface) only. Image "
+        "classifiers have classes of their own.",
     )
     class_names: str | None = Field(
         None,
@@ -128,6 +130,13 @@ class ModelSpec(BaseModel):
         description="What the network returns, if it is not logits: probabilities (it ends in a softmax; "
         "they are read as their logarithms) or log_probabilities (it ends in a log-softmax). Numbers "
         "that all lie within 0 and 1, as after a sigmoid, are taken for logits only if this says logits.",
+    )
+
+    returns: Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=0, le=1000)] | None = Field(
+        None,
+        description="Which part of what the network returns is meant, where it returns several: a name in a "
+        "dictionary or a ModelOutput, or an index in a tuple. By default it is the part named logits, else "
+        "the only one of shape (inputs, classes).",
     )
 
     def relative_to(self, folder: Path) -> ModelSpec:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from explainers.models.black_box import check_fill
 from explainers.models.frozen import Frozen
 from explainers.models.modality import MODALITIES, ModalityName
-from explainers.models.model_spec import Output
+from explainers.models.model_spec import Output, Part
 
 _TENSORS = MODALITIES["tensor"]
 
@@ -33,6 +33,9 @@ class TensorClassifier(Frozen):
         The device that the network is moved to.
     output
         What the network returns. Probabilities are read as their logarithms, whose softmax they are.
+    returns
+        Which part of what the network returns is meant, by name or index, where it returns several: see
+        :mod:`explainers.models.returned`.
 
     Raises
     ------
@@ -52,10 +55,11 @@ class TensorClassifier(Frozen):
         shape: tuple[int, ...],
         device: str | torch.device = "cpu",
         output: Output | None = None,
+        returns: Part | None = None,
     ) -> None:
         if len(shape) not in {1, 2} or 0 in shape:
             raise ValueError(f"dataset.path: rows must be (T,) or (C, T), and these are {shape}")
-        super().__init__(network, device, output)
+        super().__init__(network, device, output, returns)
         self._flat = len(shape) == 1
         self.input_shape = (1, *shape) if self._flat else shape
         try:

@@ -31,6 +31,8 @@ def load_text(spec: ModelSpec, device: str | torch.device) -> TextClassifier:
 
     if spec.source != "huggingface":
         raise ValueError(f"model.source: texts need huggingface, not {spec.source!r}")
+    if spec.returns is not None:
+        raise ValueError("model.returns: the logits of a classifier of texts are known; leave the key out")
     check_repository(spec, "distilbert/distilbert-base-uncased-finetuned-sst-2-english")
     # Code that comes with a model is never run, because a worker can ask nobody for permission.
     config = from_pretrained(spec, AutoConfig.from_pretrained, trust_remote_code=False)

@@ -100,6 +100,10 @@ def of_processor(processor: Any, mean: Any = None, std: Any = None) -> Preproces
         If its class has steps of its own, or its settings ask for what is not supported.
     """
     kind = type(processor).__name__
+    if kind == "TimmWrapperImageProcessor":
+        return of_steps(
+            processor.val_transforms.transforms, processor.data_config["mean"], processor.data_config["std"]
+        )
     warps = kind.removesuffix("Pil") == "ConvNextImageProcessor"
     if not warps and not _is_standard(processor):
         raise UnreadableStepsError(f"has an image processor with steps of its own, {kind}")

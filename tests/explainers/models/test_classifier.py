@@ -203,16 +203,3 @@ def test_networks_that_cannot_be_prepared_are_refused_in_one_line(kind):
     with pytest.raises(ValueError, match=f"^{reason}") as refused:
         Classifier(build(), layer="0", input_size=(32, 32))
     assert "\n" not in str(refused.value)
-
-
-def test_a_dictionary_is_refused_in_the_same_words_where_the_job_says_probabilities():
-    class Named(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = plain()
-
-        def forward(self, inputs):
-            return {"logits": self.network(inputs)}
-
-    with pytest.raises(ValueError, match=r"returned a dict with logits; return its logits alone$"):
-        Classifier(Named(), layer="network.0", input_size=(32, 32), output="probabilities")

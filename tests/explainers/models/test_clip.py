@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer, SiglipConfig, SiglipModel
 
 import toys
 from explainers.gradcam import GradCam
@@ -20,6 +20,7 @@ from families import MEAN, STD, normalised, pixels, randomised
 CLASSES = ("cat", "dog", "fire engine", "{brace}")
 TEMPLATES = ("a photo of a {}.", "{} and {}", "no {} here")
 SCALE = 3.0
+LONGEST = 48  # tokens of a text
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
 VIT = {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 3}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}
@@ -28,6 +29,7 @@ KINDS = {
     "open_clip_resnet": ("visual.layer4", (256, 2, 2), (2, 2), 0),
     "open_clip_vit": ("visual.transformer.resblocks.2:input", (17, 32), (4, 4), 1),
     "huggingface_vit": ("visual.layers.2:input", (17, 32), (4, 4), 1),
+    "huggingface_siglip": ("visual.layers.2", (16, 32), (4, 4), 0),
 }
 VITS = [name for name in KINDS if name.endswith("vit")]
 
@@ -41,6 +43,11 @@ class Made(NamedTuple):
         """Embeddings (n, d), by the library."""
         if self.spec.source == "open_clip":
             return self.model.encode_text(self.tokenizer(list(prompts)))
+        if isinstance(self.model, SiglipModel):
+            tokens = self.tokenizer(
+                list(prompts), padding="max_length", max_length=LONGEST, return_tensors="pt"
+            )
+            return self.model.get_text_features(input_ids=tokens.input_ids).pooler_output
         tokens = self.tokenizer(list(prompts), padding=True, return_tensors="pt")
         return self.model.get_text_features(**tokens).pooler_output
 
@@ -69,22 +76,26 @@ def saved_by_open_clip(folder, model, vision, **options):
     return Made(spec, model, open_clip.SimpleTokenizer(context_length=16))
 
 
-def in_hugging_face(folder):
+def in_hugging_face(folder, kind=CLIPModel):
     letters = "abcdefghijklmnopqrstuvwxyz.{}"
     words = [*letters, *(f"{letter}</w>" for letter in letters), "ca", "cat</w>", "do", "dog</w>"]
     vocabulary = {word: index for index, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
     tokenizer = CLIPTokenizer(vocabulary, [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>")])
     size = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 3}
     ends = {"bos_token_id": len(words), "eos_token_id": len(words) + 1, "pad_token_id": len(words) + 1}
-    config = CLIPConfig(
-        text_config={**size, "vocab_size": len(vocabulary), "max_position_embeddings": 48, **ends},
-        vision_config={**size, "image_size": 64, "patch_size": 16},
-        projection_dim=24,
-        logit_scale_init_value=2.0,
-    )
+    text = {**size, "vocab_size": len(vocabulary), "max_position_embeddings": LONGEST, **ends}
+    image = {**size, "image_size": 64, "patch_size": 16}
+    if kind is CLIPModel:
+        config = CLIPConfig(
+            text_config=text, vision_config=image, projection_dim=24, logit_scale_init_value=2.0
+        )
+    else:
+        config = SiglipConfig(text_config=text, vision_config=image)
     torch.manual_seed(4)
-    model = randomised(CLIPModel(config)).eval()
+    model = randomised(kind(config)).eval()
     model.logit_scale.data.fill_(SCALE)
+    if kind is SiglipModel:
+        model.logit_bias.data.zero_()
     processor = CLIPImageProcessor(
         size={"shortest_edge": 72}, crop_size=64, resample=2, image_mean=MEAN, image_std=STD
     )
@@ -101,6 +112,7 @@ def models(tmp_path_factory):
         "open_clip_resnet": in_open_clip(folders["open_clip_resnet"], RESNET),
         "open_clip_vit": in_open_clip(folders["open_clip_vit"], VIT),
         "huggingface_vit": in_hugging_face(folders["huggingface_vit"]),
+        "huggingface_siglip": in_hugging_face(folders["huggingface_siglip"], SiglipModel),
     }
 
 
@@ -151,17 +163,19 @@ def test_the_network_is_cut_where_its_units_are(name, models):
     with load(models[name].spec) as classifier, torch.no_grad():
         assert (classifier.layer, classifier.activation_shape) == (layer, shape)
         assert (classifier.grid, classifier.prefix_tokens) == (grid, prefix)
-        assert classifier.units.kind == ("tokens" if prefix else "channels")
+        assert classifier.units.kind == ("tokens" if len(shape) == 2 else "channels")
         activations = classifier.activations(pixels())
         torch.testing.assert_close(classifier.head(activations), classifier.logits(pixels()))
-        assert not torch.allclose(classifier.head(activations * 0.5), classifier.logits(pixels()), atol=1e-3)
+        assert not torch.allclose(
+            classifier.head(activations.square()), classifier.logits(pixels()), atol=1e-3
+        )
 
 
 def test_the_text_tower_is_gone(made):
     with load(made.spec) as classifier:
         state = classifier.network.state_dict()
         tower = made.model.visual if made.spec.source == "open_clip" else made.model.vision_model
-        extra = 0 if made.spec.source == "open_clip" else made.model.visual_projection.weight.numel()
+        extra = made.model.visual_projection.weight.numel() if isinstance(made.model, CLIPModel) else 0
         left = sum(parameter.numel() for parameter in classifier.network.parameters())
     assert left == sum(parameter.numel() for parameter in tower.parameters()) + extra
     assert all(name.startswith("visual.") or name == "text_fingerprint" for name in state)

@@ -154,6 +154,11 @@ def test_a_regression_is_refused(tmp_path):
     assert line(keys_of(tmp_path)) == "model.name: the network has one output; a classifier has two or more"
 
 
+def test_the_part_that_is_meant_cannot_be_named(tmp_path):
+    refused = line(keys_of(saved(tmp_path), returns="loss"))
+    assert refused == "model.returns: the logits of a classifier of texts are known; leave the key out"
+
+
 def test_another_number_of_classes_is_refused(tmp_path):
     keys = keys_of(saved(tmp_path), num_classes=2)
     assert line(keys) == "model.num_classes: the network has 3 classes, not 2"
