@@ -116,6 +116,7 @@ def examine(entry: Entry, device: str) -> dict[str, Any]:
         "wrong" (accepted, and a check of its own fails) or "failed" (another error than a refusal).
     """
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     library = _LIBRARIES.get(entry.source, entry.source)
     row: dict[str, Any] = dict.fromkeys(COLUMNS, "") | {
         "source": entry.source,

@@ -22,6 +22,10 @@ _WRAPPERS = frozenset(
     ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"]
 )
 _FLOATS = frozenset([torch.float16, torch.bfloat16, torch.float32, torch.float64])
+_RENAME = (
+    "its tensors have the network's shapes in the network's order, so if both are the same network, save "
+    "them under its names: dict(zip(network.state_dict(), weights.values()))"
+)
 _COUNTER = "num_batches_tracked"  # of batch normalisation; files of 2018 and before do not have it
 
 
@@ -225,6 +229,17 @@ class Checkpoint:
             raise ValueError(f"model.weights: {leaf.full} in {self.path} has values that are not finite")
         return value
 
+    def _fits_in_order(self) -> bool:
+        """Whether the file has the network's tensors in the network's order, under other names."""
+        if any(map(is_lazy, self.own.values())):
+            return False
+        found = {leaf.full: leaf.value for leaf in self.leaves if isinstance(leaf.value, Tensor)}
+        there, own = (
+            [(name.rpartition(".")[2], value.shape) for name, value in state.items()]
+            for state in (found, self.own)
+        )
+        return there == own
+
     def misfit(self, key: str | None, error: Exception | None = None) -> str:
         """Why no set fits, and the likely cause; ``error`` is what the network said."""
         start = f"model.weights: {self.path} does not fit the network: "
@@ -232,7 +247,8 @@ class Checkpoint:
             return f"model.weights_key: {self.path} has no weights of the network at {key!r}"
         if not self.places:
             there = next(leaf.full for leaf in self.leaves if isinstance(leaf.value, Tensor))
-            return f"{start}no name is known, such as {there}, not {next(iter(self.own))}; check model.name"
+            told = f"{start}no name is known, such as {there}, not {next(iter(self.own))}; "
+            return told + (_RENAME if self._fits_in_order() else "check model.name")
         place = self._nearest(key)
         label, found = self.label(place), self.places[place]
         where = f"its names begin with '{label}.'; without that, " if label else ""

@@ -269,6 +269,13 @@ def test_what_does_not_fit_is_told_with_what_its_names_begin_with(content, told,
     assert told in refusal(content, tmp_path)
 
 
+def test_a_file_of_other_names_says_how_to_rename_where_all_tensors_are_there_in_order(tmp_path):
+    renamed = {f"_{name.replace('.', '_', name.count('.') - 1)}": value for name, value in STATE.items()}
+    assert "dict(zip(network.state_dict(), weights.values()))" in refusal(renamed, tmp_path)
+    backwards = dict(reversed(renamed.items()))
+    assert refusal(backwards, tmp_path).endswith("check model.name")
+
+
 def test_another_file_than_the_networks_is_a_misfit_and_leaves_no_record(tmp_path):
     torch.save({"conv.weight": torch.ones(1)}, tmp_path / "other.pth")
     found = network()
