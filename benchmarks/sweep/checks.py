@@ -221,12 +221,12 @@ def token_dropping(classifier: Classifier) -> str | None:
 def attention(classifier: Classifier) -> str | None:
     """The matrices are those by which the network computes, their rows add up to 1, and logits stay."""
     inputs = fresh(classifier, 2, 6)
-    tokens = attention_tokens(classifier).shape[0]
+    tokens = attention_tokens(classifier).layout.shape[0]
     with torch.no_grad():
         expected = classifier.logits(inputs)
     spread = float((expected.amax(1) - expected.amin(1)).min()) or 1e-30
     matrices: list[Any] = []
-    with torch.enable_grad(), explicit_attention(classifier.network, matrices.append):
+    with torch.enable_grad(), explicit_attention(matrices.append):
         found = classifier.logits(inputs.clone().requires_grad_())
         gradients = torch.autograd.grad(found.square().sum(), matrices, allow_unused=True)
     if not float((found - expected).abs().max()) <= HEAD * spread:
