@@ -118,7 +118,7 @@ def pictures(count: int) -> Tensor:
 def batch_of(classifier: Classifier, count: int, forwards: int) -> MetricBatch:
     """A batch of ``count`` images with their predicted classes."""
     inputs = pictures(count)
-    confidence, targets = classifier.logits(inputs).softmax(1).max(1)
+    confidence, targets = classifier.probability(classifier.logits(inputs)).max(1)
     return MetricBatch(
         inputs, targets, torch.arange(count), confidence, [torch.zeros(0, 4)] * count, forwards
     )

@@ -96,7 +96,7 @@ def bare_loop(job: Job) -> float:
         seeds = torch.tensor([seed_of(job.seed, dataset.samples[i].sample_id) for i in rows])
         with torch.inference_mode():
             features = classifier.activations(inputs)
-            confidence, targets = classifier.head(features).softmax(1).max(1)
+            confidence, targets = classifier.probability(classifier.head(features)).max(1)
         for method in methods:
             needed = features if Need.ACTIVATIONS in method.needs else None
             explanation = method.explain(Batch(inputs, targets, seeds, needed, job.batch.forwards))

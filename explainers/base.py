@@ -32,7 +32,7 @@ class Need(StrEnum):
     PATCHES = "patches"  # a transformer that runs on a subset of its patch tokens
     ATTENTION = "attention"  # a transformer whose attention matrices can be read
     POOLED = "pooled"  # a head that adds up the spatial means of channels, and nothing else
-    PREDICTION = "prediction"  # the target class has to be the predicted one
+    PREDICTION = "prediction"  # the target class has to be predicted, see probes.masked_forward.predicted
     TRAINED = "trained"  # weights of its own, trained for this classifier; the explainer checks them itself
 
 

@@ -13,7 +13,7 @@ from explainers.base import Batch, Description, Explanation, Need, statuses_of
 from explainers.models.classifier import Classifier
 from explainers.numerics.batching import in_chunks
 from explainers.probes.additivity import additive_head
-from explainers.probes.masked_forward import target_logit
+from explainers.probes.masked_forward import of_target
 from explainers.registry import register
 
 
@@ -97,4 +97,4 @@ class AblationCam(_WeightedChannels):
         return drops / torch.where(logits == 0, 1, logits.abs())[:, None]
 
     def _logits(self, batch: Batch, activations: Tensor, images: Tensor | slice) -> Tensor:
-        return target_logit(self.classifier.head(activations), batch.targets[images])
+        return of_target(self.classifier.head(activations), batch.targets[images])

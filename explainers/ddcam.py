@@ -6,6 +6,8 @@ where units do not interact in the head, delta debugging where they do) and that
 found alone. The rest is our CHOICE:
 
 - A unit is masked by setting it to zero. The prediction is preserved while the target stays the top class.
+  Where classes do not exclude each other, it is preserved while the target's own probability is more than
+  0.5, because a multi-label classifier decides on each class alone.
 - If the network has a class token, the tokens are those before the last block: after the last block they no
   longer reach the class token.
 - A test of the head decides whether units interact, see :mod:`explainers.probes.additivity`.
@@ -109,7 +111,7 @@ class MaskedHead:
             logits = self.classifier.head(self.classifier.mask_units(activations, keep))
         else:
             logits = self.few.logits(activations, keep, width)
-        return with_prediction(target_logit)(logits, self.targets[images])
+        return with_prediction(target_logit)(self.classifier, logits, self.targets[images])
 
     def certify(self, images: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         """Check sets of units with the head, and weigh their units.
@@ -141,7 +143,8 @@ class MaskedHead:
 class DDCam:
     """DD-CAM (arXiv 2602.19274, 2026), computed from cached activations and the head alone.
 
-    An image has the status ``failed`` if the head does not predict the target from its activations.
+    An image has the status ``failed`` if the head does not predict the target from its activations. With
+    ``activation = "sigmoid"``, a class is predicted if its probability is more than 0.5.
 
     Details: ``unit_mask``, the set; ``kept``, its size; ``head_evaluations``, on how many sets the head was
     evaluated, on few tokens or on all; ``certificate``, whether the head confirms that the set preserves the
@@ -213,7 +216,10 @@ class DDCam:
         kept = []
         for part in images.split(self._images_at_once(images.device)):
             sums = self.additive.sums(self.classifier, head.activations[part], head.forwards)
-            kept.append(greedy_passes(sums, head.targets[part]))
+            targets = head.targets[part]
+            if not self.classifier.exclusive:
+                sums, targets = sums.against_zero(targets), torch.ones_like(targets)
+            kept.append(greedy_passes(sums, targets))
         if self.additive.per_mean is None:
             head.evaluations[images] += self.classifier.units.count
         return torch.cat(kept)

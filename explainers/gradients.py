@@ -19,7 +19,7 @@ from explainers.base import Batch, Description, Detail, Explanation, Need, statu
 from explainers.models.classifier import Classifier
 from explainers.numerics.batching import in_chunks
 from explainers.numerics.randomness import global_generators
-from explainers.probes.masked_forward import target_logit
+from explainers.probes.masked_forward import of_target
 from explainers.registry import register
 
 Gradient = Callable[..., tuple[Tensor, ...]]
@@ -94,7 +94,7 @@ def gradient_in_chunks(forwards: int) -> Gradient:
         @torch.enable_grad()
         def chunk(rows: slice) -> Tensor:
             leaf = points[rows].detach().requires_grad_()
-            score = target_logit(forward_fn(leaf), targets[rows]).sum()
+            score = of_target(forward_fn(leaf), targets[rows]).sum()
             return torch.autograd.grad(score, leaf)[0]
 
         return (in_chunks(chunk, len(points), forwards),)

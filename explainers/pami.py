@@ -102,7 +102,7 @@ class PamiParameters(base.PresetParameters):
     )
     scalar: str = Field(
         "probability",
-        description="score of a region shown alone: probability (softmax), sigmoid or logit of the target, "
+        description="score of a region shown alone: probability, sigmoid or logit of the target, "
         "or package.module:function, a function of (logits, targets)",
     )
 
@@ -121,7 +121,7 @@ class Pami:
     """PAMI (arXiv 2302.03318; Pattern Recognition 2024): each pixel's mean score over regions that show it.
 
     Each region is shown alone on the fill, which for images is a blurred version of the input (RISE's kernel
-    of 49 pixels and sigma 100, which is nearly a box; zeros beyond the border). Its score is the softmax
+    of 49 pixels and sigma 100, which is nearly a box; zeros beyond the border). Its score is the
     probability of the target, or another scalar. The value at a site p is the mean score of the regions that
     contain p. It is 0 at a text's special tokens and padding, which no region contains.
 

@@ -94,10 +94,15 @@ class PTame:
         return Explanation(maps, statuses_of(maps))
 
 
+def _kind(exclusive: bool) -> str:
+    return "a softmax" if exclusive else "sigmoids"
+
+
 def _check(path: Path, config: HeadConfig, classifier: Classifier) -> None:
     """Refuse a head that was trained for another classifier."""
     facts: list[tuple[str, Any, Any]] = [
         ("classes", config.num_classes, classifier.num_classes),
+        ("probabilities", _kind(config.exclusive), _kind(classifier.exclusive)),
         ("mean and std", [config.mean, config.std], list(normalisation_of(classifier))),
         ("pixels", "x".join(map(str, config.input_size)), "x".join(map(str, classifier.input_size))),
         ("weights", config.classifier_fingerprint, classifier.fingerprint),

@@ -12,7 +12,7 @@ from explainers.base import Batch, Description, Explanation, Need, statuses_of
 from explainers.models.classifier import Classifier
 from explainers.numerics.batching import in_chunks
 from explainers.probes.attention import attention_tokens, explicit_attention
-from explainers.probes.masked_forward import target_logit
+from explainers.probes.masked_forward import of_target
 from explainers.registry import register
 
 
@@ -106,7 +106,7 @@ class GenericAttention(_OverBlocks):
         matrices: list[Tensor] = []
         with self.classifier.differentiating():
             with explicit_attention(matrices.append):
-                score = target_logit(self.classifier.logits(inputs), targets).sum()
+                score = of_target(self.classifier.logits(inputs), targets).sum()
             gradients = torch.autograd.grad(score, matrices, materialize_grads=True)
         gathered = torch.zeros_like(self.head_row)
         for matrix, gradient in zip(reversed(matrices), reversed(gradients), strict=True):

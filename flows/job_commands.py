@@ -166,6 +166,7 @@ def _results(job: Any) -> None:
     uri = job.tracking or default_uri(job.store)
     taken = done.manifest.weights
     lines = {"weights": _taken(taken)} if taken and any(taken.values()) else {}
+    lines |= {"outputs": done.manifest.outputs} if done.manifest.outputs else {}
     lines |= {
         "maps": f"{done.root}/saliency.zarr/<explainer>/maps",
         "scores": f"{done.root}/scores/ (Parquet), {done.summary}",

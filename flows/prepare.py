@@ -173,7 +173,8 @@ def _check_explainers(job: Job, classifier: BlackBox) -> dict[str, tuple[Paramet
             continue  # the job did not name this control, and e.g. texts have no edges for it
         if lacking is not None:
             raise JobError(f"explainers: {name} {lacking}")
-        fixed = isinstance(job.target, int) or job.targets_per_image > 1
+        # Where classes do not exclude each other, each of them is predicted or not for itself.
+        fixed = classifier.exclusive and (isinstance(job.target, int) or job.targets_per_image > 1)
         if Need.PREDICTION in cls.needs and fixed:
             raise JobError(f'explainers: {name} explains only the predicted class; set target = "predicted"')
         try:
@@ -293,6 +294,8 @@ def _open_run(
         rows=images,
         geometry=geometry,
         num_classes=classifier.num_classes,
+        outputs=classifier.outputs.told if isinstance(classifier, Frozen) else "",
+        exclusive=classifier.exclusive,
         label_indices=labels.indices,
         named_by_dataset=labels.named,
         labels=labels.told,

@@ -117,6 +117,10 @@ class Manifest(_Entry):
         ``shape``, the shape of a row of the dataset. Empty for texts.
     num_classes
         Number of the model's classes.
+    outputs
+        How the network's outputs are read, in words; empty where they are those of a softmax.
+    exclusive
+        Whether classes exclude each other; otherwise an input may have several labels.
     label_indices
         The model's class by the dataset's own label; a label that is left out is none of the model's classes.
         None if the labels are the model's numbers as they are.
@@ -156,6 +160,8 @@ class Manifest(_Entry):
     activation_shape: tuple[int, ...] | None = None
     geometry: dict[str, Any] = Field(default_factory=dict)
     num_classes: int | None = None
+    outputs: str = ""
+    exclusive: bool = True
     label_indices: dict[int, int] | None = None
     named_by_dataset: bool = False
     labels: str = ""
@@ -246,7 +252,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _compared(manifest: Manifest) -> dict[str, Any]:
     """Return the fields that must not change; those of the identity have the names of the job's keys."""
     # The fingerprint says whether the weights are the same, wherever they were in their file.
-    apart = {"job", "identity", "versions", "weights", "labels", "probes"}
+    apart = {"job", "identity", "versions", "weights", "labels", "probes", "outputs"}
     apart |= {"shard_rows", "hash", "created", "updates", "left_out"}
     return manifest.identity | manifest.model_dump(mode="json", exclude=apart)
 

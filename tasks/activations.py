@@ -92,7 +92,8 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
             if store is not None:
                 store[chunk] = features.float().cpu().numpy()
         usable[chunk] &= logits.isfinite().all(1).cpu().numpy()
-        rows += _predictions(run, samples[chunk], usable[chunk], logits, names)
+        probability = classifier.probability(logits.float())
+        rows += _predictions(run, samples[chunk], usable[chunk], logits, probability, names)
     files = [write_sample_predictions(run.root, shard, rows)]
     if store is not None:
         store[~usable] = np.nan  # the network saw a placeholder there, or gave no numbers
@@ -121,11 +122,12 @@ def _predictions(
     samples: list[dict[str, Any]],
     usable: np.ndarray,
     logits: Tensor,
+    probability: Tensor,
     names: Sequence[str] | None,
 ) -> list[dict[str, Any]]:
     """One row per sample for :func:`storage.samples.write_sample_predictions`."""
-    probability = logits.float().softmax(1)
-    confidence, prediction = (values.tolist() for values in probability.max(1))
+    predicted = logits.argmax(1, keepdim=True)
+    confidence, prediction = probability.gather(1, predicted)[:, 0].tolist(), predicted[:, 0].tolist()
     targets = _targets(run, samples, logits).to(logits.device)
     why = _TOO_LARGE if compute_of(run).precision == "float16" else _NOT_FINITE
     probabilities = probability.gather(1, targets).tolist()

@@ -41,7 +41,8 @@ def show_results(
     cut = f"; the first {TABLE_ROWS} of {len(rows)} rows" if len(rows) > TABLE_ROWS else ""
     told = ""
     if accuracy is not None and accuracy.labelled:
-        told = f"; top-1 accuracy {accuracy.correct} of {accuracy.labelled}"
+        what = "top-1 accuracy" if accuracy.exclusive else "most probable class is a label:"
+        told = f"; {what} {accuracy.correct} of {accuracy.labelled}"
     create_table_artifact(
         key="floodlit-scores",
         table=rows[:TABLE_ROWS],

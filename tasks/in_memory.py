@@ -173,7 +173,7 @@ def explain(
     given = GivenInputs(model, inputs)
     chosen = explainers.parameters(explainer, parameters)
     made = _explainer(explainer, model, chosen)
-    if Need.PREDICTION in made.needs and targets is not None:
+    if Need.PREDICTION in made.needs and targets is not None and model.exclusive:
         raise ValueError(f"explainer {explainer} explains the predicted class only; leave targets out")
     names = list(range(len(given)) if ids is None else ids)
     _check_counts(len(given), ids=names)
@@ -274,7 +274,7 @@ def score(
                     forwards,
                 )
             with torch.no_grad():
-                confidence = target_probability(model.logits(values), targets)
+                confidence = target_probability(model, model.logits(values), targets)
             one = MetricBatch(
                 inputs=values,
                 targets=targets,

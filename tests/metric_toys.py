@@ -30,6 +30,11 @@ class ToyClassifier:
     fill, sites = Classifier.fill, Classifier.sites
     device = torch.device("cpu")
     num_classes = 5  # of small_network
+    exclusive = True
+
+    @staticmethod
+    def probability(logits: Tensor) -> Tensor:
+        return logits.softmax(1)
 
     def __init__(self, network: nn.Module, mean=MEAN, std=STD, memory: int | None = None) -> None:
         self.network = network.eval()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from explainers.base import Batch
 from explainers.models.auxiliary import Auxiliary
 from explainers.models.classifier import Classifier
+from explainers.models.model_spec import Activation
 from explainers.models.ptame_head import Head, HeadConfig, normalisation_of, save_head
 from tasks.training.optimisation import new_head
 
@@ -80,6 +81,7 @@ def untrained_head(classifier: Classifier, path: Path, **changes: object) -> Hea
         "auxiliary_fingerprint": auxiliary.fingerprint,
         "classifier_fingerprint": classifier.fingerprint,
         "num_classes": classifier.num_classes,
+        "exclusive": classifier.exclusive,
         "input_size": classifier.input_size,
         "mean": normalisation_of(classifier)[0],
         "std": normalisation_of(classifier)[1],
@@ -99,28 +101,29 @@ class _Pooled(nn.Module):
         return self.head(self.features(inputs.double()).mean((2, 3)))
 
 
-def pooled(units: int, head: nn.Module) -> Classifier:
+def pooled(units: int, head: nn.Module, activation: Activation | None = None) -> Classifier:
     """Any ``head`` from (B, units) spatial means to (B, C) logits; 8x8 inputs, activations (units, 2, 2)."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Classifier(_Pooled(units, head), layer="features", input_size=(8, 8))
+        network = _Pooled(units, head)
+    return Classifier(network, layer="features", input_size=(8, 8), activation=activation)
 
 
-def linear(weight: Tensor, bias: Tensor | None = None) -> Classifier:
+def linear(weight: Tensor, bias: Tensor | None = None, activation: Activation | None = None) -> Classifier:
     """An additive head: ``logits = means @ weight + bias``, with ``weight`` (U, C)."""
     head = nn.Linear(*weight.shape)
     head.weight.data = weight.double().T.contiguous()
     head.bias.data = torch.zeros(weight.shape[1]) if bias is None else bias.double()
-    return pooled(len(weight), head)
+    return pooled(len(weight), head, activation)
 
 
-def mlp(units: int, classes: int, seed: int) -> Classifier:
+def mlp(units: int, classes: int, seed: int, activation: Activation | None = None) -> Classifier:
     """A head where units interact: linear, ReLU, linear, with random weights."""
     generator = torch.Generator().manual_seed(seed)
     head = nn.Sequential(nn.Linear(units, 6), nn.ReLU(), nn.Linear(6, classes))
     for parameter in head.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator)
-    return pooled(units, head)
+    return pooled(units, head, activation)
 
 
 class _Proportion(nn.Module):
@@ -186,10 +189,11 @@ class _ConvNet(nn.Module):
         return self.classifier(self.features(4 * (inputs - 0.5)))
 
 
-def conv_gap() -> Classifier:
+def conv_gap(activation: Activation | None = None) -> Classifier:
     """Convolutions, global average pooling, one linear layer: 12 units that add up, on a 4x4 grid."""
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5))
-    return Classifier(_spread(_ConvNet(head), 7), layer="features", input_size=(SIZE, SIZE))
+    network = _spread(_ConvNet(head), 7)
+    return Classifier(network, layer="features", input_size=(SIZE, SIZE), activation=activation)
 
 
 def conv_mlp() -> Classifier:

@@ -59,6 +59,14 @@ class BlackBox(Protocol):
         ...
 
     @property
+    def exclusive(self) -> bool:
+        """Whether the classes exclude each other, so that the probabilities of an input add up to 1.
+
+        Otherwise each class is right or not for itself (multi-label).
+        """
+        ...
+
+    @property
     def class_names(self) -> tuple[ClassName, ...] | None:
         """The names of the K classes, in the order of the logits; None where they are not known."""
         ...
@@ -110,6 +118,21 @@ class BlackBox(Protocol):
         Tensor
             (B, K) float32. Where :attr:`graded` is true, they can be differentiated with respect to the
             inputs; the caller chooses ``inference_mode``.
+        """
+        ...
+
+    def probability(self, logits: Tensor) -> Tensor:
+        """Probabilities of the classes: the softmax of the logits, or the sigmoid of each of them.
+
+        Parameters
+        ----------
+        logits
+            (B, K), as :meth:`logits` gives them.
+
+        Returns
+        -------
+        Tensor
+            (B, K) in [0, 1]. They can be differentiated with respect to the logits.
         """
         ...
 

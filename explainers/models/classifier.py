@@ -16,7 +16,8 @@ from explainers.models.cutting import Cut, cut
 from explainers.models.frozen import Frozen
 from explainers.models.layout import Layout, Units, layout_of
 from explainers.models.modality import MODALITIES, ModalityName
-from explainers.models.model_spec import Output, Part
+from explainers.models.model_spec import Activation, Output, Part
+from explainers.models.outputs import Outputs
 from explainers.numerics.masking import gaussian_blur
 
 __all__ = ["Classifier", "Units"]
@@ -35,7 +36,7 @@ class Classifier(Frozen):
     Parameters
     ----------
     network
-        Any module that takes (B, 3, H, W) and returns logits (B, C).
+        Any module that takes (B, 3, H, W) and returns logits (B, C), or a single logit per image.
     layer
         Name of the target module, as in ``network.named_modules()``. The module's output is explained, or its
         input where the name ends in ``:input``. If a module is called several times, the last call counts. An
@@ -48,8 +49,9 @@ class Classifier(Frozen):
         Per channel, for pixels in [0, 1]; the network sees (inputs - mean) / std.
     device
         The device that the network is moved to.
-    output
-        What the network returns. Probabilities are read as their logarithms, whose softmax they are.
+    output, activation
+        What the network returns, and how logits become probabilities: see
+        :class:`explainers.models.outputs.Outputs`.
     returns
         Which part of what the network returns is meant, by name or index, where it returns several: see
         :mod:`explainers.models.returned`.
@@ -76,8 +78,9 @@ class Classifier(Frozen):
         device: str | torch.device = "cpu",
         output: Output | None = None,
         returns: Part | None = None,
+        activation: Activation | None = None,
     ) -> None:
-        super().__init__(network, device, output, returns)
+        super().__init__(network, device, Outputs(output, activation), returns)
         self.input_size = input_size
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)

@@ -22,7 +22,8 @@ from explainers.models.compute import (
     wants_full_precision,
 )
 from explainers.models.modality import ModalityName
-from explainers.models.model_spec import Output, Part
+from explainers.models.model_spec import Part
+from explainers.models.outputs import Outputs
 from explainers.models.reasons import first_line
 from explainers.models.returned import PartError, chosen_part, part_of, unwrapping
 from explainers.numerics.fingerprint import sha256_of
@@ -39,8 +40,8 @@ class Frozen:
         How the network's forward passes are computed; see :meth:`use`.
     class_names
         The names of the classes, one per logit; None where they are not known.
-    output
-        What the network returns; None if nobody said so, and then it has to be logits.
+    outputs
+        What the network's outputs mean.
     probed
         Two seeded inputs on which the network was tried: (2, C, \\*sites).
 
@@ -57,7 +58,7 @@ class Frozen:
         self,
         network: nn.Module,
         device: str | torch.device,
-        output: Output | None = None,
+        outputs: Outputs | None = None,
         returns: Part | None = None,
     ) -> None:
         if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
@@ -67,7 +68,7 @@ class Frozen:
             )
         if any(tensor.is_meta for tensor in network.state_dict().values() if isinstance(tensor, Tensor)):
             raise ValueError("model.source: the network is on the meta device, which has no values")
-        self.output = output
+        self.outputs = outputs or Outputs()
         self._wanted = returns
         self._part: Part | None = None
         self.network = network.to(device)
@@ -101,6 +102,25 @@ class Frozen:
     def logits(self, inputs: Tensor) -> Tensor:
         """(B, K) logits of B inputs; every classifier defines it."""
         raise NotImplementedError
+
+    def returned(self, inputs: Tensor) -> Tensor:
+        """(B, K) what the network returns for B inputs, taken as it is; a single output p becomes (0, p)."""
+        outputs, self.outputs = self.outputs, Outputs()
+        try:
+            return self.logits(inputs)
+        finally:
+            self.outputs = outputs
+
+    @property
+    def exclusive(self) -> bool:
+        return self.outputs.exclusive
+
+    def probability(self, logits: Tensor) -> Tensor:
+        return self.outputs.probability(logits)
+
+    def log_probability(self, logits: Tensor) -> Tensor:
+        """(B, K) logarithms of :meth:`probability`, exact where a probability is close to 0."""
+        return self.outputs.log_probability(logits)
 
     def use(self, compute: Compute) -> None:
         """Compute forward passes as ``compute`` says, until :meth:`close`.
@@ -147,7 +167,8 @@ class Frozen:
             for handle in handles:
                 handle.remove()
         for module, output in outputs.items():
-            if output.shape[-1] == logits.shape[-1]:  # the logits may be a part or a mean of it
+            # The logits may be a part or a mean of it; a single output is one of two logits.
+            if output.shape[-1] in {logits.shape[-1], self.outputs.columns}:
                 # A new class for the same object: the parts of a network that was cut share it.
                 self._set(module, "__class__", Float32Linear)
 
@@ -163,12 +184,10 @@ class Frozen:
         return found.float() if found.dtype in {torch.bfloat16, torch.float16} else found
 
     def _as_logits(self, returned: Tensor) -> Tensor:
-        """Logits: what the network returns, or the logarithm of its probabilities, whose softmax they are."""
+        """Logits from what the network returned, see :class:`Outputs`."""
         if not isinstance(returned, Tensor):  # only in the first pass
             returned = self._unwrapped(returned)
-        if self.output != "probabilities":
-            return returned
-        return returned.clamp(min=torch.finfo(returned.dtype).tiny).log()
+        return self.outputs.logits(returned)
 
     def _unwrapped(self, returned: Any) -> Tensor:
         """The part of ``returned`` that is meant; the network returns this part alone from now on.
@@ -212,7 +231,7 @@ class Frozen:
         ------
         ValueError
             In one line that begins with ``key``: the network is in half precision, it does not run on
-            ``what``, or it does not return logits of two or more classes in float32 or float64.
+            ``what``, or it does not return logits in float32 or float64.
         """
         self.probed = inputs
         self._check_precision(key)
@@ -232,7 +251,7 @@ class Frozen:
         if logits.dtype not in {torch.float32, torch.float64}:
             raise ValueError(f"{key}: the network must return logits in float32, and returned {logits.dtype}")
         if logits.shape[1] < 2:
-            raise ValueError(f"{key}: the network has one output; a classifier has two or more")
+            raise ValueError(f"{key}: the network has no output; a classifier has one or more")
         return logits
 
     def _check_precision(self, key: str) -> None:

@@ -59,6 +59,29 @@ def from_pretrained(spec: ModelSpec, read: Callable[..., Any], **options: Any) -
         raise not_downloaded(spec, error, "folder") from error
 
 
+def check_problem(spec: ModelSpec, config: Any) -> None:
+    """Check that the job says how outputs are read where a model's configuration has no softmax in mind.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key: the model has a single output or several labels per input, and
+        the job does not say that these are logits of a sigmoid.
+    """
+    if spec.activation is not None:
+        return
+    if config.num_labels == 1:
+        raise ValueError(
+            f"model.activation: {spec.name} has one output, as a regression has; set activation = "
+            '"sigmoid" if it is the logit of a class'
+        )
+    if config.problem_type == "multi_label_classification":
+        raise ValueError(
+            f"model.activation: the configuration of {spec.name} says {config.problem_type}; set "
+            'activation = "sigmoid"'
+        )
+
+
 @contextmanager
 def _no_bar() -> Iterator[None]:
     from transformers.utils import logging

@@ -9,7 +9,12 @@ import torch
 from torch import nn
 
 from explainers.models.clip_sources import huggingface_clip
-from explainers.models.huggingface import check_repository, from_pretrained, pretrained_model
+from explainers.models.huggingface import (
+    check_problem,
+    check_repository,
+    from_pretrained,
+    pretrained_model,
+)
 from explainers.models.model_spec import ModelSpec, Preprocessing
 from explainers.models.transforms import UnreadableStepsError, of_processor
 
@@ -69,9 +74,10 @@ def huggingface_network(spec: ModelSpec, device: str | torch.device) -> nn.Modul
     from transformers import AutoModelForImageClassification
 
     network: nn.Module
+    if spec.weights == "none" and spec.num_classes is not None:
+        config.num_labels = spec.num_classes
+    check_problem(spec, config)
     if spec.weights == "none":
-        if spec.num_classes is not None:
-            config.num_labels = spec.num_classes
         network = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
     else:
         network = pretrained_model(spec, AutoModelForImageClassification)

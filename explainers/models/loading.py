@@ -182,7 +182,8 @@ def load(
     else:
         classifier = _of_images(spec, device, input_size)
     try:
-        if spec.num_classes not in (None, classifier.num_classes):
+        # A network that is built with one output has two classes.
+        if spec.num_classes not in (None, classifier.num_classes, classifier.outputs.columns):
             raise ValueError(
                 f"model.num_classes: the network has {classifier.num_classes} classes, not {spec.num_classes}"
             )
@@ -209,6 +210,7 @@ def _of_images(spec: ModelSpec, device: str | torch.device, input_size: tuple[in
         device=device,
         output=spec.output,
         returns=spec.returns,
+        activation=spec.activation,
     )
     labels = getattr(
         getattr(network, "config", None), "id2label", None
@@ -228,7 +230,9 @@ def _of_tensors(
         )
     if shape is None:
         raise ValueError("input_size: give the shape of the dataset's rows, (T,) or (C, T)")
-    return TensorClassifier(network_of(spec, device), shape, device, spec.output, spec.returns)
+    return TensorClassifier(
+        network_of(spec, device), shape, device, spec.output, spec.returns, spec.activation
+    )
 
 
 def preprocessing(spec: ModelSpec) -> Preprocessing:

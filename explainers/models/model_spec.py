@@ -19,6 +19,7 @@ _Length = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 _Mean = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 _Deviation = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]  # a smaller one gives no numbers
 Output = Literal["logits", "probabilities", "log_probabilities"]
+Activation = Literal["softmax", "sigmoid"]
 Part = str | int  # a part of what a network returns: a name, or an index
 
 
@@ -128,8 +129,16 @@ class ModelSpec(BaseModel):
     output: Output | None = Field(
         None,
         description="What the network returns, if it is not logits: probabilities (it ends in a softmax; "
-        "they are read as their logarithms) or log_probabilities (it ends in a log-softmax). Numbers "
-        "that all lie within 0 and 1, as after a sigmoid, are taken for logits only if this says logits.",
+        "they are read as their logarithms), or log_probabilities (it ends in a log-softmax). A sigmoid's "
+        "are read as the logits that it was given, for a single output and if `activation` says sigmoid. "
+        "Numbers that all lie within 0 and 1 are taken for logits only if this says logits.",
+    )
+    activation: Activation | None = Field(
+        None,
+        description="How logits become probabilities. softmax, the default: exactly one class is right, and "
+        "probabilities add up to 1. sigmoid: each class is right or not for itself (multi-label). A network "
+        "with a single output z has two classes with the logits (0, z), whose softmax is the sigmoid of z, "
+        "and needs no key.",
     )
 
     returns: Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=0, le=1000)] | None = Field(

@@ -88,6 +88,8 @@ class HeadConfig(BaseModel):
         Number of classes of the classifier.
     input_size
         (H, W) of the classifier's input, in pixels.
+    exclusive
+        Whether the classifier's classes exclude each other, so that the head was trained on their softmax.
     mean, std
         The classifier's normalisation, per channel, which is applied to the auxiliary network's input too.
     training
@@ -101,6 +103,7 @@ class HeadConfig(BaseModel):
     auxiliary_fingerprint: str
     classifier_fingerprint: str
     num_classes: int
+    exclusive: bool = True
     input_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]

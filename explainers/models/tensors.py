@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from explainers.models.black_box import check_fill
 from explainers.models.frozen import Frozen
 from explainers.models.modality import MODALITIES, ModalityName
-from explainers.models.model_spec import Output, Part
+from explainers.models.model_spec import Activation, Output, Part
+from explainers.models.outputs import Outputs
 
 _TENSORS = MODALITIES["tensor"]
 
@@ -25,14 +26,15 @@ class TensorClassifier(Frozen):
     Parameters
     ----------
     network
-        Any module that takes float32 inputs and returns logits (B, K), with K of two or more. It is called
-        with (B, C, T) where ``shape`` is (C, T), and with (B, T) where it is (T,).
+        Any module that takes float32 inputs and returns logits (B, K), or a single logit per input. It is
+        called with (B, C, T) where ``shape`` is (C, T), and with (B, T) where it is (T,).
     shape
         Shape of one row of the dataset: (C, T), or (T,).
     device
         The device that the network is moved to.
-    output
-        What the network returns. Probabilities are read as their logarithms, whose softmax they are.
+    output, activation
+        What the network returns, and how logits become probabilities: see
+        :class:`explainers.models.outputs.Outputs`.
     returns
         Which part of what the network returns is meant, by name or index, where it returns several: see
         :mod:`explainers.models.returned`.
@@ -56,10 +58,11 @@ class TensorClassifier(Frozen):
         device: str | torch.device = "cpu",
         output: Output | None = None,
         returns: Part | None = None,
+        activation: Activation | None = None,
     ) -> None:
         if len(shape) not in {1, 2} or 0 in shape:
             raise ValueError(f"dataset.path: rows must be (T,) or (C, T), and these are {shape}")
-        super().__init__(network, device, output, returns)
+        super().__init__(network, device, Outputs(output, activation), returns)
         self._flat = len(shape) == 1
         self.input_shape = (1, *shape) if self._flat else shape
         try:

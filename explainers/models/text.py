@@ -15,7 +15,8 @@ from explainers.models.black_box import check_fill
 from explainers.models.class_names import names_of_labels
 from explainers.models.frozen import Frozen
 from explainers.models.modality import MODALITIES, NO_TOKEN, ModalityName
-from explainers.models.model_spec import Output
+from explainers.models.model_spec import Activation, Output
+from explainers.models.outputs import Outputs
 from explainers.numerics.fingerprint import sha256_of
 
 _TEXTS = MODALITIES["text"]
@@ -35,15 +36,16 @@ class TextClassifier(Frozen):
     ----------
     network
         A Hugging Face model. Called with ``input_ids`` and ``attention_mask`` (B, n), it returns an object
-        whose ``logits`` are (B, K), with K of two or more.
+        whose ``logits`` are (B, K), or (B, 1): a single logit.
     tokenizer
         The network's tokenizer. It has to know which word each token belongs to, as "fast" tokenizers do.
     max_length
         T, in tokens, including special tokens.
     device
         The device that the network is moved to.
-    output
-        What the network returns. Probabilities are read as their logarithms, whose softmax they are.
+    output, activation
+        What the network returns, and how logits become probabilities: see
+        :class:`explainers.models.outputs.Outputs`.
 
     Raises
     ------
@@ -63,9 +65,10 @@ class TextClassifier(Frozen):
         max_length: int,
         device: str | torch.device = "cpu",
         output: Output | None = None,
+        activation: Activation | None = None,
     ) -> None:
         _check_tokenizer(tokenizer)
-        super().__init__(network, device, output)
+        super().__init__(network, device, Outputs(output, activation))
         self._logits = _Logits(self.network)
         self._tokenizer = tokenizer
         self._special = frozenset(tokenizer.all_special_ids)

@@ -7,7 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from explainers.models.huggingface import check_repository, from_pretrained, pretrained_model
+from explainers.models.huggingface import (
+    check_problem,
+    check_repository,
+    from_pretrained,
+    pretrained_model,
+)
 from explainers.models.model_spec import DEFAULT_MAX_LENGTH, ModelSpec
 from explainers.models.text import TextClassifier
 from explainers.numerics.randomness import global_generators
@@ -40,13 +45,15 @@ def load_text(spec: ModelSpec, device: str | torch.device) -> TextClassifier:
         raise ValueError(
             f"model.name: {spec.name} classifies no texts; its model type is {config.model_type!r}"
         )
+    check_problem(spec, config)
     tokenizer = from_pretrained(spec, AutoTokenizer.from_pretrained, trust_remote_code=False)
     if spec.weights == "none":
         with global_generators(0, torch.device("cpu")):  # seeded: every worker must draw the same weights
             network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     else:
         network = pretrained_model(spec, AutoModelForSequenceClassification)
-    return TextClassifier(network, tokenizer, _max_length(spec, network, tokenizer), device, spec.output)
+    length = _max_length(spec, network, tokenizer)
+    return TextClassifier(network, tokenizer, length, device, spec.output, spec.activation)
 
 
 def _max_length(spec: ModelSpec, network: Any, tokenizer: Any) -> int:

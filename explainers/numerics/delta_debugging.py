@@ -127,7 +127,9 @@ def search_together(searches: Sequence[Search], test: Callable[[Tensor, Tensor],
 
 @dataclass(frozen=True)
 class Sums:
-    """Logits that are sums over units: ``logits(b, S) = bias + sum over u in S of scale[b, u] * row[b, u]``.
+    """Logits that are sums over units.
+
+    ``logits(b, S) = bias[b] + sum over u in S of scale[b, u] * row[b, u]``.
 
     ``row[b, u]`` is ``rows[index[b, u]]``, so that images can share rows. There are B images, U units, C
     classes and R rows.
@@ -135,7 +137,7 @@ class Sums:
     Attributes
     ----------
     bias
-        (C,) logits of the empty set.
+        (B, C) logits of the empty set.
     scale
         (B, U) float, the factor of each unit's row.
     rows
@@ -168,7 +170,23 @@ class Sums:
         """
         scale = self.scale[images[:, None], units] * present
         index = self.index[images[:, None], units]
-        return self.bias + F.embedding_bag(index, self.rows, mode="sum", per_sample_weights=scale)
+        return self.bias[images] + F.embedding_bag(index, self.rows, mode="sum", per_sample_weights=scale)
+
+    def against_zero(self, targets: Tensor) -> Sums:
+        """Two classes per image: a logit of zero (class 0), and that of its target (class 1).
+
+        Parameters
+        ----------
+        targets
+            (B,) int64.
+        """
+        own = self.rows[self.index, targets[:, None]] * self.scale
+        return Sums(
+            F.pad(self.bias.gather(1, targets[:, None]), (1, 0)),
+            own,
+            F.pad(own.new_ones(1, 1), (1, 0)),
+            torch.zeros_like(self.index),
+        )
 
     def margins(self, targets: Tensor, logits: Tensor) -> Tensor:
         """Contribution of each unit to the margin between the target's logit and its strongest rival's.

@@ -51,14 +51,15 @@ class AdditiveHead:
             Passes through the head per step, where contributions are read from it.
         """
         B, U = len(activations), classifier.units.count
+        bias = self.bias.expand(B, -1)
         every = torch.arange(B * U, device=activations.device)
         if self.per_mean is not None and classifier.units.kind == "channels":
             means = classifier.spatial(activations).mean((2, 3))
-            return Sums(self.bias, means, self.per_mean, every[:U].expand(B, U))
+            return Sums(bias, means, self.per_mean, every[:U].expand(B, U))
         if self.per_mean is not None:
             shares = classifier.spatial(activations).flatten(2).mT / U
             contributions = (shares @ self.per_mean).flatten(0, 1)
-            return Sums(self.bias, contributions.new_ones(B, U), contributions, every.view(B, U))
+            return Sums(bias, contributions.new_ones(B, U), contributions, every.view(B, U))
 
         def alone(rows: slice) -> Tensor:
             images, units = every[rows] // U, every[rows] % U
@@ -66,7 +67,7 @@ class AdditiveHead:
             return classifier.head(masked) - self.bias
 
         contributions = in_chunks(alone, B * U, forwards)
-        return Sums(self.bias, contributions.new_ones(B, U), contributions, every.view(B, U))
+        return Sums(bias, contributions.new_ones(B, U), contributions, every.view(B, U))
 
 
 _known: WeakKeyDictionary[Classifier, AdditiveHead | None] = WeakKeyDictionary()

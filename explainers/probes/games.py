@@ -80,7 +80,7 @@ class Game(Protocol):
         Returns
         -------
         Tensor
-            (M, 2): the reward of the target, and 1 where the target is the prediction, else 0.
+            (M, 2): the reward of the target, and 1 where the target is predicted, else 0.
         """
         ...
 
@@ -199,7 +199,7 @@ class DroppedTokens:
                 present[rows].float().unflatten(1, (1, *self.grid)), self.classifier.patch_grid
             )
             tokens = self.classifier.kept_tokens(self.embedded[images[rows]], keep.flatten(1).bool())
-            return self.score(self.encode(tokens), self.targets[images[rows]])
+            return self.score(self.classifier, self.encode(tokens), self.targets[images[rows]])
 
         passes = images.bincount(minlength=len(self.targets))
         self.passes += passes

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from explainers.base import Batch
 from explainers.models.classifier import Classifier
-from explainers.probes.masked_forward import target_logit
+from explainers.probes.masked_forward import of_target
 
 
 # Autograd refuses tensors that were made in inference mode, so copies are made outside of it.
@@ -82,4 +82,4 @@ def target_logits(classifier: Classifier, batch: Batch, rows: slice, activations
 
     Rows do not influence each other, so the gradient of the sum holds the gradient of every row by itself.
     """
-    return target_logit(classifier.head(activations), batch.targets[rows].clone()).sum()
+    return of_target(classifier.head(activations), batch.targets[rows].clone()).sum()

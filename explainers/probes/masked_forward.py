@@ -16,37 +16,56 @@ from explainers.models.black_box import BlackBox
 from explainers.numerics.batching import in_chunks
 from explainers.registry import import_address
 
-Score = Callable[[Tensor, Tensor], Tensor]
+# From a classifier, logits (n, K) and targets (n,) int64 to numbers (n, ...).
+Score = Callable[[BlackBox, Tensor, Tensor], Tensor]
 
 
-def target_logit(logits: Tensor, targets: Tensor) -> Tensor:
-    """(n,) logit of each row's target, from logits (n, K) and targets (n,) int64."""
-    return logits.gather(1, targets[:, None])[:, 0]
+def of_target(values: Tensor, targets: Tensor) -> Tensor:
+    """(n,) value of each row's target, from values (n, K) and targets (n,) int64."""
+    return values.gather(1, targets[:, None])[:, 0]
 
 
-def target_probability(logits: Tensor, targets: Tensor) -> Tensor:
-    """(n,) softmax probability of each row's target, in [0, 1]."""
-    return target_logit(logits.softmax(1), targets)
+def target_logit(classifier: BlackBox, logits: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG001
+    """(n,) logit of each row's target."""
+    return of_target(logits, targets)
 
 
-def target_log_odds(logits: Tensor, targets: Tensor) -> Tensor:
-    """(n,) log(p / (1 - p)) of each row's target: its logit minus the logsumexp of the others."""
+def target_probability(classifier: BlackBox, logits: Tensor, targets: Tensor) -> Tensor:
+    """(n,) probability of each row's target, in [0, 1]."""
+    return of_target(classifier.probability(logits), targets)
+
+
+def target_log_odds(classifier: BlackBox, logits: Tensor, targets: Tensor) -> Tensor:
+    """(n,) log(p / (1 - p)) of each row's target.
+
+    It is the target's logit minus the logsumexp of the others, or the logit itself where classes do not
+    exclude each other.
+    """
     # From the logits, since 1 - p would be rounded to zero where p is close to one.
-    others = logits.scatter(1, targets[:, None], -torch.inf)
-    return target_logit(logits, targets) - others.logsumexp(1)
+    own = of_target(logits, targets)
+    return own - logits.scatter(1, targets[:, None], -torch.inf).logsumexp(1) if classifier.exclusive else own
 
 
-def target_sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
-    """(n,) sigmoid of each row's target logit: its probability where classes do not exclude each other."""
-    return target_logit(logits, targets).sigmoid()
+def target_sigmoid(classifier: BlackBox, logits: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG001
+    """(n,) sigmoid of each row's target logit, whatever the classifier's probability is."""
+    return of_target(logits, targets).sigmoid()
+
+
+def predicted(classifier: BlackBox, logits: Tensor, targets: Tensor) -> Tensor:
+    """(n,) bool: whether each row's target is predicted.
+
+    It is predicted if it has the highest logit. Where classes do not exclude each other, it is predicted if
+    its own probability is more than 0.5, whatever that of the other classes is.
+    """
+    return logits.argmax(1) == targets if classifier.exclusive else of_target(logits, targets) > 0
 
 
 def with_prediction(score: Score) -> Score:
-    """Extend a score (n,) to (n, 2): the second number is 1 where the target is the prediction, else 0."""
+    """Extend a score (n,) to (n, 2): the second number is 1 where the target is predicted, else 0."""
 
-    def both(logits: Tensor, targets: Tensor) -> Tensor:
-        scores = score(logits, targets)
-        return torch.stack([scores, (logits.argmax(1) == targets).to(scores.dtype)], 1)
+    def both(classifier: BlackBox, logits: Tensor, targets: Tensor) -> Tensor:
+        scores = score(classifier, logits, targets)
+        return torch.stack([scores, predicted(classifier, logits, targets).to(scores.dtype)], 1)
 
     return both
 
@@ -59,12 +78,13 @@ SCALARS: dict[str, Score] = {
 
 
 def scalar(name: str) -> Score:
-    """The function from (n, K) logits and (n,) targets to (n,) numbers that has this name or address.
+    """The score (n,) that has this name or address.
 
     Parameters
     ----------
     name
-        A key of :data:`SCALARS`, or an address ``package.module:function``.
+        A key of :data:`SCALARS`, or an address ``package.module:function`` of a function from (n, K) logits
+        and (n,) targets to (n,) numbers.
 
     Raises
     ------
@@ -75,8 +95,10 @@ def scalar(name: str) -> Score:
         raise ValueError(
             f"scalar: there is no {name!r}; choose {', '.join(SCALARS)} or package.module:function"
         )
-    found: Score = SCALARS[name] if name in SCALARS else import_address(name, "scalar")
-    return found
+    if name in SCALARS:
+        return SCALARS[name]
+    function = import_address(name, "scalar")
+    return lambda _, logits, targets: function(logits, targets)
 
 
 class MaskedForward:
@@ -91,7 +113,7 @@ class MaskedForward:
     forwards
         Forward passes per step; fewer when memory runs out, which changes no score.
     score
-        From (n, C) logits and (n,) targets to (n, ...) numbers.
+        From the classifier, (n, K) logits and (n,) targets to (n, ...) numbers.
 
     Attributes
     ----------
@@ -133,7 +155,7 @@ class MaskedForward:
         def evaluate(rows: slice) -> Tensor:
             numbers = torch.arange(rows.start, rows.stop, device=images.device)
             logits = self.classifier.logits(compose(numbers))
-            return self.score(logits, self.targets[images[rows]])
+            return self.score(self.classifier, logits, self.targets[images[rows]])
 
         found = in_chunks(evaluate, len(images), self.forwards)
         self.passes += images.bincount(minlength=len(self.targets)).int()

@@ -89,7 +89,7 @@ class MetricBatch:
     seeds
         (B,) int64, the only source of randomness, for instance to break ties.
     confidence
-        (B,) float32, softmax probability of the target on the whole input.
+        (B,) float32, probability of the target on the whole input.
     boxes
         One (K, 4) float tensor per image: xmin, ymin, xmax, ymax in input pixels (continuous edges); K may
         be 0.

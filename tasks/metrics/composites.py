@@ -21,7 +21,7 @@ def target_probabilities(
     compose: Callable[[Tensor, Tensor], Tensor],
     same: Tensor | None = None,
 ) -> Tensor:
-    """Compute the softmax probability of each input's target on each of its variants.
+    """Compute the probability of each input's target on each of its variants.
 
     Parameters
     ----------
@@ -42,5 +42,5 @@ def target_probabilities(
     return masked.variants(variants, compose, same)
 
 
-# (n, 2): the target's probability, and 1 where it is the prediction, else 0.
+# (n, 2): the target's probability, and 1 where the target is predicted, else 0.
 probability_and_prediction = with_prediction(target_probability)

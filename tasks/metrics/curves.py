@@ -44,7 +44,7 @@ class CurveParameters(Parameters):
     fill: Fill | None = Field(default=None, description="what hides sites")
     output: Literal["probability", "logit"] = Field(
         default="probability",
-        description="what is read for the explained class: its softmax probability, or its logit, which has "
+        description="what is read for the explained class: its probability, or its logit, which has "
         "no bounds",
     )
 
@@ -61,7 +61,7 @@ class Curve:
     image_fill
         The default fill for images.
     score
-        A function from (n, K) logits and (n,) targets to (n, ...) numbers.
+        A function from the classifier, (n, K) logits and (n,) targets to (n, ...) numbers.
 
     Raises
     ------
@@ -148,7 +148,7 @@ class Curve:
         """Score the fill alone, (B, ...); a fill that is the same for all inputs takes a single pass."""
         if len(fill) == 1:
             logits = self.classifier.logits(fill.expand_as(batch.inputs[:1]))
-            return self.score(logits.expand(len(batch.targets), -1), batch.targets)
+            return self.score(self.classifier, logits.expand(len(batch.targets), -1), batch.targets)
         return masked.variants(1, lambda image, _: fill[image].expand_as(batch.inputs[image]))[:, 0]
 
     def _fill(self, inputs: Tensor) -> Tensor:

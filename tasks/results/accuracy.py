@@ -1,4 +1,4 @@
-"""The model's top-1 accuracy on the labels of a run, and whether it is better than chance."""
+"""How often the model's prediction is a label of the run, and whether that is better than chance."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ class Accuracy(BaseModel):
     labelled
         Images with a prediction and a label that is a class of the model.
     correct
-        Those of them whose prediction is the label.
+        Those of them whose prediction, the most probable class, is the label.
     classes
         Number of the model's classes.
     labels
         How the labels became the model's numbers, in words.
+    exclusive
+        Whether classes exclude each other. Otherwise an image may have several labels, so that the numbers
+        are no accuracy: they say whether the most probable class is one of the labels.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -34,6 +37,7 @@ class Accuracy(BaseModel):
     correct: int = Field(ge=0)
     classes: int = Field(ge=2)
     labels: str
+    exclusive: bool = True
 
     @property
     def value(self) -> float | None:
@@ -47,9 +51,10 @@ class Accuracy(BaseModel):
         Two one-sided binomial tests have to say so. Guessing reaches as many correct predictions in more than
         5 % of all cases. And a fair model, whose accuracy lies halfway between guessing and perfection, has
         so few in less than 10 % of all cases: a few images alone prove nothing. With 1,000 classes, 3 images
-        without a correct prediction are no reason to warn, and 4 are.
+        without a correct prediction are no reason to warn, and 4 are. It is not known where an image may have
+        several labels.
         """
-        if not self.labelled:
+        if not self.labelled or not self.exclusive:
             return False
         from scipy.stats import binom  # imported late, since `floodlit status` imports this module
 
@@ -62,6 +67,11 @@ class Accuracy(BaseModel):
         """The accuracy in one line, which says what to check if it is no better than chance."""
         if self.value is None:
             return f"accuracy is not known; labels: {self.labels}"
+        if not self.exclusive:
+            return (
+                f"the most probable class is a label of {self.correct:,} of {self.labelled:,} images "
+                f"({self.value:.3f}); labels: {self.labels}"
+            )
         found = f"accuracy {self.value:.3f} ({self.correct:,} of {self.labelled:,} labels)"
         if not self.is_chance:
             return f"{found}; labels: {self.labels}"
@@ -78,8 +88,15 @@ def write_accuracy(run: Run) -> Accuracy | None:
     if not run.manifest.labels or classes is None:
         return None
     labelled, correct = read_hits(run.root, run.shards)
-    found = Accuracy(labelled=labelled, correct=correct, classes=classes, labels=run.manifest.labels)
-    more = {"accuracy": found.value, "no_better_than_chance": found.is_chance}
+    found = Accuracy(
+        labelled=labelled,
+        correct=correct,
+        classes=classes,
+        labels=run.manifest.labels,
+        exclusive=run.manifest.exclusive,
+    )
+    share = "accuracy" if found.exclusive else "most_probable_is_a_label"
+    more = {share: found.value, "no_better_than_chance": found.is_chance}
     write_json(run.accuracy, found.model_dump() | more)
     return found
 

@@ -337,6 +337,7 @@ def config_of(setup: TrainingSetup, classifier: Classifier, auxiliary: Auxiliary
         auxiliary_fingerprint=auxiliary.fingerprint,
         classifier_fingerprint=classifier.fingerprint,
         num_classes=classifier.num_classes,
+        exclusive=classifier.exclusive,
         input_size=classifier.input_size,
         training={"steps": setup.settings.steps, "hash": setup.folder.hash},
     )

@@ -53,13 +53,13 @@ class Losses:
     mask_area: Tensor
 
 
-def losses(logits: Tensor, targets: Tensor, maps: Tensor, weights: LossWeights) -> Losses:
+def losses(log_probability: Tensor, targets: Tensor, maps: Tensor, weights: LossWeights) -> Losses:
     """The loss of one batch (arXiv 2501.17813, and the settings of its release).
 
     Parameters
     ----------
-    logits
-        (B, K) logits of the classifier for the masked images.
+    log_probability
+        (B, K) logarithms of the classifier's probabilities for the masked images.
     targets
         (B,) the classes that it predicts for the whole images.
     maps
@@ -68,7 +68,7 @@ def losses(logits: Tensor, targets: Tensor, maps: Tensor, weights: LossWeights) 
     weights
         Weights and parameters of the parts.
     """
-    ce = F.cross_entropy(logits.float(), targets)
+    ce = F.nll_loss(log_probability, targets)
     area = maps.mean() if weights.power == 1 else ((maps + _OFFSET) ** weights.power).mean()
     tv = total_variation(maps, weights.border)
     total = weights.ce * ce + weights.area * area + weights.tv * tv

@@ -171,7 +171,8 @@ class Training:
             own = maps.diagonal().movedim(-1, 0)[:, None]  # (B, 1, h, w)
             masks = F.interpolate(own, classifier.input_size, mode="bilinear", align_corners=False)
             logits = classifier.logits(pixels * masks)  # masked before normalisation, so hidden means black
-        return losses(logits, targets, maps, self.settings.preset.weights)
+        log_probability = classifier.log_probability(logits.float())
+        return losses(log_probability, targets, maps, self.settings.preset.weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on, except for the data."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from explainers.models.classifier import Classifier
 from explainers.models.ptame_head import Head, maps_of
+from explainers.probes.masked_forward import target_probability
 from tasks.metrics.average_drop import AverageDrop, AverageDropParameters
 from tasks.metrics.base import MetricBatch
 from tasks.metrics.preparation import prepare
@@ -71,7 +72,9 @@ def _explained(
 ) -> tuple[MetricBatch, Tensor]:
     """The batch for the metric and the prepared maps (B, H, W) of the head, for pixels (B, 3, H, W)."""
     inputs = classifier.inputs_of(pixels.to(classifier.device))
-    confidence, targets = classifier.logits(inputs).softmax(1).max(1)
+    logits = classifier.logits(inputs)
+    targets = logits.argmax(1)
+    confidence = target_probability(classifier, logits, targets)
     maps = maps_of(head, training.auxiliary, classifier, inputs, targets)
     batch = MetricBatch(inputs, targets, torch.arange(len(inputs), device=inputs.device), confidence, [])
     return batch, prepare(maps, classifier.input_size)[0]

@@ -101,7 +101,9 @@ def test_kernel_shap_equals_captums_with_the_images_seed() -> None:
         for image in range(2):
             targets = batch.targets[image : image + 1]
             direct = KernelShap(
-                lambda inputs, t=targets: target_probability(classifier.logits(inputs), t.expand(len(inputs)))
+                lambda inputs, t=targets: target_probability(
+                    classifier, classifier.logits(inputs), t.expand(len(inputs))
+                )
             )
             torch.manual_seed(int(batch.seeds[image]))
             expected = direct.attribute(
@@ -189,7 +191,7 @@ def test_kernel_shap_approaches_the_shapley_values_of_a_network_whose_cells_inte
         shown = sets.view(16, 1, 2, 2).repeat_interleave(16, 2).repeat_interleave(16, 3)
         with torch.no_grad():
             logits = classifier.logits(batch.inputs * shown)
-        value = target_probability(logits, batch.targets.expand(16))
+        value = target_probability(classifier, logits, batch.targets.expand(16))
         shapley = torch.zeros(4)
         for order in torch.tensor(list(permutations(range(4)))).tolist():
             present = 0

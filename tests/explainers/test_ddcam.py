@@ -38,7 +38,8 @@ def preserved(classifier: Classifier, activations: Tensor, target: int) -> dict[
     sets = [frozenset(s) for size in range(U + 1) for s in itertools.combinations(range(U), size)]
     keep = torch.tensor([[unit in s for unit in range(U)] for s in sets])
     logits = classifier.head(classifier.mask_units(activations.expand(len(sets), *activations.shape), keep))
-    return dict(zip(sets, (logits.argmax(1) == target).tolist(), strict=True))
+    stays = logits.argmax(1) == target if classifier.exclusive else logits[:, target] > 0
+    return dict(zip(sets, stays.tolist(), strict=True))
 
 
 def one_minimal(answers: dict[frozenset[int], bool], found: frozenset[int]) -> bool:
@@ -81,6 +82,41 @@ def test_sets_are_one_minimal_by_brute_force_where_units_interact(
     means = torch.rand(4, units, generator=torch.Generator().manual_seed(seed)) * 3
     with toys.mlp(units, classes, seed) as classifier:
         check_against_brute_force(classifier, toys.batch_of(classifier, toys.constant_maps(means)))
+
+
+@given(seed=seeds, units=st.integers(1, 7), adds=st.booleans(), biased=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_sets_keep_the_decision_on_the_target_alone_where_classes_do_not_exclude_each_other(
+    seed: int, units: int, adds: bool, biased: bool
+) -> None:
+    """Each input is explained for a class of its own, which may be neither the first nor decided for."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.rand(4, units, generator=generator)
+    weight, bias = torch.randn(units, 3, generator=generator), torch.randn(3, generator=generator) * biased
+    made = toys.linear(weight, bias, "sigmoid") if adds else toys.mlp(units, 3, seed, "sigmoid")
+    with made as classifier:
+        assert (additive_head(classifier) is not None) or not adds
+        black = torch.zeros(4, 3, 8, 8)
+        targets = torch.tensor([0, 1, 2, 0])
+        batch = Batch(black, targets, torch.arange(4), toys.constant_maps(means), 64)
+        explanation = explain(classifier, batch)
+        decided = classifier.head(batch.activations).gather(1, targets[:, None])[:, 0] > 0
+        assert [status == Status.FAILED for status in explanation.statuses] == (~decided).tolist()
+        assert torch.equal(explanation.details["certificate"], decided)
+        for image in decided.nonzero()[:, 0].tolist():
+            answers = preserved(classifier, batch.activations[image], int(targets[image]))
+            assert one_minimal(answers, sets_of(explanation)[image])
+
+
+def test_a_class_without_bias_needs_a_unit_where_classes_do_not_exclude_each_other() -> None:
+    """Without any unit its probability is 0.5, which is no decision; that of the other class is 0.99."""
+    weight = torch.tensor([[1.0, 0.0], [0.1, 0.0]])
+    with toys.linear(weight, torch.tensor([0.0, 5.0]), "sigmoid") as classifier:
+        activations = toys.constant_maps(torch.tensor([[0.4, 0.8]]))
+        batch = Batch(torch.zeros(1, 3, 8, 8), torch.tensor([0]), torch.tensor([1]), activations)
+        explanation = explain(classifier, batch)
+    assert sets_of(explanation) == [frozenset([0])]
+    torch.testing.assert_close(explanation.maps, torch.full((1, 2, 2), 0.4 * 0.4))
 
 
 @pytest.mark.parametrize("name", ["conv_gap", "conv_mlp"])

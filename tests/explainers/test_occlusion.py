@@ -22,7 +22,9 @@ def test_maps_equal_captums(kind: str, window: int, stride: int) -> None:
         batch = toys.batch(classifier, 2)
         found = Occlusion(classifier, Occlusion.Parameters(window=window, stride=stride)).explain(batch)
         w, s = scaled(window, 32), scaled(stride, 32)
-        captum = CaptumOcclusion(lambda inputs: target_probability(classifier.logits(inputs), batch.targets))
+        captum = CaptumOcclusion(
+            lambda inputs: target_probability(classifier, classifier.logits(inputs), batch.targets)
+        )
         expected = captum.attribute(
             batch.inputs,
             (3, w, w),

@@ -208,7 +208,7 @@ def test_the_loss_is_the_one_by_hand(power: float, border: float) -> None:
     generator = torch.Generator().manual_seed(0)
     logits, maps = torch.randn(3, 4, generator=generator), torch.rand(3, 3, 5, 6, generator=generator)
     weights = LossWeights(1.5, 2.0, 0.7, power, border)
-    found = losses(logits, torch.tensor([2, 0, 2]), maps, weights)
+    found = losses(logits.log_softmax(1), torch.tensor([2, 0, 2]), maps, weights)
     assert float(found.total) == pytest.approx(slow_loss(logits, [2, 0, 2], maps, weights), rel=1e-5)
     assert float(found.mask_area) == pytest.approx(float(torch.stack([maps[i, i] for i in range(3)]).mean()))
 
@@ -245,6 +245,7 @@ def test_a_head_comes_back_from_its_file_with_its_auxiliary_weights(tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"exclusive": False}, "trained for another classifier, whose probabilities are sigmoids, here a"),
         ({"num_classes": 7}, "trained for another classifier, whose classes are 7, here 5"),
         ({"input_size": (64, 64)}, "trained for another classifier, whose pixels are 64x64, here 32x32"),
         ({"mean": (0.5, 0.5, 0.5)}, r"whose mean and std are \[\(0.5, 0.5, 0.5\), .*, here \[\(0.0"),

@@ -8,11 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainers.models.probes_at_load.origins import LINEAR, SQUASHED, origins_of
-
 TOLERANCE = 1e-4  # of the largest logit: rounding of batches of other sizes stays below it
 _MASKED = 100.0  # times the leading logits: more is no logit but a mask
-_SUM = 1e-3  # how far probabilities may be from adding up to 1
 
 
 class RefusedError(ValueError):
@@ -129,41 +126,3 @@ def batch(asked: Asked) -> str:
 def in_words(share: float) -> str:
     """A share of the largest logit in words."""
     return f"largest difference {share:.1e} of the largest logit"
-
-
-def output(asked: Asked) -> str:
-    """Refuse probabilities where logits are expected, and logits where the job says probabilities."""
-    logits, said = asked.logits[asked.good], asked.classifier.output
-    if said not in (None, "logits"):
-        total = logits.exp().sum(1)
-        if not _are_one(total):
-            raise RefusedError(
-                f'model.output: "{said}" must add up to 1 over the classes, and they add up to '
-                f"{float(total[(total - 1).abs().argmax()]):.4g}; return the logits, from before any softmax "
-                "or sigmoid, and leave the key out"
-            )
-        return f"{said} that add up to 1"
-    if bool((logits >= 0).all()) and _are_one(logits.sum(1)):
-        raise RefusedError(_softmax_line("probabilities", "rows are at least 0 and add up to 1"))
-    if bool((logits <= 0).all()) and _are_one(logits.exp().sum(1)):
-        raise RefusedError(_softmax_line("log_probabilities", "the exponentials of its rows add up to 1"))
-    made = origins_of(lambda: asked.classifier.logits(asked.inputs[:2]))
-    bounded = bool(((logits >= 0) & (logits <= 1)).all()) and not made <= LINEAR
-    if said is None and made and (made <= SQUASHED or bounded):
-        why = "all it returns lies within 0 and 1, as after a sigmoid" if bounded else "these are no logits"
-        raise RefusedError(
-            f"model.output: the network ends in {' and '.join(sorted(made))} and {why}; return the logits, "
-            'from before it, or set output = "logits" if these are the logits'
-        )
-    return f"logits from {float(logits.min()):.4g} to {float(logits.max()):.4g}"
-
-
-def _are_one(totals: Tensor) -> bool:
-    return bool(((totals - 1).abs() <= _SUM).all())
-
-
-def _softmax_line(found: str, why: str) -> str:
-    return (
-        f"model.output: the network returns {found.replace('_', ' ')}, not logits ({why}); set output = "
-        f'"{found}", or return the logits from before the softmax'
-    )

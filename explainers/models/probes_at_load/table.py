@@ -9,7 +9,7 @@ import torch
 
 from explainers.models.compute import full_precision, tf32
 from explainers.models.frozen import Frozen
-from explainers.models.probes_at_load import layer, rows
+from explainers.models.probes_at_load import layer, output, rows
 from explainers.models.probes_at_load.rows import Asked, RefusedError
 from explainers.models.reasons import first_line
 
@@ -52,9 +52,9 @@ PROBES = {
         rows.batch,
     ),
     "output": Probe(
-        "Does the network return what `model.output` says?",
+        "Does the network return what `model.output` and `model.activation` say?",
         "softmax, log-softmax or sigmoid at the end where logits are expected, and the reverse",
-        rows.output,
+        output.output,
     ),
     "head": Probe(
         "Does the head, run on the activations of the target layer, give the network's own logits?",

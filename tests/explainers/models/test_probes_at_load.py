@@ -213,6 +213,66 @@ def test_with_the_key_what_does_not_add_up_to_one_is_refused(output):
             images(Net(last=Call(last)), output=output)
 
 
+SIGMOIDS = {"probabilities": torch.sigmoid, "log_probabilities": nn.functional.logsigmoid}
+
+
+@pytest.mark.parametrize("output", SIGMOIDS)
+def test_with_the_keys_a_sigmoid_is_the_networks_own_and_the_head_agrees(output):
+    plain, ending = Net(), Net(last=Call(SIGMOIDS[output]))
+    keys = {"layer": "features", "input_size": (32, 32), "output": output, "activation": "sigmoid"}
+    with Classifier(ending, **keys) as classifier:
+        assert probe(classifier)["output"] == f"{output} between 0 and 1"
+        inputs = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+        expected = plain(inputs).sigmoid()
+        torch.testing.assert_close(classifier.probability(classifier.logits(inputs)), expected)
+        logits = classifier.head(classifier.activations(inputs))
+        torch.testing.assert_close(classifier.probability(logits), expected)
+
+
+@pytest.mark.parametrize("output", SIGMOIDS)
+def test_a_single_output_that_is_a_probability_says_which_key_it_needs(output):
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 1))
+    network = Net(head=head, last=Call(SIGMOIDS[output]))
+    network.head[2].weight.data /= 8
+    with pytest.raises(ValueError, match=r"^model\.output: ") as refused:
+        images(network)
+    assert f'set output = "{output}" if it ends in a sigmoid' in str(refused.value)
+    assert images(network, output=output)["output"] == f"{output} between 0 and 1"
+    assert images(Net(head=head))["output"].startswith("logits from")
+
+
+def test_a_sigmoid_of_several_classes_says_which_keys_it_needs():
+    for output, last in SIGMOIDS.items():
+        with pytest.raises(
+            ValueError, match=f'set output = "{output}" and activation = "sigmoid" if it ends'
+        ):
+            images(Net(last=Call(last)))
+
+
+@pytest.mark.parametrize(
+    ("output", "last", "reason"),
+    [
+        (
+            "probabilities",
+            lambda x: x,
+            r'model.output: "probabilities" must belong to probabilities in \[0, 1',
+        ),
+        ("log_probabilities", lambda x: x, r'model.output: "log_probabilities" must belong to'),
+        ("probabilities", lambda x: x.softmax(1), r'model.activation: "sigmoid" is for classes that do not'),
+        ("log_probabilities", lambda x: x.log_softmax(1), r'model.activation: "sigmoid" is for'),
+        (None, lambda x: x.softmax(1), "model.output: the network returns probabilities, not logits"),
+        (None, torch.sigmoid, "model.output: the network ends in sigmoid and all it returns lies within"),
+    ],
+)
+def test_what_no_sigmoid_gave_is_refused_where_the_job_says_sigmoid(output, last, reason):
+    with pytest.raises(ValueError, match=f"^{reason}"):
+        images(Net(last=Call(last)), output=output, activation="sigmoid")
+
+
+def test_logits_of_several_classes_pass_where_the_job_says_sigmoid():
+    assert images(Net(), activation="sigmoid")["output"].startswith("logits from")
+
+
 def test_logits_within_0_and_1_pass_if_a_linear_layer_gives_them_or_the_key_says_so():
     small = Net()
     small.head[2].weight.data *= 1e-4

@@ -105,7 +105,7 @@ def test_weights_come_from_a_file_and_decide_the_fingerprint(networks, tmp_path)
             (2, 5),
             r"model.source: the network must return logits \(B, K\), and returned \(2, 2, 3\)",
         ),
-        ({"name": "1"}, (2, 9), "model.source: the network has one output; a classifier has two or more"),
+        ({"name": "0"}, (2, 9), "model.source: the network has no output; a classifier has one or more"),
         ({"num_classes": 4}, (2, 9), "model.num_classes: the network has 3 classes, not 4"),
         ({"weights": "gone.pt"}, (2, 9), "model.weights: there is no file gone.pt"),
         ({}, (2, 9, 9), r"dataset.path: rows must be \(T,\) or \(C, T\), and these are \(2, 9, 9\)"),

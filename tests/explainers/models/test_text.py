@@ -188,9 +188,9 @@ def test_what_is_changed_in_the_network_is_restored():
 
 
 def test_a_refused_network_is_restored():
-    network = network_of("bert", num_labels=1).train()
-    with pytest.raises(ValueError, match=r"^model.name: the network has one output; a classifier has two"):
-        TextClassifier(network, word_pieces(), 12)
+    network = network_of("bert").train()
+    with pytest.raises(ValueError, match=r"^model.max_length: 2 leaves no room for a token"):
+        TextClassifier(network, word_pieces(), 2)
     assert network.training
     assert all(parameter.requires_grad for parameter in network.parameters())
 

@@ -149,9 +149,24 @@ def test_a_model_without_a_head_is_refused(tmp_path):
     )
 
 
-def test_a_regression_is_refused(tmp_path):
+def test_one_output_is_refused_as_a_regression_unless_the_job_says_it_is_a_logit(tmp_path):
     saved(tmp_path, num_labels=1)
-    assert line(keys_of(tmp_path)) == "model.name: the network has one output; a classifier has two or more"
+    assert line(keys_of(tmp_path)) == (
+        f'model.activation: {tmp_path} has one output, as a regression has; set activation = "sigmoid" if '
+        "it is the logit of a class"
+    )
+    with text(tmp_path, activation="sigmoid") as classifier:
+        assert (classifier.num_classes, classifier.exclusive, classifier.class_names) == (2, True, None)
+        shown = torch.from_numpy(classifier.encode("good")[0])[None].long()
+        assert classifier.logits(shown)[0, 0] == 0
+
+
+def test_several_labels_per_text_are_refused_until_the_job_says_how_to_read_them(tmp_path):
+    saved(tmp_path, problem_type="multi_label_classification")
+    assert line(keys_of(tmp_path)).endswith('says multi_label_classification; set activation = "sigmoid"')
+    for activation in ("softmax", "sigmoid"):
+        with text(tmp_path, activation=activation) as classifier:
+            assert classifier.exclusive == (activation == "softmax")
 
 
 def test_the_part_that_is_meant_cannot_be_named(tmp_path):

@@ -110,5 +110,5 @@ def test_units_freed_by_later_removals_go_in_a_further_pass() -> None:
     Without unit 2 class 1 would win, (0, 0.5, -5). Now unit 0 can go as well: (3, 1.5, 0).
     """
     rows = torch.tensor([[0.0, 0.0, -5.0], [1.0, 0.0, 5.0], [3.0, 1.0, 0.0]])
-    sums = Sums(torch.tensor([0.0, 0.5, 0.0]), torch.ones(1, 3), rows, torch.arange(3)[None])
+    sums = Sums(torch.tensor([[0.0, 0.5, 0.0]]), torch.ones(1, 3), rows, torch.arange(3)[None])
     assert greedy_passes(sums, torch.tensor([0])).tolist() == [[False, False, True]]

@@ -90,6 +90,9 @@ def test_variants_are_laid_out_image_by_image(classifier: Classifier) -> None:
 def test_log_odds_are_what_they_say() -> None:
     logits = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([0, 5, 2, 2])
-    p = target_probability(logits, targets)
-    torch.testing.assert_close(target_log_odds(logits, targets), (p / (1 - p)).log())
-    assert target_log_odds(torch.tensor([[800.0, 0.0]]), torch.tensor([0])).tolist() == [800.0]
+    for activation in ("softmax", "sigmoid"):
+        asked = toys.conv_gap(activation=activation)
+        p = target_probability(asked, logits, targets)
+        torch.testing.assert_close(target_log_odds(asked, logits, targets), (p / (1 - p)).log())
+        far = torch.tensor([[800.0, 0.0]])
+        assert target_log_odds(asked, far, torch.tensor([0])).tolist() == [800.0]

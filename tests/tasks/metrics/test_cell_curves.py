@@ -126,7 +126,7 @@ def test_a_transformer_drops_the_tokens_of_absent_cells_by_default():
                     keep = torch.from_numpy(shown)[None]
                     logits = classifier.logits_of_patches(batch.inputs[row : row + 1], keep)
                 target = batch.targets[row : row + 1]
-                return float(target_probability(logits, target)), float(logits.argmax() == target)
+                return float(target_probability(classifier, logits, target)), float(logits.argmax() == target)
 
             expected = slow_curves(answer, saliency[row], 16)
             for name, points in zip(NAMES, expected.T, strict=True):

@@ -63,6 +63,18 @@ def test_the_classifier_sees_pixels_times_the_mask_before_they_are_normalised() 
     torch.testing.assert_close(seen[1], images * mask, atol=1e-5, rtol=1e-4)
 
 
+def test_the_loss_of_a_multi_label_network_is_that_of_the_targets_own_probability() -> None:
+    with toys.conv_gap(activation="sigmoid") as classifier:
+        one = training(classifier)
+        found: list[Tensor] = []
+        logits = classifier.logits
+        classifier.logits = lambda inputs: found.append(logits(inputs)) or found[-1]
+        loss = one.train([pixels(0)]).ce
+    whole, masked = found
+    z = masked.gather(1, whole.argmax(1, keepdim=True)).detach()
+    assert float(loss) == pytest.approx(float((1 + (-z).exp()).log().mean()), rel=1e-5)
+
+
 def test_the_mask_goes_to_the_patch_that_the_classifier_reads() -> None:
     """Brightness of the patch decides; the head learns to show it and to hide the rest."""
     weight = torch.zeros(3, 32, 32)
