@@ -30,6 +30,7 @@ class Words:
     layer: ClassVar = None
     input_shape: ClassVar = (2, LENGTH)
     num_classes: ClassVar = 2
+    exclusive: ClassVar = True
     device: ClassVar = torch.device("cpu")
     fingerprint: ClassVar = "words"
 
@@ -45,6 +46,9 @@ class Words:
         ids = inputs[:, 0]
         logit = torch.where(ids >= 0, self.network(ids.clamp(min=0))[..., 0], 0).sum(1)
         return torch.stack([torch.zeros_like(logit), logit], 1)
+
+    def probability(self, logits: Tensor) -> Tensor:
+        return logits.softmax(1)
 
     def sites(self, inputs: Tensor) -> Tensor:
         return inputs[:, 1] >= 0
@@ -102,7 +106,7 @@ class Absences:
         wanted = self.targets[rows] if targets is None else targets
         hidden = asked.fill(inputs, asked.fills[0])
         whole, *without = (
-            target_log_odds(asked.logits(torch.where(absent, hidden, inputs)), wanted)
+            target_log_odds(asked, asked.logits(torch.where(absent, hidden, inputs)), wanted)
             for absent in torch.eye(inputs.shape[2] + 1, dtype=torch.bool)[:, 1:]
         )
         maps = whole[:, None] - torch.stack(without, 1)

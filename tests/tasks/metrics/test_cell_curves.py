@@ -92,7 +92,7 @@ def test_a_cells_mean_is_over_the_pixels_that_come_and_go_with_it(size, grid):
     n = grid[0] * grid[1]
     inputs = torch.ones(1, 3, *size)
     batch = Batch(inputs, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
-    FilledCells(classifier, batch, grid, "black", lambda logits, _: logits).values(
+    FilledCells(classifier, batch, grid, "black", lambda _, logits, __: logits).values(
         torch.zeros(n, dtype=torch.int64), torch.eye(n, dtype=torch.bool)
     )
     drawn = torch.cat(seen)[:, 0].bool()
