@@ -36,6 +36,11 @@ class Need(StrEnum):
     TRAINED = "trained"  # weights of its own, trained for this classifier; the explainer checks them itself
 
 
+# The needs for which the network is cut at its target layer. An explainer without them gets a classifier that
+# need not be cut, of any network that gives logits.
+OF_LAYER = frozenset({Need.ACTIVATIONS, Need.GRADIENTS, Need.CURVATURE, Need.POOLED})
+
+
 class Status(StrEnum):
     """The outcome of one map."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from prefect.exceptions import ExternalSignal
 
-from explainers.base import Explainer, Need, Parameters
+from explainers.base import OF_LAYER, Explainer, Need, Parameters
 from explainers.controls import CONTROLS
 from explainers.models.black_box import BlackBox
 from explainers.models.checkpoints import taken_for
@@ -70,7 +70,7 @@ def prepare(job: Job) -> Run:
         geometry, size = _geometry(job, dataset)
         classifier = load(job.model, input_size=size, modality=dataset.modality)
         with closing(classifier):
-            seen = probe(classifier)
+            seen = _probed(job, classifier)
             # The checks need no compiled network, and compiling takes long.
             classifier.use(job.compute.model_copy(update={"compile": False}))
             _check_batches(job, classifier)
@@ -125,6 +125,13 @@ def _first_readable(dataset: Dataset) -> Any:
         except Exception:  # later a damaged file becomes a row with its error
             continue
     raise JobError(f"dataset: no {dataset.modality} can be read; check the files at its path")
+
+
+def _probed(job: Job, classifier: Frozen) -> dict[str, str]:
+    """Ask the classifier the probes at load: those of its layer only if an explainer reads the layer."""
+    seen = probe(classifier, of_layers=False)
+    reads = any(explainers.get(name).needs & OF_LAYER for name in job.explainer_parameters())
+    return seen | (probe(classifier, of_layers=True) if reads else {})
 
 
 def _check_batches(job: Job, classifier: BlackBox) -> None:
@@ -275,6 +282,7 @@ def _open_run(
     scored: dict[str, tuple[Parameters, Metric]],
 ) -> Run:
     """Write the manifest of the checked job, and create its run or open the existing one."""
+    layer = classifier.layer_in_use if isinstance(classifier, Classifier) else None
     images = len(dataset.samples)
     reads = any(Need.ACTIVATIONS in explainer.needs for _, explainer in chosen.values())
     activations = classifier.activation_shape if reads and isinstance(classifier, Classifier) else None
@@ -284,7 +292,7 @@ def _open_run(
     pixels = math.prod(classifier.input_shape[1:]) * kind.site_pixels
     manifest = Manifest(
         job=job.model_dump(mode="json"),
-        identity=job.identity() | {"layer": classifier.layer, "maps": RECORD},
+        identity=job.identity() | {"layer": layer, "maps": RECORD},
         versions={name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         model_fingerprint=classifier.fingerprint,
         dataset_fingerprint=dataset.fingerprint,

@@ -175,6 +175,15 @@ class Manifest(_Entry):
     created: str = ""
     updates: list[dict[str, Any]] = Field(default_factory=list)
 
+    @property
+    def layer(self) -> str | None:
+        """Target layer of the model; None as long as nothing in the run has used a layer.
+
+        A run whose first job used none learns its layer from the explainers that are added later.
+        """
+        of_explainers = (entry.layer for entry in self.explainers.values() if entry.layer is not None)
+        return self.identity.get("layer") or next(of_explainers, None)
+
 
 def plain(manifest: Manifest, **update: Any) -> Manifest:
     """Return the manifest as it is read back from JSON, where e.g. tuples in parameters are lists."""
@@ -236,6 +245,10 @@ def _differences(known: Manifest, wanted: Manifest) -> list[str]:
         old[kind], new[kind] = ({name: side[kind][name] for name in both} for side in (old, new))
     if known.activation_shape is None or wanted.activation_shape is None:
         del old["activation_shape"], new["activation_shape"]
+    # A job that uses no layer fits a run with any layer, and the reverse.
+    old["layer"], new["layer"] = known.layer, wanted.layer
+    if known.layer is None or wanted.layer is None:
+        del old["layer"], new["layer"]
     return removed + differences(old, new)
 
 

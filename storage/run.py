@@ -178,6 +178,11 @@ class Run:
         return self._facts.name
 
     @property
+    def layer(self) -> str | None:
+        """Target layer of the model; None as long as nothing in the run has used a layer."""
+        return self.manifest.layer
+
+    @property
     def target(self) -> Any:
         """Class that the job explains: "predicted", "label", a class index, or {"top": k}."""
         return self._facts.target

@@ -72,9 +72,9 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
     start, stop = run.bounds(shard)
     samples = read_sample_inputs(run.root, shard)
     usable = np.array([sample["status"] == "ok" for sample in samples])
-    # Only a Classifier is cut at a target layer; other black boxes have no activations.
-    cut = classifier if isinstance(classifier, Classifier) else None
-    store = np.full((stop - start, *cut.activation_shape), np.nan, np.float32) if keep and cut else None
+    # A network is cut only where something reads its activations, since not every network can be.
+    cut = classifier if keep and isinstance(classifier, Classifier) else None
+    store = None if cut is None else np.full((stop - start, *cut.activation_shape), np.nan, np.float32)
     rows: list[dict[str, Any]] = []
     images = ShardReader(run, run.inputs, shard)
     names = class_names_of(run, classifier)
@@ -84,13 +84,12 @@ def _pass_backbone(run: Run, shard: int, keep: bool) -> Outcome:
 
     for chunk, stored in prefetched(chunks(stop - start, run.batch_images), read_inputs, classifier.device):
         inputs = classifier.inputs_of(stored["inputs"])
-        if cut is None:
+        if cut is None or store is None:
             logits = _logits_of(classifier, inputs, torch.from_numpy(usable[chunk]).to(inputs.device))
         else:
             features = cut.activations(inputs)
             logits = cut.head(features)
-            if store is not None:
-                store[chunk] = features.float().cpu().numpy()
+            store[chunk] = features.float().cpu().numpy()
         usable[chunk] &= logits.isfinite().all(1).cpu().numpy()
         probability = classifier.probability(logits.float())
         rows += _predictions(run, samples[chunk], usable[chunk], logits, probability, names)

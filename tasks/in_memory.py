@@ -16,7 +16,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from explainers.base import Explainer, Explanation, Need, Parameters, Status
+from explainers.base import OF_LAYER, Explainer, Explanation, Need, Parameters, Status
 from explainers.models import loading
 from explainers.models.black_box import BlackBox
 from explainers.models.class_matching import match
@@ -172,6 +172,8 @@ def explain(
     _probe(model)
     given = GivenInputs(model, inputs)
     chosen = explainers.parameters(explainer, parameters)
+    if explainers.get(explainer).needs & OF_LAYER:
+        _probe(model, of_layers=True)
     made = _explainer(explainer, model, chosen)
     if Need.PREDICTION in made.needs and targets is not None and model.exclusive:
         raise ValueError(f"explainer {explainer} explains the predicted class only; leave targets out")
@@ -290,14 +292,15 @@ def score(
     return Scores(_joined([part.values for part in parts]), _joined([part.curves for part in parts]))
 
 
-_probed: WeakSet[Frozen] = WeakSet()
+# The classifiers that answered the probes at load: those of their layer (True), and the others (False).
+_probed: dict[bool, WeakSet[Frozen]] = {True: WeakSet(), False: WeakSet()}
 
 
-def _probe(model: Any) -> None:
+def _probe(model: Any, of_layers: bool = False) -> None:
     """Ask a classifier the probes at load, once; other black boxes answer for themselves."""
-    if isinstance(model, Frozen) and model not in _probed:
-        probe(model)
-        _probed.add(model)
+    if isinstance(model, Frozen) and model not in _probed[of_layers]:
+        probe(model, of_layers)
+        _probed[of_layers].add(model)
 
 
 def _explainer(name: str, model: BlackBox, parameters: Parameters) -> Explainer:

@@ -32,8 +32,13 @@ def device() -> str:
 
 
 def classifier_of(run: Run) -> BlackBox:
-    """The run's classifier, loaded once per worker process and set to the run's ``[compute]``."""
+    """The run's classifier, loaded once per worker process and set to the run's ``[compute]``.
+
+    Its layer is the one that the run recorded, so that no worker looks for another one.
+    """
     spec = ModelSpec.model_validate(run.job["model"])
+    if run.layer is not None:
+        spec = spec.model_copy(update={"layer": run.layer})
     # For plain tensors it is the shape of one row of the dataset.
     shape = tuple(run.geometry.get("shape", run.input_size))
     return _classifier(spec, shape, run.modality, device(), compute_of(run))

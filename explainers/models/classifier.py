@@ -1,8 +1,9 @@
-"""A classifier of images, cut at a layer: what explainers and metrics run on inputs in [0, 1]."""
+"""A classifier of images, cut at a layer where one is needed: what explainers and metrics run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import ClassVar
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from explainers.models.architectures import architecture_of, prefix_tokens_of, resolve_layer
 from explainers.models.black_box import check_fill
 from explainers.models.clip import Clip
-from explainers.models.cutting import Cut, cut
+from explainers.models.compute import eager, full_precision, tf32
+from explainers.models.cutting import Cut, Way, cut
 from explainers.models.frozen import Frozen
 from explainers.models.layout import Layout, Units, layout_of
 from explainers.models.modality import MODALITIES, ModalityName
@@ -26,8 +28,21 @@ _IMAGES = MODALITIES["image"]
 _BLUR_SIGMA = 10.0  # pixels
 
 
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Within the block, the network runs in full precision, and tensors that are made can be kept.
+
+    What is found out at first use must not depend on who asks first, such as a step in inference mode.
+    """
+    with torch.inference_mode(False), torch.no_grad(), full_precision(), tf32(False):
+        yield
+
+
 class Classifier(Frozen):
-    """A network of images with its preprocessing, cut at the target layer: a :class:`BlackBox`.
+    """A network of images with its preprocessing, and its target layer: a :class:`BlackBox`.
+
+    The network is cut at the layer when something first asks for the layer, the activations or their grid.
+    Whatever asks for none of them works on a network that cannot be cut.
 
     While it is wrapped, the network is in eval mode, its parameters require no gradient and its in-place
     activations are switched off. :meth:`close`, or leaving the ``with`` block, restores all of that. The
@@ -59,8 +74,9 @@ class Classifier(Frozen):
     Raises
     ------
     ValueError
-        In one line that names the key: the layer does not exist, no default layer is known, the network
-        cannot be cut at the layer, or the layer's output cannot be read.
+        In one line that names the key: the network does not run, or the named layer does not exist. Whatever
+        needs the layer raises it as well: no default layer is known, the network cannot be cut at the layer,
+        or the layer's output cannot be read.
     """
 
     modality: ClassVar[ModalityName] = "image"
@@ -85,26 +101,47 @@ class Classifier(Frozen):
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
         self._architecture = architecture_of(network)
+        self._asked_layer = layer
         try:
-            self._prepare(layer)
+            probe = torch.rand(2, 3, *self.input_size, generator=torch.Generator().manual_seed(0))
+            size = f"inputs of {self.input_size[0]}x{self.input_size[1]} pixels"
+            self.num_classes = self._probe(probe.to(self.device), "model.source", size).shape[1]
+            if layer is not None:
+                self.layer  # noqa: B018  a wrong name is refused now, though nothing may ever need the layer
+            self._switch_off_in_place()
         except BaseException:  # the caller gets its network back as it was, after an interrupt as well
             self.close()
             raise
 
-    def _prepare(self, layer: str | None) -> None:
-        probe = torch.rand(2, 3, *self.input_size, generator=torch.Generator().manual_seed(0))
-        probe = probe.to(self.device)
-        with torch.no_grad():
-            size = f"inputs of {self.input_size[0]}x{self.input_size[1]} pixels"
-            self.num_classes = self._probe(probe, "model.source", size).shape[1]
-            self.layer = resolve_layer(self.network, layer, self.normalised(probe))
-            self._switch_off_in_place()
-            self._cut = cut(self.network, self.layer, self.normalised(probe))
-            self._layout = self._read_layout(self.activations(probe))
+    # The target layer, which is looked up when something needs it
 
-    def _read_layout(self, activations: Tensor) -> Layout:
+    @cached_property
+    def layer(self) -> str:
+        """Name of the target layer: the one that was named, or else the network's default."""
+        with _plainly():
+            return resolve_layer(self.network, self._asked_layer, self.normalised(self.probed))
+
+    @cached_property
+    def _cut(self) -> Cut:
+        with _plainly():
+            return cut(self.network, self.layer, self.normalised(self.probed))
+
+    @property
+    def layer_in_use(self) -> str | None:
+        """The target layer if the network was cut at it, otherwise None; asking this cuts nothing."""
+        return self.layer if "_cut" in vars(self) else None
+
+    @property
+    def way(self) -> Way:
+        """The way in which the network is cut at the target layer."""
+        return self._cut.way
+
+    @cached_property
+    def _layout(self) -> Layout:
+        with _plainly():
+            activations = self.activations(self.probed)
         try:
-            if not isinstance(activations, Tensor) or len(activations) != 2:
+            if not isinstance(activations, Tensor) or len(activations) != len(self.probed):
                 raise ValueError("its output is not a tensor whose first axis is the batch")
             return layout_of(tuple(activations.shape[1:]), self.input_size, prefix_tokens_of(self.network))
         except ValueError as error:
@@ -240,10 +277,6 @@ class Classifier(Frozen):
         """
         return self._as_logits(self._pass(self._cut.head, activations))
 
-    def _parts(self) -> list[nn.Module]:
-        whole = [self.network, self._cut.backbone, self._cut.head]
-        return [*whole, self._at_tokens.head] if self.supports_patches else whole
-
     def normalised(self, inputs: Tensor) -> Tensor:
         """What the network sees of (B, 3, H, W) inputs in [0, 1]: (inputs - mean) / std."""
         return (inputs - self.mean) / self.std
@@ -276,7 +309,8 @@ class Classifier(Frozen):
         ValueError
             If the network is not a transformer that is known to run on a subset of its patches.
         """
-        return self._pass(self._at_tokens.backbone, self.normalised(inputs))
+        with eager():  # embedding is so short that compiling it costs more than it saves
+            return self._pass(self._at_tokens.backbone, self.normalised(inputs))
 
     def encode(self, tokens: Tensor) -> Tensor:
         """(B, C) logits from tokens of :meth:`embed`; any patches may be left out; differentiable."""
@@ -287,7 +321,8 @@ class Classifier(Frozen):
         known = self._architecture
         if known is None or known.embedded is None:
             raise ValueError(f"{type(self.network).__qualname__} cannot be run on a subset of patches")
-        return cut(self.network, known.embedded, self.normalised(self.probed))
+        with _plainly():
+            return cut(self.network, known.embedded, self.normalised(self.probed))
 
     @cached_property
     def patch_prefix(self) -> int:

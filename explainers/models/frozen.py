@@ -139,14 +139,10 @@ class Frozen:
             self._keep_logits_whole()
         self._set(self, "compute", compute)
         if compute.compile:
-            self._set(self, "_compiled", {part: Compiled(part) for part in self._parts()})
+            self._set(self, "_compiled", {})
         logits = self._probe(self.probed, "compute", f"{self.device.type} in {compute.precision}")
         if compute.precision == "float16" and not bool(logits.isfinite().all()):
             raise ValueError("compute.precision: the network's logits are beyond float16; use bfloat16")
-
-    def _parts(self) -> list[nn.Module]:
-        """The modules that :meth:`_pass` is called with and that are worth compiling."""
-        return [self.network]
 
     @torch.no_grad()
     def _keep_logits_whole(self) -> None:
@@ -180,8 +176,16 @@ class Frozen:
             found = part(*inputs)
             return found
         with lowered(self.compute, self.device):
-            found = (part if wants_eager() else self._compiled.get(part, part))(*inputs)
+            found = self._fastest(part)(*inputs)
         return found.float() if found.dtype in {torch.bfloat16, torch.float16} else found
+
+    def _fastest(self, part: nn.Module) -> nn.Module | Compiled:
+        """A part as it runs, which is compiled at its first use if :attr:`compute` says so."""
+        if not self.compute.compile or wants_eager():
+            return part
+        if part not in self._compiled:
+            self._compiled[part] = Compiled(part)
+        return self._compiled[part]
 
     def _as_logits(self, returned: Tensor) -> Tensor:
         """Logits from what the network returned, see :class:`Outputs`."""

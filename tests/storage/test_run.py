@@ -157,6 +157,24 @@ def test_activations_may_come_later_and_are_made_again_when_dropped(tmp_path: Pa
         Run.create_or_open(tmp_path, manifest(activation_shape=(9, 2, 3)))
 
 
+def test_a_job_without_a_layer_fits_any_run_and_a_run_without_a_layer_takes_one_once(tmp_path: Path) -> None:
+    def wanted(layer: str | None, **changes: Any) -> Manifest:
+        return manifest(identity=manifest().identity | {"layer": layer}, **changes)
+
+    free, cam = {"sobel": SOBEL}, {"cam": DDCAM | {"layer": "late"}}
+    first = Run.create_or_open(tmp_path / "free", wanted(None, explainers=free))
+    assert first.layer is None
+    extended = Run.create_or_open(tmp_path / "free", wanted("late", explainers=free | cam))
+    assert (extended.layer, extended.hash) == ("late", first.hash)
+    assert Run.open(tmp_path / "free").layer == "late"
+    early = {"other": DDCAM | {"layer": "early"}}
+    with pytest.raises(RunMismatchError, match='layer was "late" and is "early"'):
+        Run.create_or_open(tmp_path / "free", wanted("early", explainers=free | cam | early))
+    # Earlier versions recorded a layer even if no explainer used it.
+    Run.create_or_open(tmp_path / "old", wanted("late", explainers=free))
+    assert Run.create_or_open(tmp_path / "old", wanted(None, explainers=free)).layer == "late"
+
+
 IDENTITY = manifest().identity
 
 

@@ -1,5 +1,5 @@
 """Cut a network at one layer into backbone (inputs -> activations) and head (activations -> logits)."""
 
-from explainers.models.cutting.choosing import Cut, cut
+from explainers.models.cutting.choosing import Cut, Way, cut
 
-__all__ = ["Cut", "cut"]
+__all__ = ["Cut", "Way", "cut"]

@@ -38,7 +38,7 @@ def head(asked: Asked) -> str:
             f"model.layer: cut at {classifier.layer!r}, the network does not reproduce its own logits (it "
             "draws random numbers, or writes to a tensor in place); name another layer"
         )
-    return in_words(worst)
+    return f"{in_words(worst)}, cut with {classifier.way}"
 
 
 def cells(asked: Asked) -> str:

@@ -77,8 +77,8 @@ PROBES = {
 }
 
 
-def probe(classifier: Frozen) -> dict[str, str]:
-    """Ask a classifier every probe that its modality has, on seeded inputs.
+def probe(classifier: Frozen, of_layers: bool | None = None) -> dict[str, str]:
+    """Ask a classifier the probes that its modality has, on seeded inputs.
 
     It costs about a dozen forward passes of a few inputs each, in float32 without TF32.
 
@@ -86,6 +86,9 @@ def probe(classifier: Frozen) -> dict[str, str]:
     ----------
     classifier
         A classifier of any modality; it stays as it is.
+    of_layers
+        True asks the probes of the target layer alone, and cuts the network there. False asks all others,
+        which need no layer. By default all probes are asked.
 
     Returns
     -------
@@ -100,8 +103,12 @@ def probe(classifier: Frozen) -> dict[str, str]:
     asked, seen = Asked(classifier), {}
     with torch.inference_mode(False), full_precision(), tf32(False):
         for name, each in PROBES.items():
+            if of_layers is not None and each.of_layers != of_layers:
+                continue
             if each.of_layers and classifier.modality != "image":
                 continue
+            if each.of_layers:
+                asked.classifier.grid  # noqa: B018  where the network cannot be cut, this says why
             try:
                 with torch.no_grad():
                     seen[name] = each.ask(asked)

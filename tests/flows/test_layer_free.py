@@ -1,0 +1,85 @@
+"""Jobs whose explainers need no layer: the network is not cut, and any network that gives logits serves."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows.job import JobError
+from runs import completed, explained, model, prepared, tiny_job
+from storage.maps import read
+from storage.run import Run
+from tasks.run_parts import classifier_of
+
+NETWORK = """
+import torch
+from torch import nn
+
+def flat():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 3))
+"""
+FREE = [{"name": "rise", "masks": 8}]
+CAM = {"name": "gradcam"}
+
+
+def job(store: Path, explainers: list[dict[str, Any]], table: dict[str, str]) -> dict[str, Any]:
+    return tiny_job(
+        store,
+        dataset={"kind": "digits", "limit": 8},
+        model=table,
+        explainers=explainers,
+        metrics=[{"name": "insertion", "steps": 4}],
+        batch={"shard": 8},
+    )
+
+
+def maps_of(run: Run, name: str) -> np.ndarray:
+    return read(run.saliency(name) / "maps", 0, run.rows)
+
+
+def test_a_network_without_any_grid_is_explained_where_nothing_asks_for_one(tmp_path: Path) -> None:
+    (tmp_path / "flat.py").write_text(NETWORK)
+    table = {"source": f"{tmp_path}/flat.py:flat"}
+    run = explained(prepared(job(tmp_path / "run", FREE, table)))
+    assert run.layer is None
+    assert {entry.layer for entry in run.explainers.values()} == {None}
+    assert "head" not in run.manifest.probes
+    assert "batch" in run.manifest.probes
+    maps = maps_of(run, "rise")
+    assert np.isfinite(maps).all()
+    assert np.ptp(maps) > 0
+    with pytest.raises(JobError, match=r"^model\.layer: ") as refused:
+        prepared(job(tmp_path / "run", [*FREE, CAM], table))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_layer_of_a_wrong_name_is_refused_though_nothing_needs_it(tmp_path: Path) -> None:
+    told = r"^model\.layer: the network has no layer 'feature'; close are features"
+    with pytest.raises(JobError, match=told):
+        prepared(job(tmp_path / "run", FREE, model("gap") | {"layer": "feature"}))
+
+
+def test_a_run_without_a_layer_is_extended_by_an_explainer_that_reads_one(tmp_path: Path) -> None:
+    alone = completed(job(tmp_path / "run", FREE, model("gap")))
+    assert alone.layer is None
+    before = maps_of(alone, "rise")
+    both = completed(job(tmp_path / "run", [*FREE, CAM], model("gap")))
+    assert (both.layer, both.hash) == ("features", alone.hash)
+    assert "head" not in both.manifest.probes  # those of the job that created the run
+    assert np.array_equal(maps_of(both, "rise"), before)
+    whole = explained(prepared(job(tmp_path / "whole", [*FREE, CAM], model("gap"))))
+    assert np.array_equal(maps_of(both, "gradcam"), maps_of(whole, "gradcam"))
+    assert whole.manifest.probes["head"].endswith("cut with fx")
+
+
+def test_workers_take_the_layer_that_the_run_recorded(tmp_path: Path) -> None:
+    run = prepared(job(tmp_path / "run", [CAM], model("vit")))
+    found = run.layer
+    assert found is not None
+    assert found.endswith(":input")
+    assert classifier_of(run).layer == found
+    other = found.removesuffix(":input")
+    recorded = run.manifest.model_copy(update={"identity": run.manifest.identity | {"layer": other}})
+    assert classifier_of(Run(run.root, recorded)).layer == other
