@@ -113,11 +113,6 @@ class Aliased(Functional):
         return self.fc(x.mean((2, 3)))
 
 
-class Paired(Functional):
-    def forward(self, x):
-        return super().forward(x), x
-
-
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
@@ -142,7 +137,6 @@ REFUSED = {
     "a branch on values": (Branching, "inner.conv", r"branch in ways that cannot be traced"),
     "random numbers": (lambda: Noisy(torch.relu), "conv", r"the same inputs get other logits"),
     "a view written to": (lambda: Aliased(torch.relu), "conv", r"does not reproduce its own logits"),
-    "several outputs": (lambda: Paired(torch.relu), "conv", r"must return logits \(B, K\).*tuple"),
     "inputs of another size": (small_vit, None, r"does not run on inputs of 8x8 pixels: Wrong image"),
 }  # fmt: skip
 
