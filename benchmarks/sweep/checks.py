@@ -20,6 +20,7 @@ HEAD = 1e-4  # of the range of an input's logits
 _OF_CHANGE = 0.05  # of what other inputs change in the logits: a head that ignores its input exceeds it
 _PLACES = (3, 4)  # of the moving patch, from top to bottom and from left to right
 _FOLLOWS = 0.7  # the least correlation of where the grid changes with where the patch is
+_FLOOR = 1e-4  # of the largest change: less counts as much
 _TRIED = 32  # cells without a gradient that are replaced
 _LEFT_OUT = 0.75  # of the rows and columns that a stride leaves, at least
 _MAPS = 1e-3  # of a map's largest value
@@ -150,18 +151,17 @@ def follows(classifier: Classifier) -> str | None:
             places.append((top + size[0] / 2, left + size[1] / 2))
     strength = torch.stack(changes)
     strength = (strength / strength.amax((0, 2, 3), keepdim=True).clamp(min=1e-30)).mean(1)
-    share = strength / strength.mean(0).clamp(
-        min=1e-30
-    )  # a cell that changes wherever the patch is counts less
-    share = (share - share.amin((1, 2), keepdim=True)).square()
+    level = strength.clamp(min=_FLOOR * strength.max().clamp(min=1e-30)).log()
+    # A cell that changes wherever the patch is counts as little as a place that changes every cell.
+    level = level - level.mean(0) - level.mean((1, 2), keepdim=True)
     found = []
     for axis, side in enumerate(("rows", "columns")):
         if classifier.grid[axis] == 1:
             continue
-        profile = share.sum(2 - axis)
-        centre = (profile * torch.arange(profile.shape[1])).sum(1) / profile.sum(1).clamp(min=1e-30)
+        cells = torch.arange(level.shape[1 + axis]).double()
+        centre = (level.sum(2 - axis) * (cells - cells.mean())).sum(1)
         wanted = torch.tensor([place[axis] for place in places])
-        agreed = float(torch.corrcoef(torch.stack([centre.double(), wanted.double()]))[0, 1].nan_to_num(0))
+        agreed = float(torch.corrcoef(torch.stack([centre, wanted.double()]))[0, 1].nan_to_num(0))
         if not agreed >= _FOLLOWS:
             found.append(f"{side} {agreed:.2f}")
     return f"patch: the change does not follow it, correlation of {' and '.join(found)}" if found else None
@@ -229,10 +229,9 @@ def attention(classifier: Classifier) -> str | None:
     with torch.enable_grad(), explicit_attention(matrices.append):
         found = classifier.logits(inputs.clone().requires_grad_())
         gradients = torch.autograd.grad(found.square().sum(), matrices, allow_unused=True)
-    if not float((found - expected).abs().max()) <= HEAD * spread:
-        return (
-            f"attention: the logits differ by {float((found - expected).abs().max()) / spread:.1e} when read"
-        )
+    error = float((found.detach() - expected).abs().max()) / spread
+    if not error <= HEAD:
+        return f"attention: the logits differ by {error:.1e} of their range when it is read"
     if any(tuple(each.shape[-2:]) != (tokens, tokens) for each in matrices):
         return f"attention: a matrix is {tuple(matrices[0].shape)} for {tokens} tokens"
     if any(not bool(((each.sum(-1) - 1).abs() < 1e-3).all()) or bool((each < 0).any()) for each in matrices):

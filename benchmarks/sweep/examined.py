@@ -149,12 +149,12 @@ def _table(entry: Entry) -> Iterator[dict[str, Any]]:
         yield entry.table
         return
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
     kind, cls, side, values = entry.configuration
     with TemporaryDirectory() as folder:
         configuration = AutoConfig.for_model(kind, num_labels=CLASSES, **values)
-        if cls is not None:
-            configuration.architectures = [cls]
+        configuration.architectures = [cls or MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[kind]]
         configuration.save_pretrained(folder)
         size = {"height": side, "width": side}
         processor = {"image_processor_type": "ViTImageProcessor", "do_resize": True, "size": size}
