@@ -45,8 +45,9 @@ def _pixels_only(classifier: Classifier) -> str:
 
 
 def _patches(classifier: Classifier) -> str | None:
-    told = "needs a vision transformer that runs on a subset of its patch tokens"
-    return None if classifier.supports_patches else told
+    told = "needs a vision transformer that runs on a subset of its patch tokens; of this network, "
+    reason = classifier.lacks_patches
+    return reason and told + reason
 
 
 def _attention(classifier: Classifier) -> str | None:

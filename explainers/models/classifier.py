@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from explainers.models.architectures import architecture_of, prefix_tokens_of, resolve_layer
+from explainers.models.architectures import prefix_tokens_of, resolve_layer
 from explainers.models.black_box import check_fill
 from explainers.models.clip import Clip
 from explainers.models.compute import eager, full_precision, tf32
@@ -20,6 +20,7 @@ from explainers.models.layout import Layout, Units, layout_of
 from explainers.models.modality import MODALITIES, ModalityName
 from explainers.models.model_spec import Activation, Output, Part
 from explainers.models.outputs import Outputs
+from explainers.models.tokens import PatchTokens, find_tokens
 from explainers.numerics.masking import gaussian_blur
 
 __all__ = ["Classifier", "Units"]
@@ -100,7 +101,6 @@ class Classifier(Frozen):
         self.input_size = input_size
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
-        self._architecture = architecture_of(network)
         self._asked_layer = layer
         try:
             probe = torch.rand(2, 3, *self.input_size, generator=torch.Generator().manual_seed(0))
@@ -286,13 +286,40 @@ class Classifier(Frozen):
         """The factor from cosine similarities to logits of a CLIP-like model; 1 for other networks."""
         return self.network.logit_scale if isinstance(self.network, Clip) else 1.0
 
+    @cached_property
+    def _tokens(self) -> PatchTokens | str:
+        try:
+            with _plainly():
+                return find_tokens(self.network, self.normalised(self.probed))
+        except ValueError as error:
+            return str(error)
+
+    @property
+    def lacks_patches(self) -> str | None:
+        """Why the network cannot be run on a subset of patches; None if it can. It is tried once."""
+        return self._tokens if isinstance(self._tokens, str) else None
+
     @property
     def supports_patches(self) -> bool:
         """Whether the network is a transformer that can be run on a subset of its patch tokens."""
-        return self._architecture is not None and self._architecture.embedded is not None
+        return self.lacks_patches is None
+
+    @property
+    def patches(self) -> PatchTokens:
+        """Where the tokens of the patches are, and how they are left out.
+
+        Raises
+        ------
+        ValueError
+            In one line, if the network cannot be run on a subset of patches.
+        """
+        if isinstance(self._tokens, str):
+            name = type(self.network).__qualname__
+            raise ValueError(f"{name} cannot be run on a subset of patches: {self._tokens}")
+        return self._tokens
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """Make the tokens that the encoder sees, with their positions added.
+        """Make the tokens that the first block sees, with their positions added.
 
         Parameters
         ----------
@@ -303,51 +330,47 @@ class Classifier(Frozen):
         -------
         Tensor
             (B, prefix + N, D): the prefix tokens, then the tokens of N patches in row-major order.
-
-        Raises
-        ------
-        ValueError
-            If the network is not a transformer that is known to run on a subset of its patches.
         """
         with eager():  # embedding is so short that compiling it costs more than it saves
-            return self._pass(self._at_tokens.backbone, self.normalised(inputs))
+            return self._pass(self.patches.cut.backbone, self.normalised(inputs))
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """(B, C) logits from tokens of :meth:`embed`; any patches may be left out; differentiable."""
-        return self._as_logits(self._pass(self._at_tokens.head, tokens))
+    def encode(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Compute logits from tokens of :meth:`embed` when some of the patches are present; differentiable.
 
-    @cached_property
-    def _at_tokens(self) -> Cut:
-        known = self._architecture
-        if known is None or known.embedded is None:
-            raise ValueError(f"{type(self.network).__qualname__} cannot be run on a subset of patches")
-        with _plainly():
-            return cut(self.network, known.embedded, self.normalised(self.probed))
+        Parameters
+        ----------
+        tokens
+            (B, prefix + N, D).
+        keep
+            (B, N) bool, the patches that are present, equally many in each row; None for the tokens as they
+            are.
 
-    @cached_property
-    def patch_prefix(self) -> int:
-        """Number of tokens before the patches in :meth:`embed`; these are never left out."""
-        return prefix_tokens_of(self.network) or 0
+        Returns
+        -------
+        Tensor
+            (B, C) logits.
+        """
 
-    @cached_property
+        def head(given: Tensor) -> Tensor:
+            return self._as_logits(self._pass(self.patches.cut.head, given))
+
+        return head(tokens) if keep is None else self.patches.run(head, tokens, keep)
+
+    @property
     def patch_grid(self) -> tuple[int, int]:
         """(h, w): rows and columns of the patches in :meth:`embed`."""
-        probe = torch.zeros(2, 3, *self.input_size, device=self.device)
-        with torch.no_grad():
-            tokens = self.embed(probe)
-        return layout_of(tuple(tokens.shape[1:]), self.input_size, self.patch_prefix).grid
+        return self.patches.layout.grid
 
     @property
     def needs_patches(self) -> bool:
-        """Whether the head reads patches alone, so that there are no logits when every patch is left out."""
-        known = self._architecture
-        return known is None or known.reads_prefix is None or not known.reads_prefix(self.network)
+        """Whether there are no logits when every patch is left out; so it is without tokens of patches."""
+        return not self.supports_patches or self.patches.needs_patches
 
     def logits_of_patches(self, inputs: Tensor, keep: Tensor) -> Tensor:
         """Compute logits when the transformer sees only some of the patches.
 
-        All patches are embedded and get their positions. Then the absent ones are left out, so that the
-        encoder works on the prefix tokens and the present patches alone.
+        All patches are embedded and get their positions. Then the absent ones are left out, as
+        :attr:`patches` says, so that the logits are those of the prefix tokens and the present patches alone.
 
         Parameters
         ----------
@@ -367,6 +390,9 @@ class Classifier(Frozen):
             If the network is not such a transformer, if ``keep`` does not fit its patches, or if a row keeps
             no patch and the head reads patches alone.
         """
+        patches = self.patches.layout.units.count
+        if keep.shape[1] != patches:
+            raise ValueError(f"keep has {keep.shape[1]} columns for {patches} patches")
         tokens = self.embed(inputs)
         counts = keep.sum(1)
         if self.needs_patches and bool((counts == 0).any()):
@@ -375,33 +401,5 @@ class Classifier(Frozen):
         # Rows that keep equally many patches have token sequences of one length, and share a pass.
         for count in counts.unique().tolist():
             rows = (counts == count).nonzero().squeeze(1)
-            logits = logits.index_copy(0, rows, self.encode(self.kept_tokens(tokens[rows], keep[rows])))
+            logits = logits.index_copy(0, rows, self.encode(tokens[rows], keep[rows]))
         return logits
-
-    def kept_tokens(self, tokens: Tensor, keep: Tensor) -> Tensor:
-        """Leave out the tokens of absent patches.
-
-        Parameters
-        ----------
-        tokens
-            (B, prefix + N, D), as from :meth:`embed`.
-        keep
-            (B, N) bool, the patches that are present; every row keeps the same number k.
-
-        Returns
-        -------
-        Tensor
-            (B, prefix + k, D): the prefix tokens and those of the present patches, in their order.
-
-        Raises
-        ------
-        ValueError
-            If ``keep`` does not have one column per patch.
-        """
-        prefix = self.patch_prefix
-        if keep.shape[1] != tokens.shape[1] - prefix:
-            raise ValueError(f"keep has {keep.shape[1]} columns for {tokens.shape[1] - prefix} patches")
-        first = torch.arange(prefix, device=keep.device).expand(len(keep), prefix)
-        # nonzero lists the kept patches row by row, k in each row.
-        patches = keep.nonzero()[:, 1].view(len(keep), int(keep[0].sum())) + prefix
-        return tokens.take_along_dim(torch.cat([first, patches], 1).unsqueeze(-1), 1)

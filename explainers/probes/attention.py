@@ -17,12 +17,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from explainers.models.attention_calls import Attention, Watch, watching
 from explainers.models.classifier import Classifier
 from explainers.models.compute import full_precision
-from explainers.models.layout import Layout, layout_of
+from explainers.models.layout import Layout
+from explainers.models.token_places import changed_cells, changes_of, check_order, layout_behind
 from explainers.probes.additivity import probe_inputs
 
 _CHANGED = 1e-3  # of the largest change: rounding stays far below, and what a token passes on far above
@@ -103,21 +103,22 @@ def _examine(classifier: Classifier) -> AttentionTokens:
             logits = classifier.logits(inputs)
         _check_shapes(seen, watch, len(inputs))
         read = _rows_read(logits, seen)
-        layout = _tokens(classifier, seen[0].values.detach())
-        _check_mixing(classifier, inputs.detach()[:1], layout)
+        values = seen[0].values.detach()
+        layout = layout_behind((values[0] == values[1]).all(-1).all(0), classifier.input_size)
+        _check_mixing(classifier, inputs.detach(), layout)
     return AttentionTokens(layout, read)
 
 
 def _check_shapes(seen: list[Attention], watch: Watch, inputs: int) -> None:
     if not seen:
-        raise ValueError("it computes no attention that can be intercepted")
+        raise ValueError("no attention can be intercepted")
     if watch.unread:
         raise ValueError("a softmax of it multiplies no values, so that some of its attention may be missed")
     lengths: set[int] = set()
     for each in seen:
         *batch, T, K = each.matrix.shape
         if T != K or (each.queries is not None and not each.queries.requires_grad):
-            raise ValueError(f"one attention has {T} queries of its own over {K} tokens, as a pool has")
+            raise ValueError(f"one attention is of {T} queries of its own over {K} tokens, as in a pool")
         if batch[0] != inputs:
             raise ValueError(f"its attention is within windows of {T} tokens")
         if len(batch) != 2:
@@ -145,48 +146,24 @@ def _rows_read(logits: Tensor, seen: list[Attention]) -> Tensor:
     return gradient.abs().amax((0, 1, 3)) > 0
 
 
-def _tokens(classifier: Classifier, values: Tensor) -> Layout:
-    """The layout of the tokens: the values (2, heads, T, d) of two images are the same on the prefix."""
-    same = (values[0] == values[1]).all(-1).all(0)
-    T, prefix = len(same), int(same.sum())
-    try:
-        layout = layout_of((T, 1), classifier.input_size, prefix)
-    except ValueError:
-        layout = None
-    if layout is None or layout.prefix_tokens != prefix or not bool(same[:prefix].all()):
-        said = f"its {T} tokens are no grid of patches behind tokens that are the same for all images"
-        raise ValueError(said)
-    return layout
-
-
 @torch.no_grad()
-def _check_mixing(classifier: Classifier, image: Tensor, layout: Layout) -> None:
+def _check_mixing(classifier: Classifier, images: Tensor, layout: Layout) -> None:
     """Check that a token stays in its place, if attention lets every token see itself alone.
 
-    Some cells of the grid are changed in the pixels, each in an image of its own. Each has to change its own
-    token most in the first attention, and no further tokens in the last.
+    Each cell that is changed in the pixels has to change its own token most in the first attention, and no
+    further tokens in the last.
     """
-    (h, w), prefix = layout.grid, layout.prefix_tokens
-    cells = sorted({0, w - 1, (h * w) // 2, h * w - 1, (h - 1) * w})
-    marks = F.one_hot(torch.tensor(cells), h * w).unflatten(1, (1, h, w)).to(image)
-    shown = F.interpolate(marks, classifier.input_size)
-    changed = torch.cat([image, torch.lerp(image, 1 - image, shown)])
+    changed, expected = changed_cells(images, layout)
     values: list[Tensor] = []
 
     def separate(attention: Attention) -> None:
-        values.append(attention.values)
+        values.append(attention.values.transpose(1, 2).flatten(2))
         attention.matrix.copy_(torch.eye(attention.matrix.shape[-1]))
 
     with watching(separate):
         classifier.logits(changed)
-    first, last = (_changes(each) for each in (values[0], values[-1]))
-    if first.argmax(1).tolist() != [prefix + cell for cell in cells]:
-        raise ValueError("its tokens are no patches in the order of the rows of a grid")
+    first, last = changes_of(values[0]), changes_of(values[-1])
+    check_order(first, expected)
     reached = last > _CHANGED * last.amax(1, keepdim=True)
     if bool((reached & (first <= _CHANGED / 10 * first.amax(1, keepdim=True))).any()):
         raise ValueError("its tokens are mixed by more than attention")
-
-
-def _changes(values: Tensor) -> Tensor:
-    """(images - 1, T): how far the values (images, heads, T, d) of each token are from the first image's."""
-    return (values[1:] - values[:1]).abs().amax((1, 3))

@@ -95,7 +95,8 @@ class Cells:
     count
         n = h * w.
     encode
-        From tokens to logits, where the tokens of absent cells are dropped; None where these show a fill.
+        From tokens and present patches to logits, where the tokens of absent cells are left out; None where
+        these show a fill.
 
     Raises
     ------
@@ -171,7 +172,7 @@ class DroppedTokens:
         batch: Batch,
         grid: tuple[int, int],
         score: Score,
-        encode: Callable[[Tensor], Tensor],
+        encode: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
         self.classifier, self.targets, self.score, self.encode = classifier, batch.targets, score, encode
         self.embedded = in_chunks(
@@ -191,15 +192,15 @@ class DroppedTokens:
 
     def _of_size(self, images: Tensor, present: Tensor) -> Tensor:
         """Values of sets of one size, in steps of as many tokens as ``forwards`` whole images have."""
-        cells = present[:1].sum() * (self.embedded.shape[1] - self.classifier.patch_prefix)
-        length = self.classifier.patch_prefix + int(cells) // present.shape[1]
+        tokens = self.classifier.patches
+        length = tokens.length(int(present[:1].sum()) * tokens.layout.units.count // present.shape[1])
 
         def evaluate(rows: slice) -> Tensor:
             keep = F.interpolate(
                 present[rows].float().unflatten(1, (1, *self.grid)), self.classifier.patch_grid
             )
-            tokens = self.classifier.kept_tokens(self.embedded[images[rows]], keep.flatten(1).bool())
-            return self.score(self.classifier, self.encode(tokens), self.targets[images[rows]])
+            logits = self.encode(self.embedded[images[rows]], keep.flatten(1).bool())
+            return self.score(self.classifier, logits, self.targets[images[rows]])
 
         passes = images.bincount(minlength=len(self.targets))
         self.passes += passes

@@ -20,7 +20,7 @@ _SECOND_NORMS = ("norm2", "ln_2", "layer_norm2")  # in timm; in torchvision and 
 _PROBES = 2
 
 
-def class_token_alone(classifier: Classifier) -> Callable[[Tensor], Tensor]:
+def class_token_alone(classifier: Classifier) -> Callable[[Tensor, Tensor | None], Tensor]:
     """A cheaper :meth:`Classifier.encode`, whose last block computes the class token alone.
 
     The block's attention then has one query per input, and its MLP one row. If the block is of an unknown
@@ -30,17 +30,17 @@ def class_token_alone(classifier: Classifier) -> Callable[[Tensor], Tensor]:
     Returns
     -------
     Callable
-        From tokens (B, prefix + k, D) to logits (B, C).
+        From tokens (B, prefix + N, D), and the patches (B, N) that are present or None, to logits (B, C).
     """
     parts = _last_block(classifier)
     if parts is None:
         return classifier.encode
 
-    def narrowed(tokens: Tensor) -> Tensor:
+    def narrowed(tokens: Tensor, keep: Tensor | None = None) -> Tensor:
         with ExitStack() as undo:
             undo.enter_context(eager())  # a compiled network would not see what is replaced here
             _narrow(*parts, undo)
-            return classifier.encode(tokens)
+            return classifier.encode(tokens, keep)
 
     return narrowed if _agrees(classifier, narrowed) else classifier.encode
 

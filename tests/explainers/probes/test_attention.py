@@ -295,7 +295,7 @@ class Mixed(nn.Module):
         ("side by side", "its attention is computed side by side, and not block after block"),
         ("neighbours", "its tokens are mixed by more than attention"),
         ("gate", "a softmax of it multiplies no values, so that some of its attention may be missed"),
-        ("queries", "one attention has 65 queries of its own over 65 tokens, as a pool has"),
+        ("queries", "one attention is of 65 queries of its own over 65 tokens, as in a pool"),
     ],
 )
 def test_attention_that_does_not_say_how_patches_reach_the_logits_is_refused(
@@ -333,8 +333,8 @@ def test_attention_over_windows_or_shrinking_sequences_is_not_read(kind: str, re
     ("name", "reason"),
     [
         ("swin", "its attention is within windows of 16 tokens"),
-        ("resnet", "it computes no attention that can be intercepted"),
-        ("convnext", "it computes no attention that can be intercepted"),
+        ("resnet", "no attention can be intercepted"),
+        ("convnext", "no attention can be intercepted"),
     ],
 )
 def test_windows_and_convolutions_are_refused_in_one_line(name: str, reason: str) -> None:
