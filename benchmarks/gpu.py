@@ -12,6 +12,9 @@ fast preset if the explainer has one:
 - the share of the time in which the device runs kernels;
 - the mean rank correlation of the maps with those in float32, for the same classes.
 
+A first row for every way is the network alone, on inputs that are already on the device, in batches of
+``--forwards``: the floor of every explainer that perturbs the input.
+
 Everything runs once before it is measured, because that is when compilation happens. Then every round
 measures everything again, one after the other. The printed numbers are medians over the rounds; for the
 ratio, the median of the ratios within a round. PyTorch's profiler measures the time of the kernels in one
@@ -65,6 +68,8 @@ WAYS = {
     "compile": Compute(compile=True),
     "bfloat16+compile": Compute(precision="bfloat16", compile=True),
 }
+ALONE = "(network alone)"
+_BATCHES = 4  # of the network alone
 COPIES = ("Memcpy", "Memset")  # events of the profiler that are not kernels
 
 
@@ -104,6 +109,17 @@ def from_pixels(
             explained = explainer.explain(Batch(seen, targets[rows], seeds[rows], activations, forwards))
             maps.append(explained.maps.detach().cpu())
         return torch.cat(maps)
+
+    return run
+
+
+def alone(classifier: Classifier, inputs: Tensor, forwards: int) -> Callable[[], Tensor]:
+    """A function that computes the logits of inputs that are on the device, in batches of ``forwards``."""
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            parts = [classifier.logits(inputs[rows]) for rows in chunks(len(inputs), forwards)]
+            return torch.cat(parts).cpu()
 
     return run
 
@@ -169,9 +185,13 @@ def table(spec: ModelSpec, asked: argparse.Namespace) -> Table:
     for column in ("images per second", "over float32", "kernels' share", "rank correlation"):
         result.add_column(column, justify="right")
     served = [name for name in explainers.names() if unmet(explainers.get(name).needs, whole) is None]
-    for name in [name for name in asked.explainers or served if name != "ptame"]:
+    many = inputs.repeat(-(-_BATCHES * asked.forwards // len(inputs)), 1, 1, 1)[: _BATCHES * asked.forwards]
+    many = many.to(whole.device)
+    for name in [ALONE, *(name for name in asked.explainers or served if name != "ptame")]:
         runs = {
-            way: from_pixels(classifier, name, inputs, targets, asked.batch, asked.forwards)
+            way: alone(classifier, many, asked.forwards)
+            if name == ALONE
+            else from_pixels(classifier, name, inputs, targets, asked.batch, asked.forwards)
             for way, classifier in ways.items()
         }
         maps = {way: run() for way, run in runs.items()}  # these runs also warm up and compile
@@ -182,7 +202,8 @@ def table(spec: ModelSpec, asked: argparse.Namespace) -> Table:
             gain = median(each["float32"] / each[way] for each in times)
             rank = agreement_of(maps[way], maps["float32"], sites).rank_correlation
             told = "-" if rank is None else f"{rank:.4f}"
-            result.add_row(name, way, f"{len(inputs) / took:,.1f}", f"{gain:.2f}", share, told)
+            images = len(many) if name == ALONE else len(inputs)
+            result.add_row(name, way, f"{images / took:,.1f}", f"{gain:.2f}", share, told)
     return result
 
 

@@ -20,6 +20,8 @@ from explainers.numerics.batching import in_chunks
 from explainers.probes.head_gradient import head_gradient, head_gradient_and_curvature
 from explainers.registry import register
 
+_ROUNDING = 1e-6  # relative error of a product of activations and gradients in float32
+_TRUSTED = 0.01  # of a map's largest value: how far rounding may move the map
 CANCELLED = 1e-5  # a sum below this share of its terms' magnitudes is float32 rounding
 
 
@@ -86,6 +88,11 @@ class GradCamPlusPlus(_GradientCam):
     division, so nothing is added here. Squared gradients are often smaller than 1e-6, and there that library
     takes alpha * ReLU(g) for nearly zero. The maps then also depend on the scale of the logits. ``epsilon``
     adds the same number.
+
+    The paper's activations are not negative, so that no denominator is below 2. Where activations have both
+    signs, as in transformers, a denominator may be nearly zero, and a rounding error may turn the map around.
+    A map that relative errors of 1e-6 in the denominators' terms may change by more than 1 % is not a number
+    that can be trusted: it is NaN, with the status ``not_finite``.
     """
 
     name: ClassVar[str] = "gradcampp"
@@ -98,11 +105,16 @@ class GradCamPlusPlus(_GradientCam):
 
     def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
         positive = gradient.relu()
-        denominator = 2 + positive * features.sum((2, 3), keepdim=True)
+        product = positive * features.sum((2, 3), keepdim=True)
+        denominator = 2 + product
         if self.epsilon:
             # Where the gradient is 0, this is infinite, and the ratio 0 as it should be.
             denominator = denominator + self.epsilon / positive.square()
-        return _weighed(_ratio(positive, denominator).sum((2, 3)), features)
+        shares = _ratio(positive, denominator)
+        maps = _weighed(shares.sum((2, 3)), features)
+        error = _ROUNDING * _ratio(shares * product, denominator).abs()
+        errors = _weighed(error.sum((2, 3)), features.abs()).amax((1, 2))
+        return maps.masked_fill((errors > _TRUSTED * maps.abs().amax((1, 2)))[:, None, None], torch.nan)
 
 
 @register

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from captum.attr import GradientShap, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
+from captum.attr import GradientShap, InputXGradient, IntegratedGradients, Saliency
 from pydantic import Field
 from torch import Tensor
 
@@ -161,7 +161,7 @@ class SmoothGrad(_SampledGradient):
     The gradients are averaged with their signs. The map is the magnitude of this mean, summed over the colour
     channels: the paper takes absolute values for natural images, and so does the authors' release.
 
-    The noise comes from the device's own generator, so another kind of device draws other noise.
+    The noise is drawn on the host, so that it is the same on every kind of device.
 
     Details: ``forward_passes``, forward and backward, one per sample.
     """
@@ -174,14 +174,11 @@ class SmoothGrad(_SampledGradient):
     parameters: SmoothGradParameters
 
     def maps(self, method: Any, inputs: Tensor, targets: Tensor) -> Tensor:
-        found: Tensor = NoiseTunnel(method).attribute(
-            inputs,
-            nt_samples=self.passes,
-            stdevs=self.parameters.noise * float(inputs.max() - inputs.min()),
-            target=targets,
-            abs=False,
-        )
-        return found.abs().sum(1)
+        deviation = self.parameters.noise * float(inputs.max() - inputs.min())
+        noise = deviation * torch.randn(self.passes, *inputs.shape[1:])
+        noisy = (inputs + noise.to(inputs.device)).requires_grad_()
+        found: Tensor = method.attribute(noisy, target=targets.expand(self.passes), abs=False)
+        return found.mean(0, keepdim=True).abs().sum(1)
 
 
 @register

@@ -1,6 +1,7 @@
 """Benchmarks begin as their documentation says; that of the GPU path runs where there is none."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 
@@ -30,8 +31,17 @@ def test_the_benchmark_of_the_gpu_path_runs_on_two_small_images(capsys: pytest.C
         (name.strip(), way.strip()): [float(rate), float(gain), rank.strip()]
         for name, way, rate, gain, _, rank in rows
     }
-    assert set(told) == {(name, way) for name in ("gradcam", "occlusion") for way in ("float32", "bfloat16")}
+    assert set(told) == {
+        (name, way) for name in ("(network alone)", "gradcam", "occlusion") for way in ("float32", "bfloat16")
+    }
     for (_, way), (rate, gain, rank) in told.items():
         assert rate > 0
         assert gain == 1 if way == "float32" else gain > 0
         assert rank == "1.0000" if way == "float32" else 0.5 < float(rank) <= 1
+
+
+def test_the_benchmark_of_a_gpus_agreement_says_that_there_is_none() -> None:
+    command = [sys.executable, "benchmarks/gpu_agreement.py"]
+    unseen = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    told = subprocess.run(command, cwd=ROOT, env=unseen, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stderr) == (1, "PyTorch sees no GPU here\n")

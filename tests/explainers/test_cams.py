@@ -305,6 +305,19 @@ def test_layercam_and_gradcampp_there_leave_out_channels_that_oppose_the_class()
     torch.testing.assert_close(gradcampp, expected.float())
 
 
+@pytest.mark.parametrize(("off", "trusted"), [(1e-6, False), (-1e-6, False), (0.5, True)])
+def test_a_map_of_gradcampp_that_rounding_could_turn_around_is_nan(off: float, trusted: bool) -> None:
+    """The denominator of channel 1 is ``off``: its gradient is 3 / 4, and its sum is chosen so."""
+    activations = made_up()
+    activations[0, 1] *= (off - 2) * 4 / 3 / activations[0, 1].sum()
+    with toys.linear(WEIGHT) as classifier:
+        batch = for_class(toys.batch_of(classifier, activations), 1)
+        maps = ours("gradcampp", classifier, batch).maps
+    assert bool(maps[0].isfinite().all()) == trusted
+    assert bool(maps[0].isnan().all()) != trusted
+    assert bool(maps[1].isfinite().all())  # activations that are not negative have denominators of 2 or more
+
+
 @pytest.mark.parametrize("bias", [0.0, -50.0])
 def test_ablationcam_there_weighs_each_channels_term_over_the_size_of_the_score(bias: float) -> None:
     activations = made_up()
