@@ -86,7 +86,7 @@ class Batch:
     Attributes
     ----------
     inputs
-        (B, C, \\*sites). For images this is (B, 3, H, W) float32 with pixels in [0, 1]; for other inputs
+        (B, C, \\*sites). For images this is (B, C, H, W) float32 with pixels in [0, 1]; for other inputs
         see :mod:`explainers.models.black_box`.
     targets
         (B,) int64, the class to explain, in [0, num_classes).

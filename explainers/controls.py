@@ -97,6 +97,8 @@ def _gaussian(size: int, sigma: float) -> Tensor:
 class Sobel(_Control):
     """The gradient magnitude of the luminance by Sobel's operator (1968), in luminance per pixel.
 
+    The luminance of inputs that have another number of channels than three is the mean of their channels.
+
     Edge detectors look like good explanations but explain nothing (Adebayo et al., NeurIPS 2018). Beyond the
     border, the border pixels are repeated.
     """
@@ -106,7 +108,9 @@ class Sobel(_Control):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PIXELS})
 
     def maps(self, batch: Batch) -> Tensor:
-        luminance = torch.einsum("c,bchw->bhw", batch.inputs.new_tensor(_LUMINANCE), batch.inputs)
+        channels = batch.inputs.shape[1]
+        weights = batch.inputs.new_tensor(_LUMINANCE if channels == 3 else [1 / channels] * channels)
+        luminance = torch.einsum("c,bchw->bhw", weights, batch.inputs)
         padded = F.pad(luminance[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
         return torch.hypot(_slope(padded), _slope(padded.mT).mT)
 

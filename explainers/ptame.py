@@ -72,7 +72,7 @@ class PTame:
         _check(parameters.head, config, classifier)
         self.classifier, self.output = classifier, parameters.output
         self.head, _, self.auxiliary = load_head(parameters.head, classifier.device, parameters.auxiliary)
-        self.grid = self.auxiliary.shapes(config.input_size)[0][1:]
+        self.grid = self.auxiliary.shapes(config.input_size, len(config.mean))[0][1:]
 
     def describe(self) -> Description:
         return Description(self.grid)

@@ -25,6 +25,7 @@ from explainers.base import Parameters
 from explainers.controls import CONTROLS
 from explainers.models.compute import Compute
 from explainers.models.loading import ModelSpec
+from explainers.models.model_spec import MOST_CHANNELS
 from explainers.registry import Registry, explainers
 from flows.locations import anchored, folder_of, lies_in, refuse_store
 from flows.values import LARGEST, refuse_values
@@ -35,6 +36,7 @@ from tasks.metrics.registry import metrics
 
 MANY = 1000  # explainers or metrics of one job
 REGISTERED = "models:"  # the beginning of MLflow's addresses of registered models
+Band = Annotated[int, Field(ge=0, lt=MOST_CHANNELS)]
 ClassIndex = Annotated[int, Field(ge=0, le=100_000_000)]  # no network has as many classes
 
 
@@ -262,6 +264,13 @@ class Job(Located):
         default_factory=Compute, description="precision and compilation of the forward passes"
     )
     cluster: Cluster = Field(default_factory=Cluster, description="the workers that run the job")
+    shown_bands: tuple[Band, ...] | None = Field(
+        None,
+        strict=False,
+        description="bands of images that pictures show, counted from 0: one in grey, or three as red, green "
+        "and blue; by default the first three, or the first if there are fewer. Bands of more than 8 bits "
+        "are stretched from their 2nd to their 98th percentile in each image",
+    )
     tolerance: float = Field(
         0.0,
         ge=0,
@@ -283,6 +292,13 @@ class Job(Located):
                 f'{json.dumps(given) if known else "this"} is no class; write "predicted", "label", a class '
                 "index such as 281, or {top = 3}, at most {top = 1000}"
             ) from error
+
+    @field_validator("shown_bands")
+    @classmethod
+    def _grey_or_colours(cls, bands: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if bands is not None and len(bands) not in {1, 3}:
+            raise ValueError(f"give one band, or three as red, green and blue, and not {len(bands)}")
+        return bands
 
     @field_validator("explainers")
     @classmethod

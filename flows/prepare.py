@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from prefect.exceptions import ExternalSignal
 
@@ -30,8 +31,12 @@ from flows.job import REGISTERED, Job, JobError, TopTargets
 from flows.labels import Labels, not_numbered, translated
 from flows.plan import shard_images
 from storage.datasets.dataset import Dataset
+from storage.datasets.depth import own_depth
 from storage.datasets.geometry import prepare_image
 from storage.datasets.opening import open_dataset
+from storage.datasets.reading import RGB, Bands, Stored
+from storage.datasets.spec import DatasetSpec
+from storage.errors import one_line
 from storage.files import sha256_of_file, sha256_of_json
 from storage.manifest import DetailEntry, ExplainerEntry, Manifest, MetricEntry
 from storage.places import is_remote
@@ -66,8 +71,9 @@ def prepare(job: Job) -> Run:
         If the job cannot run. The message is one line with the key to change and the choices.
     """
     try:
-        dataset = open_dataset(job.dataset)
-        geometry, size = _geometry(job, dataset)
+        bands = bands_of(job.dataset, job.model)
+        dataset = open_dataset(job.dataset, bands)
+        geometry, size, stored = _geometry(job, dataset, bands)
         classifier = load(job.model, input_size=size, modality=dataset.modality)
         with closing(classifier):
             seen = _probed(job, classifier)
@@ -75,11 +81,12 @@ def prepare(job: Job) -> Run:
             classifier.use(job.compute.model_copy(update={"compile": False}))
             _check_batches(job, classifier)
             labels = translated(dataset, job.dataset.numbering == "model", classifier)
+            _check_shown(job, classifier)
             _check_targets(job, classifier, dataset, labels)
             chosen = _check_explainers(job, classifier)
             scored = _check_metrics(job, classifier, dataset)
             _check_tracking(job)
-            return _open_run(job, dataset, labels, geometry, classifier, seen, chosen, scored)
+            return _open_run(job, dataset, labels, geometry, stored, classifier, seen, chosen, scored)
     except ValueError as error:
         raise JobError(str(error)) from error
     except (Exception, KeyboardInterrupt, ExternalSignal, CancelledError):  # the last ones stop the flow
@@ -91,40 +98,53 @@ def prepare(job: Job) -> Run:
         ) from error
 
 
-def _geometry(job: Job, dataset: Dataset) -> tuple[dict[str, Any], tuple[int, ...] | None]:
-    """Return how items become inputs, as the manifest keeps it, and the inputs' size.
+def bands_of(dataset: DatasetSpec, model: ModelSpec) -> Bands:
+    """Return what the values of a dataset's images become for a model."""
+    if dataset.kind in {"text", "tensors"}:
+        return RGB
+    return Bands.of(preprocessing(model).channels, dataset.depth)
+
+
+def _geometry(job: Job, dataset: Dataset, bands: Bands) -> tuple[dict[str, Any], tuple[int, ...] | None, str]:
+    """Return how items become inputs, as the manifest keeps it, the inputs' size, and their NumPy type.
 
     The size is None if the model determines it.
     """
+    stored = MODALITIES[dataset.modality].stored
     if dataset.modality == "text":
         _first_readable(dataset)
-        return {}, None
+        return {}, None, stored
     if dataset.modality == "tensor":
         shape = _first_readable(dataset).shape
-        return {"shape": list(shape)}, shape
-    return geometry_of(job.model, dataset)
+        return {"shape": list(shape)}, shape, stored
+    return geometry_of(job.model, dataset, bands)
 
 
-def geometry_of(model: ModelSpec, dataset: Dataset) -> tuple[dict[str, Any], tuple[int, int]]:
-    """Return how images become inputs, and the inputs' (H, W) in pixels.
+def geometry_of(
+    model: ModelSpec, dataset: Dataset, bands: Bands
+) -> tuple[dict[str, Any], tuple[int, int], Stored]:
+    """Return how images become inputs, the inputs' (H, W) in pixels, and their NumPy type.
 
-    The size is that of the crop. Without a crop it is the size of the first readable image.
+    The size is that of the crop. Without a crop it is the size of the first readable image, whose type is
+    taken where ``bands`` states none.
     """
     how = preprocessing(model)
-    if how.size is not None:
-        return how.geometry, how.size
-    _, height, width = prepare_image(_first_readable(dataset), [], **how.geometry)[0].shape
-    return how.geometry, (height, width)
+    if how.size is not None and bands.stored is not None:
+        return how.geometry, how.size, bands.stored
+    first = _first_readable(dataset)
+    _, height, width = prepare_image(first, [], **how.geometry)[0].shape
+    return how.geometry, how.size or (height, width), bands.stored or own_depth(np.asarray(first).dtype)
 
 
 def _first_readable(dataset: Dataset) -> Any:
     """Return the first item that can be read; raise JobError if there is none."""
+    why = ""
     for index in range(len(dataset.samples)):
         try:
             return dataset.load(index)
-        except Exception:  # later a damaged file becomes a row with its error
-            continue
-    raise JobError(f"dataset: no {dataset.modality} can be read; check the files at its path")
+        except Exception as error:  # later a damaged file becomes a row with its error
+            why = why or f"{dataset.samples[index].sample_id} {one_line(error)}"
+    raise JobError(f"dataset: no {dataset.modality} can be read ({why}); check the files at its path")
 
 
 def _probed(job: Job, classifier: Frozen) -> dict[str, str]:
@@ -147,6 +167,19 @@ def _check_batches(job: Job, classifier: BlackBox) -> None:
                 f"batch.{key}: {count} inputs of {each / 1e6:.3g} MB are more than the {memory / 1e9:.3g} GB "
                 f"of this machine; take at most {max(1, memory // each // 10)}"
             )
+
+
+def _check_shown(job: Job, classifier: BlackBox) -> None:
+    """Raise JobError if the inputs lack one of the bands that pictures are to show."""
+    if job.shown_bands is None:
+        return
+    if classifier.modality != "image":
+        raise JobError(f"shown_bands: is for images, not for {MODALITIES[classifier.modality].plural}")
+    channels = classifier.input_shape[0]
+    if max(job.shown_bands) >= channels:
+        raise JobError(
+            f"shown_bands: there is no band {max(job.shown_bands)}; inputs have {channels}, counted from 0"
+        )
 
 
 def _check_targets(job: Job, classifier: BlackBox, dataset: Dataset, labels: Labels) -> None:
@@ -276,6 +309,7 @@ def _open_run(
     dataset: Dataset,
     labels: Labels,
     geometry: dict[str, Any],
+    stored: Any,
     classifier: BlackBox,
     seen: dict[str, str],
     chosen: dict[str, tuple[Parameters, Explainer]],
@@ -298,7 +332,7 @@ def _open_run(
         dataset_fingerprint=dataset.fingerprint,
         weights={} if taken is None else asdict(taken),
         modality=classifier.modality,
-        input_dtype=kind.stored,
+        input_dtype=stored,
         rows=images,
         geometry=geometry,
         num_classes=classifier.num_classes,

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +25,7 @@ from explainers.models.probes_at_load import probe
 from explainers.models.ptame_head import load_head, save_head
 from flows.job import JobError
 from flows.parameter_logs import keep_values_out_of_logs
-from flows.prepare import LIBRARIES, geometry_of
+from flows.prepare import LIBRARIES, bands_of, geometry_of
 from flows.retries import not_retried
 from flows.terminal import Progress
 from flows.train_job import TrainJob
@@ -112,10 +113,11 @@ def prepare_training(job: TrainJob) -> TrainingSetup:
         If the job cannot run. The message is one line with the key to change.
     """
     try:
-        dataset = open_dataset(job.dataset)
+        bands = bands_of(job.dataset, job.model)
+        dataset = open_dataset(job.dataset, bands)
         if dataset.modality != "image":
             raise ValueError(f"dataset.kind: P-TAME explains images, but these are {dataset.modality}s")
-        geometry, size = geometry_of(job.model, dataset)
+        geometry, size, stored = geometry_of(job.model, dataset, bands)
         order = _order(job, len(dataset.samples))
         steps = job.steps or max(2, round(job.epochs * order.steps_per_epoch))
         setup = TrainingSetup(
@@ -124,6 +126,7 @@ def prepare_training(job: TrainJob) -> TrainingSetup:
             auxiliary=job.auxiliary.model,
             taps=job.auxiliary.taps,
             dataset=job.dataset,
+            bands=replace(bands, stored=stored),
             geometry=geometry,
             input_size=size,
             order=order,

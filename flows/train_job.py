@@ -28,7 +28,7 @@ class AuxiliarySpec(ModelSpec):
         "ResNets, MobileNetV3 and MNASNet",
     )
 
-    @field_validator("class_names", "layer", "resize", "fit", "crop", "mean", "std")
+    @field_validator("class_names", "layer", "resize", "fit", "crop", "channels", "mean", "std")
     @classmethod
     def _inputs_are_the_classifiers(cls, value: object) -> object:
         if value is not None:

@@ -152,7 +152,7 @@ class Manifest(_Entry):
     dataset_fingerprint: str
     weights: dict[str, Any] = Field(default_factory=dict)
     modality: Literal["image", "text", "tensor"] = "image"
-    input_dtype: Literal["uint8", "int32", "float32"] = "uint8"
+    input_dtype: Literal["uint8", "uint16", "int32", "float32"] = "uint8"
     rows: int = Field(ge=1, le=10**12)
     shard_rows: int = Field(ge=1, le=10**12)
     targets_per_image: int = Field(1, ge=1, le=10**6)

@@ -116,7 +116,7 @@ class Run:
 
     @property
     def inputs(self) -> Path:
-        """Array (rows, \\*input_shape) of inputs: uint8 pixels, int32 tokens or float32 numbers."""
+        """Array (rows, \\*input_shape) of inputs, of the manifest's ``input_dtype``."""
         return self.root / "inputs.zarr"
 
     @property

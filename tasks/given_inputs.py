@@ -14,13 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from explainers.models.black_box import BlackBox
+from explainers.models.classifier import LARGEST_VALUES
 from explainers.models.model_spec import Preprocessing
 from explainers.models.text import TextClassifier
 from explainers.numerics.batching import chunks
+from storage.datasets.bands import as_image, read_image
 from storage.datasets.boxes import is_share, placed
-from storage.datasets.decoding import decode, rgb
-from storage.datasets.geometry import prepare_image
+from storage.datasets.geometry import prepare_image, size_of
 from storage.datasets.masks import OBJECT, decode_mask, mask_of, prepare_mask
+from storage.datasets.reading import Bands, Reading
 from storage.files import UnreadableError
 
 # How image files become inputs of the classifiers that were loaded from a model table.
@@ -37,8 +39,9 @@ class GivenInputs:
     model
         The classifier that takes them.
     given
-        Images: (B, C, H, W) in [0, 1] or uint8, or files or PIL images, which go through the preprocessing of
-        the classifier. Texts: strings. Plain tensors: (B, T) or (B, C, T). A single one may stand alone.
+        Images: (B, C, H, W) in [0, 1], uint8 or uint16, or files or PIL images, which go through the
+        preprocessing of the classifier. Texts: strings. Plain tensors: (B, T) or (B, C, T). A single one may
+        stand alone.
 
     Raises
     ------
@@ -106,14 +109,14 @@ class GivenInputs:
             stored = torch.from_numpy(np.stack([self._encoded(text) for text in part]))
         elif self._model.modality == "image":
             read = [self._pixels(image, its) for image, its in zip(part, kept, strict=True)]
-            stored, kept = torch.from_numpy(np.stack([one for one, _ in read])), [its for _, its in read]
+            stored, kept = self._together([one for one, _ in read]), [its for _, its in read]
         else:
             raise ValueError("plain tensors are given as one array, (B, T) or (B, C, T)")
         stored = stored.to(self._model.device)
         if self._model.modality == "image" and stored.is_floating_point():
             return _in_range(stored.float()), kept
-        if self._model.modality == "image" and stored.dtype != torch.uint8:
-            raise ValueError(f"images are floats in [0, 1] or uint8, and these are {stored.dtype}")
+        if self._model.modality == "image" and stored.dtype not in LARGEST_VALUES:
+            raise ValueError(f"images are floats in [0, 1], uint8 or uint16, and these are {stored.dtype}")
         return self._model.inputs_of(stored), kept
 
     def masks(self, given: Sequence[Any], first: int) -> Tensor:
@@ -152,17 +155,23 @@ class GivenInputs:
         except ValueError as error:
             raise ValueError(f"the text {text!r} {error}") from error
 
-    def _pixels(self, given: _File, boxes: Tensor) -> tuple[NDArray[np.uint8], Tensor]:
+    def _together(self, images: list[NDArray[Any]]) -> Tensor:
+        """(b, C, H, W) images as they were read, or as inputs where files have several depths."""
+        if len({image.dtype for image in images}) == 1:
+            return torch.from_numpy(np.stack(images))
+        return torch.cat([self._model.inputs_of(torch.from_numpy(image)[None]) for image in images])
+
+    def _pixels(self, given: _File, boxes: Tensor) -> tuple[NDArray[Any], Tensor]:
         """(C, H, W) pixels of an image, and its boxes (K, 4) in them."""
         named = "the image" if isinstance(given, Image.Image) else str(given)
         try:
-            image = _upright(given)
+            image = self._read(given)
         except UnreadableError as error:
             raise ValueError(f"{named} cannot be read: {error}") from error
         given_boxes = [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes.tolist()]
         if any(map(is_share, given_boxes)):
             raise ValueError(f"boxes: one of {named} lies within 0..1; give boxes in pixels of the image")
-        inside = placed(given_boxes, image.size, False, [])
+        inside = placed(given_boxes, size_of(image), False, [])
         pixels, moved = prepare_image(image, inside, **self._geometry())
         if pixels.shape != self._model.input_shape:
             raise ValueError(
@@ -179,18 +188,19 @@ class GivenInputs:
             raise ValueError(f"masks: {given} cannot be read: {error}") from error
         if isinstance(self._items, Tensor):  # which were not resized either
             return torch.from_numpy(np.asarray(mask) == OBJECT)
-        size = _upright(self._items[row]).size
+        size = size_of(self._read(self._items[row]))
         if mask.size != size:
             raise ValueError(f"masks: one is {_size(mask.size)} where its image is {_size(size)}")
         return torch.from_numpy(prepare_mask(mask, self._geometry()) == OBJECT)
 
+    def _read(self, given: _File) -> Image.Image | NDArray[Any]:
+        """An image that was given, in the bands of the model and as it is to be seen."""
+        how = Reading(bands=Bands.of(self._model.input_shape[0]))
+        return as_image(given, how, []) if isinstance(given, Image.Image) else read_image(Path(given), how)
+
     def _geometry(self) -> dict[str, Any]:
-        return preprocessing_of.get(self._model, Preprocessing()).geometry
-
-
-def _upright(given: _File) -> Image.Image:
-    """An image that was given, in RGB and as it is to be seen."""
-    return rgb(given) if isinstance(given, Image.Image) else decode(Path(given))
+        plain = Preprocessing(fill=(0,) * self._model.input_shape[0])
+        return preprocessing_of.get(self._model, plain).geometry
 
 
 def _tensor(values: Any) -> Tensor:

@@ -146,8 +146,9 @@ def explain(
     model
         What :func:`load` returned, or a ``Classifier`` of your own network.
     inputs
-        Images: (B, C, H, W) in [0, 1] or uint8; or files or PIL images, which go through the preprocessing of
-        a loaded model. Texts: strings. Plain tensors: (B, T) or (B, C, T). A single input may stand alone.
+        Images: (B, C, H, W) in [0, 1], uint8 or uint16; or files or PIL images, which go through the
+        preprocessing of a loaded model. Texts: strings. Plain tensors: (B, T) or (B, C, T). A single input
+        may stand alone.
     explainer
         A name that ``floodlit explainers`` lists, or ``package.module:Name``.
     targets

@@ -11,14 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from explainers.models.modality import MODALITIES
 from explainers.models.text import TextClassifier
 from storage.datasets.dataset import Dataset, Sample
-from storage.datasets.geometry import prepare_image
+from storage.datasets.geometry import prepare_image, size_of
 from storage.datasets.masks import BACKGROUND, OBJECT, prepare_mask
 from storage.datasets.notes import BOX_CROPPED, MASK_CROPPED, MASK_EMPTY, MASK_FULL
 from storage.maps import shard_file, write_shard
@@ -56,7 +55,7 @@ def _read(run: Run, shard: int) -> Outcome:
     dataset = dataset_of(run)
     start, stop = run.bounds(shard)
     kind = MODALITIES[run.modality]
-    stored = np.full((stop - start, *run.manifest.input_shape), kind.nothing, kind.stored)
+    stored = np.full((stop - start, *run.manifest.input_shape), kind.nothing, run.manifest.input_dtype)
     masks = None if dataset.masks is None else np.zeros((stop - start, *run.input_size), np.uint8)
     rows = []
     for index in range(start, stop):  # unreadable inputs keep the placeholder that ``stored`` begins with
@@ -78,8 +77,8 @@ def _row(run: Run, dataset: Dataset, index: int, out: np.ndarray) -> Row:
     row = _blank(run, dataset, sample)
     try:
         item = dataset.load(index, row["notes"])
-        if isinstance(item, Image.Image):
-            sample = replace(sample, boxes=tuple(dataset.boxes(index, item.size, row["notes"])))
+        if dataset.modality == "image":
+            sample = replace(sample, boxes=tuple(dataset.boxes(index, size_of(item), row["notes"])))  # type: ignore[arg-type]
         _PUT[run.modality](run, item, sample, out, row)
         row["status"] = "ok"
     except Exception as error:  # decoders raise many kinds of errors for damaged files
@@ -115,8 +114,8 @@ def _about(mask: np.ndarray, prepared: np.ndarray) -> list[str]:
     return notes if (prepared == OBJECT).any() else [*notes, MASK_CROPPED]
 
 
-def _put_image(run: Run, image: Image.Image, sample: Sample, out: np.ndarray, row: Row) -> None:
-    row |= {"width": image.width, "height": image.height}
+def _put_image(run: Run, image: Any, sample: Sample, out: np.ndarray, row: Row) -> None:
+    row["width"], row["height"] = size_of(image)
     pixels, boxes = prepare_image(image, sample.boxes, **run.geometry)
     if pixels.shape[1:] != run.input_size:
         has, wants = "x".join(map(str, pixels.shape[1:])), "x".join(map(str, run.input_size))

@@ -20,6 +20,7 @@ from explainers.models.modality import ModalityName
 from explainers.registry import Registry, explainers
 from storage.datasets.dataset import Dataset
 from storage.datasets.opening import open_dataset
+from storage.datasets.reading import RGB, Bands
 from storage.datasets.spec import DatasetSpec
 from storage.manifest import ExplainerEntry, MetricEntry
 from storage.run import Run
@@ -69,12 +70,16 @@ def compute_of(run: Run) -> Compute:
 
 def dataset_of(run: Run) -> Dataset:
     """The run's dataset, opened once per worker process."""
-    return _dataset(DatasetSpec.model_validate(run.job["dataset"]))
+    manifest = run.manifest
+    stored = manifest.input_dtype
+    images = manifest.modality == "image" and stored != "int32"
+    bands = Bands(manifest.input_shape[0], stored) if images else RGB  # type: ignore[arg-type]
+    return _dataset(DatasetSpec.model_validate(run.job["dataset"]), bands)
 
 
 @lru_cache(maxsize=1)
-def _dataset(spec: DatasetSpec) -> Dataset:
-    return open_dataset(spec)
+def _dataset(spec: DatasetSpec, bands: Bands) -> Dataset:
+    return open_dataset(spec, bands)
 
 
 def plugin_of(

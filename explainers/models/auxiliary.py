@@ -118,13 +118,15 @@ class Auxiliary(Frozen):
         return found
 
     @torch.no_grad()
-    def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+    def shapes(self, size: tuple[int, int], channels: int = 3) -> list[tuple[int, int, int]]:
         """The shapes of the features for inputs of one size.
 
         Parameters
         ----------
         size
             (H, W) of the inputs, in pixels.
+        channels
+            Their number of channels.
 
         Returns
         -------
@@ -137,15 +139,15 @@ class Auxiliary(Frozen):
             In one line, if the network does not take such inputs, if an output is no map, or if a later map
             is larger than the first tap's.
         """
-        inputs = torch.zeros(2, 3, *size, device=self.device)
+        inputs = torch.zeros(2, channels, *size, device=self.device)
         try:
             found = self._outputs(inputs)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a network may refuse inputs with an exception of any kind
-            kind = type(self.network).__name__
+            kind, told = type(self.network).__name__, "" if channels == 3 else f"{channels} channels of "
             raise ValueError(
-                f"auxiliary: {kind} does not take {size[0]}x{size[1]} pixels ({first_line(error)}); "
+                f"auxiliary: {kind} does not take {told}{size[0]}x{size[1]} pixels ({first_line(error)}); "
                 "choose another network, or a model.crop that it takes"
             ) from error
         shapes = [tuple(features.shape[1:]) for features in self._checked(found)]

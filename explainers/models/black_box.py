@@ -2,7 +2,7 @@
 
 An input is a tensor (C, \\*sites). A site is what can be hidden: a pixel, a token, a step or a feature.
 
-- An image is (3, H, W), with pixels in [0, 1].
+- An image is (C, H, W), with pixels in [0, 1]; C is 3 for colours.
 - A text is (2, T) whole numbers, one token per site: the id of the token, and the number of the word it
   belongs to, counted 0, 1, ... within the text. Special tokens belong to no word and have the word number -1;
   padding is -1 in both channels. A site whose id is -1 holds no token, so that writing -1 removes a token.
@@ -50,7 +50,7 @@ class BlackBox(Protocol):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """(C, \\*sites), the shape of one input: (3, H, W), (2, T) or (C, T)."""
+        """(C, \\*sites), the shape of one input: (C, H, W), (2, T) or (C, T)."""
         ...
 
     @property
@@ -95,8 +95,8 @@ class BlackBox(Protocol):
         Parameters
         ----------
         stored
-            (B, C, \\*sites) in the modality's stored type: uint8 for images, int32 for texts, float32 for
-            numbers; see :class:`explainers.models.modality.Modality`.
+            (B, C, \\*sites) in the modality's stored type: uint8, uint16 or float32 for images, int32
+            for texts, float32 for numbers; see :class:`explainers.models.modality.Modality`.
 
         Returns
         -------

@@ -27,6 +27,8 @@ __all__ = ["Classifier", "Units"]
 
 _IMAGES = MODALITIES["image"]
 _BLUR_SIGMA = 10.0  # pixels
+# The stored value that is 1 for the network; floats are stored as the network sees them.
+LARGEST_VALUES = {torch.uint8: 255, torch.uint16: 65535}
 
 
 @contextmanager
@@ -52,7 +54,7 @@ class Classifier(Frozen):
     Parameters
     ----------
     network
-        Any module that takes (B, 3, H, W) and returns logits (B, C), or a single logit per image.
+        Any module that takes (B, C, H, W) and returns logits (B, K), or a single logit per image.
     layer
         Name of the target module, as in ``network.named_modules()``. The module's output is explained, or its
         input where the name ends in ``:input``. If a module is called several times, the last call counts. An
@@ -62,7 +64,8 @@ class Classifier(Frozen):
     input_size
         (H, W) in pixels.
     mean, std
-        Per channel, for pixels in [0, 1]; the network sees (inputs - mean) / std.
+        Per channel, for pixels in [0, 1]; the network sees (inputs - mean) / std. Inputs have as many
+        channels as ``mean`` has numbers. By default ``std`` is 1.
     device
         The device that the network is moved to.
     output, activation
@@ -91,7 +94,7 @@ class Classifier(Frozen):
         layer: str | None = None,
         input_size: tuple[int, int],
         mean: Sequence[float] = (0.0, 0.0, 0.0),
-        std: Sequence[float] = (1.0, 1.0, 1.0),
+        std: Sequence[float] | None = None,
         device: str | torch.device = "cpu",
         output: Output | None = None,
         returns: Part | None = None,
@@ -99,12 +102,16 @@ class Classifier(Frozen):
     ) -> None:
         super().__init__(network, device, Outputs(output, activation), returns)
         self.input_size = input_size
-        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
-        self.std = torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
+        std = [1.0] * len(mean) if std is None else std
+        if not mean or len(std) != len(mean):
+            raise ValueError(f"std: give one number per channel, as mean does: {len(mean)}, not {len(std)}")
+        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
         self._asked_layer = layer
         try:
-            probe = torch.rand(2, 3, *self.input_size, generator=torch.Generator().manual_seed(0))
-            size = f"inputs of {self.input_size[0]}x{self.input_size[1]} pixels"
+            probe = torch.rand(2, *self.input_shape, generator=torch.Generator().manual_seed(0))
+            channels = "" if len(self.mean) == 3 else f"{len(self.mean)} channels and "
+            size = f"inputs of {channels}{self.input_size[0]}x{self.input_size[1]} pixels"
             self.num_classes = self._probe(probe.to(self.device), "model.source", size).shape[1]
             if layer is not None:
                 self.layer  # noqa: B018  a wrong name is refused now, though nothing may ever need the layer
@@ -226,10 +233,11 @@ class Classifier(Frozen):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        return 3, *self.input_size
+        return len(self.mean), *self.input_size
 
     def inputs_of(self, stored: Tensor) -> Tensor:
-        return stored.float() / 255
+        largest = LARGEST_VALUES.get(stored.dtype)
+        return stored.float() if largest is None else stored.float() / largest
 
     def sites(self, inputs: Tensor) -> Tensor:
         return _IMAGES.sites(inputs)
@@ -238,7 +246,7 @@ class Classifier(Frozen):
         check_fill(self, how)
         if how == "blur":
             return gaussian_blur(inputs, _BLUR_SIGMA)
-        # A colour is (1, 3, 1, 1). The mean is the one that is subtracted, so it is zero after normalisation.
+        # A colour is (1, C, 1, 1). The mean is the one that is subtracted, so it is zero after normalisation.
         mean = self.mean[None]
         return mean if how == "mean" else torch.full_like(mean, float(how == "white"))
 
@@ -253,7 +261,7 @@ class Classifier(Frozen):
         Parameters
         ----------
         inputs
-            (B, 3, H, W), pixels in [0, 1].
+            (B, C, H, W), pixels in [0, 1].
 
         Returns
         -------
@@ -278,7 +286,7 @@ class Classifier(Frozen):
         return self._as_logits(self._pass(self._cut.head, activations))
 
     def normalised(self, inputs: Tensor) -> Tensor:
-        """What the network sees of (B, 3, H, W) inputs in [0, 1]: (inputs - mean) / std."""
+        """What the network sees of (B, C, H, W) inputs in [0, 1]: (inputs - mean) / std."""
         return (inputs - self.mean) / self.std
 
     @property
@@ -324,7 +332,7 @@ class Classifier(Frozen):
         Parameters
         ----------
         inputs
-            (B, 3, H, W), pixels in [0, 1].
+            (B, C, H, W), pixels in [0, 1].
 
         Returns
         -------
@@ -375,7 +383,7 @@ class Classifier(Frozen):
         Parameters
         ----------
         inputs
-            (B, 3, H, W), pixels in [0, 1].
+            (B, C, H, W), pixels in [0, 1].
         keep
             (B, N) bool, the patches that are present. Rows may keep different numbers of patches.
 

@@ -16,12 +16,28 @@ def with_given_steps(steps: Preprocessing, spec: ModelSpec) -> Preprocessing:
         In one line that begins with the key: the values contradict each other, or the crop is larger than the
         resized image.
     """
-    steps = _resized(steps, spec)
+    steps = _resized(_in_channels(steps, spec), spec)
     given = {key: getattr(spec, key) for key in ("crop", "mean", "std")}
     steps = replace(steps, **{key: value for key, value in given.items() if value is not None})
     if spec.resize is not None or spec.crop is not None:
         _check_crop(steps)
     return steps
+
+
+def _in_channels(steps: Preprocessing, spec: ModelSpec) -> Preprocessing:
+    """Take another number of channels than the source's, if the job says so."""
+    channels = spec.given_channels or steps.channels
+    if channels == steps.channels:
+        return steps
+    plain = Preprocessing()
+    if steps.mean != plain.mean or steps.std != plain.std:
+        for key in ("mean", "std"):
+            if getattr(spec, key) is None:
+                raise ValueError(
+                    f"model.{key}: {spec.name} states it for {steps.channels} channels, and inputs have "
+                    f"{channels}; give {channels} numbers"
+                )
+    return replace(steps, mean=(0.0,) * channels, std=(1.0,) * channels, fill=(0,) * channels)
 
 
 def _resized(steps: Preprocessing, spec: ModelSpec) -> Preprocessing:
@@ -36,7 +52,7 @@ def _resized(steps: Preprocessing, spec: ModelSpec) -> Preprocessing:
             )
         return steps
     fit = spec.fit or ("short" if isinstance(spec.resize, int) else "squash")
-    steps = replace(steps, resize=spec.resize, fit=fit, fill=(0, 0, 0))
+    steps = replace(steps, resize=spec.resize, fit=fit, fill=(0,) * steps.channels)
     if fit != "short":  # the size is that of the whole input, whatever the source cuts from its own
         return replace(steps, crop=spec.resize)
     if not isinstance(spec.resize, int):

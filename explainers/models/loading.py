@@ -56,6 +56,8 @@ class _Source:
         Whether ``network`` reads a file of weights as well.
     takes_classes
         Says whether the job names the classes of this model, and their prompts; None where it never does.
+    any_channels
+        Whether networks can be built for another number of channels than the source's own.
     training_only
         Beginnings of names of tensors in a file that only training needs.
     """
@@ -64,6 +66,7 @@ class _Source:
     preprocessing: Callable[[ModelSpec], Preprocessing]
     reads_weights: bool = False
     takes_classes: Callable[[ModelSpec], bool] | None = None
+    any_channels: bool = False
     training_only: tuple[str, ...] = ()
 
 
@@ -80,7 +83,7 @@ _SOURCES = {
         torchvision_preprocessing,
         training_only=("aux1.", "aux2.", "AuxLogits."),
     ),
-    "timm": _Source(_moved_later(timm_network), timm_preprocessing),
+    "timm": _Source(_moved_later(timm_network), timm_preprocessing, any_channels=True),
     "open_clip": _Source(
         open_clip_network,
         open_clip_preprocessing,
@@ -91,11 +94,13 @@ _SOURCES = {
         huggingface_network, huggingface_preprocessing, reads_weights=True, takes_classes=has_text_tower
     ),
 }
-_CALLABLE = _Source(_moved_later(called_network), lambda spec: Preprocessing())  # noqa: ARG005
+_CALLABLE = _Source(_moved_later(called_network), lambda spec: Preprocessing(), any_channels=True)  # noqa: ARG005
 
 # Keys that only one modality has.
 _ONLY: dict[str, ModalityName] = {
-    **dict.fromkeys(("classes", "templates", "layer", "resize", "fit", "crop", "mean", "std"), "image"),
+    **dict.fromkeys(
+        ("classes", "templates", "layer", "resize", "fit", "crop", "channels", "mean", "std"), "image"
+    ),
     "max_length": "text",
 }
 
@@ -267,6 +272,11 @@ def preprocessing(spec: ModelSpec) -> Preprocessing:
                 "the keys resize, crop, mean and std how its images are prepared"
             ) from error
         steps = Preprocessing()
+    if spec.given_channels not in (None, steps.channels) and not source.any_channels:
+        raise ValueError(
+            f"model.channels: {spec.name} takes {steps.channels}, not {spec.given_channels}; for others give "
+            "a timm network, or a callable that returns the network"
+        )
     return with_given_steps(steps, spec)
 
 

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _FILE_SUFFIXES = frozenset([".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"])
 DEFAULT_TEMPLATE = "a photo of a {}."
 DEFAULT_MAX_LENGTH = 512  # tokens
 LOCAL_DIR = "local-dir:"  # open_clip's prefix for a folder
+MOST_CHANNELS = 1024
 LARGEST_SIDE = 8192  # pixels; one image of this size is 800 MB as the network's input
 Side = int | tuple[int, int]  # the side of a square, or (height, width), in pixels
 Fit = Literal["short", "squash", "contain", "cover"]
@@ -119,11 +120,26 @@ class ModelSpec(BaseModel):
         "[height, width]. By default `resize`, if the job gives it and `fit` is not short, else the source's "
         "own.",
     )
-    mean: tuple[_Mean, _Mean, _Mean] | None = Field(
-        None, strict=False, description="Mean per channel, for pixels in [0, 1]."
+    channels: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_CHANNELS,
+        description="Number of channels of an image model's inputs: the bands of an image. By default that "
+        "of `mean` or `std`, else the source's own, which is 3 for a callable.",
     )
-    std: tuple[_Deviation, _Deviation, _Deviation] | None = Field(
-        None, strict=False, description="Standard deviation per channel, for pixels in [0, 1]."
+    mean: tuple[_Mean, ...] | None = Field(
+        None,
+        strict=False,
+        min_length=1,
+        max_length=MOST_CHANNELS,
+        description="Mean per channel, for pixels in [0, 1].",
+    )
+    std: tuple[_Deviation, ...] | None = Field(
+        None,
+        strict=False,
+        min_length=1,
+        max_length=MOST_CHANNELS,
+        description="Standard deviation per channel, for pixels in [0, 1].",
     )
 
     output: Output | None = Field(
@@ -147,6 +163,26 @@ class ModelSpec(BaseModel):
         "dictionary or a ModelOutput, or an index in a tuple. By default it is the part named logits, else "
         "the only one of shape (inputs, classes).",
     )
+
+    @model_validator(mode="after")
+    def _as_many_values_as_channels(self) -> ModelSpec:
+        for key in ("mean", "std"):
+            values = getattr(self, key)
+            if values is not None and len(values) != self.given_channels:
+                other = "channels" if self.channels is not None else "mean"
+                raise ValueError(
+                    f"{key} has {len(values)} numbers where {other} says {self.given_channels}; give one "
+                    "number per channel"
+                )
+        return self
+
+    @property
+    def given_channels(self) -> int | None:
+        """How many channels the job says that inputs have; None if it leaves that to the source."""
+        if self.channels is not None:
+            return self.channels
+        values = self.std if self.mean is None else self.mean
+        return None if values is None else len(values)
 
     def relative_to(self, folder: Path) -> ModelSpec:
         """The same model, with relative paths to its files and folders taken from ``folder``.
@@ -197,12 +233,17 @@ class Preprocessing:
     resize: Side | None = None
     crop: Side | None = None
     interpolation: str = "bilinear"
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
     fit: Fit = "short"
-    fill: tuple[int, int, int] = (0, 0, 0)
+    fill: tuple[int, ...] = (0, 0, 0)
     centre: Literal["round", "truncate", "floor"] = "round"
     resampler: Literal["pillow", "torch"] = "pillow"
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the network's input."""
+        return len(self.mean)
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -153,7 +153,7 @@ def load_head(
             f"head: {path} was trained on an auxiliary network with other weights than "
             f"{spec.name or spec.source} has now; train it again"
         )
-    head = Head([shape[0] for shape in read.shapes(config.input_size)], config.num_classes)
+    head = Head([shape[0] for shape in read.shapes(config.input_size, len(config.mean))], config.num_classes)
     _load(head, _named(tensors, _HEAD), path)
     return head.to(device).eval().requires_grad_(False), config, read
 

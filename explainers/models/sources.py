@@ -157,11 +157,16 @@ def timm_preprocessing(spec: ModelSpec) -> Preprocessing:
 
     settings = timm.get_pretrained_cfg(_timm_name(spec)[0])
     found = timm.data.resolve_data_config(pretrained_cfg=settings.to_dict() if settings else {})
-    if found["input_size"][0] != 3:
-        channels = found["input_size"][0]
-        raise ValueError(f"model.name: {spec.name} takes {channels} channels, and images have 3")
     transform = timm.data.create_transform(**found, is_training=False)
-    return of_steps(transform.transforms, found["mean"], found["std"])
+    return of_steps(transform.transforms, found["mean"], found["std"], found["input_size"][0])
+
+
+def _timm_channels(name: str) -> int:
+    """The channels of the inputs of a timm network, by its full name."""
+    import timm
+
+    settings = timm.get_pretrained_cfg(name)
+    return 3 if settings is None else int(settings.input_size[0])
 
 
 def timm_network(spec: ModelSpec) -> nn.Module:
@@ -171,12 +176,19 @@ def timm_network(spec: ModelSpec) -> nn.Module:
     ------
     ValueError
         In one line that begins with the key: the name or the weights are unknown, published weights have no
-        head or another number of classes, or they cannot be downloaded.
+        head or another number of classes or channels, or they cannot be downloaded.
     """
     import timm
 
     name, pretrained = _timm_name(spec)
     size = {} if spec.num_classes is None else {"num_classes": spec.num_classes}
+    if spec.given_channels not in (None, own := _timm_channels(name)):
+        if pretrained:
+            raise ValueError(
+                f"model.channels: the published weights of {name} take {own} channels, not "
+                f"{spec.given_channels}; give a file with your own, or none"
+            )
+        size["in_chans"] = int(spec.given_channels or own)
     if pretrained:
         classes = timm.get_pretrained_cfg(name).num_classes
         if not classes:

@@ -48,13 +48,15 @@ def of_torchvision(steps: Any) -> Preprocessing:
         resize=_side(steps.resize_size),
         crop=_side(steps.crop_size),
         interpolation=_filter(steps.interpolation),
-        mean=_three("mean", steps.mean),
-        std=_three("std", steps.std),
+        mean=_per_channel("mean", steps.mean),
+        std=_per_channel("std", steps.std),
         fit="short" if len(steps.resize_size) == 1 else "squash",
     )
 
 
-def of_steps(steps: Iterable[Any], mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
+def of_steps(
+    steps: Iterable[Any], mean: Sequence[float], std: Sequence[float], channels: int = 3
+) -> Preprocessing:
     """The preprocessing that a list of transforms makes, as timm and open_clip write it.
 
     Raises
@@ -76,12 +78,18 @@ def of_steps(steps: Iterable[Any], mean: Sequence[float], std: Sequence[float]) 
             found |= {"interpolation": _filter(step.interpolation)}
         elif name in {"CenterCrop", "CenterCropOrPad"} and "resize" in found and "crop" not in found:
             fill = getattr(step, "fill", 0)
-            found |= {"crop": _side(step.size), "fill": (fill,) * 3 if isinstance(fill, int) else tuple(fill)}
+            found |= {
+                "crop": _side(step.size),
+                "fill": (fill,) * channels if isinstance(fill, int) else tuple(fill),
+            }
         elif name not in {"MaybeConvertMode", "MaybeToTensor", "ToTensor", "Normalize"}:
             raise UnreadableStepsError(f"transforms images by {step}")
     if found.get("fit") == "squash":
         found.setdefault("crop", found["resize"])
-    return Preprocessing(mean=_three("mean", mean), std=_three("std", std), **found)
+    found.setdefault("fill", (0,) * channels)
+    return Preprocessing(
+        mean=_per_channel("mean", mean, channels), std=_per_channel("std", std, channels), **found
+    )
 
 
 def of_processor(processor: Any, mean: Any = None, std: Any = None) -> Preprocessing:
@@ -112,16 +120,17 @@ def of_processor(processor: Any, mean: Any = None, std: Any = None) -> Preproces
     try:
         geometry = _warped(processor) if warps else _resized_and_cropped(processor)
         scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
-        shift, spread = (0.0,) * 3, (1.0,) * 3
+        shift: tuple[float, ...] = (0.0,) * 3
+        spread: tuple[float, ...] = (1.0,) * 3
         if processor.do_normalize:
-            shift = _three("mean", mean if processor.image_mean is None else processor.image_mean)
-            spread = _three("std", std if processor.image_std is None else processor.image_std)
+            shift = _per_channel("mean", mean if processor.image_mean is None else processor.image_mean)
+            spread = _per_channel("std", std if processor.image_std is None else processor.image_std)
         return Preprocessing(
             **geometry,
             interpolation=_filter(processor.resample),
             # Of pixels in [0, 1] the network sees (scale * pixels - mean) / std.
-            mean=shift if abs(scale - 1) < 1e-9 else _three("mean", [value / scale for value in shift]),
-            std=spread if abs(scale - 1) < 1e-9 else _three("std", [value / scale for value in spread]),
+            mean=shift if abs(scale - 1) < 1e-9 else _per_channel("mean", [value / scale for value in shift]),
+            std=spread if abs(scale - 1) < 1e-9 else _per_channel("std", [value / scale for value in spread]),
             centre="truncate" if processor.backend == "torchvision" else "floor",
             resampler="torch" if processor.backend == "torchvision" else "pillow",
         )
@@ -180,10 +189,10 @@ def _filter(interpolation: Any) -> str:
     return name
 
 
-def _three(what: str, values: Any) -> tuple[float, float, float]:
+def _per_channel(what: str, values: Any, channels: int = 3) -> tuple[float, ...]:
     """One number per channel."""
-    if not isinstance(values, Sequence) or len(values) != 3:
-        raise UnreadableStepsError(f"states no {what} of three channels")
+    if not isinstance(values, Sequence) or len(values) != channels:
+        raise UnreadableStepsError(f"states no {what} of {channels} channels")
     if not all(math.isfinite(value) and (what == "mean" or value > 0) for value in values):
         raise UnreadableStepsError(f"states {values} as {what}")
-    return float(values[0]), float(values[1]), float(values[2])
+    return tuple(float(value) for value in values)

@@ -85,7 +85,7 @@ class Windows:
 
 
 class SlidingWindow:
-    """Discs around the points of a grid, over inputs (3, H, W); they are the same for every input.
+    """Discs around the points of a grid, over inputs (C, H, W); they are the same for every input.
 
     The points of the grid are ``stride`` pixels apart, beginning with pixel (0, 0), as far as they are inside
     the input. A disc holds the pixels whose centres are at most ``radius`` pixels from its own centre; how
@@ -143,7 +143,10 @@ Segmentation = Callable[[np.ndarray], np.ndarray]  # from (H, W, 3) uint8 to int
 
 
 class PreSegmentation:
-    """Segmentations of an image (3, H, W) in [0, 1], rounded to 8 bits: PAMI's 20, or 17 without SEEDS.
+    """Segmentations of an image (C, H, W) in [0, 1], rounded to 8 bits: PAMI's 20, or 17 without SEEDS.
+
+    CHOICE: an image of another number of channels than three is segmented in grey: the mean of its channels,
+    stretched to its own smallest and largest value, because 16 bits may lie in a few of the 8-bit steps.
 
     Felzenszwalb, SLIC and watershed are those of scikit-image. SEEDS is that of OpenCV's contrib builds; it
     is left out if no such build is installed, and for images of less than 32 pixels.
@@ -169,7 +172,7 @@ class PreSegmentation:
         pool = ThreadPoolExecutor(torch.get_num_threads())
         try:
             for image in inputs:
-                pixels = (image * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+                pixels = (_colours(image) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
                 waiting.append([pool.submit(_labels, segment, pixels) for segment in self.segmentations])
                 if len(waiting) > _AHEAD:
                     yield _gathered(waiting.popleft())
@@ -177,6 +180,15 @@ class PreSegmentation:
                 yield _gathered(waiting.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _colours(image: Tensor) -> Tensor:
+    """(3, H, W) in [0, 1] from (C, H, W): colours as they are, and all else in grey."""
+    if len(image) == 3:
+        return image
+    grey = image.mean(0, keepdim=True)
+    low, high = grey.amin(), grey.amax()
+    return ((grey - low) / (high - low).clamp(min=torch.finfo(grey.dtype).tiny)).expand(3, -1, -1)
 
 
 def segmentations(scale: float, superpixels: int = 80) -> list[Segmentation]:

@@ -125,10 +125,10 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def probe_inputs(classifier: Classifier) -> Tensor:
-    """(4, 3, H, W) seeded inputs in [0, 1]: coarse noise mixed with fine noise, so that all scales occur."""
-    H, W = classifier.input_size
+    """(4, C, H, W) seeded inputs in [0, 1]: coarse noise mixed with fine noise, so that all scales occur."""
+    C, H, W = classifier.input_shape
     seeds = torch.arange(PROBES)
-    coarse = uniform(seeds, 3 * 4 * 4).view(-1, 3, 4, 4)
-    fine = uniform(seeds + PROBES, 3 * H * W).view(-1, 3, H, W)
+    coarse = uniform(seeds, C * 4 * 4).view(-1, C, 4, 4)
+    fine = uniform(seeds + PROBES, C * H * W).view(-1, C, H, W)
     blurred = F.interpolate(coarse, (H, W), mode="bicubic").clamp(0, 1)
     return (0.7 * blurred + 0.3 * fine).to(classifier.device)

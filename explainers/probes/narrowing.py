@@ -60,8 +60,8 @@ def _last_block(classifier: Classifier) -> tuple[nn.Module, nn.Module] | None:
 
 
 def _agrees(classifier: Classifier, narrowed: Callable[[Tensor], Tensor]) -> bool:
-    size = classifier.input_size
-    probe = torch.rand(_PROBES, 3, *size, generator=torch.Generator().manual_seed(0)).to(classifier.device)
+    shape = _PROBES, *classifier.input_shape
+    probe = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(classifier.device)
     with torch.no_grad(), full_precision():
         tokens = classifier.embed(probe)
         return torch.allclose(narrowed(tokens), classifier.encode(tokens), rtol=1e-3, atol=1e-4)

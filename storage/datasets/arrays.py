@@ -55,10 +55,10 @@ def read_array_file(path: Path) -> NDArray[Any]:
     try:
         if is_remote(path):
             data = path.read_bytes()
-            _check_size(BytesIO(data), len(data))
+            check_size(BytesIO(data), len(data))
             return np.lib.format.read_array(BytesIO(data))
         with path.open("rb") as file:
-            _check_size(file, path.stat().st_size)
+            check_size(file, path.stat().st_size)
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # see above
         raise ValueError(f"{path} is not an .npy file of numbers: {one_line(error, LONGEST)}") from error
@@ -73,12 +73,12 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
     if info.file_size > (memory := memory_bytes()):
         raise ValueError(f"{info.filename} has {info.file_size} bytes, and this machine {memory} of memory")
     with archive.open(info) as file:
-        _check_size(file, info.file_size)
+        check_size(file, info.file_size)
     with archive.open(info) as file:
         return np.lib.format.read_array(file)
 
 
-def _check_size(file: IO[bytes], size: int) -> None:
+def check_size(file: IO[bytes], size: int) -> None:
     """Raise ValueError if an array's header claims more than the ``size`` bytes of its file."""
     version = np.lib.format.read_magic(file)
     if version not in {(1, 0), (2, 0)}:

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -21,7 +20,7 @@ from storage.datasets.geometry import Box
 from storage.datasets.notes import Notes
 from storage.files import UnreadableError, regular, sha256_of_json
 
-Item = Image.Image | str | NDArray[np.float32]
+Item = Image.Image | str | NDArray[Any]  # arrays are images with other bands than RGB, or plain numbers
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Dataset:
     published: bool = False
 
     def load(self, index: int, notes: Notes | None = None) -> Item:
-        """Load an item: an image in 8-bit RGB, a text, or an array float32 (T,) or (C, T).
+        """Load an item: an image in 8-bit RGB or as an array (C, H, W), a text, or float32 (T,) or (C, T).
 
         Parameters
         ----------

@@ -17,8 +17,8 @@ from storage.datasets.reading import DEFAULT, Reading
 from storage.errors import one_line
 from storage.files import UnreadableError, regular
 
-_LARGEST = 1 << 30  # bytes of an image file
-_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+LARGEST = 1 << 30  # bytes of an image file
+PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 _ORIENTATION = 274  # the EXIF tag; its value 1 stands for upright
 # What makes an image with an orientation upright, and what undoes it.
 _TURNS = {
@@ -52,20 +52,18 @@ def decode(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -> Im
     UnreadableError
         If the file cannot be decoded; the message is the reason in one line.
     """
-    return decoded(path, lambda image: rgb(image, how, notes))
+    return decoded(contents(path), lambda image: rgb(image, how, notes))
 
 
-def decoded(path: Path, read: Callable[[Image.Image], Found]) -> Found:
-    """Open an image file and apply ``read``; every error of the file is an UnreadableError."""
+def decoded(data: bytes, read: Callable[[Image.Image], Found]) -> Found:
+    """Open the image in the contents of a file and apply ``read``; every error is an UnreadableError."""
     try:
-        with _opened(path) as image:
-            if image.width * image.height > _PIXELS:
-                raise UnreadableError(f"has {image.width}x{image.height} pixels; at most {_PIXELS} are read")
+        with _opened(data) as image:
+            if image.width * image.height > PIXELS:
+                raise UnreadableError(f"has {image.width}x{image.height} pixels; at most {PIXELS} are read")
             return read(image)
     except UnreadableError:
         raise
-    except FileNotFoundError as error:
-        raise UnreadableError("there is no such file") from error
     except UnidentifiedImageError as error:
         raise UnreadableError("not an image of a known format") from error
     except MemoryError:  # says something about this machine, not about the file
@@ -74,13 +72,30 @@ def decoded(path: Path, read: Callable[[Image.Image], Found]) -> Found:
         raise UnreadableError(one_line(error)) from error
 
 
-def _opened(path: Path) -> Image.Image:
-    """Open an image from a regular file of bounded size."""
-    size = regular(path).stat().st_size
-    if size > _LARGEST:
-        raise UnreadableError(f"has {size} bytes; at most {_LARGEST} are read")
-    if not (data := path.read_bytes()):
-        raise UnreadableError("the file is empty")
+def contents(path: Path) -> bytes:
+    """Read a regular file of bounded size.
+
+    Raises
+    ------
+    UnreadableError
+        If it is none, is empty or cannot be read; the message is the reason in one line.
+    """
+    try:
+        size = regular(path).stat().st_size
+        if size > LARGEST:
+            raise UnreadableError(f"has {size} bytes; at most {LARGEST} are read")
+        if not (data := path.read_bytes()):
+            raise UnreadableError("the file is empty")
+    except (UnreadableError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise UnreadableError("there is no such file") from error
+    except Exception as error:  # a place on S3 raises errors of its own, and a name may hold a NUL
+        raise UnreadableError(one_line(error)) from error
+    return data
+
+
+def _opened(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
         # Pillow warns at the number of pixels at which this module raises an error.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)

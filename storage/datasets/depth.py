@@ -7,9 +7,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storage.datasets.notes import CUT_VALUES, DARK, DEEP, Notes
+from storage.datasets.reading import Stored
 from storage.files import UnreadableError
 
 _FULL = (0.0, 65535.0)
+_TOP = {"uint8": 255, "uint16": 65535, "float32": 1}  # the value of each type that is 1 for the network
 _DARK = 1 << 14  # a quarter of 16 bits, which values of 14 bits or less stay below
 
 
@@ -81,14 +83,14 @@ def to_eight_bits(
         if limits is None or stated:
             _note_depth(int(values.max(initial=0)), notes)
             limits = _FULL
-        return _with_transparency(image, values, _scaled(values, limits, notes))
+        return _with_transparency(image, values, _to_steps(values, limits, notes))
     if image.mode not in {"I", "F"}:
         return image
     if limits is None:
         raise UnreadableError(
             f"32-bit images (mode {image.mode}) have no stated range; set dataset.range or convert to 8 bit"
         )
-    return Image.fromarray(_scaled(np.asarray(image), limits, notes))
+    return Image.fromarray(_to_steps(np.asarray(image), limits, notes))
 
 
 def _note_depth(largest: int, notes: Notes) -> None:
@@ -98,13 +100,78 @@ def _note_depth(largest: int, notes: Notes) -> None:
         notes.append(f"{DARK}: largest value {largest}")
 
 
-def _scaled(values: NDArray, limits: tuple[float, float], notes: Notes) -> NDArray[np.uint8]:
+def own_depth(kind: np.dtype) -> Stored:
+    """The type in which values of a NumPy type keep all their bits, as far as one of the three can."""
+    if kind == np.uint8:
+        return "uint8"
+    return "uint16" if kind.kind in "ui" and kind.itemsize == 2 else "float32"
+
+
+def scaled(values: NDArray, limits: tuple[float, float] | None, notes: Notes, stored: Stored) -> NDArray:
+    """Scale the values of an image from their range to that of the type ``stored``.
+
+    Parameters
+    ----------
+    values
+        Numbers of any type and shape.
+    limits
+        The values that are black and white, which do not matter for uint8; None takes 0 and 65535 for uint16,
+        and 0 and 1 for floats.
+    notes
+        A list to which is appended that the image is deep, leaves most of its range unused, or was cut.
+    stored
+        uint8 and uint16 have 0 for black and their largest value for white; float32 has 0 and 1.
+
+    Raises
+    ------
+    UnreadableError
+        If the values are no numbers or not finite, or if their range is not known.
+    """
+    low, high = _range_of(values, limits, notes)
+    if values.dtype.name == stored and (low, high) == (0, _TOP[stored]):
+        return values.astype(stored, copy=False)  # in the byte order of this machine
+    if stored == "uint8":
+        return _to_steps(values, (low, high), notes)
+    _note_cut(values, (low, high), notes)
+    shares = ((values.astype(np.float64) - low) / (high - low)).clip(0, 1)
+    return np.rint(shares * _TOP[stored]).astype(stored) if stored == "uint16" else shares.astype(stored)
+
+
+def _range_of(values: NDArray, limits: tuple[float, float] | None, notes: Notes) -> tuple[float, float]:
+    """Return the values that are black and white."""
+    kind = values.dtype
+    if kind.kind not in "uif":
+        raise UnreadableError(f"has values of type {kind}, which are no numbers of an image")
+    if not np.isfinite(values).all():
+        raise UnreadableError("has values that are not finite")
+    if kind.name == "uint8":
+        return 0, 255
+    if limits is not None:
+        return limits
+    if kind.name == "uint16":
+        _note_depth(int(values.max(initial=0)), notes)
+        return _FULL
+    low, high = values.min(), values.max()
+    if kind.kind == "f" and low >= 0 and high <= 1:
+        return 0, 1
+    raise UnreadableError(
+        f"has values of type {kind} from {low:g} to {high:g} and no stated range; set dataset.range"
+    )
+
+
+def _note_cut(values: NDArray, limits: tuple[float, float], notes: Notes) -> None:
+    """Note that values lie outside of the limits."""
+    low, high = limits
+    if values.min(initial=high) < low or values.max(initial=low) > high:
+        notes.append(f"{CUT_VALUES}: {values.min():g} to {values.max():g}")
+
+
+def _to_steps(values: NDArray, limits: tuple[float, float], notes: Notes) -> NDArray[np.uint8]:
     """Scale values to 0..255 and cut those outside the limits."""
     low, high = limits
     if not np.isfinite(values).all():
         raise UnreadableError("has values that are not finite")
-    if values.min(initial=high) < low or values.max(initial=low) > high:
-        notes.append(f"{CUT_VALUES}: {values.min():g} to {values.max():g}")
+    _note_cut(values, limits, notes)
     if values.dtype.kind in "iu" and low == int(low) and high == int(high):
         # The top of the range belongs to the last step.
         steps = (values.astype(np.int64) - int(low)) * 256 // (int(high) - int(low) + 1)

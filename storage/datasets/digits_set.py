@@ -10,17 +10,20 @@ import numpy as np
 from PIL import Image
 
 from storage.datasets import digits
+from storage.datasets.bands import as_image
 from storage.datasets.dataset import Dataset, Drawn, Sample
+from storage.datasets.reading import RGB, Bands, Reading
 from storage.datasets.spec import DatasetSpec
 
 COUNT = 1000  # number of images, unless the job has a limit
 
 
-def open_digits(spec: DatasetSpec) -> Dataset:
+def open_digits(spec: DatasetSpec, bands: Bands = RGB) -> Dataset:
     """Open the images of a split and a seed, with the label, box and mask of each digit."""
     split, seed, count = spec.split or "test", spec.seed or 0, spec.limit or COUNT
     if split not in digits.SPLITS:
         raise ValueError(f"dataset.split: digits have the splits {' and '.join(digits.SPLITS)}, not {split}")
+    how = Reading(bands=bands)
     # Label, box, mask and pixels of an image are read one after another, and all come from one drawing.
     draw = lru_cache(maxsize=64)(lambda index: digits.sample(split, index, seed))
 
@@ -36,7 +39,7 @@ def open_digits(spec: DatasetSpec) -> Dataset:
     return Dataset(
         Drawn(count, sample),
         list(digits.CLASSES),
-        lambda index, _: Image.fromarray(draw(index).image),
+        lambda index, notes: as_image(Image.fromarray(draw(index).image), how, notes),
         print_of,
         masks=lambda index, _: Image.fromarray((draw(index).mask != 0).astype(np.uint8)),
         published=True,

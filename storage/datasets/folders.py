@@ -7,13 +7,16 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-from storage.datasets.formats import is_hidden, suffixes
+from storage.datasets.formats import ARRAY, is_hidden, suffixes
 from storage.errors import one_line
 from storage.places import files_under, is_remote
 
 
 def image_names(root: Path) -> tuple[list[str], dict[str, int]]:
     """Find the image files below a folder, by their suffixes in any case.
+
+    Arrays (``*.npy``) are images where the folder holds no other ones, since they lie beside images for many
+    reasons.
 
     Links are followed. A link that leads nowhere, a pipe or a device with the name of an image counts as an
     image, which cannot be read later. Hidden names and ``__MACOSX`` are left out.
@@ -31,15 +34,21 @@ def image_names(root: Path) -> tuple[list[str], dict[str, int]]:
         If a folder cannot be listed; the message is one line.
     """
     left_out: Counter[str] = Counter()
-    names = []
+    names: list[str] = []
+    arrays: list[str] = []
     for name in files_under(root) if is_remote(root) else _entries(root, left_out):
         path = PurePath(name)
         if is_hidden(path):
             left_out["hidden files"] += 1
+        elif path.suffix.lower() == ARRAY:
+            arrays.append(name)
         elif path.suffix.lower() not in suffixes():
             left_out[f"*{path.suffix.lower()}" if path.suffix else "files without a suffix"] += 1
         else:
             names.append(name)
+    if names and arrays:
+        left_out[f"*{ARRAY}"] = len(arrays)
+    names = names or arrays
     return sorted(names, key=lambda name: name.split("/")), dict(left_out)
 
 

@@ -12,6 +12,9 @@ from PIL import Image
 _NOT_DECODED = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 
 
+ARRAY = ".npy"  # the suffix of NumPy's arrays
+
+
 @cache
 def formats() -> tuple[str, ...]:
     """Return the names of Pillow's formats that are read."""

@@ -23,23 +23,28 @@ _RESAMPLING = {
 _FITS = ("short", "squash", "cover", "contain")
 
 
+def size_of(image: Image.Image | NDArray[Any]) -> tuple[int, int]:
+    """Return the (width, height) of an image, or of an array (C, H, W)."""
+    return image.size if isinstance(image, Image.Image) else (image.shape[2], image.shape[1])
+
+
 def prepare_image(
-    image: Image.Image,
+    image: Image.Image | NDArray[Any],
     boxes: Iterable[Box],
     resize: Side | None,
     crop: Side | None,
     interpolation: str = "bilinear",
     fit: str = "short",
-    fill: Sequence[int] = (0, 0, 0),
+    fill: Sequence[int] = (0,),
     centre: str = "round",
     resampler: str = "pillow",
-) -> tuple[NDArray[np.uint8], list[Box]]:
+) -> tuple[NDArray[Any], list[Box]]:
     """Resize and crop an image as a model's source does, and move its boxes.
 
     Parameters
     ----------
     image
-        Image in RGB.
+        Image in RGB, or an array (C, H, W) of uint8, of uint16, or of float32 in [0, 1].
     boxes
         Boxes in pixels of ``image``.
     resize
@@ -55,7 +60,7 @@ def prepare_image(
         possible while it covers ``resize``, or as large as possible within it, each side rounded. All but
         "squash" keep the proportions.
     fill
-        Colour of what is padded, per channel in 0 to 255.
+        Colour of what is padded, per channel in 0 to 255; one number for all channels.
     centre
         How the first pixel of the crop is rounded: "round" as in torchvision, whose padding begins with the
         smaller half; "truncate" and "floor" as in the two backends of Hugging Face's image processors.
@@ -65,7 +70,7 @@ def prepare_image(
     Returns
     -------
     pixels
-        (3, H, W) uint8.
+        (C, H, W), of the type of ``image``; in RGB (3, H, W) uint8.
     boxes
         Boxes in pixels of the result, clipped to it; a box of which nothing is left is dropped.
 
@@ -76,7 +81,7 @@ def prepare_image(
     """
     if interpolation not in _RESAMPLING:
         raise ValueError(f"unknown interpolation {interpolation!r}; choose from {', '.join(_RESAMPLING)}")
-    old = image.size
+    old = size_of(image)
     width, height = old if resize is None else _fitted(old, resize, fit)
     pixels = _resized(image, (width, height), interpolation, resampler)
     offset = 0, 0
@@ -124,30 +129,50 @@ def _fitted(old: tuple[int, int], resize: Side, fit: str) -> tuple[int, int]:
 
 
 def _resized(
-    image: Image.Image, size: tuple[int, int], interpolation: str, resampler: str
-) -> NDArray[np.uint8]:
-    """Return the pixels (3, height, width) of the image at the size (width, height)."""
-    if size == image.size or resampler == "pillow":
-        resized = image if size == image.size else image.resize(size, _RESAMPLING[interpolation])
-        return np.moveaxis(np.asarray(resized), -1, 0)
+    image: Image.Image | NDArray[Any], size: tuple[int, int], interpolation: str, resampler: str
+) -> NDArray[Any]:
+    """Return the pixels (C, height, width) of the image at the size (width, height)."""
+    if size == size_of(image):
+        return _planes(image)
+    if resampler == "pillow":
+        if isinstance(image, Image.Image):
+            return _planes(image.resize(size, _RESAMPLING[interpolation]))
+        # As of a colour image, each band is resized by itself; Pillow takes 16 bits as floats.
+        bands = image if image.dtype == np.uint8 else image.astype(np.float32)
+        made = [np.asarray(Image.fromarray(band).resize(size, _RESAMPLING[interpolation])) for band in bands]
+        return _as_type(np.stack(made), image.dtype)
     import torch  # imported late, because Pillow resizes for most sources
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2.functional import resize
 
     # torchvision has two kinds of nearest, and Pillow's is this one.
     mode = InterpolationMode("nearest-exact" if interpolation == "nearest" else interpolation)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-    found: NDArray[np.uint8] = resize(pixels[None], [size[1], size[0]], mode, antialias=True)[0].numpy()
-    return found
+    planes = np.ascontiguousarray(_planes(image))
+    pixels = torch.from_numpy(planes if planes.dtype == np.uint8 else planes.astype(np.float32))
+    found = resize(pixels[None], [size[1], size[0]], mode, antialias=True)[0].numpy()
+    return _as_type(found, planes.dtype)
+
+
+def _planes(image: Image.Image | NDArray[Any]) -> NDArray[Any]:
+    """Return the pixels (C, H, W)."""
+    return np.moveaxis(np.asarray(image), -1, 0) if isinstance(image, Image.Image) else image
+
+
+def _as_type(values: NDArray[Any], kind: np.dtype) -> NDArray[Any]:
+    """Return resized values in the type that they had before; some filters go beyond its range."""
+    if values.dtype == kind == np.uint8:
+        return values
+    return np.rint(values).clip(0, 65535).astype(kind) if kind == np.uint16 else values.clip(0, 1)
 
 
 def _cropped(
-    pixels: NDArray[np.uint8], offset: tuple[int, int], size: tuple[int, int], fill: Sequence[int]
-) -> NDArray[np.uint8]:
+    pixels: NDArray[Any], offset: tuple[int, int], size: tuple[int, int], fill: Sequence[int]
+) -> NDArray[Any]:
     """Return what lies in a window of a size (width, height); its first pixel may lie outside the image."""
     (left, top), (columns, rows) = offset, size
-    window = np.empty((3, rows, columns), np.uint8)
-    window[:] = np.array(fill, np.uint8)[:, None, None]
+    window = np.empty((len(pixels), rows, columns), pixels.dtype)
+    largest = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+    window[:] = (np.array(fill) * (largest / 255)).astype(pixels.dtype)[:, None, None]
     inner = pixels[:, max(top, 0) : max(top + rows, 0), max(left, 0) : max(left + columns, 0)]
     first = max(-top, 0), max(-left, 0)
     window[:, first[0] : first[0] + inner.shape[1], first[1] : first[1] + inner.shape[2]] = inner

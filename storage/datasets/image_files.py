@@ -8,23 +8,24 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
+from numpy.typing import NDArray
 from PIL import Image
 
+from storage.datasets.bands import read_image
 from storage.datasets.boxes import check_unit
 from storage.datasets.dataset import Dataset, Sample, existing, known, spread
-from storage.datasets.decoding import decode
 from storage.datasets.folders import image_names
 from storage.datasets.formats import is_hidden
 from storage.datasets.listing import read_listing
 from storage.datasets.masks import decode_mask
 from storage.datasets.notes import Notes
-from storage.datasets.reading import DEFAULT, Reading
+from storage.datasets.reading import DEFAULT, RGB, Bands, Reading
 from storage.datasets.spec import DatasetSpec
 from storage.files import UnreadableError
 from storage.places import files_under, folders_in, is_remote
 
 
-def open_folder(spec: DatasetSpec) -> Dataset:
+def open_folder(spec: DatasetSpec, bands: Bands = RGB) -> Dataset:
     """Open a folder of class folders, or a folder of images without labels.
 
     Classes are numbered in the sorted order of the folders, as by torchvision's ImageFolder; a folder without
@@ -45,11 +46,12 @@ def open_folder(spec: DatasetSpec) -> Dataset:
     ]
     if empty := len(index.keys() - set(folders)):
         left_out["class folders without an image"] = empty
-    opened = of_files(root, spread(samples, spec.limit), [_printable(name) for name in classes], spec.reading)
+    how = replace(spec.reading, bands=bands)
+    opened = of_files(root, spread(samples, spec.limit), [_printable(name) for name in classes], how)
     return replace(opened, left_out=left_out)
 
 
-def open_listing(spec: DatasetSpec) -> Dataset:
+def open_listing(spec: DatasetSpec, bands: Bands = RGB) -> Dataset:
     """Open the images of a CSV listing, see :mod:`storage.datasets.listing`."""
     path = existing(spec.path, "file")
     images = existing(spec.images or path.parent, "folder")
@@ -57,7 +59,8 @@ def open_listing(spec: DatasetSpec) -> Dataset:
     check_unit(path, [(e.file, e.boxes) for e in entries], spec.boxes)
     samples = [Sample(e.file, str(images / e.file), e.label, tuple(e.boxes)) for e in entries]
     masks = {e.file: e.mask for e in entries if e.mask is not None}
-    return of_files(images, spread(samples, spec.limit), classes, spec.reading, masks)
+    how = replace(spec.reading, bands=bands)
+    return of_files(images, spread(samples, spec.limit), classes, how, masks)
 
 
 def of_files(
@@ -96,10 +99,10 @@ def of_files(
             *(name and (PurePath(name).name, size) for name, size in named),
         ]
 
-    def load(index: int, notes: Notes) -> Image.Image:
+    def load(index: int, notes: Notes) -> Image.Image | NDArray[Any]:
         if names[index] != shown[index].sample_id:
             raise UnreadableError("the name of the file is not UTF-8; rename it")
-        return decode(_found(root, names[index]), how, notes)
+        return read_image(_found(root, names[index]), how, notes)
 
     def mask(index: int, notes: Notes) -> Image.Image | None:
         name = files[index]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from storage.datasets.decoding import decoded, is_animated, loaded, turned, with_alpha
+from storage.datasets.decoding import contents, decoded, is_animated, loaded, turned, with_alpha
 from storage.datasets.depth import grey_factor, has_deep_colours
 from storage.datasets.geometry import of_masks, prepare_image
 from storage.datasets.notes import MASK_ALPHA, MASK_FRAME, MASK_LOSSY, MASK_VALUES, Notes
@@ -29,7 +29,7 @@ def decode_mask(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) 
         If the file cannot be decoded, or if it is unclear which values are the object. The message is the
         reason in one line.
     """
-    return decoded(path, lambda image: mask_of(image, how, notes))
+    return decoded(contents(path), lambda image: mask_of(image, how, notes))
 
 
 def mask_of(image: Image.Image, how: Reading = DEFAULT, notes: Notes | None = None) -> Image.Image:

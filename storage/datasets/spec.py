@@ -11,7 +11,7 @@ from storage.datasets.reading import Reading
 from storage.places import Place
 
 DRAWN = 1_000_000  # most images of the kind digits
-_FILES = ("exif", "background", "range")  # keys of datasets of image files
+_FILES = ("exif", "background", "range", "depth")  # keys of datasets of image files
 # The required and the optional keys of each kind, besides limit and numbering.
 _KEYS = {
     "folder": (("path",), _FILES),
@@ -89,8 +89,14 @@ class DatasetSpec(BaseModel):
     )
     range: _Number | _Range | None = Field(
         None,
-        description="folder and csv: the value that is white, or [black, white], in grey files with more "
-        "than 8 bits per value, e.g. 4095; by default 65535 for 16 bits, and files with 32 bits are not read",
+        description="folder and csv: the value that is white, or [black, white], in files with more than 8 "
+        "bits per value that are grey or read as bands, e.g. 4095; by default 65535 for 16 bits and 1 for "
+        "floats read as bands; other files are not read",
+    )
+    depth: Literal[8, 16, 32] | None = Field(
+        None,
+        description="folder and csv: bits per value that inputs keep; 32: floats. By default 8 for a model "
+        "of three channels, and for others those of the first image that can be read",
     )
     limit: int | None = Field(
         None,

@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from PIL import Image
 
+from storage.datasets.bands import as_image
 from storage.datasets.dataset import Dataset, Sample, known, spread
-from storage.datasets.decoding import rgb
 from storage.datasets.notes import Notes
-from storage.datasets.reading import Reading
+from storage.datasets.reading import RGB, Bands, Reading
 from storage.datasets.spec import DatasetSpec
 from storage.errors import one_line
 from storage.files import UnreadableError
 from storage.places import is_remote
 
 
-def open_torchvision(spec: DatasetSpec) -> Dataset:
+def open_torchvision(spec: DatasetSpec, bands: Bands = RGB) -> Dataset:
     """Open one of ``torchvision.datasets`` whose items are (PIL image, class index)."""
     assert spec.name is not None
     assert spec.path is not None
@@ -34,10 +35,10 @@ def open_torchvision(spec: DatasetSpec) -> Dataset:
         for index, label in zip(chosen, labels, strict=True)
     ]
 
-    def load(index: int, notes: Notes) -> Image.Image:
+    def load(index: int, notes: Notes) -> Image.Image | NDArray[Any]:
         try:
             # torchvision's own loaders do not turn images, and published results are measured without.
-            return rgb(data[chosen[index]][0], Reading(exif="ignore"), notes)
+            return as_image(data[chosen[index]][0], Reading(exif="ignore", bands=bands), notes)
         except OSError as error:
             raise UnreadableError(one_line(error)) from error
 

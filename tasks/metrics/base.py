@@ -83,7 +83,7 @@ class MetricBatch:
     Attributes
     ----------
     inputs
-        (B, C, \\*sites); images are (B, 3, H, W) float32, with pixels in [0, 1].
+        (B, C, \\*sites); images are (B, C, H, W) float32, with pixels in [0, 1].
     targets
         (B,) int64, the class that was explained.
     seeds

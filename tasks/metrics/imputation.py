@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from explainers.numerics.batching import in_chunks
@@ -41,7 +42,7 @@ def imputed(images: Tensor, removed: Tensor, how: Imputation = "linear") -> Tens
     Parameters
     ----------
     images
-        (N, 3, H, W) floats, pixels in [0, 1]. The values of removed pixels do not matter.
+        (N, C, H, W) floats, pixels in [0, 1]. The values of removed pixels do not matter.
     removed
         (N, H, W) bool.
     how
@@ -50,7 +51,7 @@ def imputed(images: Tensor, removed: Tensor, how: Imputation = "linear") -> Tens
 
     Returns
     -------
-    (N, 3, H, W)
+    (N, C, H, W)
         The images. Each depends on itself alone. CHOICE: an image without any pixel left becomes mid-grey,
         0.5.
     """
@@ -84,7 +85,7 @@ def linear(images: Tensor, removed: Tensor, tolerance: float = TOLERANCE) -> Ten
     Parameters
     ----------
     images
-        (N, 3, H, W), pixels in [0, 1].
+        (N, C, H, W), pixels in [0, 1].
     removed
         (N, H, W) bool. At least one pixel of each image must be left.
     tolerance
@@ -92,7 +93,7 @@ def linear(images: Tensor, removed: Tensor, tolerance: float = TOLERANCE) -> Ten
 
     Returns
     -------
-    (N, 3, H, W)
+    (N, C, H, W)
         The images with removed pixels filled in.
     """
     size = images[0].numel()
@@ -103,27 +104,34 @@ def linear(images: Tensor, removed: Tensor, tolerance: float = TOLERANCE) -> Ten
 def telea(images: Tensor, removed: Tensor) -> Tensor:
     """Inpaint removed pixels of images with OpenCV, with radius 3, on the CPU, one image after the other.
 
-    OpenCV inpaints colours of 8 bits, so filled-in pixels are multiples of 1/255; the others stay as they
-    are. CHOICE: removed pixels are set to mid-grey first. OpenCV reads some of them, and otherwise its result
-    would depend, by up to 9/255, on the values that were removed.
+    OpenCV inpaints colours of 8 bits, so filled-in pixels of three channels are multiples of 1/255; the
+    others stay as they are. Other numbers of channels are inpainted one by one, as floats. CHOICE: removed
+    pixels are set to mid-grey first. OpenCV reads some of them, and otherwise its result would depend, by up
+    to 9/255, on the values that were removed.
 
     Parameters
     ----------
     images
-        (N, 3, H, W), pixels in [0, 1].
+        (N, C, H, W), pixels in [0, 1].
     removed
         (N, H, W) bool.
     """
     import cv2  # imported here, since nothing else in this file needs it
 
     left = images.masked_fill(removed[:, None], NOTHING_LEFT)
-    pixels = (left * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
     holes = removed.byte().cpu().numpy()
-    filled = [
-        cv2.inpaint(np.ascontiguousarray(image), hole, RADIUS, cv2.INPAINT_TELEA)
-        for image, hole in zip(pixels, holes, strict=True)
-    ]
-    made_up = torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).to(images) / 255
+
+    def inpainted(pixels: NDArray, hole: NDArray) -> NDArray:
+        return cv2.inpaint(np.ascontiguousarray(pixels), hole, RADIUS, cv2.INPAINT_TELEA)
+
+    if images.shape[1] == 3:
+        pixels = (left * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+        filled = [inpainted(image, hole) for image, hole in zip(pixels, holes, strict=True)]
+        made_up = torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).to(images) / 255
+    else:
+        floats = left.float().cpu().numpy()
+        bands = [[inpainted(band, hole) for band in each] for each, hole in zip(floats, holes, strict=True)]
+        made_up = torch.from_numpy(np.array(bands)).to(images)
     return torch.where(removed[:, None], made_up, images)
 
 
@@ -176,7 +184,7 @@ def _solve(images: Tensor, removed: Tensor, tolerance: float) -> Tensor:
 
 
 def _v_cycle(grids: list[_Grid], b: Tensor) -> Tensor:
-    """Solve ``grids[0]`` for (N, 3, h, w) b roughly, by a symmetric, positive definite function of b."""
+    """Solve ``grids[0]`` for (N, C, h, w) b roughly, by a symmetric, positive definite function of b."""
     grid = grids[0]
     # Two Jacobi steps. With these weights, no damping is better: they reduce the part that coarser grids
     # cannot represent by a factor of 3. The first starts from zero, so its residual is the neighbours' part.
@@ -206,7 +214,7 @@ def _grids(unknown: Tensor) -> list[_Grid]:
 
 
 def _pyramid(values: Tensor, known: Tensor) -> Tensor:
-    """Fill in (N, 3, h, w) ``values``, which are zero where not ``known``, from larger and larger cells.
+    """Fill in (N, C, h, w) ``values``, which are zero where not ``known``, from larger and larger cells.
 
     The result is smoothed; it is the start of the iteration.
     """
@@ -298,5 +306,5 @@ def _even(x: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the (N, 1, 1, 1) inner products of (N, 3, h, w) tensors."""
+    """Return the (N, 1, 1, 1) inner products of (N, C, h, w) tensors."""
     return (a * b).sum((1, 2, 3), keepdim=True)

@@ -13,7 +13,17 @@ from storage.characters import shown
 from storage.records import Step
 from storage.run import Run
 from storage.samples import read_sample_inputs, read_samples_of_shard
-from tasks.pictures.drawing import caption, draw_image, draw_map, map_of, pixels_of, save, sheet
+from tasks.pictures.drawing import (
+    caption,
+    draw_image,
+    draw_map,
+    draw_titles,
+    map_of,
+    pixels_of,
+    save,
+    sheet,
+    told_bands,
+)
 from tasks.pictures.map_components import Component, components_of, decomposing
 
 CLOSE = 3  # samples that an error names
@@ -68,15 +78,15 @@ def components_figure(run: Run, explainer: str, image: int, sample: dict[str, An
     pixels = pixels_of(run, image)
     found = [components_of(run, explainer, first + place) for place in range(len(sample["targets"]))]
     below = max(2, *(caption(sample, target).count("\n") + 1 for target in sample["targets"]))
-    figure, axes = sheet(len(found), 2 + len(found[0]), run.input_size, above=2, below=below)
+    figure, axes = sheet(
+        len(found), 2 + len(found[0]), run.input_size, above=2 + told_bands(run).count("\n"), below=below
+    )
     for place, (cells, target) in enumerate(zip(axes, sample["targets"], strict=True)):
         draw_image(cells[0], pixels, sample, target)
         draw_map(cells[1], pixels, map_of(run, explainer, first + place))
         for axis, component in zip(cells[2:], found[place], strict=True):
             draw_map(axis, pixels, component.saliency, _caption(component))
-    titles = ["", "map", *(f"rank {rank}" for rank in range(1, len(found[0]) + 1))]
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=9)
+    draw_titles(run, axes[0], ["map", *(f"rank {rank}" for rank in range(1, len(found[0]) + 1))])
     # An id may contain dollar signs, which Matplotlib would read as mathematics.
     title = f"{explainer}, components of {shown(sample['sample_id'])}"
     figure.suptitle(title, fontsize=9, parse_math=False)

@@ -10,7 +10,17 @@ from matplotlib.figure import Figure
 from storage.records import failures
 from storage.run import Run
 from storage.samples import read_samples
-from tasks.pictures.drawing import caption, draw_image, draw_map, map_of, pixels_of, save, sheet
+from tasks.pictures.drawing import (
+    caption,
+    draw_image,
+    draw_map,
+    draw_titles,
+    map_of,
+    pixels_of,
+    save,
+    sheet,
+    told_bands,
+)
 from tasks.pictures.map_components import components_of, decomposing
 from tasks.pictures.tensor_sheet import tensor_sheet
 from tasks.pictures.text_sheet import text_sheet
@@ -46,15 +56,15 @@ def _image_sheet(run: Run, chosen: dict[int, dict[str, Any]]) -> Figure:
     The strongest components of an explainer that decomposes follow its map, with their weights below.
     """
     shown = {name: _components_shown(run, name) for name in run.explainers}
-    titles = [""]
+    titles: list[str] = []
     for name, count in shown.items():
         titles += [name, *(f"component, rank {rank}" for rank in range(1, count + 1))]
     below = max(caption(sample, sample["target"]).count("\n") for sample in chosen.values()) + 1
-    figure, axes = sheet(len(chosen), len(titles), run.input_size, above=1, below=below)
+    above = 1 + told_bands(run).count("\n")
+    figure, axes = sheet(len(chosen), 1 + len(titles), run.input_size, above=above, below=below)
     for cells, (image, sample) in zip(axes, chosen.items(), strict=True):
         _draw_row(run, list(cells), image, sample, shown)
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=9)
+    draw_titles(run, axes[0], titles)
     return figure
 
 

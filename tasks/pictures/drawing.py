@@ -26,6 +26,7 @@ from tasks.metrics.preparation import prepare
 INCHES = 1.5  # width of one cell
 LINE = 24  # characters of a line below an image, at most; a longer one would run into its neighbours
 LINE_INCHES = 0.18  # height of one line of text
+_PERCENTILES = (2, 98)  # of a band of more than 8 bits: what is black and white in a picture
 DPI = 110
 # The background of words and lines: white where nothing is salient, then darker and darker colours of the
 # colour map that is laid over images.
@@ -36,8 +37,39 @@ SCALE = "saliency from 0 (white) to 1 (darkest)"
 
 
 def pixels_of(run: Run, image: int) -> np.ndarray:
-    """The image at this index of the run, (H, W, 3) uint8."""
-    return np.moveaxis(read(run.inputs, image, image + 1)[0], 0, -1)
+    """The image at this index of the run, (H, W, 3) uint8: the bands that the job shows.
+
+    Values of more than 8 bits are stretched from the 2nd to the 98th percentile of each band.
+    """
+    bands = read(run.inputs, image, image + 1)[0][list(_bands(run))]
+    if bands.dtype != np.uint8:
+        low, high = np.percentile(bands, _PERCENTILES, axis=(1, 2), keepdims=True)
+        shares = (bands - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+        bands = np.rint(shares.clip(0, 1) * 255).astype(np.uint8)
+    return np.moveaxis(np.broadcast_to(bands, (3, *bands.shape[1:])), 0, -1)
+
+
+def told_bands(run: Run) -> str:
+    """What :func:`pixels_of` shows, in two lines; empty for plain colours."""
+    bands, manifest = _bands(run), run.manifest
+    if manifest.input_shape[0] == 3 and manifest.input_dtype == "uint8" and bands == (0, 1, 2):
+        return ""
+    named = f"band {bands[0]}" if len(bands) == 1 else f"bands {', '.join(map(str, bands))} as RGB"
+    stretched = "" if manifest.input_dtype == "uint8" else "2nd to 98th percentile"
+    return f"{named}\n{stretched}".rstrip()
+
+
+def _bands(run: Run) -> tuple[int, ...]:
+    """The bands that pictures show: one, or three as red, green and blue."""
+    given = run.job.get("shown_bands")  # runs of earlier versions have no such key
+    return tuple(given or ((0, 1, 2) if run.manifest.input_shape[0] >= 3 else (0,)))
+
+
+def draw_titles(run: Run, axes: Any, titles: list[str]) -> None:
+    """Write above the first column which bands it shows, and the titles above the others."""
+    axes[0].set_title(told_bands(run), fontsize=7)
+    for axis, title in zip(axes[1:], titles, strict=True):
+        axis.set_title(title, fontsize=9)
 
 
 def map_of(run: Run, explainer: str, row: int) -> np.ndarray:

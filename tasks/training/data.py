@@ -20,6 +20,7 @@ from explainers.numerics.randomness import seed_of
 from storage.datasets.dataset import Dataset
 from storage.datasets.geometry import prepare_image
 from storage.datasets.opening import open_dataset
+from storage.datasets.reading import RGB, Bands
 from storage.datasets.spec import DatasetSpec
 from storage.errors import FloodlitError, one_line
 from tasks.signals import kept_from_children
@@ -34,7 +35,8 @@ class UnusableImagesError(FloodlitError, ValueError):
 class Crops(TorchDataset[tuple[Tensor, str]]):
     """Images of a dataset at the input size of the classifier, by epoch and row.
 
-    An item is the pixels, (3, H, W) uint8, and the problem with the image, or "" if there is none.
+    An item is the pixels, (C, H, W) as a run stores them, and the problem with the image, or "" if there is
+    none.
 
     A training image is resized as in the classifier's preprocessing and cut at a random place; with ``flip``,
     half of the images are flipped left to right (P-TAME's augmentation). The place and the flip depend on the
@@ -55,6 +57,8 @@ class Crops(TorchDataset[tuple[Tensor, str]]):
         Which rows train and which are held out, and the seed.
     flip
         Whether to flip training images.
+    bands
+        What the values of the images become.
     """
 
     def __init__(
@@ -65,13 +69,15 @@ class Crops(TorchDataset[tuple[Tensor, str]]):
         order: Order,
         *,
         flip: bool,
+        bands: Bands = RGB,
     ) -> None:
-        self.spec, self.geometry, self.size, self.order, self.flip = spec, dict(geometry), size, order, flip
+        self.spec, self.bands, self.geometry = spec, bands, dict(geometry)
+        self.size, self.order, self.flip = size, order, flip
 
     @cached_property
     def dataset(self) -> Dataset:
         """The dataset, opened on first use, because these crops may be sent to another process before."""
-        return open_dataset(self.spec)
+        return open_dataset(self.spec, self.bands)
 
     def __getitem__(self, drawn: Drawn) -> tuple[Tensor, str]:
         epoch, row = drawn
@@ -92,7 +98,7 @@ class Crops(TorchDataset[tuple[Tensor, str]]):
             "dataset.path"
         )
 
-    def _crop(self, image: Any, epoch: int, sample_id: str) -> NDArray[np.uint8]:
+    def _crop(self, image: Any, epoch: int, sample_id: str) -> NDArray[Any]:
         height, width = self.size
         whole = {**self.geometry, "crop": None}
         pixels = prepare_image(image, [], **whole)[0]
@@ -186,7 +192,7 @@ def loader(
     Yields
     ------
     pixels
-        (B, 3, H, W) uint8.
+        (B, C, H, W), as a run stores them.
     problems
         One line per replaced image.
     """

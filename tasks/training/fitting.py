@@ -22,6 +22,7 @@ from explainers.models.classifier import Classifier
 from explainers.models.loading import ModelSpec, load, network_of
 from explainers.models.model_spec import is_file
 from explainers.models.ptame_head import Head, HeadConfig, normalisation_of, save_head
+from storage.datasets.reading import Bands
 from storage.datasets.spec import DatasetSpec
 from storage.errors import FloodlitError
 from storage.files import UnreadableError, regular, replacing
@@ -44,9 +45,9 @@ class TrainingSetup:
         The classifier f that is to be explained, and the auxiliary network g that the head reads.
     taps
         The modules of g that the head reads. None: those known for its architecture.
-    dataset, geometry, input_size
-        The images, the keyword arguments of :func:`storage.datasets.geometry.prepare_image`, and (H, W) of
-        the inputs.
+    dataset, bands, geometry, input_size
+        The images, what their values become, the keyword arguments of
+        :func:`storage.datasets.geometry.prepare_image`, and (H, W) of the inputs.
     order
         Which images train in which step, and which are held out for validation.
     settings
@@ -70,6 +71,7 @@ class TrainingSetup:
     auxiliary: ModelSpec
     taps: tuple[str, ...] | None
     dataset: DatasetSpec
+    bands: Bands
     geometry: dict[str, Any]
     input_size: tuple[int, int]
     order: Order
@@ -139,7 +141,7 @@ def networks(setup: TrainingSetup, device: str) -> tuple[Classifier, Auxiliary]:
     """
     classifier = load(setup.model, device, setup.input_size)
     auxiliary = Auxiliary(network_of(setup.auxiliary, device), setup.taps, device)
-    auxiliary.shapes(setup.input_size)
+    auxiliary.shapes(setup.input_size, setup.bands.channels)
     return classifier, auxiliary
 
 
@@ -182,14 +184,15 @@ def fit(setup: TrainingSetup, rank: int, emit: Emit, stopped: Callable[[], bool]
     batches = setup.order.batches(training.step, setup.settings.steps, rank)
     with closing(loader(crops, batches, setup.workers)) as drawn:
         for pixels, problems in drawn:
-            fitting.step(pixels.to(device).float() / 255, problems)
+            fitting.step(classifier.inputs_of(pixels.to(device)), problems)
     if rank == 0:
         fitting.finish()
 
 
 def crops_of(setup: TrainingSetup) -> Crops:
     """The images of a setup, as the networks see them."""
-    return Crops(setup.dataset, setup.geometry, setup.input_size, setup.order, flip=setup.flip)
+    how = setup.geometry, setup.input_size, setup.order
+    return Crops(setup.dataset, *how, flip=setup.flip, bands=setup.bands)
 
 
 def _resume(training: Training, folder: TrainingFolder) -> None:

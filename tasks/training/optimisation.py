@@ -66,7 +66,7 @@ class DivergedError(FloodlitError):
 
 def new_head(classifier: Classifier, auxiliary: Auxiliary, seed: int) -> Head:
     """Create an untrained head for these networks; the same seed gives the same weights."""
-    shapes = auxiliary.shapes(classifier.input_size)
+    shapes = auxiliary.shapes(classifier.input_size, classifier.input_shape[0])
     # Made on the CPU, so that the weights are the same whatever the device is.
     with global_generators(seed, torch.device("cpu")):
         head = Head([channels for channels, _, _ in shapes], classifier.num_classes)

@@ -21,6 +21,7 @@ from flows.server import free_port
 from runs import assert_same_results, maps_of, scores_of, tiny_job
 from storage.datasets.dataset import Dataset
 from storage.datasets.opening import open_dataset
+from storage.datasets.reading import Bands
 from storage.datasets.spec import DatasetSpec
 from storage.run import Run
 from storage.verify import verify
@@ -193,8 +194,8 @@ def test_labels_that_the_model_does_not_have_are_refused(
 ) -> None:
     """Torchvision's STL10 has images of label -1."""
 
-    def opened(spec: DatasetSpec) -> Dataset:
-        dataset = open_dataset(spec)
+    def opened(spec: DatasetSpec, bands: Bands) -> Dataset:
+        dataset = open_dataset(spec, bands)
         samples = [replace(dataset.samples[0], label=label), *dataset.samples[1:]]
         return replace(dataset, samples=samples)
 

@@ -133,10 +133,10 @@ def patch(asked: Asked) -> str:
 
 def _changes(classifier: Classifier, places: tuple[int, int]) -> Tensor:
     """(places, D, h, w): by how much the activations of an input change for a patch at each place."""
-    height, width = classifier.input_size
+    channels, height, width = classifier.input_shape
     generator = torch.Generator().manual_seed(2)
-    coarse = torch.rand(1, 3, 4, 4, generator=generator) / 2
-    noise = torch.rand(1, 3, height, width, generator=generator) / 10
+    coarse = torch.rand(1, channels, 4, 4, generator=generator) / 2
+    noise = torch.rand(1, channels, height, width, generator=generator) / 10
     inputs = (F.interpolate(coarse, (height, width), mode="bilinear") + noise).to(classifier.device)
 
     def looked_at(shown: Tensor) -> Tensor:

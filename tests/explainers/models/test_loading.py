@@ -240,7 +240,7 @@ def test_a_download_that_fails_says_to_give_a_file(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"sauce": "timm"}, {"num_classes": 0}, {"crop": -1}, {"std": (1, 0, 1)}, {"mean": (0, 0)}]
+    "wrong", [{"sauce": "timm"}, {"num_classes": 0}, {"crop": -1}, {"std": (1, 0, 1)}, {"mean": ()}]
 )
 def test_a_table_with_wrong_keys_or_values_is_invalid(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):

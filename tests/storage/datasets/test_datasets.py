@@ -341,7 +341,7 @@ def test_a_set_of_other_things_than_images_and_labels_is_refused(
         ({"kind": "torchvision", "path": "x"}, "needs the key name"),
         (
             {"kind": "folder", "path": "x", "images": "y"},
-            "does not take the key images; it takes path, exif, background, range, limit",
+            "does not take the key images; it takes path, exif, background, range, depth, limit",
         ),
         ({"kind": "text"}, 'kind = "text" needs the key path'),
         (

@@ -267,7 +267,7 @@ def test_files_and_images_have_a_largest_size(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UnreadableError, match=r"has 10000x9000 pixels; at most 89478485 are read"):
         decode(tmp_path / "bomb.png")
     corner().save(tmp_path / "a.png")
-    monkeypatch.setattr(decoding, "_LARGEST", 10)
+    monkeypatch.setattr(decoding, "LARGEST", 10)
     with pytest.raises(UnreadableError, match=r"has \d+ bytes; at most 10 are read"):
         decode(tmp_path / "a.png")
 

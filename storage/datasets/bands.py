@@ -1,0 +1,275 @@
+"""Images of any number of bands, and of 8 bits, 16 bits or floats per value, as arrays (C, H, W).
+
+Images of three bands and 8 bits are decoded by :mod:`storage.datasets.decoding`, as Pillow converts them.
+"""
+
+from __future__ import annotations
+
+import math
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from storage.datasets.arrays import check_size
+from storage.datasets.decoding import LARGEST, PIXELS, contents, decode, decoded, loaded, rgb, turned
+from storage.datasets.depth import has_deep_colours, own_depth, scaled
+from storage.datasets.formats import ARRAY
+from storage.datasets.notes import FIRST_FRAME, Notes
+from storage.datasets.reading import DEFAULT, RGB, Reading
+from storage.errors import one_line
+from storage.files import UnreadableError
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what TIFF and BigTIFF files begin with
+_PLAIN = frozenset({1, 2})  # TIFF's photometric interpretations whose values are the bands: grey and RGB
+_BANDS = "SCQ"  # TIFF's axes that are bands, whatever their length
+_AS_THEY_ARE = frozenset({"LA", "RGBA", "RGBX", "CMYK"})  # Pillow's modes of 2 and 4 bands
+_ALIKE = frozenset({1, 3})  # channels for which a grey image can stand, or three equal bands
+
+
+class _Values(NamedTuple):
+    """The values of a file (bands, H, W), and its EXIF orientation before and after they were read."""
+
+    values: NDArray[Any]
+    declared: int = 1
+    left: int = 1
+
+
+def read_bands(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -> NDArray[Any]:
+    """Read an image file as an array of ``how.bands``.
+
+    Parameters
+    ----------
+    path
+        An ``.npy`` file, a TIFF file of any number of bands, or an image file that Pillow reads.
+    how
+        How it is read.
+    notes
+        A list to which is appended what was done to the image.
+
+    Returns
+    -------
+    NDArray
+        (C, H, W): uint8 or uint16, whose largest value is 1 for the network, or float32 in [0, 1].
+
+    Raises
+    ------
+    UnreadableError
+        If the file cannot be read, has another number of bands, or has values whose range is not known. The
+        message is the reason in one line.
+    """
+    notes = [] if notes is None else notes
+    data = contents(path)
+    if data.startswith(b"\x93NUMPY"):
+        found: _Values | None = _Values(_of_array(data, how.bands.channels))
+    elif data.startswith(_TIFF):
+        found = _guarded(data, how, notes)
+    else:
+        found = None
+    if found is None:
+        found = decoded(data, lambda image: _of_image(image, how, notes, data))
+    return _finished(found, how, notes)
+
+
+def read_image(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -> Image.Image | NDArray[Any]:
+    """Read an image file as the model takes it: in RGB as :func:`storage.datasets.decoding.decode` reads it,
+    or with :func:`read_bands` if it has other bands or bits, or is an array.
+    """
+    if how.bands == RGB and path.suffix.lower() != ARRAY:
+        return decode(path, how, notes)
+    return read_bands(path, how, notes)
+
+
+def as_image(image: Image.Image, how: Reading, notes: Notes) -> Image.Image | NDArray[Any]:
+    """Convert an image that Pillow has opened to what :func:`read_image` gives."""
+    if how.bands == RGB:
+        return rgb(image, how, notes)
+    return _finished(_of_image(image, how, notes, b""), how, notes)
+
+
+def _finished(found: _Values, how: Reading, notes: Notes) -> NDArray[Any]:
+    """Check the number of bands, scale their values, and turn them upright."""
+    values = _as_many(found.values, how.bands.channels)
+    values = scaled(values, how.limits, notes, how.bands.stored or own_depth(values.dtype))
+    if found.declared == 1:
+        return np.ascontiguousarray(values)
+    told: list[Notes] = [[] for _ in values]  # every band is turned, which is noted once
+    made = [
+        np.asarray(turned(Image.fromarray(band), found.declared, found.left, how, each))
+        for band, each in zip(values, told, strict=True)
+    ]
+    notes += told[0]
+    return np.stack(made)
+
+
+def _as_many(values: NDArray[Any], channels: int) -> NDArray[Any]:
+    """Return values with as many bands as the model takes; grey is repeated for colours, and the reverse."""
+    bands = len(values)
+    if bands == channels:
+        return values
+    if bands == 1 and channels == 3:
+        return np.repeat(values, 3, 0)
+    if bands == 3 and channels == 1 and (values == values[:1]).all():
+        return values[:1]
+    colours = " of different colours" if bands == 3 and channels == 1 else ""
+    raise UnreadableError(f"has {_counted(bands)}{colours}, and the model takes {channels} (model.channels)")
+
+
+def _counted(bands: int) -> str:
+    return f"{bands} band{'s' * (bands != 1)}"
+
+
+def _check_pixels(height: int, width: int) -> None:
+    if height * width > PIXELS:
+        raise UnreadableError(f"has {width}x{height} pixels; at most {PIXELS} are read")
+    if 0 in (height, width):
+        raise UnreadableError(f"has {width}x{height} pixels, which is no image")
+
+
+# Arrays
+
+
+def _of_array(data: bytes, channels: int) -> NDArray[Any]:
+    """Read an ``.npy`` file of the shape (H, W), (C, H, W) or (H, W, C)."""
+    try:
+        check_size(BytesIO(data), len(data))
+        values = np.lib.format.read_array(BytesIO(data), allow_pickle=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged header is Python text, for which almost any error is raised
+        raise UnreadableError(f"not an .npy file of numbers: {one_line(error)}") from error
+    if values.ndim not in {2, 3}:
+        raise UnreadableError(f"has the shape {values.shape}; an image is (H, W), (C, H, W) or (H, W, C)")
+    values = values[None] if values.ndim == 2 else np.moveaxis(values, _bands_axis(values.shape, channels), 0)
+    _check_pixels(*values.shape[1:])
+    return values
+
+
+def _bands_axis(shape: tuple[int, ...], channels: int) -> int:
+    """Which axis of an array holds the bands: the first one or the last one."""
+    for wanted in (channels, *(_ALIKE if channels in _ALIKE else ())):
+        found = [axis for axis in (0, 2) if shape[axis] == wanted]
+        if len(found) == 2:
+            raise UnreadableError(
+                f"has the shape {shape}, whose bands may come first or last; write it so that only one of "
+                f"these sides is {wanted}"
+            )
+        if found:
+            return found[0]
+    raise UnreadableError(f"has the shape {shape}, and the model takes {channels} bands (model.channels)")
+
+
+# TIFF files
+
+
+def _guarded(data: bytes, how: Reading, notes: Notes) -> _Values | None:
+    """Read a TIFF file; every error of the file is an UnreadableError."""
+    try:
+        return _of_tiff(data, how.bands.channels, notes)
+    except (UnreadableError, MemoryError):
+        raise
+    except Exception as error:  # damaged files raise almost any error
+        raise UnreadableError(one_line(error)) from error
+
+
+def _of_tiff(data: bytes, channels: int, notes: Notes) -> _Values | None:
+    """Read the first image of a TIFF file; None for a file of few bands of 8 bits, which Pillow reads."""
+    from tifffile import TiffFile  # imported late, because most images are no TIFF files
+
+    with TiffFile(BytesIO(data)) as file:
+        page, series = file.pages[0], file.series[0]
+        tags: Any = page.tags  # type: ignore[union-attr]
+        kind, samples, depth = (int(np.max(_tag(tags, code, 1))) for code in (262, 277, 258))
+        alpha = bool({1, 2} & set(np.atleast_1d(_tag(tags, 338, 0)).tolist()))
+        known = kind not in _PLAIN or samples in _ALIKE or alpha
+        if len(file.pages) == 1 and depth <= 8 and known:
+            return None
+        if kind not in _PLAIN:
+            raise UnreadableError(
+                f"is a TIFF file with the photometric interpretation {kind}, whose values are no brightness; "
+                "write it as grey or RGB"
+            )
+        if math.prod(series.shape) * series.dtype.itemsize > LARGEST:
+            raise UnreadableError(f"claims {series.dtype} {series.shape}; at most {LARGEST} bytes are read")
+        sides = dict(zip(series.axes, series.shape, strict=True))
+        _check_pixels(sides.get("Y", 0), sides.get("X", 0))
+        values, axes = series.asarray(), series.axes
+        orientation = int(_tag(tags, 274, 1))
+    return _Values(_bands_first(values, axes, channels, notes), orientation, orientation)
+
+
+def _tag(tags: Any, code: int, default: Any) -> Any:
+    """The value of a tag of a TIFF file; ``default`` if it has none."""
+    return default if tags.get(code) is None else tags[code].value
+
+
+def _bands_first(values: NDArray[Any], axes: str, channels: int, notes: Notes) -> NDArray[Any]:
+    """Return the bands (bands, H, W) of a TIFF file; of several frames the first one is taken."""
+    frames = [axis for axis in axes if axis not in "YX"]
+    while frames:
+        axis = frames[0]
+        place = axes.index(axis)
+        length = values.shape[place]
+        # Pages that say nothing about themselves are the bands if there are as many.
+        if (
+            length != 1
+            and len(frames) == 1
+            and (axis in _BANDS or length == channels or channels not in _ALIKE)
+        ):
+            break
+        if length != 1:
+            notes.append(FIRST_FRAME)
+        values, axes = values.take(0, place), axes.replace(axis, "", 1)
+        frames = frames[1:]
+    order = [axes.index(axis) for axis in [*frames, "Y", "X"]]
+    values = values.transpose(order)
+    return values if frames else values[None]
+
+
+# Files that Pillow reads
+
+
+def _of_image(image: Image.Image, how: Reading, notes: Notes, data: bytes) -> _Values:
+    """Read an image that Pillow has opened; ``data`` is its file, or empty where there is none."""
+    channels = how.bands.channels
+    if how.bands.stored != "uint8" and has_deep_colours(image):
+        return _of_deep_colours(image, data, channels)
+    if how.bands.stored != "uint8" and (image.mode in {"I", "F"} or image.mode.startswith("I;16")):
+        scaled_by_pillow = image.format == "PPM" and image.mode == "I"
+        declared, left = loaded(image)
+        values = np.asarray(image)[None]
+        clear = image.info.get("transparency")
+        if isinstance(clear, int) and (values == clear).any():
+            raise UnreadableError("has more than 8 bits and transparent pixels; set dataset.depth = 8")
+        return _Values(values.astype(np.uint16) if scaled_by_pillow else values, declared, left)
+    if channels not in _ALIKE and len(image.getbands()) == channels and image.mode in _AS_THEY_ARE:
+        declared, left = loaded(image)
+        return _Values(np.moveaxis(np.asarray(image), -1, 0), declared, left)
+    if channels in _ALIKE:  # upright already, and transparent pixels are on the background
+        return _Values(np.moveaxis(np.asarray(rgb(image, how, notes)), -1, 0))
+    return _Values(np.empty((len(image.getbands()), 1, 1), np.uint8))  # refused for its number of bands
+
+
+def _of_deep_colours(image: Image.Image, data: bytes, channels: int) -> _Values:
+    """Read colours of 16 bits, of which Pillow gives the 8 high ones."""
+    import cv2  # imported late, because few files need it
+
+    names = image.getbands()
+    declared, left = loaded(image)
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    fits = found is not None and found.dtype == np.uint16 and found.shape[2:] == (len(names),)
+    if found is None or not fits or names[0] != "R":
+        raise UnreadableError(
+            f"has 16 bits per value (mode {image.mode}) in a way that is not read; set dataset.depth = 8, or "
+            "write it as TIFF"
+        )
+    order = [2, 1, 0, 3][: len(names)]  # OpenCV's blue comes first
+    values = np.moveaxis(found[..., order], -1, 0)
+    if len(names) == 4 and channels == 3:
+        if (values[3] != np.iinfo(np.uint16).max).any():
+            raise UnreadableError("has 16 bits per colour and transparent pixels; set dataset.depth = 8")
+        values = values[:3]
+    return _Values(values, declared, left)

@@ -1,0 +1,306 @@
+"""Images of any number of bands and bits: arrays, TIFF files of all layouts, and what Pillow reads."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from storage.datasets.bands import as_image, read_bands, read_image
+from storage.datasets.depth import own_depth, scaled
+from storage.datasets.notes import CUT_VALUES, DARK, DEEP, FIRST_FRAME, TURNED, kind_of
+from storage.datasets.reading import RGB, Bands, Reading
+from storage.files import UnreadableError
+
+
+def how(channels: int, stored: Any = None, **keys: Any) -> Reading:
+    return Reading(bands=Bands(channels, stored), **keys)
+
+
+def values(shape: tuple[int, ...], kind: str = "uint16", seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    if kind.startswith("float"):
+        return random.random(shape).astype(kind)
+    return random.integers(0, np.iinfo(kind).max, shape, endpoint=True).astype(kind)
+
+
+def tiff(path: Path, bands: np.ndarray, **keys: Any) -> Path:
+    tifffile.imwrite(path, bands, **keys)
+    return path
+
+
+def array(path: Path, bands: np.ndarray) -> Path:
+    np.save(path, bands)
+    return path
+
+
+# The number of bands
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", ">u2", "float32", "float64", "float16"])
+def test_arrays_have_their_bands_first_or_last(tmp_path: Path, last: bool, kind: str) -> None:
+    bands = values((6, 5, 9), "uint16" if kind == ">u2" else kind).astype(kind)
+    path = array(tmp_path / "a.npy", np.moveaxis(bands, 0, -1) if last else bands)
+    found = read_bands(path, how(6))
+    assert found.dtype == {"uint8": np.uint8, "uint16": np.uint16, ">u2": np.uint16}.get(kind, np.float32)
+    np.testing.assert_array_equal(found, bands.astype(found.dtype))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"photometric": "minisblack", "planarconfig": "contig"},
+        {"photometric": "minisblack", "planarconfig": "separate"},
+        {"photometric": "minisblack", "planarconfig": "contig", "compression": "zlib"},
+        {"photometric": "minisblack", "planarconfig": "contig", "bigtiff": True},
+        {"photometric": "minisblack", "planarconfig": "contig", "tile": (16, 16)},
+        {"photometric": "minisblack", "metadata": None},  # a page per band, which say nothing
+        {"photometric": "minisblack"},  # a page per band, with tifffile's note on their shape
+        {"photometric": "minisblack", "imagej": True, "metadata": {"axes": "CYX"}},
+    ],
+)
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+def test_every_layout_of_a_tiff_file_gives_the_same_bands(tmp_path: Path, keys: Any, kind: str) -> None:
+    bands = values((6, 20, 31), kind)
+    contiguous = keys.get("planarconfig") == "contig"
+    found = read_bands(
+        tiff(tmp_path / "a.tif", np.moveaxis(bands, 0, -1) if contiguous else bands, **keys), how(6)
+    )
+    assert found.dtype == kind
+    np.testing.assert_array_equal(found, bands)
+
+
+@pytest.mark.parametrize(
+    ("channels", "shape", "expected"),
+    [
+        (1, (5, 9), (1, 5, 9)),
+        (1, (5, 9, 1), (1, 5, 9)),
+        (1, (1, 5, 9), (1, 5, 9)),
+        (3, (5, 9), (3, 5, 9)),
+        (3, (5, 9, 1), (3, 5, 9)),
+        (2, (2, 5, 9), (2, 5, 9)),
+        (4, (5, 9, 4), (4, 5, 9)),
+        (3, (1, 50, 3), (3, 1, 50)),
+    ],
+)
+def test_the_number_of_channels_tells_the_axis_of_the_bands(
+    tmp_path: Path, channels: int, shape: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    stored = values(shape, "uint8")
+    found = read_bands(array(tmp_path / "a.npy", stored), how(channels))
+    assert found.shape == expected
+    if channels == 3 and 3 not in shape:  # grey stands for three equal colours
+        assert (found == stored.reshape(found.shape[1:])).all()
+
+
+@pytest.mark.parametrize(
+    ("channels", "shape", "told"),
+    [
+        (6, (6, 40, 6), r"has the shape \(6, 40, 6\), whose bands may come first or last"),
+        (6, (5, 40, 41), r"has the shape \(5, 40, 41\), and the model takes 6 bands"),
+        (6, (40, 41), r"has 1 band, and the model takes 6 \(model.channels\)"),
+        (1, (3, 40, 41), r"has 3 bands of different colours, and the model takes 1"),
+        (6, (6, 0, 41), "has 41x0 pixels, which is no image"),
+        (6, (6,), "has the shape .*an image is"),
+        (6, (1, 6, 4, 5), "has the shape .*an image is"),
+    ],
+)
+def test_other_numbers_of_bands_are_told(
+    tmp_path: Path, channels: int, shape: tuple[int, ...], told: str
+) -> None:
+    with pytest.raises(UnreadableError, match=f"^{told}") as refusal:
+        read_bands(array(tmp_path / "a.npy", values(shape, "uint8")), how(channels))
+    assert "\n" not in str(refusal.value)
+
+
+def test_pillows_images_keep_their_own_bands(tmp_path: Path) -> None:
+    pixels = values((7, 5, 4), "uint8")
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(pixels).save(tmp_path / name)
+        np.testing.assert_array_equal(read_bands(tmp_path / name, how(4)), np.moveaxis(pixels, -1, 0))
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read_bands(tmp_path / "grey.png", how(1)), pixels[None, ..., 0])
+    Image.fromarray(np.repeat(pixels[..., :1], 3, -1)).save(tmp_path / "grey-in-rgb.png")
+    np.testing.assert_array_equal(read_bands(tmp_path / "grey-in-rgb.png", how(1)), pixels[None, ..., 0])
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "rgb.png")
+    for channels, told in ((1, "3 bands of different colours"), (4, "3 bands"), (6, "3 bands")):
+        with pytest.raises(UnreadableError, match=f"has {told}, and the model takes {channels}"):
+            read_bands(tmp_path / "rgb.png", how(channels))
+
+
+def test_three_bands_of_eight_bits_are_read_as_ever(tmp_path: Path) -> None:
+    Image.fromarray(values((7, 5, 4), "uint8")).save(tmp_path / "a.png")  # transparent, put on white
+    found = read_image(tmp_path / "a.png", Reading(bands=RGB))
+    assert isinstance(found, Image.Image)
+    assert found.mode == "RGB"
+
+
+def test_of_several_pages_that_are_no_bands_the_first_is_read_and_noted(tmp_path: Path) -> None:
+    frames = values((4, 5, 9))
+    notes: list[str] = []
+    path = tiff(tmp_path / "a.tif", frames, photometric="minisblack", metadata=None)
+    np.testing.assert_array_equal(read_bands(path, how(1), notes), frames[:1])
+    assert [kind_of(note) for note in notes] == [FIRST_FRAME, DEEP]
+    with pytest.raises(UnreadableError, match="has 4 bands, and the model takes 6"):
+        read_bands(path, how(6))
+
+
+# Bits
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored"),
+    [("uint8", "uint8"), ("uint16", "uint16"), ("int16", "uint16"), ("float64", "float32")],
+)
+def test_the_own_type_keeps_all_bits(kind: str, stored: str) -> None:
+    assert own_depth(np.dtype(kind)) == stored
+
+
+def test_values_are_the_same_share_of_white_in_every_type() -> None:
+    eight = np.array([[0, 1, 128, 255]], np.uint8)
+    np.testing.assert_array_equal(scaled(eight, None, [], "uint16") / 65535, eight / 255)
+    np.testing.assert_allclose(scaled(eight, None, [], "float32"), eight / 255, rtol=1e-6)
+    sixteen = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    assert scaled(sixteen, None, [], "uint8").tolist() == [[0, 0, 1, 128, 255]]  # as 16-bit grey in RGB
+    np.testing.assert_allclose(scaled(sixteen, None, [], "float32"), sixteen / 65535, rtol=1e-6)
+    shares = np.array([[0, 0.25, 1]], np.float64)
+    assert scaled(shares, None, [], "uint16").tolist() == [[0, 16384, 65535]]
+    assert scaled(shares, None, [], "uint8").tolist() == [[0, 64, 255]]
+
+
+def test_a_stated_range_is_black_to_white_and_what_lies_outside_is_cut() -> None:
+    notes: list[str] = []
+    signed = np.array([[-1024, -1000, 0, 1000, 3000]], np.int16)
+    found = scaled(signed, (-1000, 1000), notes, "uint16")
+    assert found.tolist() == [[0, 0, 32768, 65535, 65535]]
+    assert notes == [f"{CUT_VALUES}: -1024 to 3000"]
+    np.testing.assert_allclose(scaled(signed, (-1000, 1000), [], "float32"), [[0, 0, 0.5, 1, 1]])
+    twelve = np.arange(4096, dtype=np.uint16)[None]
+    np.testing.assert_allclose(
+        scaled(twelve, (0, 4095), [], "uint16") / 65535, twelve / 4095, atol=0.5 / 65535
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (np.array([[0.0, np.nan]]), "has values that are not finite"),
+        (np.array([[0.0, np.inf]]), "has values that are not finite"),
+        (
+            np.array([[0.0, 1.5]]),
+            "has values of type float64 from 0 to 1.5 and no stated range; set dataset.range",
+        ),
+        (np.array([[-3, 5]], np.int16), "has values of type int16 from -3 to 5 and no stated range"),
+        (np.array([[1, 5]], np.int64), "has values of type int64 from 1 to 5 and no stated range"),
+        (np.array([[True]]), "has values of type bool, which are no numbers"),
+        (np.array([[1j]]), "has values of type complex128, which are no numbers"),
+    ],
+)
+def test_values_that_have_no_place_between_black_and_white_are_refused(given: np.ndarray, told: str) -> None:
+    for stored in ("uint8", "uint16", "float32"):
+        with pytest.raises(UnreadableError, match=f"^{told}"):
+            scaled(given, None, [], stored)  # type: ignore[arg-type]
+
+
+def test_sixteen_bits_that_use_little_of_their_range_are_noted(tmp_path: Path) -> None:
+    for largest, kinds in ((4095, [DEEP, DARK]), (65535, [DEEP])):
+        notes: list[str] = []
+        read_bands(array(tmp_path / "a.npy", np.full((2, 3), largest, np.uint16)), how(1), notes)
+        assert [kind_of(note) for note in notes] == kinds
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bits_of_grey_and_of_colours_are_kept(tmp_path: Path, name: str) -> None:
+    colours = values((5, 9, 3))
+    Image.fromarray(colours[..., 0]).save(tmp_path / name)
+    np.testing.assert_array_equal(read_bands(tmp_path / name, how(1)), colours[None, ..., 0])
+    np.testing.assert_array_equal(
+        read_bands(tmp_path / name, how(3, "uint16")), np.stack([colours[..., 0]] * 3)
+    )
+    if name == "a.png":
+        cv2.imwrite(str(tmp_path / name), colours[..., ::-1])
+    else:
+        tiff(tmp_path / name, colours, photometric="rgb")
+    np.testing.assert_array_equal(read_bands(tmp_path / name, how(3, "uint16")), np.moveaxis(colours, -1, 0))
+
+
+def test_sixteen_bits_of_transparent_colours_are_refused_or_kept_as_four_bands(tmp_path: Path) -> None:
+    colours = values((5, 9, 4))
+    cv2.imwrite(str(tmp_path / "a.png"), colours[..., [2, 1, 0, 3]])
+    np.testing.assert_array_equal(read_bands(tmp_path / "a.png", how(4)), np.moveaxis(colours, -1, 0))
+    with pytest.raises(UnreadableError, match=r"transparent pixels; set dataset.depth = 8"):
+        read_bands(tmp_path / "a.png", how(3, "uint16"))
+    colours[..., 3] = 65535
+    cv2.imwrite(str(tmp_path / "a.png"), colours[..., [2, 1, 0, 3]])
+    found = read_bands(tmp_path / "a.png", how(3, "uint16"))
+    np.testing.assert_array_equal(found, np.moveaxis(colours[..., :3], -1, 0))
+
+
+# Places
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_bands_are_turned_as_pillow_turns_colours(tmp_path: Path, orientation: int) -> None:
+    pixels = values((5, 9), "uint8")
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(pixels).save(tmp_path / "grey.png", exif=exif)
+    upright = np.asarray(as_image(Image.open(tmp_path / "grey.png"), Reading(), []))[..., 0]
+    deep = np.repeat(pixels[None], 6, 0).astype(np.uint16) * 257
+    entry = (274, "H", 1, orientation, False)
+    path = tiff(
+        tmp_path / "a.tif", deep, photometric="minisblack", planarconfig="separate", extratags=[entry]
+    )
+    notes: list[str] = []
+    np.testing.assert_array_equal(read_bands(path, how(6), notes)[2], upright.astype(np.uint16) * 257)
+    assert notes.count(TURNED) == (orientation != 1)
+    stored = read_bands(path, how(6, exif="ignore"))
+    np.testing.assert_array_equal(stored, deep)
+
+
+# Files that are none
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "the file is empty"),
+        (b"\x93NUMPY", "not an .npy file of numbers"),
+        (
+            b"\x93NUMPY\x01\x00v\x00{'descr': '<u2', 'fortran_order': False, 'shape': (9999, 99999), }",
+            "not an",
+        ),
+        (b"II*\0\xff\xff\xff\x7f", "."),
+        (b"II*\0", "."),
+        (b"words", "not an image of a known format"),
+    ],
+)
+def test_damaged_files_say_why_in_one_line(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(UnreadableError, match=told) as refusal:
+        read_image(tmp_path / "a.npy", how(6))
+    assert "\n" not in str(refusal.value)
+
+
+def test_objects_are_not_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([[{"a": 1}]], dtype=object), allow_pickle=True)
+    with pytest.raises(UnreadableError, match=r"not an .npy file of numbers"):
+        read_image(tmp_path / "a.npy")
+
+
+def test_a_tiff_file_that_claims_more_than_is_read_is_refused(tmp_path: Path) -> None:
+    path = tiff(tmp_path / "a.tif", values((6, 16, 16)), photometric="minisblack", planarconfig="separate")
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[0].tags[257].overwrite(2**28)  # type: ignore[union-attr]
+    with pytest.raises(UnreadableError, match=r"pixels; at most|claims"):
+        read_bands(path, how(6))
+
+
+def test_palettes_of_deep_files_are_refused_as_no_brightness(tmp_path: Path) -> None:
+    path = tiff(tmp_path / "a.tif", values((5, 9)), photometric="miniswhite")
+    with pytest.raises(UnreadableError, match="photometric interpretation 0"):
+        read_bands(path, how(1))
