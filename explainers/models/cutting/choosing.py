@@ -1,15 +1,24 @@
-"""Choose the way in which a network is cut."""
+"""Choose the way in which a network is cut: the cheapest one whose parts give the network's own logits."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from explainers.models.cutting import traced
+from explainers.models.cutting import replayed, traced
+from explainers.models.cutting.refusals import bypassed, no_batch, not_reproduced, stopped
+from explainers.models.reasons import first_line
+from explainers.numerics.differences import difference
 
-Way = Literal["fx"]
+Way = Literal["fx", "replay"]
+
+_SHARE = 1e-4  # of what the inputs change in the logits: more is no rounding
+_ROUNDING = 5e-5  # of the largest logit: batches of other sizes stay below it
+_ALIKE = 10 * _ROUNDING  # of the largest logit: inputs that change less cannot show a path around the layer
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,8 @@ class Cut:
     head
         From the activations to what the network returns.
     way
-        How it was cut: "fx".
+        How it was cut: "fx" (traced with :mod:`torch.fx`) or "replay" (the network runs as it is, with the
+        activations put in the place of the layer's).
     """
 
     backbone: nn.Module
@@ -31,17 +41,28 @@ class Cut:
     way: Way
 
 
-def cut(network: nn.Module, layer: str, inputs: Tensor) -> Cut:  # noqa: ARG001
+_WAYS: dict[Way, Callable[[nn.Module, str, Tensor], tuple[nn.Module, nn.Module, Sequence[replayed.Head]]]] = {
+    "fx": lambda network, layer, _: (*traced.split(network, layer), ()),
+    "replay": replayed.split,
+}
+
+
+@torch.inference_mode(False)  # what is recorded is kept, and gradients are taken through it
+@torch.no_grad()
+def cut(network: nn.Module, layer: str, inputs: Tensor) -> Cut:
     """Cut ``network`` at a layer.
+
+    Every way is tried, the cheapest first, and taken if its parts give the network's own logits for one input
+    and for all together, and let gradients through. The network is left as it was.
 
     Parameters
     ----------
     network
-        Any module that takes one tensor, in eval mode.
+        Any module that takes one tensor and returns logits (B, K), in eval mode.
     layer
         Name of a module, as in ``network.named_modules()``. If it ends in ``:input``, the cut is at the
         module's (first) input instead of its output. If a module is called several times, the last call
-        counts.
+        counts. If a module gives several tensors, the first one is meant.
     inputs
         (B, C, H, W), two or more different inputs, normalised.
 
@@ -50,4 +71,83 @@ def cut(network: nn.Module, layer: str, inputs: Tensor) -> Cut:  # noqa: ARG001
     ValueError
         In one line that begins with ``model.layer``: what prevents the cut, and what to do.
     """
-    return Cut(*traced.split(network, layer), way="fx")
+    asked = _Asked(layer, inputs, network(inputs))
+    refusals: list[ValueError] = []
+    for way, split in _WAYS.items():
+        try:
+            backbone, head, cheaper = split(network, layer, inputs)
+            asked.check(backbone, head)
+            return Cut(backbone, next((each for each in cheaper if asked.serves(backbone, each)), head), way)
+        except ValueError as error:
+            refusals.append(error)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a network's own code may stop with an exception of any kind
+            refusals.append(ValueError(stopped(layer, first_line(error))))
+    # That the code cannot be traced says nothing about the layer, and is said only if nothing else is known.
+    told = [error for error in refusals if not isinstance(error, traced.UntraceableError)]
+    raise (told or refusals)[0]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the parts of a cut are compared with; the fields are those of :func:`cut`."""
+
+    layer: str
+    inputs: Tensor
+    logits: Tensor
+
+    def check(self, backbone: nn.Module, head: nn.Module) -> None:
+        """Raise ValueError if the parts do not give the network's own logits, for one input and for all."""
+        for count in (1, len(self.inputs)):
+            activations = backbone(self.inputs[:count])
+            if not isinstance(activations, Tensor) or activations.shape[:1] != (count,):
+                raise ValueError(no_batch(self.layer))
+            if not self._agrees(head(activations), slice(0, count)):
+                raise ValueError(self._why(backbone, head))
+        self._differentiate(head, activations)
+        if isinstance(head, replayed.Head) and self._change < _ALIKE and head.reads_carrier(activations):
+            raise ValueError(bypassed(self.layer))
+
+    def serves(self, backbone: nn.Module, head: replayed.Head) -> bool:
+        """Whether a cheaper head gives the network's own logits as well."""
+        try:
+            self.check(backbone, head)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # it says in a way of its own that what it left out is needed
+            return False
+        return head.intact
+
+    @property
+    def _change(self) -> float:
+        """By how much the inputs change the logits, as a share of the largest one."""
+        return difference(self.logits.flip(0), self.logits)
+
+    def _agrees(self, found: Tensor, rows: slice) -> bool:
+        """Whether logits of some of the inputs are the network's own, as far as these are numbers."""
+        expected = self.logits[rows]
+        if not isinstance(found, Tensor) or found.shape != expected.shape:
+            return False
+        good = expected.isfinite().all(1)
+        if not bool(good.any()):
+            return True  # nothing can be compared; the probes at load refuse such a network
+        return difference(found[good], expected[good]) <= max(_ROUNDING, _SHARE * self._change)
+
+    def _why(self, backbone: nn.Module, head: nn.Module) -> str:
+        """Why a cut does not give the network's logits."""
+        if isinstance(head, replayed.Head):
+            own = head.on(self.inputs[:1])
+            if self._agrees(own(backbone(self.inputs[:1])), slice(0, 1)):
+                return bypassed(self.layer)  # an input's logits come with its own carrier alone
+        return not_reproduced(self.layer)
+
+    @torch.enable_grad()
+    def _differentiate(self, head: nn.Module, activations: Tensor) -> None:
+        """Take a gradient through the head, which raises RuntimeError where that is not possible."""
+        if not activations.is_floating_point():
+            raise ValueError(no_batch(self.layer))
+        leaf = activations.detach().clone().requires_grad_()
+        logits = head(leaf)
+        if logits.requires_grad:
+            torch.autograd.grad(logits.sum(), leaf, allow_unused=True)

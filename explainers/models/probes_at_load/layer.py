@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from explainers.models.probes_at_load.rows import Asked, RefusedError, difference, in_words
+from explainers.models.probes_at_load.rows import Asked, RefusedError, in_words
+from explainers.numerics.differences import difference
 
 if TYPE_CHECKING:
     from explainers.models.classifier import Classifier

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from explainers.numerics.differences import difference
+
 TOLERANCE = 1e-4  # of the largest logit: rounding of batches of other sizes stays below it
-_MASKED = 100.0  # times the leading logits: more is no logit but a mask
 
 
 class RefusedError(ValueError):
@@ -55,19 +56,6 @@ def _four(classifier: Any) -> Tensor:
         hidden = torch.rand(first[:1, 0].shape, generator=generator).to(first.device) < share
         others.append(torch.where(hidden[:, None], nothing, first[:1]))
     return torch.cat([first, *others])
-
-
-def difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference of two tensors of logits (B, K), as a share of the largest one expected.
-
-    Classes whose logits are far larger than the two leading ones are left out: a network masks them, as with
-    -1e9, and beside such a number no difference of the others would be seen.
-    """
-    leading = expected.topk(2, 1).values.abs().max()
-    live = expected.abs().amax(0) <= _MASKED * leading
-    live |= ~live.any()
-    scale = float(expected[:, live].abs().max())
-    return float((found - expected)[:, live].abs().max()) / (scale or 1.0)
 
 
 def finite(asked: Asked) -> str:

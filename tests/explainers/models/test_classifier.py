@@ -192,7 +192,7 @@ UNUSABLE = {
     "without values": (lambda: plain().to("meta"), "model.source: the network is on the meta device"),
     "exported": (
         lambda: torch.export.export(plain().eval(), (torch.rand(2, 3, 32, 32),)).module(),
-        "model.layer: the modules around '0'",
+        r"model.layer: cut at '0', the network stops \(Guard failed",
     ),
 }
 

@@ -100,6 +100,13 @@ class Branching(nn.Module):
         return self.inner(self.conv(x)) if x.sum() > 0 else self.inner(x)
 
 
+class Skipping(Branching):
+    """A branch that cannot be traced, and the input is added behind the layer."""
+
+    def forward(self, x):
+        return super().forward(x) + x.mean((2, 3))[:, :1]
+
+
 class Noisy(Functional):
     def forward(self, x):
         return super().forward(x) + torch.rand(5)
@@ -111,6 +118,20 @@ class Aliased(Functional):
         flat = x.flatten(2)
         flat.mul_(3)
         return self.fc(x.mean((2, 3)))
+
+
+def test_where_a_trace_is_not_the_network_it_is_cut_by_replay():
+    torch.manual_seed(0)
+    inputs = pixels(2, (8, 8))
+    for network, layer, tail in (
+        (Branching(), "inner.conv", lambda network, maps: network.inner.fc(maps.relu().mean((2, 3)))),
+        (Aliased(torch.relu), "conv", lambda network, maps: network.fc(3 * maps.mean((2, 3)))),
+    ):
+        with Classifier(network, layer=layer, input_size=(8, 8)) as classifier:
+            assert probe(classifier)["head"].endswith("cut with replay")
+            maps = classifier.activations(inputs)
+            torch.testing.assert_close(classifier.head(maps), network(inputs))
+            torch.testing.assert_close(classifier.head(-maps), tail(network, -maps))
 
 
 class Recurrent(nn.Module):
@@ -134,9 +155,8 @@ REFUSED = {
     "a wrong suffix": (Residual, "second:output", r"only ':input' may follow 'second', not ':output'"),
     "a vector": (Residual, "fc", r"cannot explain 'fc': its output has the shape \('B', 5\)"),
     "a tuple": (Recurrent, "rnn", r"cannot explain 'rnn': its output is not a tensor"),
-    "a branch on values": (Branching, "inner.conv", r"branch in ways that cannot be traced"),
+    "a branch on values around it": (Skipping, "inner", r"has a path around 'inner'"),
     "random numbers": (lambda: Noisy(torch.relu), "conv", r"the same inputs get other logits"),
-    "a view written to": (lambda: Aliased(torch.relu), "conv", r"does not reproduce its own logits"),
     "inputs of another size": (small_vit, None, r"does not run on inputs of 8x8 pixels: Wrong image"),
 }  # fmt: skip
 
