@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from explainers.models.cutting import replayed, traced
-from explainers.models.cutting.refusals import bypassed, no_batch, not_reproduced, stopped
+from explainers.models.cutting.refusals import (
+    CutError,
+    UntraceableError,
+    bypassed,
+    no_batch,
+    not_reproduced,
+    stopped,
+)
 from explainers.models.reasons import first_line
 from explainers.numerics.differences import difference
 
@@ -18,7 +25,7 @@ Way = Literal["fx", "replay"]
 
 _SHARE = 1e-4  # of what the inputs change in the logits: more is no rounding
 _ROUNDING = 5e-5  # of the largest logit: batches of other sizes stay below it
-_ALIKE = 10 * _ROUNDING  # of the largest logit: inputs that change less cannot show a path around the layer
+_ALIKE = 10 * _ROUNDING  # of the largest logit: what inputs change less is taken for nothing
 
 
 @dataclass(frozen=True)
@@ -68,24 +75,25 @@ def cut(network: nn.Module, layer: str, inputs: Tensor) -> Cut:
 
     Raises
     ------
-    ValueError
+    CutError
         In one line that begins with ``model.layer``: what prevents the cut, and what to do.
     """
     asked = _Asked(layer, inputs, network(inputs))
-    refusals: list[ValueError] = []
+    refusals: list[CutError] = []
     for way, split in _WAYS.items():
         try:
             backbone, head, cheaper = split(network, layer, inputs)
             asked.check(backbone, head)
+            asked.check_bypass(backbone, head)
             return Cut(backbone, next((each for each in cheaper if asked.serves(backbone, each)), head), way)
-        except ValueError as error:
+        except CutError as error:
             refusals.append(error)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a network's own code may stop with an exception of any kind
-            refusals.append(ValueError(stopped(layer, first_line(error))))
+            refusals.append(stopped(layer, first_line(error)))
     # That the code cannot be traced says nothing about the layer, and is said only if nothing else is known.
-    told = [error for error in refusals if not isinstance(error, traced.UntraceableError)]
+    told = [error for error in refusals if not isinstance(error, UntraceableError)]
     raise (told or refusals)[0]
 
 
@@ -98,16 +106,22 @@ class _Asked:
     logits: Tensor
 
     def check(self, backbone: nn.Module, head: nn.Module) -> None:
-        """Raise ValueError if the parts do not give the network's own logits, for one input and for all."""
+        """Raise CutError if the parts do not give the network's own logits, for one input and for all."""
         for count in (1, len(self.inputs)):
             activations = backbone(self.inputs[:count])
             if not isinstance(activations, Tensor) or activations.shape[:1] != (count,):
-                raise ValueError(no_batch(self.layer))
+                raise no_batch(self.layer)
             if not self._agrees(head(activations), slice(0, count)):
-                raise ValueError(self._why(backbone, head))
+                raise self._why(backbone, head)
         self._differentiate(head, activations)
-        if isinstance(head, replayed.Head) and self._change < _ALIKE and head.reads_carrier(activations):
-            raise ValueError(bypassed(self.layer))
+
+    def check_bypass(self, backbone: nn.Module, head: nn.Module) -> None:
+        """Raise CutError if there is a path around the layer, even one that changes the logits too little."""
+        if isinstance(head, replayed.Head):
+            reads = head.reads_carrier(backbone(self.inputs[:1]))
+            # A gradient of zero says nothing where the logits do not change at all, as with weights of zero.
+            if reads or (reads is None and self._change < _ALIKE):
+                raise bypassed(self.layer)
 
     def serves(self, backbone: nn.Module, head: replayed.Head) -> bool:
         """Whether a cheaper head gives the network's own logits as well."""
@@ -134,7 +148,7 @@ class _Asked:
             return True  # nothing can be compared; the probes at load refuse such a network
         return difference(found[good], expected[good]) <= max(_ROUNDING, _SHARE * self._change)
 
-    def _why(self, backbone: nn.Module, head: nn.Module) -> str:
+    def _why(self, backbone: nn.Module, head: nn.Module) -> CutError:
         """Why a cut does not give the network's logits."""
         if isinstance(head, replayed.Head):
             own = head.on(self.inputs[:1])
@@ -146,7 +160,7 @@ class _Asked:
     def _differentiate(self, head: nn.Module, activations: Tensor) -> None:
         """Take a gradient through the head, which raises RuntimeError where that is not possible."""
         if not activations.is_floating_point():
-            raise ValueError(no_batch(self.layer))
+            raise no_batch(self.layer)
         leaf = activations.detach().clone().requires_grad_()
         logits = head(leaf)
         if logits.requires_grad:

@@ -74,17 +74,17 @@ def split(network: nn.Module, layer: str, inputs: Tensor) -> tuple[Backbone, Hea
 
     Raises
     ------
-    ValueError
+    CutError
         In one line: the layer is never called.
     """
     name, _, side = layer.partition(":")
     place = Place(network.get_submodule(name), bool(side))
-    # The carrier is none of the inputs, so that each of them shows whether it matters.
-    carrier = inputs[:1].flip(-1)
+    # The carrier is unlike each of the inputs, in its mean as well, so that they show whether it matters.
+    carrier = 0.25 * inputs[:1].flip(-1) + 0.7
     calls, _ = calls_of(network, carrier)
     own = [position for position, call in enumerate(calls) if call.module is place.module]
     if not own:
-        raise ValueError(never_called(name))
+        raise never_called(name)
     head = Head(network, place, carrier, own[-1], [_around(calls, position) for position in own])
     plan = _before(calls, own[-1])
     cheaper = [head.with_record(plan, lend) for lend in (True, False)] if plan else []
@@ -241,10 +241,22 @@ class Head(nn.Module):
         """Whether nothing wrote to the record."""
         return not any(stub.writes for stub in self._recorded().values())
 
-    def reads_carrier(self, activations: Tensor) -> bool:
-        """Whether there is a path from the carrier to the logits, whatever it contributes to them."""
+    def reads_carrier(self, activations: Tensor) -> bool | None:
+        """Whether the carrier changes the logits (B, K), as far as their gradient says.
+
+        Returns
+        -------
+        bool or None
+            None if there is a path from the carrier to the logits, and the gradient along it is zero.
+        """
+        carrier = self.carrier.clone().requires_grad_()
         with torch.enable_grad():
-            return self.on(self.carrier.clone().requires_grad_())(activations).requires_grad
+            logits = self.on(carrier)(activations)
+            if not logits.requires_grad:
+                return False
+            weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+            (gradient,) = torch.autograd.grad((logits * weights).sum(), carrier, allow_unused=True)
+        return gradient is not None and (bool((gradient != 0).any()) or None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies make a record of their own, since their weights change."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from explainers.models.cutting.refusals import bypassed, never_called, of_no_consequence
+from explainers.models.cutting.refusals import bypassed, never_called, of_no_consequence, untraceable
 from explainers.models.reasons import first_line
 
 # Elementwise activations that a forward may call as functions. No module has their output, so that no name
@@ -38,10 +38,6 @@ _ACTIVATIONS = frozenset(
         "tanh",
     ]
 )
-
-
-class UntraceableError(ValueError):
-    """The code around the layer cannot be traced, which says nothing about the layer itself."""
 
 
 class _Entry(nn.Module):
@@ -98,7 +94,7 @@ def split(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
 
     Raises
     ------
-    ValueError
+    CutError
         In one line: the layer cannot be traced, is never called, or is bypassed by another connection.
     """
     name, _, side = layer.partition(":")
@@ -110,13 +106,9 @@ def split(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
         entry = _Entry(network).eval()  # modules of torch.export refuse this
         graph = tracer.trace(entry)
     except Exception as error:
-        raise UntraceableError(
-            f"model.layer: the modules around {name!r} branch in ways that cannot be traced "
-            f"({first_line(error)}); name a layer nested less deeply, or give the network as a callable "
-            "without such branches"
-        ) from error
+        raise untraceable(name, first_line(error)) from error
     if not tracer.calls:
-        raise ValueError(never_called(name))
+        raise never_called(name)
     _functionalise(graph)
     node = _cut_node(tracer.calls[-1], side)
     _share_batch_size(graph, node)
@@ -224,9 +216,9 @@ def _head(entry: nn.Module, graph: fx.Graph, node: fx.Node, layer: str) -> nn.Mo
     output = graph.output_node()
     needed = _needed(output, stop=node)
     if node not in needed:
-        raise ValueError(of_no_consequence(layer))
+        raise of_no_consequence(layer)
     if any(each.op == "placeholder" for each in needed):
-        raise ValueError(bypassed(layer))
+        raise bypassed(layer)
     head = fx.Graph()
     copies = {node: head.placeholder("activations")}
     for each in graph.nodes:

@@ -223,8 +223,8 @@ def around(network, kind):
     forward = type(network).forward
 
     def bypassing(x):
-        size = 1e-3 if kind == "faint" else 1.0
-        return forward(network, x) + size * network.stem(x).mean((2, 3))[:, :1].tanh()
+        size = {"plain": 1, "faint": 1e-7}[kind]
+        return forward(network, x) + size * x.mean((2, 3))[:, :1].tanh()
 
     network.forward = bypassing
     return network
