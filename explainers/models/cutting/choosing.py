@@ -19,6 +19,7 @@ from explainers.models.cutting.refusals import (
     stopped,
 )
 from explainers.models.reasons import first_line
+from explainers.numerics.batching import out_of_memory
 from explainers.numerics.differences import difference
 
 Way = Literal["fx", "replay"]
@@ -60,7 +61,8 @@ def cut(network: nn.Module, layer: str, inputs: Tensor) -> Cut:
     """Cut ``network`` at a layer.
 
     Every way is tried, the cheapest first, and taken if its parts give the network's own logits for one input
-    and for all together, and let gradients through. The network is left as it was.
+    and for all together, and let gradients through. Where no way lets gradients through, as in a network that
+    was made in inference mode, the first one is taken that gives the logits. The network is left as it was.
 
     Parameters
     ----------
@@ -80,18 +82,24 @@ def cut(network: nn.Module, layer: str, inputs: Tensor) -> Cut:
     """
     asked = _Asked(layer, inputs, network(inputs))
     refusals: list[CutError] = []
+    spare: Cut | None = None
     for way, split in _WAYS.items():
         try:
             backbone, head, cheaper = split(network, layer, inputs)
             asked.check(backbone, head)
             asked.check_bypass(backbone, head)
-            return Cut(backbone, next((each for each in cheaper if asked.serves(backbone, each)), head), way)
+            best = next((each for each in cheaper if asked.serves(backbone, each)), head)
+            if asked.differentiates(backbone, best):
+                return Cut(backbone, best, way)
+            spare = spare or Cut(backbone, best, way)
         except CutError as error:
             refusals.append(error)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a network's own code may stop with an exception of any kind
             refusals.append(stopped(layer, first_line(error)))
+    if spare is not None:
+        return spare
     # That the code cannot be traced says nothing about the layer, and is said only if nothing else is known.
     told = [error for error in refusals if not isinstance(error, UntraceableError)]
     raise (told or refusals)[0]
@@ -109,11 +117,11 @@ class _Asked:
         """Raise CutError if the parts do not give the network's own logits, for one input and for all."""
         for count in (1, len(self.inputs)):
             activations = backbone(self.inputs[:count])
-            if not isinstance(activations, Tensor) or activations.shape[:1] != (count,):
+            readable = isinstance(activations, Tensor) and activations.is_floating_point()
+            if not readable or activations.shape[:1] != (count,):
                 raise no_batch(self.layer)
             if not self._agrees(head(activations), slice(0, count)):
                 raise self._why(backbone, head)
-        self._differentiate(head, activations)
 
     def check_bypass(self, backbone: nn.Module, head: nn.Module) -> None:
         """Raise CutError if there is a path around the layer, even one that changes the logits too little."""
@@ -157,11 +165,13 @@ class _Asked:
         return not_reproduced(self.layer)
 
     @torch.enable_grad()
-    def _differentiate(self, head: nn.Module, activations: Tensor) -> None:
-        """Take a gradient through the head, which raises RuntimeError where that is not possible."""
-        if not activations.is_floating_point():
-            raise no_batch(self.layer)
-        leaf = activations.detach().clone().requires_grad_()
-        logits = head(leaf)
-        if logits.requires_grad:
-            torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+    def differentiates(self, backbone: nn.Module, head: nn.Module) -> bool:
+        """Whether a gradient can be taken through the head."""
+        leaf = backbone(self.inputs[:1]).detach().clone().requires_grad_()
+        try:
+            torch.autograd.grad(head(leaf).sum(), leaf)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            return False
+        return True

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from explainers.models.cutting.recording import Call, StoppedError, Stub, calls_of, give, record
 from explainers.models.cutting.refusals import never_called
+from explainers.numerics.batching import out_of_memory
 
 # The parts of all cuts share the modules of their networks, so that one part runs at a time.
 _RUNNING = threading.RLock()
@@ -247,16 +248,22 @@ class Head(nn.Module):
         Returns
         -------
         bool or None
-            None if there is a path from the carrier to the logits, and the gradient along it is zero.
+            None if it does not say: there is a path from the carrier to the logits, and the gradient along it
+            is zero, or cannot be taken.
         """
         carrier = self.carrier.clone().requires_grad_()
         with torch.enable_grad():
-            logits = self.on(carrier)(activations)
+            try:
+                logits = self.on(carrier)(activations)
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
+                return None
             if not logits.requires_grad:
                 return False
             weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
-            (gradient,) = torch.autograd.grad((logits * weights).sum(), carrier, allow_unused=True)
-        return gradient is not None and (bool((gradient != 0).any()) or None)
+            (gradient,) = torch.autograd.grad((logits * weights).sum(), carrier)
+        return bool((gradient != 0).any()) or None
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies make a record of their own, since their weights change."""
