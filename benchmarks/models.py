@@ -19,7 +19,7 @@ measured again when its row is deleted. A row says
 - "refused", if Floodlit refuses it in one line; "wrong", if it is accepted and fails a check;
 - "failed", if something else went wrong: another error, or a limit that was reached.
 
-With ``--small``, convolutional networks get inputs of about 128 pixels instead of their own size.
+With ``--small``, networks that take inputs of any size get at most 224 pixels a side.
 """
 
 from __future__ import annotations

@@ -14,9 +14,8 @@ from sweep.families import CLASSES, FAMILIES
 SOURCES = ("torchvision", "timm", "open_clip", "huggingface")
 LARGEST = 60_000_000  # parameters of a timm model that is swept on request
 _CLASSES = tuple(f"thing {index}" for index in range(CLASSES))
-_SMALL = 128  # side in pixels that a convolutional network gets in a sweep with small inputs
+_SMALL = 224  # side in pixels that a network gets in a sweep with small inputs, if its own is larger
 _TV_FIXED = ("vit_", "maxvit")  # these take inputs of one size alone
-_TV_LEAST = {"inception_v3": 160}
 
 # One or two of each kind of image tower, the small ones.
 TOWERS = (
@@ -109,7 +108,7 @@ def _torchvision(small: bool) -> Iterator[Entry]:
 
     for name in models.list_models(module=models):
         fixed = name.startswith(_TV_FIXED)
-        side = _TV_LEAST.get(name, _SMALL) if small and not fixed else None
+        side = _SMALL if small and not fixed else None
         family = models.get_model_builder(name).__module__.rpartition(".")[2]
         yield Entry("torchvision", name, family, _table("torchvision", name, side))
 
@@ -145,8 +144,8 @@ def _parameters(name: str) -> int:
 
 
 def _timm(small: bool, all_timm: bool, counts: dict[str, list[tuple[str, int]]]) -> Iterator[Entry]:
-    for module, models in counts.items():
-        name, _ = models[0]
+    smallest = [(module, *models[0]) for module, models in counts.items()]
+    for module, name, _ in sorted(smallest, key=lambda each: each[2]):
         yield Entry("timm", name, module, _table("timm", name, _timm_side(name) if small else None))
     for module, models in counts.items() if all_timm else ():
         for name, count in models[1:]:
@@ -160,7 +159,7 @@ def _timm_side(name: str) -> int | None:
     import timm
 
     settings = timm.get_pretrained_cfg(name)
-    if settings is None or settings.fixed_input_size:
+    if settings is None or settings.fixed_input_size or max(settings.input_size[1:]) <= _SMALL:
         return None
     least = max(settings.min_input_size[1:]) if settings.min_input_size else _SMALL
     return max(least, _SMALL)
