@@ -25,7 +25,7 @@ class _OverBlocks:
     def __init__(self, classifier: Classifier, parameters: base.Parameters) -> None:  # noqa: ARG002
         self.classifier = classifier
         found = attention_tokens(classifier)
-        self.tokens = found.layout
+        self.tokens, self.reaching = found.layout, found.reaching
         prefix = self.tokens.prefix_tokens
         read = found.read.nonzero().flatten()
         self.head_row = torch.zeros(1, self.tokens.shape[0], device=classifier.device)
@@ -75,7 +75,7 @@ class Rollout(_OverBlocks):
             self.classifier.logits(batch.inputs[rows])
         row = self.head_row
         # From the last block to the first: a row times a matrix is cheaper than a matrix times a matrix.
-        for average in reversed(averages):
+        for average in [averages[call] for call in reversed(self.reaching)]:
             row = (row + row @ average) / 2
         return row.squeeze(1)
 
@@ -107,6 +107,7 @@ class GenericAttention(_OverBlocks):
         with self.classifier.differentiating():
             with explicit_attention(matrices.append):
                 score = of_target(self.classifier.logits(inputs), targets).sum()
+            matrices = [matrices[call] for call in self.reaching]
             gradients = torch.autograd.grad(score, matrices, materialize_grads=True)
         gathered = torch.zeros_like(self.head_row)
         for matrix, gradient in zip(reversed(matrices), reversed(gradients), strict=True):

@@ -54,10 +54,13 @@ class AttentionTokens:
         The prefix tokens, and the grid of patches behind them.
     read
         (T,) bool: the tokens whose output of the last attention reaches the logits.
+    reaching
+        Which of the network's attentions reach the logits, as positions in the order of their computation.
     """
 
     layout: Layout
     read: Tensor
+    reaching: tuple[int, ...]
 
 
 _known: WeakKeyDictionary[Classifier, AttentionTokens | str] = WeakKeyDictionary()
@@ -101,17 +104,33 @@ def _examine(classifier: Classifier) -> AttentionTokens:
     with full_precision():
         with watching(seen.append) as watch:
             logits = classifier.logits(inputs)
-        _check_shapes(seen, watch, len(inputs))
-        read = _rows_read(logits, seen)
-        values = seen[0].values.detach()
+        if not seen:
+            raise ValueError("no attention can be intercepted")
+        gradients = _gradients(logits, seen)
+        reaching = tuple(call for call, gradient in enumerate(gradients) if gradient is not None)
+        if not reaching:
+            raise ValueError("its logits depend on no attention")
+        blocks = [seen[call] for call in reaching]
+        _check_shapes(blocks, watch, len(inputs))
+        _check_sequence(blocks)
+        last = gradients[reaching[-1]]
+        assert last is not None
+        values = blocks[0].values.detach()
         layout = layout_behind((values[0] == values[1]).all(-1).all(0), classifier.input_size)
-        _check_mixing(classifier, inputs.detach(), layout)
-    return AttentionTokens(layout, read)
+        _check_mixing(classifier, inputs.detach(), layout, reaching)
+    return AttentionTokens(layout, last.abs().amax((0, 1, 3)) > 0, reaching)
+
+
+def _gradients(logits: Tensor, seen: list[Attention]) -> tuple[Tensor | None, ...]:
+    """The gradient of the logits, each with a weight of its own, on each matrix; None if nothing leads on."""
+    weights = torch.linspace(1, 2, logits.shape[1], dtype=logits.dtype, device=logits.device)
+    matrices = [each.matrix for each in seen]
+    if not all(matrix.requires_grad for matrix in matrices):
+        raise ValueError("one attention does not depend on the image")
+    return torch.autograd.grad((logits * weights).sum(), matrices, retain_graph=True, allow_unused=True)
 
 
 def _check_shapes(seen: list[Attention], watch: Watch, inputs: int) -> None:
-    if not seen:
-        raise ValueError("no attention can be intercepted")
     if watch.unread:
         raise ValueError("a softmax of it multiplies no values, so that some of its attention may be missed")
     lengths: set[int] = set()
@@ -131,23 +150,17 @@ def _check_shapes(seen: list[Attention], watch: Watch, inputs: int) -> None:
         raise ValueError("its attention is mixed between heads, so that its rows are no averages")
 
 
-def _rows_read(logits: Tensor, seen: list[Attention]) -> Tensor:
-    """Check that each attention reaches the next; find the (T,) rows of the last that reach the logits."""
-    for before, after in pairwise(seen):
+def _check_sequence(blocks: list[Attention]) -> None:
+    for before, after in pairwise(blocks):
         (reaches,) = torch.autograd.grad(
             after.matrix.square().sum(), before.matrix, retain_graph=True, allow_unused=True
         )
         if reaches is None:
             raise ValueError("its attention is computed side by side, and not block after block")
-    weights = torch.linspace(1, 2, logits.shape[1], dtype=logits.dtype, device=logits.device)
-    (gradient,) = torch.autograd.grad((logits * weights).sum(), seen[-1].matrix, allow_unused=True)
-    if gradient is None or not bool(gradient.any()):
-        raise ValueError("its logits depend on no attention of the last block")
-    return gradient.abs().amax((0, 1, 3)) > 0
 
 
 @torch.no_grad()
-def _check_mixing(classifier: Classifier, images: Tensor, layout: Layout) -> None:
+def _check_mixing(classifier: Classifier, images: Tensor, layout: Layout, reaching: tuple[int, ...]) -> None:
     """Check that a token stays in its place, if attention lets every token see itself alone.
 
     Each cell that is changed in the pixels has to change its own token most in the first attention, and no
@@ -158,11 +171,12 @@ def _check_mixing(classifier: Classifier, images: Tensor, layout: Layout) -> Non
 
     def separate(attention: Attention) -> None:
         values.append(attention.values.transpose(1, 2).flatten(2))
-        attention.matrix.copy_(torch.eye(attention.matrix.shape[-1]))
+        T, K = attention.matrix.shape[-2:]
+        attention.matrix.copy_(torch.eye(T, K))
 
     with watching(separate):
         classifier.logits(changed)
-    first, last = changes_of(values[0]), changes_of(values[-1])
+    first, last = (changes_of(values[call]) for call in (reaching[0], reaching[-1]))
     check_order(first, expected)
     reached = last > _CHANGED * last.amax(1, keepdim=True)
     if bool((reached & (first <= _CHANGED / 10 * first.amax(1, keepdim=True))).any()):
