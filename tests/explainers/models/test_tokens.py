@@ -101,7 +101,6 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor], bool, 
     "cait": (lambda: made("cait_xxs24_224"), cait, True, False, 0),
     "convit": (lambda: made("convit_tiny", local_up_to_layer=2), convit, False, False, 0),
     "eva02, mean": (lambda: made("eva02_tiny_patch14_224", patch_size=16), eva, False, True, 1),
-    "dinov3": (lambda: made("vit_small_patch16_dinov3", global_pool="token"), eva, False, False, 5),
 }
 
 
