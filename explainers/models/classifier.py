@@ -237,7 +237,10 @@ class Classifier(Frozen):
 
     def inputs_of(self, stored: Tensor) -> Tensor:
         largest = LARGEST_VALUES.get(stored.dtype)
-        return stored.float() if largest is None else stored.float() / largest
+        if largest is None:
+            return stored.float()
+        # By a tensor, because a GPU divides by a number less exactly than the CPU does.
+        return stored.float() / torch.full((), float(largest), device=stored.device)
 
     def sites(self, inputs: Tensor) -> Tensor:
         return _IMAGES.sites(inputs)
