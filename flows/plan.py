@@ -16,7 +16,7 @@ SHARD_BYTES = 1 << 30  # most bytes of a shard's activations or maps, since a wo
 INNER_CHUNK = 16  # rows; a shard is a whole number of the stores' inner chunks
 
 
-def shard_images(images: int, explainers: int, workers: int, pixels: int, activation_bytes: int) -> int:
+def shard_images(images: int, explainers: int, workers: int, pixels: int, bytes_each: int) -> int:
     """Return the number of images per shard: few task runs, several shards per worker, bounded memory.
 
     Every worker gets at least one shard, and ``WORKER_SHARDS`` if each shard then has enough work.
@@ -27,8 +27,8 @@ def shard_images(images: int, explainers: int, workers: int, pixels: int, activa
         Numbers of the job's images, explainers and workers.
     pixels
         Pixels of one input, H * W.
-    activation_bytes
-        Bytes of the cached activations of one input; 0 if none are cached.
+    bytes_each
+        Bytes of one input as it is stored, or of its cached activations if they are more.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def shard_images(images: int, explainers: int, workers: int, pixels: int, activa
     most_shards = max(WORKER_SHARDS * workers, TASK_RUNS // (2 + 2 * explainers))
     size = max(SHARD_PIXELS // pixels, -(-images // most_shards))
     size = min(size, max(INNER_CHUNK, -(-images // workers)))
-    held = max(activation_bytes, 4 * pixels)  # a float32 map may be as large as the input
+    held = max(bytes_each, 4 * pixels)  # a float32 map may be as large as the input
     size = min(size, max(INNER_CHUNK, SHARD_BYTES // held))
     return -(-size // INNER_CHUNK) * INNER_CHUNK
 

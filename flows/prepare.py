@@ -323,6 +323,7 @@ def _open_run(
     size = 0 if activations is None else 4 * math.prod(activations)  # bytes per image, float32
     taken = taken_for.get(classifier.network) if isinstance(classifier, Frozen) else None
     kind = MODALITIES[classifier.modality]
+    size = max(size, math.prod(classifier.input_shape) * np.dtype(stored).itemsize)
     pixels = math.prod(classifier.input_shape[1:]) * kind.site_pixels
     manifest = Manifest(
         job=job.model_dump(mode="json"),

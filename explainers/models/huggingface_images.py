@@ -53,7 +53,8 @@ def huggingface_preprocessing(spec: ModelSpec) -> Preprocessing:
     if folder.is_dir() and not timms and not any((folder / name).exists() for name in _PROCESSOR_FILES):
         raise UnreadableStepsError(f"has no image processor (there is no {_PROCESSOR_FILES[0]})")
     processor = from_pretrained(spec, AutoImageProcessor.from_pretrained, trust_remote_code=False)
-    return of_processor(processor, spec.mean, spec.std)
+    channels = getattr(_config(spec), "num_channels", None) or 3
+    return of_processor(processor, spec.mean, spec.std, channels)
 
 
 def huggingface_network(spec: ModelSpec, device: str | torch.device) -> nn.Module:

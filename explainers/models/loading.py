@@ -271,7 +271,7 @@ def preprocessing(spec: ModelSpec) -> Preprocessing:
                 f"model.{missing[0]}: {spec.name} {error}; Floodlit cannot do the same by itself: say with "
                 "the keys resize, crop, mean and std how its images are prepared"
             ) from error
-        steps = Preprocessing()
+        return with_given_steps(Preprocessing(), spec)
     if spec.given_channels not in (None, steps.channels) and not source.any_channels:
         raise ValueError(
             f"model.channels: {spec.name} takes {steps.channels}, not {spec.given_channels}; for others give "

@@ -92,7 +92,7 @@ def of_steps(
     )
 
 
-def of_processor(processor: Any, mean: Any = None, std: Any = None) -> Preprocessing:
+def of_processor(processor: Any, mean: Any = None, std: Any = None, channels: int = 3) -> Preprocessing:
     """The preprocessing of an image processor of Hugging Face.
 
     Parameters
@@ -101,6 +101,8 @@ def of_processor(processor: Any, mean: Any = None, std: Any = None) -> Preproces
         The image processor.
     mean, std
         The job's own values, used where the processor has none.
+    channels
+        The channels of the model's inputs.
 
     Raises
     ------
@@ -120,17 +122,21 @@ def of_processor(processor: Any, mean: Any = None, std: Any = None) -> Preproces
     try:
         geometry = _warped(processor) if warps else _resized_and_cropped(processor)
         scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
-        shift: tuple[float, ...] = (0.0,) * 3
-        spread: tuple[float, ...] = (1.0,) * 3
+        shift: tuple[float, ...] = (0.0,) * channels
+        spread: tuple[float, ...] = (1.0,) * channels
         if processor.do_normalize:
-            shift = _per_channel("mean", mean if processor.image_mean is None else processor.image_mean)
-            spread = _per_channel("std", std if processor.image_std is None else processor.image_std)
+            own = processor.image_mean, processor.image_std
+            shift = _per_channel("mean", mean if own[0] is None else own[0], channels)
+            spread = _per_channel("std", std if own[1] is None else own[1], channels)
+        if abs(scale - 1) >= 1e-9:  # of pixels in [0, 1] the network sees (scale * pixels - mean) / std
+            shift = _per_channel("mean", [value / scale for value in shift], channels)
+            spread = _per_channel("std", [value / scale for value in spread], channels)
         return Preprocessing(
             **geometry,
+            fill=(0,) * channels,
             interpolation=_filter(processor.resample),
-            # Of pixels in [0, 1] the network sees (scale * pixels - mean) / std.
-            mean=shift if abs(scale - 1) < 1e-9 else _per_channel("mean", [value / scale for value in shift]),
-            std=spread if abs(scale - 1) < 1e-9 else _per_channel("std", [value / scale for value in spread]),
+            mean=shift,
+            std=spread,
             centre="truncate" if processor.backend == "torchvision" else "floor",
             resampler="torch" if processor.backend == "torchvision" else "pillow",
         )

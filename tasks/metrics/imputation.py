@@ -105,9 +105,12 @@ def telea(images: Tensor, removed: Tensor) -> Tensor:
     """Inpaint removed pixels of images with OpenCV, with radius 3, on the CPU, one image after the other.
 
     OpenCV inpaints colours of 8 bits, so filled-in pixels of three channels are multiples of 1/255; the
-    others stay as they are. Other numbers of channels are inpainted one by one, as floats. CHOICE: removed
-    pixels are set to mid-grey first. OpenCV reads some of them, and otherwise its result would depend, by up
-    to 9/255, on the values that were removed.
+    others stay as they are. CHOICE: removed pixels are set to mid-grey first. OpenCV reads some of them, and
+    otherwise its result would depend, by up to 9/255, on the values that were removed.
+
+    Other numbers of channels are inpainted one by one, as floats. CHOICE: what is left of each is stretched
+    to 0 to 255 for that, because OpenCV adds up to 1.4 to a value whatever the scale, and removed pixels are
+    set to the middle of it first.
 
     Parameters
     ----------
@@ -118,20 +121,23 @@ def telea(images: Tensor, removed: Tensor) -> Tensor:
     """
     import cv2  # imported here, since nothing else in this file needs it
 
-    left = images.masked_fill(removed[:, None], NOTHING_LEFT)
-    holes = removed.byte().cpu().numpy()
+    gone, holes = removed[:, None], removed.byte().cpu().numpy()
 
     def inpainted(pixels: NDArray, hole: NDArray) -> NDArray:
         return cv2.inpaint(np.ascontiguousarray(pixels), hole, RADIUS, cv2.INPAINT_TELEA)
 
     if images.shape[1] == 3:
+        left = images.masked_fill(gone, NOTHING_LEFT)
         pixels = (left * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
         filled = [inpainted(image, hole) for image, hole in zip(pixels, holes, strict=True)]
         made_up = torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).to(images) / 255
     else:
-        floats = left.float().cpu().numpy()
+        low = images.masked_fill(gone, torch.inf).amin((2, 3), keepdim=True)
+        scale = (images.masked_fill(gone, -torch.inf).amax((2, 3), keepdim=True) - low) / 255
+        shares = (images - low) / scale.clamp(min=torch.finfo(images.dtype).tiny)
+        floats = shares.masked_fill(gone, 255 * NOTHING_LEFT).float().cpu().numpy()
         bands = [[inpainted(band, hole) for band in each] for each, hole in zip(floats, holes, strict=True)]
-        made_up = torch.from_numpy(np.array(bands)).to(images)
+        made_up = torch.from_numpy(np.array(bands)).to(images).clamp(0, 255) * scale + low
     return torch.where(removed[:, None], made_up, images)
 
 

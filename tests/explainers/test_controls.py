@@ -111,3 +111,11 @@ def test_controls_with_a_classifier_cover_its_inputs() -> None:
             for name in CONTROLS
         ]
     assert grids == [(32, 32), (32, 32), (32, 32), (1, 1)]
+
+
+def test_sobel_takes_the_mean_of_other_numbers_of_channels_for_luminance() -> None:
+    inputs = torch.rand(2, 6, *SIZE, generator=torch.Generator().manual_seed(0))
+    grey = inputs.mean(1, keepdim=True)
+    expected = control("sobel", grey.expand(-1, 3, -1, -1)).maps  # whose weights add up to 1
+    torch.testing.assert_close(control("sobel", inputs).maps, expected)
+    torch.testing.assert_close(control("sobel", grey).maps, expected)

@@ -111,6 +111,12 @@ def test_a_shard_of_full_size_maps_fits_in_memory() -> None:
     assert shard_images(1_300_000, 10, 1, 224 * 224, 0) == 5360  # 1 GiB of maps, or 0.8 GB of pixels
 
 
+def test_a_shard_of_many_bands_fits_in_memory() -> None:
+    """Thirteen bands of 16 bits are 26 bytes a pixel."""
+    rows = shard_images(1_300_000, 10, 1, 224 * 224, 26 * 224 * 224)
+    assert rows == (1 << 30) // (26 * 224 * 224) // INNER_CHUNK * INNER_CHUNK + INNER_CHUNK
+
+
 def test_shards_of_small_images_are_larger() -> None:
     assert shard_images(50_000, 6, 2, 224 * 224, 0) == 2384  # 21 shards: what the number of task runs allows
     assert shard_images(5_000, 6, 2, 224 * 224, 0) == 240

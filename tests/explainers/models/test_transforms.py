@@ -271,3 +271,12 @@ def test_a_bright_square_stays_in_its_box_and_under_its_mask(mode, size, share, 
         edges = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
         assert np.abs(np.subtract(edges, moved)).max() <= 1
     assert (bright != mask).sum() <= 2 * (bright.any(0).sum() + bright.any(1).sum())
+
+
+def test_a_processor_of_one_channel_states_one_mean():
+    processor = ViTImageProcessor(size={"height": 40, "width": 32}, image_mean=[0.5], image_std=[0.25])
+    steps = of_processor(processor, channels=1)
+    assert (steps.channels, steps.mean, steps.std, steps.fill) == (1, (0.5,), (0.25,), (0,))
+    assert (steps.resize, steps.fit) == ((40, 32), "squash")
+    with pytest.raises(UnreadableStepsError, match="states no mean of 3 channels"):
+        of_processor(processor)

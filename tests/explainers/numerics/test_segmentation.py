@@ -171,3 +171,16 @@ def test_an_error_in_a_segmentation_is_raised(monkeypatch: pytest.MonkeyPatch) -
     with_segmentation(monkeypatch, segment)
     with pytest.raises(ZeroDivisionError):
         list(PreSegmentation(1).label_maps([torch.zeros(3, 2, 2)]))
+
+
+def test_other_channels_than_three_are_segmented_as_their_mean_stretched() -> None:
+    grey = toys.inputs(1, 40)[0, :1]
+    grey = (grey - grey.amin()) / (grey.amax() - grey.amin())
+    cut = PreSegmentation(40 / 224, superpixels=10)
+    (colours,) = cut.label_maps([grey.expand(3, -1, -1)])
+    tilt = torch.linspace(-0.2, 0.2, 6)[:, None, None]  # which adds up to zero over six bands
+    dark = (0.5 + 0.1 * (grey + tilt)) / 300  # within one of 255 steps
+    for image in (grey, dark):
+        assert torch.equal(next(iter(cut.label_maps([image]))), colours)
+    (flat,) = cut.label_maps([torch.full((6, 40, 40), 0.3)])
+    assert flat.shape == colours.shape

@@ -1,12 +1,16 @@
 """Images of any number of bands and bits: arrays, TIFF files of all layouts, and what Pillow reads."""
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from storage.datasets.bands import as_image, read_bands, read_image
@@ -304,3 +308,29 @@ def test_palettes_of_deep_files_are_refused_as_no_brightness(tmp_path: Path) -> 
     path = tiff(tmp_path / "a.tif", values((5, 9)), photometric="miniswhite")
     with pytest.raises(UnreadableError, match="photometric interpretation 0"):
         read_bands(path, how(1))
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.tif"])
+@given(place=st.floats(0, 1), byte=st.integers(0, 255), cut=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_damaged_file_is_an_image_or_one_line(name: str, place: float, byte: int, cut: bool) -> None:
+    content = _saved(name)
+    at = int(place * (len(content) - 1))
+    told, found = "", None
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content[:at] if cut else content[:at] + bytes([byte]) + content[at + 1 :])
+        try:
+            found = np.asarray(read_image(path, how(6, "uint16")))
+        except UnreadableError as error:
+            told = str(error)
+    assert (len(found) == 6) if found is not None else (told.strip() and "\n" not in told)
+
+
+@cache
+def _saved(name: str) -> bytes:
+    """The content of a file of six bands."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        (array if name.endswith("npy") else tiff)(path, values((6, 12, 9)))
+        return path.read_bytes()

@@ -453,3 +453,19 @@ def test_levels_are_shares_removed_in_the_papers_steps_by_default():
 def test_wrong_parameters_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RoadParameters(**wrong)
+
+
+def test_every_channel_is_filled_in_by_itself_whatever_their_number():
+    images = torch.stack([blobs(3, (20, 24), seed) for seed in range(6)], 1)
+    removed = random_removed(3, (20, 24), 0.4)
+    for how in ("linear", "telea"):
+        found = imputed(images, removed, how)
+        assert torch.equal(found.masked_select(~removed[:, None]), images.masked_select(~removed[:, None]))
+        alone = torch.cat([imputed(images[:, band : band + 1], removed, how) for band in range(6)], 1)
+        torch.testing.assert_close(found, alone, rtol=0, atol=1e-3)
+    # One channel is inpainted as floats: as in 8 bits where those suffice, and as well where they do not.
+    eight_bits = imputed(images[:, :3], removed, "telea")
+    assert float((eight_bits - found[:, :3]).abs().max()) < 0.1
+    assert float((eight_bits - found[:, :3]).abs().mean()) < 0.01
+    dark = imputed(images / 1000, removed, "telea") * 1000
+    torch.testing.assert_close(dark, found, rtol=0, atol=2e-3)

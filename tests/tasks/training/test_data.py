@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from storage.datasets.reading import Bands
 from storage.datasets.spec import DatasetSpec
 from tasks.training.data import Crops, Order, UnusableImagesError, loader
 from training_runs import SEED
@@ -126,3 +127,18 @@ def test_images_of_which_none_can_be_used_are_refused_in_one_line(
     with pytest.raises(UnusableImagesError, match=told % "train") as refusal:
         next(loader(data, data.order.batches(0, 2, 0), workers))
     assert "\n" not in str(refusal.value)
+
+
+def test_crops_of_six_bands_of_sixteen_bits_are_windows_of_their_file(tmp_path: Path) -> None:
+    y, x = np.mgrid[:20, :30]
+    bands = np.stack([1000 * band + 30 * y + x for band in range(6)]).astype(np.uint16)
+    for index in range(10):
+        np.save(tmp_path / f"{index}.npy", bands)
+    data = crops(DatasetSpec(kind="folder", path=tmp_path), bands=Bands(6, "uint16"))
+    for epoch in range(8):
+        piece, problem = data[epoch, 6]
+        assert (piece.dtype, piece.shape, problem) == (torch.uint16, (6, 16, 16), "")
+        found = piece.numpy()
+        found = found[:, :, ::-1] if found[0, 0, 0] > found[0, 0, 1] else found
+        top, left = divmod(int(found[0, 0, 0]), 30)
+        np.testing.assert_array_equal(found, bands[:, top : top + 16, left : left + 16])
