@@ -123,7 +123,9 @@ def prepare_training(job: TrainJob) -> TrainingSetup:
         setup = TrainingSetup(
             folder=TrainingFolder(Path(), {}),  # replaced below, since it depends on the checked networks
             model=job.model,
-            auxiliary=job.auxiliary.model,
+            auxiliary=job.auxiliary.model.model_copy(
+                update={} if bands.channels == 3 else {"channels": bands.channels}
+            ),
             taps=job.auxiliary.taps,
             dataset=job.dataset,
             bands=replace(bands, stored=stored),

@@ -40,6 +40,12 @@ def cells(channels: str = "3") -> nn.Module:
     return Cells(int(channels))
 
 
+def tapped(channels: str) -> nn.Module:
+    """An auxiliary network with taps ``0`` and ``1``, of 4 and 6 channels."""
+    first, second = nn.Conv2d(int(channels), 4, 3, 2, 1), nn.Conv2d(4, 6, 3, 2, 1)
+    return nn.Sequential(first, second, nn.Flatten())
+
+
 def means(inputs: np.ndarray) -> np.ndarray:
     """(N, C, rows, columns) means of the cells of inputs (N, C, H, W)."""
     n, c, height, width = inputs.shape

@@ -37,11 +37,16 @@ SCALE = "saliency from 0 (white) to 1 (darkest)"
 
 
 def pixels_of(run: Run, image: int) -> np.ndarray:
-    """The image at this index of the run, (H, W, 3) uint8: the bands that the job shows.
+    """The image at this index of the run, (H, W, 3) uint8: the bands that the job shows."""
+    return coloured(read(run.inputs, image, image + 1)[0], _bands(run))
+
+
+def coloured(values: np.ndarray, shown: tuple[int, ...] = ()) -> np.ndarray:
+    """The bands of an image (C, H, W) that are shown, (H, W, 3) uint8; by default its first ones.
 
     Values of more than 8 bits are stretched from the 2nd to the 98th percentile of each band.
     """
-    bands = read(run.inputs, image, image + 1)[0][list(_bands(run))]
+    bands = values[list(shown or _first(len(values)))]
     if bands.dtype != np.uint8:
         low, high = np.percentile(bands, _PERCENTILES, axis=(1, 2), keepdims=True)
         shares = (bands - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
@@ -62,7 +67,11 @@ def told_bands(run: Run) -> str:
 def _bands(run: Run) -> tuple[int, ...]:
     """The bands that pictures show: one, or three as red, green and blue."""
     given = run.job.get("shown_bands")  # runs of earlier versions have no such key
-    return tuple(given or ((0, 1, 2) if run.manifest.input_shape[0] >= 3 else (0,)))
+    return tuple(given or _first(run.manifest.input_shape[0]))
+
+
+def _first(channels: int) -> tuple[int, ...]:
+    return (0, 1, 2) if channels >= 3 else (0,)
 
 
 def draw_titles(run: Run, axes: Any, titles: list[str]) -> None:

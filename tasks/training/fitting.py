@@ -22,7 +22,7 @@ from explainers.models.classifier import Classifier
 from explainers.models.loading import ModelSpec, load, network_of
 from explainers.models.model_spec import is_file
 from explainers.models.ptame_head import Head, HeadConfig, normalisation_of, save_head
-from storage.datasets.reading import Bands
+from storage.datasets.reading import RGB, Bands
 from storage.datasets.spec import DatasetSpec
 from storage.errors import FloodlitError
 from storage.files import UnreadableError, regular, replacing
@@ -45,9 +45,9 @@ class TrainingSetup:
         The classifier f that is to be explained, and the auxiliary network g that the head reads.
     taps
         The modules of g that the head reads. None: those known for its architecture.
-    dataset, bands, geometry, input_size
-        The images, what their values become, the keyword arguments of
-        :func:`storage.datasets.geometry.prepare_image`, and (H, W) of the inputs.
+    dataset, geometry, input_size
+        The images, the keyword arguments of :func:`storage.datasets.geometry.prepare_image`, and (H, W) of
+        the inputs.
     order
         Which images train in which step, and which are held out for validation.
     settings
@@ -64,6 +64,8 @@ class TrainingSetup:
         Steps between validations.
     checkpoint
         Seconds between checkpoints.
+    bands
+        What the values of the images become.
     """
 
     folder: TrainingFolder
@@ -71,7 +73,6 @@ class TrainingSetup:
     auxiliary: ModelSpec
     taps: tuple[str, ...] | None
     dataset: DatasetSpec
-    bands: Bands
     geometry: dict[str, Any]
     input_size: tuple[int, int]
     order: Order
@@ -82,6 +83,7 @@ class TrainingSetup:
     numbers: int
     validation: int
     checkpoint: float
+    bands: Bands = RGB
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from explainers.probes.masked_forward import target_probability
 from tasks.metrics.average_drop import AverageDrop, AverageDropParameters
 from tasks.metrics.base import MetricBatch
 from tasks.metrics.preparation import prepare
-from tasks.pictures.drawing import draw_map, save, sheet
+from tasks.pictures.drawing import coloured, draw_map, save, sheet
 from tasks.training.data import Crops
 from tasks.training.optimisation import Training
 
@@ -70,7 +70,7 @@ def validate(
 def _explained(
     training: Training, head: Head, classifier: Classifier, pixels: Tensor
 ) -> tuple[MetricBatch, Tensor]:
-    """The batch for the metric and the prepared maps (B, H, W) of the head, for pixels (B, 3, H, W)."""
+    """The batch for the metric and the prepared maps (B, H, W) of the head, for pixels (B, C, H, W)."""
     inputs = classifier.inputs_of(pixels.to(classifier.device))
     logits = classifier.logits(inputs)
     targets = logits.argmax(1)
@@ -85,7 +85,7 @@ def _draw(pixels: Tensor, maps: Tensor, picture: Path) -> None:
     size = tuple(maps.shape[1:])
     figure, axes = sheet(len(pixels), 2, size, above=0, below=1)
     for (left, right), image, saliency in zip(axes, pixels, maps.cpu(), strict=True):
-        shown = image.movedim(0, -1).numpy()
+        shown = coloured(image.numpy())
         left.imshow(shown)
         left.set_axis_off()
         draw_map(right, shown, saliency.numpy())

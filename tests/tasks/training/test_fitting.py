@@ -13,12 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+from explainers.models.loading import ModelSpec
 from explainers.models.ptame_head import load_head
 from explainers.ptame import PTame
+from storage.datasets.reading import Bands
 from storage.datasets.spec import DatasetSpec
-from tasks.training.data import UnusableImagesError
+from tasks.training.data import Order, UnusableImagesError
 from tasks.training.fitting import CheckpointError, StoppedError, TrainingEvent, TrainingSetup, fit, networks
-from tasks.training.optimisation import PRESETS, DivergedError, Training
+from tasks.training.optimisation import PRESETS, DivergedError, Training, TrainingSettings
 from training_runs import After, never, plan_of
 
 
@@ -184,3 +186,34 @@ def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(tmp_path: Path) -> N
         fit(broken, 0, lambda _: None, never)
     assert setup.folder.checkpoint.read_bytes() == before
     assert not setup.folder.head.exists()
+
+
+def test_a_head_is_trained_on_six_bands_of_sixteen_bits(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for index in range(24):
+        np.save(
+            tmp_path / "images" / f"{index}.npy", random.integers(0, 65536, (6, 32, 16)).astype(np.uint16)
+        )
+    setup = plan_of(
+        tmp_path / "head",
+        steps=4,
+        model=ModelSpec(source="band_toys:cells", name="6", layer="cells", channels=6),
+        auxiliary=ModelSpec(source="band_toys:tapped", name="6", channels=6),
+        taps=("0", "1"),
+        dataset=DatasetSpec(kind="folder", path=tmp_path / "images"),
+        bands=Bands(6, "uint16"),
+        input_size=(32, 16),
+        order=Order(total=24, apart=4, batch=4, processes=1, seed=1),
+        validation=4,
+    )
+    setup = replace(setup, settings=TrainingSettings(4, PRESETS["resnet50"], seed=1))
+    events: list[TrainingEvent] = []
+    fit(setup, 0, events.append, never)
+    assert all(np.isfinite(list(event.values.values())).all() for event in events)
+    classifier, _ = networks(setup, "cpu")
+    explainer = PTame(classifier, PTame.Parameters(head=setup.folder.head))
+    assert explainer.describe().grid == (16, 8)
+    other = replace(setup, auxiliary=ModelSpec(source="band_toys:tapped", name="3"))
+    with pytest.raises(ValueError, match=r"^auxiliary: Sequential does not take 6 channels of 32x16 pixels"):
+        networks(other, "cpu")
