@@ -363,7 +363,7 @@ Refused = tuple[Callable[[Any], Any], str]
         ),
         (
             lambda gap: floodlit.load("timm", "resnet18", crop="x"),
-            "model: crop: Input should be a valid integer",
+            "model: crop: must be [height, width] or a whole number from 1 to",
         ),
         (lambda gap: floodlit.load("tim", "resnet18"), "model.source: unknown source 'tim'; choose"),
         (
