@@ -5,13 +5,11 @@ The keys are the classes of networks, so that a network is recognised wherever i
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from explainers.models.clip import Clip
 
@@ -139,61 +137,3 @@ def by_class(known: Mapping[str, T], network: nn.Module) -> T | None:
     """
     names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(network).__mro__]
     return next((known[name] for name in names if name in known), None)
-
-
-def resolve_layer(network: nn.Module, layer: str | None, inputs: Tensor) -> str:
-    """The name of the target layer: the given one, or else the default of the network's architecture.
-
-    Parameters
-    ----------
-    network
-        The network that has the layer.
-    layer
-        A module's name, which may end in ``:input``; None for the default.
-    inputs
-        (B, 3, H, W) as the network takes them; it is run on them to list the layers that could be named.
-
-    Raises
-    ------
-    ValueError
-        If the layer does not exist (with close matches), or if none is given and the architecture is unknown
-        (with the layers that could be named).
-    """
-    if layer is None:
-        known = architecture_of(network)
-        if known is not None:
-            return known.layer(network)
-        raise ValueError(
-            f"model.layer: no default layer is known for {type(network).__qualname__}; name the one whose "
-            f"output the classification head reads, such as {', '.join(_candidates(network, inputs))}"
-        )
-    name, colon, side = layer.partition(":")
-    names = [module_name for module_name, _ in network.named_modules() if module_name]
-    if name not in names:
-        close = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or names[-5:]
-        raise ValueError(f"model.layer: the network has no layer {name!r}; close are {', '.join(close)}")
-    if colon and side != "input":
-        raise ValueError(f"model.layer: only ':input' may follow {name!r}, not ':{side}'")
-    return layer
-
-
-def _candidates(network: nn.Module, inputs: Tensor, most: int = 8) -> list[str]:
-    """The modules whose outputs are maps or token sequences, in reverse order of their last call."""
-    found: dict[str, str] = {}
-
-    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
-            if isinstance(output, Tensor) and output.ndim in (3, 4) and output[0, 0].numel() > 1:
-                found.pop(name, None)  # a module that runs again moves behind those that ran in between
-                found[name] = f"{name} {tuple(output.shape[1:])}"
-
-        return hook
-
-    handles = [module.register_forward_hook(note(name)) for name, module in network.named_modules() if name]
-    try:
-        with torch.no_grad():
-            network(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(found.values())[::-1][:most]

@@ -10,11 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from explainers.models.architectures import prefix_tokens_of, resolve_layer
+from explainers.models.architectures import prefix_tokens_of
 from explainers.models.black_box import check_fill
 from explainers.models.clip import Clip
 from explainers.models.compute import eager, full_precision, tf32
 from explainers.models.cutting import Cut, Way, cut
+from explainers.models.finding import resolve_layer
 from explainers.models.frozen import Frozen
 from explainers.models.layout import Layout, Units, layout_of
 from explainers.models.modality import MODALITIES, ModalityName
@@ -59,8 +60,8 @@ class Classifier(Frozen):
         Name of the target module, as in ``network.named_modules()``. The module's output is explained, or its
         input where the name ends in ``:input``. If a module is called several times, the last call counts. An
         elementwise activation that is called as a function directly after the module, as in
-        ``F.relu(self.conv3(x))``, belongs to it. The default is known for published architectures; see
-        :mod:`explainers.models.architectures`.
+        ``F.relu(self.conv3(x))``, belongs to it. By default it is found; see
+        :mod:`explainers.models.finding`.
     input_size
         (H, W) in pixels.
     mean, std
@@ -79,8 +80,8 @@ class Classifier(Frozen):
     ------
     ValueError
         In one line that names the key: the network does not run, or the named layer does not exist. Whatever
-        needs the layer raises it as well: no default layer is known, the network cannot be cut at the layer,
-        or the layer's output cannot be read.
+        needs the layer raises it as well: no layer can be found, the network cannot be cut at the layer, or
+        the layer's output cannot be read.
     """
 
     modality: ClassVar[ModalityName] = "image"
@@ -126,7 +127,7 @@ class Classifier(Frozen):
     def layer(self) -> str:
         """Name of the target layer: the one that was named, or else the network's default."""
         with _plainly():
-            return resolve_layer(self.network, self._asked_layer, self.normalised(self.probed))
+            return resolve_layer(self, self._asked_layer)
 
     @cached_property
     def _cut(self) -> Cut:
@@ -155,6 +156,11 @@ class Classifier(Frozen):
             raise ValueError(f"model.layer: cannot explain {self.layer!r}: {error}") from error
 
     # What the activations look like
+
+    @property
+    def layout(self) -> Layout:
+        """How activations at the target layer are read."""
+        return self._layout
 
     @property
     def activation_shape(self) -> tuple[int, ...]:

@@ -100,7 +100,8 @@ class ModelSpec(BaseModel):
     layer: str | None = Field(
         None,
         min_length=1,
-        description="Target layer of an image model. The default is known for published architectures.",
+        description="Target layer of an image model: a module's name, with :input behind it for what the "
+        "module takes. By default it is found: the last one on a grid whose every cell reaches the logits.",
     )
     resize: _Side | None = Field(
         None,

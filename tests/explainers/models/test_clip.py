@@ -278,12 +278,11 @@ def test_towers_that_pool_patches_are_cut_behind_the_last_block(change, without_
                 classifier.logits_of_patches(pixels(2), nothing)
 
 
-def test_an_unknown_tower_is_cut_at_the_layer_the_job_names(tmp_path):
+def test_the_layer_of_an_unknown_tower_is_found(tmp_path):
     vision = {"timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
     made = in_open_clip(tmp_path, vision)
-    with pytest.raises(ValueError, match=r"^model.layer: no default layer is known for Clip.*visual\.trunk"):
-        load(made.spec)
-    with load(made.spec.model_copy(update={"layer": "visual.trunk.layer4"})) as classifier, torch.no_grad():
+    with load(made.spec) as classifier, torch.no_grad():
+        assert classifier.layer == "visual.trunk.layer4"
         expected = classifier.logit_scale * similarities(made, pixels(), templates=["a photo of a {}."])
         torch.testing.assert_close(classifier.logits(pixels()), expected, rtol=1e-4, atol=1e-4)
         assert classifier.activation_shape == (512, 2, 2)

@@ -145,8 +145,8 @@ class Recurrent(nn.Module):
 
 
 REFUSED = {
-    "an unknown architecture lists candidates": (
-        Residual, None, r"no default layer is known for Residual.*such as relu \(4, 8, 8\), second"
+    "no layer on a grid": (
+        Recurrent, None, r"no layer of Recurrent can be the target layer: no tensor on a grid"
     ),
     "an unknown layer lists close matches": (Residual, "secnd", r"no layer 'secnd'; close are second"),
     "a bypassed layer": (Residual, "second", r"has a path around 'second'.*later layer"),
