@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from flows.job import JobError
 from runs import completed, explained, model, prepared, tiny_job
@@ -15,6 +16,20 @@ from tasks.run_parts import classifier_of
 NETWORK = """
 import torch
 from torch import nn
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features, self.fc = nn.Conv2d(3, 4, 8, stride=8), nn.Linear(4, 3)
+
+    def forward(self, inputs):
+        if float(inputs.detach().sum()) > 1e9:
+            raise ValueError("too bright")
+        return self.fc(self.features(inputs).relu().mean((2, 3)))
+
+def branching():
+    torch.manual_seed(0)
+    return Branching()
 
 def flat():
     torch.manual_seed(0)
@@ -53,6 +68,25 @@ def test_a_network_without_any_grid_is_explained_where_nothing_asks_for_one(tmp_
     with pytest.raises(JobError, match=r"^model\.layer: ") as refused:
         prepared(job(tmp_path / "run", [*FREE, CAM], table))
     assert "\n" not in str(refused.value)
+
+
+def test_a_network_that_branches_on_values_is_extended_by_an_explainer_that_cuts_it(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(NETWORK)
+    table = {"source": f"{tmp_path}/nets.py:branching", "layer": "features"}
+    assert prepared(job(tmp_path / "run", FREE, table)).layer is None
+    run = explained(prepared(job(tmp_path / "run", [*FREE, CAM], table)))
+    assert run.layer == "features"
+    once = prepared(job(tmp_path / "once", [CAM], table))
+    assert once.manifest.probes["head"].endswith("cut with replay")
+    classifier = classifier_of(run)
+    with torch.no_grad():
+        inputs = classifier.inputs_of(torch.from_numpy(read(run.inputs, 0, run.rows)))
+        maps = classifier.activations(inputs)
+        weights = classifier.network.fc.weight[classifier.logits(inputs).argmax(1)]
+    # A logit has the gradient weight / cells where an activation is positive, and none elsewhere.
+    gradient = weights[..., None, None] * (maps > 0) / maps[0, 0].numel()
+    cam = (gradient.mean((2, 3), keepdim=True) * maps).sum(1)
+    np.testing.assert_allclose(maps_of(run, "gradcam"), cam.numpy(), rtol=1e-4, atol=1e-7)
 
 
 def test_a_layer_of_a_wrong_name_is_refused_though_nothing_needs_it(tmp_path: Path) -> None:

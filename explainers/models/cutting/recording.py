@@ -42,7 +42,7 @@ class Call:
 
 
 def calls_of(
-    network: nn.Module, inputs: Tensor, keep: Mapping[int, nn.Module] | None = None, until: int | None = None
+    network: nn.Module, inputs: Tensor, keep: Mapping[int, nn.Module] | None = None
 ) -> tuple[list[Call], dict[int, Any]]:
     """Run a network and list the calls of its modules, in the order in which they begin.
 
@@ -53,9 +53,8 @@ def calls_of(
     inputs
         (B, C, H, W), normalised.
     keep
-        The calls whose outputs are wanted, by their positions in the list.
-    until
-        The position of the call before which the pass ends. By default it runs to its end.
+        The calls whose outputs are wanted, by their positions in the list. The pass ends as soon as all of
+        them are there; by default it runs to its end.
 
     Returns
     -------
@@ -75,8 +74,6 @@ def calls_of(
     clock = iter(range(1 << 62))
 
     def begin(module: nn.Module, _: Any) -> None:
-        if len(calls) == until:
-            raise StoppedError
         within = running[-1] if running else None
         running.append(len(calls))
         calls.append(Call(module, within, next(clock)))
@@ -89,6 +86,8 @@ def calls_of(
             if keep[place] is not module:
                 raise RuntimeError("the network calls other modules for the same input")
             outputs[place] = output
+            if len(outputs) == len(keep):
+                raise StoppedError
 
     with ExitStack() as undo:
         for module in network.modules():
@@ -149,9 +148,7 @@ class Stub:
         return sum(leaf.value._version for leaf in self.leaves if isinstance(leaf.value, Tensor))
 
 
-def record(
-    network: nn.Module, carrier: Tensor, calls: Mapping[int, nn.Module], until: int
-) -> dict[int, Stub]:
+def record(network: nn.Module, carrier: Tensor, calls: Mapping[int, nn.Module]) -> dict[int, Stub]:
     """Record the outputs of calls for the one row of ``carrier``.
 
     How an output follows from the number of rows is found by running two equal rows as well. A call is left
@@ -165,13 +162,11 @@ def record(
         (1, C, H, W), normalised.
     calls
         The modules that are called, by the positions of the calls; see :func:`calls_of`.
-    until
-        The position of the call before which the passes end.
     """
     device = carrier.device.type
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-        _, one = calls_of(network, carrier, calls, until)
-        _, two = calls_of(network, carrier.repeat(2, *[1] * (carrier.ndim - 1)), calls, until)
+        _, one = calls_of(network, carrier, calls)
+        _, two = calls_of(network, carrier.repeat(2, *[1] * (carrier.ndim - 1)), calls)
         found = {place: _stub(module, one[place], two[place]) for place, module in calls.items()}
     return {place: stub for place, stub in found.items() if stub is not None}
 

@@ -86,18 +86,21 @@ def split(network: nn.Module, layer: str, inputs: Tensor) -> tuple[Backbone, Hea
     own = [position for position, call in enumerate(calls) if call.module is place.module]
     if not own:
         raise never_called(name)
-    head = Head(network, place, carrier, own[-1], [_around(calls, position) for position in own])
-    plan = _before(calls, own[-1])
+    head = Head(network, place, carrier, [_around(calls, position) for position in own])
+    plan = _before(calls, own[-1], itself=not place.before)
     cheaper = [head.with_record(plan, lend) for lend in (True, False)] if plan else []
     return Backbone(network, place, len(own)), head, cheaper
 
 
-def _before(calls: list[Call], last: int) -> dict[int, nn.Module]:
-    """The outermost calls that are done when the call at ``last`` begins, by position."""
+def _before(calls: list[Call], last: int, itself: bool) -> dict[int, nn.Module]:
+    """The outermost calls that are done when the call at ``last`` begins, by position.
+
+    The call itself is among them if ``itself`` says so: what it gives is replaced.
+    """
     done = {
         position
         for position, call in enumerate(calls)
-        if call.ended is not None and call.ended < calls[last].begun
+        if (call.ended is not None and call.ended < calls[last].begun) or (itself and position == last)
     }
     return {
         position: calls[position].module for position in sorted(done) if calls[position].within not in done
@@ -170,18 +173,14 @@ class Head(nn.Module):
         The network, and where the activations are put.
     carrier
         (1, C, H, W), the normalised input on which the network runs.
-    last
-        The position of the target's last call among the calls of all modules.
     around
         For each call of the target, the positions of the calls during which it is made.
     """
 
-    def __init__(
-        self, network: nn.Module, place: Place, carrier: Tensor, last: int, around: Sequence[Set[int]]
-    ) -> None:
+    def __init__(self, network: nn.Module, place: Place, carrier: Tensor, around: Sequence[Set[int]]) -> None:
         super().__init__()
         self.network, self.place, self.carrier = network, place, carrier
-        self._last, self._around = last, around
+        self._around = around
         self._plan: dict[int, nn.Module] = {}
         self._lend = False
         self._stubs: dict[int, Stub] | None = None
@@ -196,13 +195,13 @@ class Head(nn.Module):
         lend
             Whether the network gets views of the record and of the carrier, to which it must not write.
         """
-        other = Head(self.network, self.place, self.carrier, self._last, self._around)
+        other = Head(self.network, self.place, self.carrier, self._around)
         other._plan, other._lend = plan, lend
         return other
 
     def on(self, carrier: Tensor) -> Head:
         """The head without a record, on another carrier."""
-        return Head(self.network, self.place, carrier, self._last, self._around)
+        return Head(self.network, self.place, carrier, self._around)
 
     @torch.compiler.disable
     def forward(self, activations: Tensor) -> Tensor:
@@ -234,7 +233,7 @@ class Head(nn.Module):
 
     def _recorded(self) -> dict[int, Stub]:
         if self._stubs is None:
-            self._stubs = record(self.network, self.carrier, self._plan, self._last) if self._plan else {}
+            self._stubs = record(self.network, self.carrier, self._plan) if self._plan else {}
         return self._stubs
 
     @property

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification
 
+from explainers.models.compute import Compiled, Compute, lowered
 from explainers.models.cutting import cut, replayed
 from families import condition, randomised
 
@@ -205,7 +206,7 @@ def assert_untouched(network):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_head_that_is_chosen_computes_nothing_that_comes_before_the_layer(name):
+def test_the_head_that_is_chosen_computes_neither_the_layer_nor_what_comes_before_it(name):
     network, inputs = network_and_inputs(name)
     chosen = cut(network, "conv", inputs)
     assert chosen.way == ("fx" if name == "plain" else "replay")
@@ -213,7 +214,7 @@ def test_the_head_that_is_chosen_computes_nothing_that_comes_before_the_layer(na
     expected = tail(network, given.clone(), inputs)
     with torch.no_grad():  # what was recorded does not change with these
         for key, parameter in network.named_parameters():
-            if not key.startswith(("fc", "conv")):
+            if not key.startswith("fc"):
                 parameter.fill_(torch.nan)
     torch.testing.assert_close(chosen.head(given), expected)
 
@@ -391,3 +392,24 @@ def test_transformers_that_no_tracer_reads_are_cut_before_their_last_block(build
     torch.testing.assert_close(gradient, wanted)
     assert chosen.head._recorded()
     assert_untouched(network)
+
+
+def test_a_head_that_is_asked_to_be_compiled_runs_as_it_is(caplog):
+    network, inputs = network_and_inputs("a branch on values")
+    chosen = cut(network, "conv", inputs)
+    maps = chosen.backbone(inputs)
+    torch.testing.assert_close(Compiled(chosen.head)(maps), network(inputs))
+    assert not [record for record in caplog.records if record.name == "explainers.models.compute"]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_head_in_lower_precision_gives_nearly_the_same(precision):
+    torch.manual_seed(0)
+    network = randomised(timm_vit()).eval().requires_grad_(False)
+    chosen = cut(network, "blocks.2:input", torch.rand(2, 3, 64, 64))
+    inputs = torch.rand(3, 3, 64, 64)
+    tokens, expected = chosen.backbone(inputs), network(inputs)
+    with lowered(Compute(precision=precision), inputs.device):
+        found = chosen.head(tokens).float()
+    assert not torch.equal(found, expected)
+    assert (found - expected).abs().max() < 0.03 * expected.abs().max()
