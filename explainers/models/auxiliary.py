@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
 from explainers.models.architectures import by_class
+from explainers.models.cutting.recording import StoppedError
 from explainers.models.frozen import Frozen
 from explainers.models.reasons import first_line
 
@@ -18,10 +20,6 @@ TAPS = {
     "torchvision.models.mobilenetv3.MobileNetV3": tuple(f"features.{i}" for i in range(9, 13)),
     "torchvision.models.mnasnet.MNASNet": tuple(f"layers.{i}" for i in range(13, 17)),
 }
-
-
-class _Enough(Exception):  # noqa: N818  it is no error: the last tap has been read
-    pass
 
 
 class Auxiliary(Frozen):
@@ -103,15 +101,14 @@ class Auxiliary(Frozen):
             def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
                 found[place] = output
                 if len(found) == len(self.taps):
-                    raise _Enough
+                    raise StoppedError  # the last tap has been read
 
             return hook
 
         hooks = [module.register_forward_hook(keep(i)) for i, module in enumerate(self._modules)]
         try:
-            self.network(normalised)
-        except _Enough:
-            pass
+            with suppress(StoppedError):
+                self.network(normalised)
         finally:
             for handle in hooks:
                 handle.remove()

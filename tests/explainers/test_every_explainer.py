@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 import toys
-from explainers.base import Batch, Explainer, Explanation, Need, Status
+from explainers.base import OF_LAYER, Batch, Explainer, Explanation, Need, Status
 from explainers.controls import CONTROLS
 from explainers.models.classifier import Classifier
 from explainers.registry import explainers
@@ -84,6 +84,20 @@ def joined(parts: list[Explanation]) -> Explanation:
 def test_every_explainer_of_images_is_tried_on_some_classifier() -> None:
     of_images = {name for name in explainers.names() if Need.SEQUENCE not in explainers.get(name).needs}
     assert {name for name, _ in cases()} == of_images
+
+
+@pytest.mark.parametrize("kind", toys.CLASSIFIERS)
+def test_only_explainers_that_say_so_cut_the_network(kind: str, tmp_path: Path) -> None:
+    with toys.CLASSIFIERS[kind]() as classifier:
+        free = [name for name in explainers.names() if not explainers.get(name).needs & OF_LAYER]
+        served = [name for name in free if unmet(explainers.get(name).needs, classifier) is None]
+        assert {"rise", "occlusion", "pami", "ptame", "gradient_shap"} <= set(served)
+        targets = torch.zeros(2, dtype=torch.int64)
+        for name in served:
+            made(name, classifier, tmp_path).explain(Batch(toys.inputs(2), targets, torch.arange(2)))
+            assert classifier.layer_in_use is None, name
+        classifier.head(classifier.activations(toys.inputs(2)))
+        assert classifier.layer_in_use == classifier.layer
 
 
 @pytest.mark.parametrize("name", explainers.names())

@@ -11,6 +11,7 @@ from flows.job import JobError
 from runs import completed, explained, model, prepared, tiny_job
 from storage.maps import read
 from storage.run import Run
+from tasks.in_memory import explain, load
 from tasks.run_parts import classifier_of
 
 NETWORK = """
@@ -87,6 +88,15 @@ def test_a_network_that_branches_on_values_is_extended_by_an_explainer_that_cuts
     gradient = weights[..., None, None] * (maps > 0) / maps[0, 0].numel()
     cam = (gradient.mean((2, 3), keepdim=True) * maps).sum(1)
     np.testing.assert_allclose(maps_of(run, "gradcam"), cam.numpy(), rtol=1e-4, atol=1e-7)
+
+
+def test_in_memory_as_well_the_layer_is_looked_up_only_for_those_that_read_it(tmp_path: Path) -> None:
+    (tmp_path / "flat.py").write_text(NETWORK)
+    classifier = load(f"{tmp_path}/flat.py:flat", input_size=(64, 64))
+    inputs = torch.rand(2, 3, 64, 64)
+    assert explain(classifier, inputs, "rise", masks=8).maps.std() > 0
+    with pytest.raises(ValueError, match=r"^model\.layer: "):
+        explain(classifier, inputs, "gradcam")
 
 
 def test_a_layer_of_a_wrong_name_is_refused_though_nothing_needs_it(tmp_path: Path) -> None:
