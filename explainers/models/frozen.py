@@ -21,6 +21,7 @@ from explainers.models.compute import (
     wants_eager,
     wants_full_precision,
 )
+from explainers.models.cutting.replayed import Backbone, Head
 from explainers.models.modality import ModalityName
 from explainers.models.model_spec import Part
 from explainers.models.outputs import Outputs
@@ -181,7 +182,7 @@ class Frozen:
 
     def _fastest(self, part: nn.Module) -> nn.Module | Compiled:
         """A part as it runs, which is compiled at its first use if :attr:`compute` says so."""
-        if not self.compute.compile or wants_eager():
+        if not self.compute.compile or wants_eager() or isinstance(part, Backbone | Head):
             return part
         if part not in self._compiled:
             self._compiled[part] = Compiled(part)

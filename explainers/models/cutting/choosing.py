@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from explainers.models.cutting.refusals import (
     bypassed,
     no_batch,
     not_reproduced,
+    recomputed,
     stopped,
 )
 from explainers.models.reasons import first_line
@@ -166,12 +168,22 @@ class _Asked:
 
     @torch.enable_grad()
     def differentiates(self, backbone: nn.Module, head: nn.Module) -> bool:
-        """Whether a gradient can be taken through the head."""
+        """Whether a gradient can be taken through the head; raise CutError if it would be a wrong one."""
         leaf = backbone(self.inputs[:1]).detach().clone().requires_grad_()
+        again: list[Any] = []
         try:
-            torch.autograd.grad(head(leaf).sum(), leaf)
+            score = head(leaf).sum()
+            with ExitStack() as undo:
+                if isinstance(head, replayed.Head):
+                    undo.callback(
+                        head.place.module.register_forward_pre_hook(lambda *call: again.append(call)).remove
+                    )
+                torch.autograd.grad(score, leaf)
         except RuntimeError as error:
             if out_of_memory(error):
                 raise
-            return False
+            if not again:
+                return False
+        if again:
+            raise recomputed(self.layer)
         return True

@@ -55,3 +55,11 @@ def no_batch(layer: str) -> CutError:
 def stopped(layer: str, why: str) -> CutError:
     """A part of the network stopped with an exception."""
     return CutError(f"model.layer: cut at {layer!r}, the network stops ({why}); name another layer")
+
+
+def recomputed(layer: str) -> CutError:
+    """The backward pass runs the layer again, without the activations that were put in its place."""
+    return CutError(
+        f"model.layer: the network computes {layer!r} again in its backward pass (gradient checkpointing); "
+        "switch that off, or name a layer outside of what is computed again"
+    )

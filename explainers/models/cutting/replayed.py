@@ -4,7 +4,8 @@ The head runs the network on a fixed input, the carrier, whose own activations a
 any control flow, and needs no code that can be traced. It is a cut only if the logits are the same for every
 carrier, which whoever calls :func:`split` has to check.
 
-Hooks and replaced methods are on the network only while a part runs, and act in its thread alone.
+Hooks and replaced methods are on the network only while a part runs, and act in its thread alone. The parts
+are not for torch.compile, which does not see them.
 """
 
 from __future__ import annotations
@@ -145,7 +146,6 @@ class Backbone(nn.Module):
         super().__init__()
         self.network, self.place, self.calls = network, place, calls
 
-    @torch.compiler.disable
     def forward(self, inputs: Tensor) -> Tensor:
         """Activations of (B, C, H, W) inputs; differentiable."""
         seen: list[Tensor] = []
@@ -203,7 +203,6 @@ class Head(nn.Module):
         """The head without a record, on another carrier."""
         return Head(self.network, self.place, carrier, self._around)
 
-    @torch.compiler.disable
     def forward(self, activations: Tensor) -> Tensor:
         """What the network returns for activations (B, \\*shape); differentiable."""
         with _RUNNING, ExitStack() as undo:

@@ -9,9 +9,11 @@ import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import ViTConfig, ViTForImageClassification
 
-from explainers.models.compute import Compiled, Compute, lowered
+from explainers.models.classifier import Classifier
+from explainers.models.compute import Compute, lowered
 from explainers.models.cutting import cut, replayed
 from families import condition, randomised
 
@@ -394,12 +396,60 @@ def test_transformers_that_no_tracer_reads_are_cut_before_their_last_block(build
     assert_untouched(network)
 
 
-def test_a_head_that_is_asked_to_be_compiled_runs_as_it_is(caplog):
-    network, inputs = network_and_inputs("a branch on values")
-    chosen = cut(network, "conv", inputs)
-    maps = chosen.backbone(inputs)
-    torch.testing.assert_close(Compiled(chosen.head)(maps), network(inputs))
-    assert not [record for record in caplog.records if record.name == "explainers.models.compute"]
+def test_parts_are_not_compiled():
+    network, _ = network_and_inputs("a branch on values")
+    with Classifier(network, layer="conv", input_size=(8, 8)) as classifier:
+        expected = classifier.activations(classifier.probed)
+        assert classifier.way == "replay"
+        classifier.compute = Compute(compile=True)
+        assert torch.equal(classifier.activations(classifier.probed), expected)
+        classifier.head(expected)
+        assert not classifier._compiled
+
+
+class Checkpointed(OnValues):
+    """Computes a part, or what is behind the layer, once more in the backward pass."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def before(self, x):
+        return (
+            checkpoint(super().before, x, use_reentrant=False) if self.part == "layer" else super().before(x)
+        )
+
+    def tail(self, maps):
+        whole = super().tail
+        return (
+            checkpoint(lambda x: whole(x).tanh(), maps, use_reentrant=False)
+            if self.part == "tail"
+            else whole(maps)
+        )
+
+    def forward(self, x):
+        return (
+            checkpoint(super().forward, x, use_reentrant=False) if self.part == "all" else super().forward(x)
+        )
+
+
+def test_a_gradient_that_would_be_computed_from_the_carrier_is_refused():
+    inputs = torch.rand(2, 3, 8, 8)
+    for part in ("layer", "tail"):  # the first is done before the layer's output is replaced
+        torch.manual_seed(0)
+        network = Checkpointed(part).eval().requires_grad_(False)
+        chosen = cut(network, "conv", inputs)
+        leaf, its = (torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+        leaf.requires_grad_(), its.requires_grad_()
+        (gradient,) = torch.autograd.grad(chosen.head(leaf)[:, 1].sum(), leaf)
+        (wanted,) = torch.autograd.grad(network.tail(its)[:, 1].sum(), its)
+        torch.testing.assert_close(gradient, wanted)
+    network = Checkpointed("all").eval().requires_grad_(False)
+    with pytest.raises(
+        ValueError, match=r"^model\.layer: the network computes 'conv' again in its backward pass"
+    ):
+        cut(network, "conv", inputs)
+    assert_untouched(network)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
