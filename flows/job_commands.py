@@ -179,8 +179,9 @@ def _results(job: Any) -> None:
 
 
 def _taken(taken: dict[str, Any]) -> str:
-    """Say which weights of a file were taken, as the manifest keeps it."""
+    """Say which weights of a file were taken, and what was cast, as the manifest keeps it."""
     parts = [f"those at {taken['key']} in the file" if taken["key"] else "those of the whole file"]
+    parts = [] if taken["key"] is None else parts
     if taken["others"]:
         parts.append(f"{', '.join(name or 'the whole file' for name in taken['others'])} would fit as well")
     parts += [f"{count} tensors were cast from {kind}" for kind, count in taken["cast"].items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from storage.characters import shown
@@ -10,13 +11,20 @@ from storage.credentials import without_credentials
 LONGEST = 200  # most characters of a library's message that one of our messages quotes
 _LONGEST_OWN = 4000  # most characters of a message of ours
 _READ = 100_000  # most characters of a message that are looked at
+_LONGEST_QUOTE = 300  # most characters of a value that a message of ours quotes: a path may have as many
+# A quoted text, or anything without a blank in it. An apostrophe inside a word opens and closes no quote.
+_QUOTES = re.compile(
+    rf"(?<!\w)'[^'\n]{{{_LONGEST_QUOTE - 1},}}'(?!\w)"
+    rf'|(?<!\w)"[^"\n]{{{_LONGEST_QUOTE - 1},}}"(?!\w)'
+    rf"|\S{{{_LONGEST_QUOTE + 1},}}"
+)
 
 
 class FloodlitError(Exception):
     """An error whose message is one line that says what is wrong and what to do.
 
     The message has no control characters and no passwords, although it may quote names, addresses and other
-    errors.
+    errors. Of a quoted value of more than 300 characters it has the beginning and the end.
 
     Attributes
     ----------
@@ -27,8 +35,13 @@ class FloodlitError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __str__(self) -> str:
-        told = shown(without_credentials(super().__str__()[:_READ]))
+        told = _QUOTES.sub(_shortened, shown(without_credentials(super().__str__()[:_READ])))
         return told if len(told) <= _LONGEST_OWN else f"{told[: _LONGEST_OWN - 3]}..."
+
+
+def _shortened(quote: re.Match[str]) -> str:
+    """Return the beginning and the end of a long value, 200 characters together."""
+    return f"{quote[0][:140]}...{quote[0][-57:]}"
 
 
 def one_line(error: BaseException, longest: int | None = None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,26 +15,34 @@ from explainers.models.checkpoint_sets import Checkpoint, MisfitError
 
 @dataclass(frozen=True)
 class Taken:
-    """What was taken from a file of weights.
+    """What was taken for the weights of a network.
 
     Attributes
     ----------
     key
         Where the weights are in the file: the keys of its tables, and what all names begin with, joined by
-        dots. Empty if the file is the state dict itself.
+        dots. Empty if the file is the state dict itself; None if the job named no file.
     others
         The same for other sets of weights that fit the network too.
     cast
-        Number of tensors per type that became the network's own type.
+        Number of tensors per type that became the network's own type, or float32 where that is half
+        precision.
     """
 
-    key: str
+    key: str | None
     others: list[str] = field(default_factory=list)
     cast: dict[str, int] = field(default_factory=dict)
 
 
-# What was taken for each network that was loaded from a file.
+# What was taken for each network that was loaded from a file, or whose weights were in half precision.
 taken_for: WeakKeyDictionary[nn.Module, Taken] = WeakKeyDictionary()
+
+
+def note_cast(network: nn.Module, cast: dict[str, int]) -> None:
+    """Note in :data:`taken_for` how many tensors per type became float32; nothing if there are none."""
+    if cast:
+        before = taken_for.get(network, Taken(None))
+        taken_for[network] = replace(before, cast=before.cast | cast)
 
 
 def load_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from explainers.models.checkpoints import note_cast, taken_for
 from explainers.models.class_names import ClassName
 from explainers.models.compute import (
     Compiled,
@@ -29,11 +31,14 @@ from explainers.models.reasons import first_line
 from explainers.models.returned import PartError, chosen_part, part_of, unwrapping
 from explainers.numerics.fingerprint import sha256_of
 
+_HALVES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
 
 class Frozen:
     """A network in eval mode, whose parameters require no gradient, until :meth:`close`.
 
-    Leaving the ``with`` block closes it as well. The network stays on ``device``.
+    Parameters and buffers in half precision are float32 until then; ``compute`` says what is computed in half
+    precision. Leaving the ``with`` block closes it as well. The network stays on ``device``.
 
     Attributes
     ----------
@@ -83,11 +88,21 @@ class Frozen:
             self._set(module, "training", False)
         for parameter in network.parameters():
             self._set(parameter, "requires_grad", False)
+        self._read_halves()
 
     def _set(self, owner: Any, attribute: str, value: Any) -> None:
         """Set an attribute until :meth:`close`, which restores its old value."""
         self._restore.append((owner, attribute, getattr(owner, attribute)))
         setattr(owner, attribute, value)
+
+    def _read_halves(self) -> None:
+        """Let tensors in half precision be float32, until :meth:`close`: sums of halves would lose digits."""
+        cast: Counter[str] = Counter()
+        for tensor in [*self.network.parameters(), *self.network.buffers()]:
+            if tensor.dtype in _HALVES:
+                cast[_HALVES[tensor.dtype]] += 1
+                self._set(tensor, "data", tensor.data.float())
+        note_cast(self.network, dict(cast))
 
     def _switch_off_in_place(self) -> None:
         """Let no activation overwrite its input, which may be read elsewhere as well."""
@@ -178,7 +193,7 @@ class Frozen:
             return found
         with lowered(self.compute, self.device):
             found = self._fastest(part)(*inputs)
-        return found.float() if found.dtype in {torch.bfloat16, torch.float16} else found
+        return found.float() if found.dtype in _HALVES else found
 
     def _fastest(self, part: nn.Module) -> nn.Module | Compiled:
         """A part as it runs, which is compiled at its first use if :attr:`compute` says so."""
@@ -235,11 +250,10 @@ class Frozen:
         Raises
         ------
         ValueError
-            In one line that begins with ``key``: the network is in half precision, it does not run on
-            ``what``, or it does not return logits in float32 or float64.
+            In one line that begins with ``key``: the network does not run on ``what``, or it does not return
+            logits in float32 or float64.
         """
         self.probed = inputs
-        self._check_precision(key)
         try:
             logits = self.logits(inputs)
         except PartError:
@@ -247,7 +261,9 @@ class Frozen:
         except (Exception, SystemExit) as error:
             reason = first_line(error)
             reason = f"SystemExit: {reason}" if isinstance(error, SystemExit) else reason
-            raise ValueError(f"{key}: the network does not run on {what}: {reason}") from error
+            cast = taken_for[self.network].cast if self.network in taken_for else {}
+            halves = " in float32, which its weights became," if cast.keys() & _HALVES.values() else ""
+            raise ValueError(f"{key}: the network does not run{halves} on {what}: {reason}") from error
         if logits.ndim != 2 or len(logits) != len(inputs):
             shape = tuple(logits.shape)
             raise ValueError(f"{key}: the network must return logits (B, K), and returned {shape}")
@@ -258,14 +274,6 @@ class Frozen:
         if logits.shape[1] < 2:
             raise ValueError(f"{key}: the network has no output; a classifier has one or more")
         return logits
-
-    def _check_precision(self, key: str) -> None:
-        for name, parameter in self.network.named_parameters():
-            if parameter.dtype in {torch.float16, torch.bfloat16}:
-                raise ValueError(
-                    f"{key}: the network is in half precision ({name} is {parameter.dtype}); return "
-                    'network.float(), and set compute.precision = "float16" or "bfloat16" for its speed'
-                )
 
     def close(self) -> None:
         """Restore what was changed on the network; a second call does nothing."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from explainers.models.checkpoint_sets import check_finite
+from explainers.models.checkpoints import note_cast
 from explainers.models.model_spec import ModelSpec
 from explainers.models.reasons import first_line
 from explainers.models.regular import check_folder
@@ -96,7 +97,7 @@ def _no_bar() -> Iterator[None]:
 
 
 def pretrained_model(spec: ModelSpec, kind: Any) -> Any:
-    """Load a model in float32, whatever type its file has.
+    """Load a model in float32, whatever type its file has; half precision is noted as that of files is.
 
     The library gives random values to tensors that the file lacks; here that is an error.
 
@@ -106,8 +107,15 @@ def pretrained_model(spec: ModelSpec, kind: Any) -> Any:
         In one line that begins with the key: the model cannot be loaded, or its file lacks tensors or has
         values that are not finite.
     """
+    from transformers import PretrainedConfig
+
+    config = from_pretrained(spec, PretrainedConfig.get_config_dict)[0]
     model, report = from_pretrained(spec, kind.from_pretrained, dtype=torch.float32, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"model.weights: {spec.name} lacks {len(missing)} tensors, such as {missing[0]}")
     check_finite(str(spec.name), model)
+    stored = str(config.get("dtype") or config.get("torch_dtype"))  # the second is what older versions wrote
+    if stored in {"float16", "bfloat16"}:
+        state = model.state_dict().values()
+        note_cast(model, {stored: sum(tensor.is_floating_point() for tensor in state)})
     return model

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from explainers.models.probes_at_load import PROBES
 from flows.cli import app
 from flows.job import JobError
+from flows.job_commands import _taken
 from runs import explained, prepared, tiny_job, toml
 from storage.maps import read
 from storage.samples import read_samples
@@ -58,6 +59,15 @@ def both():
 
 def half():
     return Net(nn.Identity()).half()
+
+def halves():
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(2, 2)
+        def forward(self, logits):
+            return self.last(logits.half()).float()
+    return Net(Halves()).half()
 
 def script():
     return torch.jit.script(Net(nn.Identity()))
@@ -148,9 +158,20 @@ def test_with_the_key_the_predictions_are_those_of_the_logits(tmp_path: Path) ->
         assert other["confidence"] == pytest.approx(one["confidence"], rel=1e-6)
 
 
+def test_a_network_in_half_precision_is_explained_in_float32_and_that_is_said(tmp_path: Path) -> None:
+    run = explained(prepared(job(tmp_path, "half", dataset={"kind": "digits", "limit": 8})))
+    taken = json.loads((run.root / "run.json").read_text())["weights"]
+    assert taken == {"key": None, "others": [], "cast": {"float16": 4}}
+    assert _taken(taken) == "4 tensors were cast from float16"
+    (tmp_path / "plain").mkdir()
+    plain = explained(prepared(job(tmp_path / "plain", "plain", dataset={"kind": "digits", "limit": 8})))
+    for one, other in zip(read_samples(run.root), read_samples(plain.root), strict=True):
+        assert one["confidence"] == pytest.approx(other["confidence"], rel=1e-3)
+
+
 REFUSED = {
     "both": r"model\.returns: .* a tuple of 0 \(2, 2\), 1 \(2, 2\); say which .*, such as returns = 0$",
-    "half": r"model\.source: the network is in half precision \(features\.weight is torch\.float16\)",
+    "halves": r"model\.source: .* does not run in float32, which its weights became, on inputs of .*: ",
     "script": r"model\.source: the network is a TorchScript module.*state dict",
     "leaves": r"model\.source: .*leaves raised SystemExit: cannot go on",
     "leaves_later": r"model\.source: the network does not run on .*: SystemExit: 3",
