@@ -8,7 +8,7 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,12 @@ _OTHERS = {
     b"\x93NUMPY": "it is a NumPy array; save the network's state dict with torch.save",
     b"<": "it is a web page, so that the download went wrong; download it again",
 }
+Program = Literal["torchscript", "exported"]
+# Networks that were saved together with their code, by the source that reads them.
+PROGRAMS: dict[str, str] = {
+    "torchscript": "TorchScript module",
+    "exported": "program of torch.export",
+}
 _ONLY_STATE = "save network.state_dict() alone, where the file was made"
 _scalar = np.float64(0).__reduce__()[0]  # what NumPy's numbers are pickled with, in old and new versions
 # Harmless classes that training scripts put beside the weights: settings, and numbers of NumPy.
@@ -35,17 +41,22 @@ _HARMLESS: list[Any] = [
 ]
 
 
-def read_file(path: Path) -> Any:
+def read_file(path: Path, key: str = "model.weights") -> Any:
     """What a safetensors file or a torch file holds, with its tensors on the CPU; no code of it is run.
 
     Raises
     ------
     ValueError
-        In one line that begins with ``model.weights`` and says what to do, if it is no such file.
+        In one line that begins with ``key`` and says what to do, if it is no such file.
     """
-    check_file("model.weights", path)
+    check_file(key, path)
     try:
         kind = _kind(path)
+        if kind in PROGRAMS:
+            raise _CannotReadError(
+                f"it is a {PROGRAMS[kind]}, which is a network with its weights; set source = "
+                f'"{kind}", or save its state_dict() with torch.save'
+            )
         if (kind == "safetensors") != (path.suffix == ".safetensors"):
             suffix = ".safetensors" if kind == "safetensors" else ".pth"
             raise _CannotReadError(f"it is a {kind} file; rename it so that it ends in {suffix}")
@@ -57,17 +68,39 @@ def read_file(path: Path) -> Any:
             warnings.simplefilter("ignore")  # torch warns of old and of rare files that it reads all the same
             return torch.load(path, map_location="cpu", weights_only=True)
     except _CannotReadError as error:
-        raise ValueError(f"model.weights: cannot read {path}: {error}") from error
+        raise ValueError(f"{key}: cannot read {path}: {error}") from error
     except Exception as error:
-        raise ValueError(f"model.weights: cannot read {path}: {_reason(error)}") from error
+        raise ValueError(f"{key}: cannot read {path}: {_reason(error)}") from error
 
 
 class _CannotReadError(Exception):
     """The file is no file of weights; the message says what it is."""
 
 
+def check_program(path: Path, kind: Program) -> None:
+    """Check that a file holds a program of a kind.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with ``model.weights``: there is no such file, or it is of another kind.
+    """
+    check_file("model.weights", path)
+    try:
+        found = _kind(path)
+    except _CannotReadError as error:
+        raise ValueError(f"model.weights: cannot read {path}: {error}") from error
+    if found in PROGRAMS and found != kind:
+        raise ValueError(f'model.source: {path} is a {PROGRAMS[found]}; set source = "{found}"')
+    if found != kind:
+        raise ValueError(
+            f"model.weights: {path} is a {found} file, and no {PROGRAMS[kind]}; give the source of the "
+            "network that it holds the weights of"
+        )
+
+
 def _kind(path: Path) -> str:
-    """Return "safetensors" or "torch", by what the file holds."""
+    """Return "safetensors", "torch", or the kind of program, by what the file holds."""
     with path.open("rb") as file:
         begin = file.read(512)
     if not begin:
@@ -78,8 +111,7 @@ def _kind(path: Path) -> str:
     if begin[257:262] == b"ustar":
         raise _CannotReadError("it is a tar archive; unpack it, and give a file in it")
     if begin.startswith(b"PK"):
-        _check_zip(path)
-        return "torch"
+        return _kind_of_zip(path)
     if begin[:1] == b"\x80":  # a pickle, as torch wrote until 2020
         return "torch"
     if begin[8:9] == b"{":
@@ -90,20 +122,22 @@ def _kind(path: Path) -> str:
     raise _CannotReadError("it is neither a safetensors file nor a torch file")
 
 
-def _check_zip(path: Path) -> None:
+def _kind_of_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            begin = min((member.header_offset for member in archive.infolist()), default=0)
     except zipfile.BadZipFile as error:
         raise _CannotReadError("its end is missing; copy or download it again") from error
+    if begin > 0:  # the list of members that was found is that of a file inside this one
+        raise _CannotReadError("its end is missing; copy or download it again")
     if any("/code/" in name or name.endswith("constants.pkl") for name in names):
-        raise _CannotReadError(
-            "it is a TorchScript module; save torch.jit.load(FILE).state_dict() with torch.save instead"
-        )
-    if not any(name.endswith("data.pkl") for name in names):
-        raise _CannotReadError(
-            f"it is a zip file that holds {names[0] if names else 'nothing'}, and no weights"
-        )
+        return "torchscript"
+    if any(name.endswith(("models/model.json", "serialized_exported_program.json")) for name in names):
+        return "exported"
+    if any(name.endswith("data.pkl") for name in names):
+        return "torch"
+    raise _CannotReadError(f"it is a zip file that holds {names[0] if names else 'nothing'}, and no weights")
 
 
 def _reason(error: Exception) -> str:

@@ -21,6 +21,7 @@ from explainers.models.layout import Layout, Units, layout_of
 from explainers.models.modality import MODALITIES, ModalityName
 from explainers.models.model_spec import Activation, Output, Part
 from explainers.models.outputs import Outputs
+from explainers.models.programs import check_can_be_cut
 from explainers.models.tokens import PatchTokens, find_tokens
 from explainers.numerics.masking import gaussian_blur
 
@@ -126,6 +127,7 @@ class Classifier(Frozen):
     @cached_property
     def layer(self) -> str:
         """Name of the target layer: the one that was named, or else the network's default."""
+        check_can_be_cut(self.network)
         with _plainly():
             return resolve_layer(self, self._asked_layer)
 

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from explainers.models.checkpoint_files import read_file
 from explainers.models.checkpoint_sets import MisfitError, check_finite
 from explainers.models.checkpoints import take_weights
+from explainers.models.class_embeddings import given_embeddings
 from explainers.models.clip import Clip, HuggingFaceSiglipVit, HuggingFaceVit, embed_classes
 from explainers.models.huggingface import from_pretrained, pretrained_model
+from explainers.models.image_towers import open_clip_tower
 from explainers.models.model_spec import DEFAULT_TEMPLATE, LOCAL_DIR, ModelSpec, Preprocessing, is_file
 from explainers.models.reasons import first_line
 from explainers.models.regular import check_file, check_folder
@@ -24,6 +26,7 @@ from explainers.models.transforms import of_steps
 from explainers.numerics.fingerprint import sha256_of
 
 _CONFIG = "open_clip_config.json"
+_SCALES = ("logit_scale", "logit_bias")
 
 
 def check_prompts(spec: ModelSpec) -> None:
@@ -37,6 +40,10 @@ def check_prompts(spec: ModelSpec) -> None:
     """
     _check_classes(spec.classes or ())
     _check_templates((DEFAULT_TEMPLATE,) if spec.templates is None else spec.templates)
+    if spec.class_embeddings is not None and spec.templates is not None:
+        raise ValueError(
+            "model.templates: model.class_embeddings stand for the classes already; leave one out"
+        )
 
 
 def _check_classes(classes: Sequence[str]) -> None:
@@ -69,13 +76,26 @@ def _clip(
     # The image tower's weights are in the classifier's own state dict.
     fingerprint = sha256_of({k: v for k, v in model.state_dict().items() if not k.startswith(f"{tower}.")})
     fingerprint.update(json.dumps([classes, templates]).encode())
+    return _compared(model, visual, embed_classes(encode, classes, templates), fingerprint.digest())
+
+
+def _clip_of_embeddings(spec: ModelSpec, model: Any, visual: nn.Module, length: int) -> Clip:
+    """The classifier made of an image tower and the job's class embeddings, which have ``length`` values."""
+    rows = given_embeddings(spec, length)
+    scales = {name: value for name, value in model.state_dict().items() if name in _SCALES}
+    fingerprint = sha256_of({**scales, "class_embeddings": rows})
+    fingerprint.update(json.dumps(spec.classes).encode())
+    return _compared(model, visual, rows.to(model.logit_scale.device), fingerprint.digest())
+
+
+def _compared(model: Any, visual: nn.Module, rows: Tensor, fingerprint: bytes) -> Clip:
     bias = getattr(model, "logit_bias", None)
     return Clip(
         visual,
-        embed_classes(encode, classes, templates),
+        rows,
         logit_scale=model.logit_scale.exp().item(),
         logit_bias=0.0 if bias is None else bias.item(),
-        text_fingerprint=fingerprint.digest(),
+        text_fingerprint=fingerprint,
     )
 
 
@@ -145,8 +165,10 @@ def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
     """
     import open_clip
 
-    settings = _open_clip_settings(spec)[1]
+    config, settings = _open_clip_settings(spec)
     name, weights = spec.name or "", spec.weights or ""
+    if spec.class_embeddings is not None:
+        return _open_clip_of_embeddings(spec, config["embed_dim"], settings, device)
     file = Path(weights) if is_file(weights) else None
     if file is not None:
         check_file("model.weights", file)
@@ -178,6 +200,21 @@ def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
     return _clip(
         spec, model, model.visual, "visual", lambda prompts: model.encode_text(tokenizer(prompts).to(device))
     )
+
+
+def _open_clip_of_embeddings(
+    spec: ModelSpec, length: int, settings: dict[str, Any], device: str | torch.device
+) -> Clip:
+    """The classifier made of an image tower alone and the job's class embeddings of ``length`` values."""
+    try:
+        tower = open_clip_tower(spec, settings.get("quick_gelu", False), device)
+    except Exception as error:  # without an internet connection the kind depends on the hub client
+        if str(error).startswith("model."):
+            raise
+        raise _not_loaded(spec, error) from error
+    check_finite(spec.weights or "", tower)
+    tower.visual.output_tokens = False  # CoCa's tower would return the patch tokens as well
+    return _clip_of_embeddings(spec, tower, tower.visual, length)
 
 
 def _not_loaded(spec: ModelSpec, error: Exception) -> ValueError:
@@ -226,14 +263,20 @@ def huggingface_clip(spec: ModelSpec, device: str | torch.device, kind: str) -> 
     import transformers
 
     cls = getattr(transformers, kind)
-    tokenizer = from_pretrained(spec, transformers.AutoTokenizer.from_pretrained, trust_remote_code=False)
+    siglip = kind == "SiglipModel"
     if spec.weights == "none":
         model = cls(from_pretrained(spec, cls.config_class.from_pretrained))
     else:
         model = pretrained_model(spec, cls)
     model = model.to(device).eval()
+    visual = HuggingFaceSiglipVit(model) if siglip else HuggingFaceVit(model)
+    if spec.class_embeddings is not None:
+        config = model.config
+        return _clip_of_embeddings(
+            spec, model, visual, config.vision_config.hidden_size if siglip else config.projection_dim
+        )
+    tokenizer = from_pretrained(spec, transformers.AutoTokenizer.from_pretrained, trust_remote_code=False)
     longest = model.config.text_config.max_position_embeddings
-    siglip = kind == "SiglipModel"
 
     def encode(prompts: list[str]) -> Tensor:
         tokens = tokenizer(
@@ -249,5 +292,4 @@ def huggingface_clip(spec: ModelSpec, device: str | torch.device, kind: str) -> 
         embeddings: Tensor = found if siglip else model.text_projection(found)
         return embeddings
 
-    visual = HuggingFaceSiglipVit(model) if siglip else HuggingFaceVit(model)
     return _clip(spec, model, visual, "vision_model", encode)

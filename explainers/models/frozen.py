@@ -27,6 +27,7 @@ from explainers.models.cutting.replayed import Backbone, Head
 from explainers.models.modality import ModalityName
 from explainers.models.model_spec import Part
 from explainers.models.outputs import Outputs
+from explainers.models.programs import code_of_scripts
 from explainers.models.reasons import first_line
 from explainers.models.returned import PartError, chosen_part, part_of, unwrapping
 from explainers.numerics.fingerprint import sha256_of
@@ -54,7 +55,7 @@ class Frozen:
     Raises
     ------
     ValueError
-        In one line, if the network contains a TorchScript module, or has no values.
+        In one line, if the network has no values.
     """
 
     probed: Tensor
@@ -67,11 +68,6 @@ class Frozen:
         outputs: Outputs | None = None,
         returns: Part | None = None,
     ) -> None:
-        if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
-            raise ValueError(
-                "model.source: the network is a TorchScript module or holds one, which cannot be cut; "
-                "give the torch.nn.Module that it was made from, and its weights as a state dict"
-            )
         if any(tensor.is_meta for tensor in network.state_dict().values() if isinstance(tensor, Tensor)):
             raise ValueError("model.source: the network is on the meta device, which has no values")
         self.outputs = outputs or Outputs()
@@ -85,7 +81,8 @@ class Frozen:
         self._restore: list[tuple[Any, str, Any]] = []
         # One module after the other, since parts of the network may have been in different modes.
         for module in network.modules():
-            self._set(module, "training", False)
+            if hasattr(module, "training"):  # a frozen TorchScript module has no mode
+                self._set(module, "training", False)
         for parameter in network.parameters():
             self._set(parameter, "requires_grad", False)
         self._read_halves()
@@ -107,13 +104,16 @@ class Frozen:
     def _switch_off_in_place(self) -> None:
         """Let no activation overwrite its input, which may be read elsewhere as well."""
         for module in self.network.modules():
-            if hasattr(module, "inplace"):
+            if hasattr(module, "inplace") and not isinstance(module, torch.jit.ScriptModule):
                 self._set(module, "inplace", False)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of the state dict: names, types, shapes and values."""
-        return sha256_of(self.network.state_dict()).hexdigest()
+        """SHA-256, in hexadecimal, of the state dict: names, types, shapes and values; and of its scripts."""
+        digest = sha256_of(self.network.state_dict())
+        for code in code_of_scripts(self.network):
+            digest.update(code)
+        return digest.hexdigest()
 
     def logits(self, inputs: Tensor) -> Tensor:
         """(B, K) logits of B inputs; every classifier defines it."""

@@ -10,6 +10,7 @@ from typing import Literal, overload
 import torch
 from torch import nn
 
+from explainers.models.checkpoint_files import PROGRAMS
 from explainers.models.checkpoints import load_weights
 from explainers.models.class_names import class_names, names_of_labels
 from explainers.models.classifier import Classifier
@@ -26,6 +27,7 @@ from explainers.models.huggingface_images import (
 )
 from explainers.models.modality import MODALITIES, ModalityName
 from explainers.models.model_spec import ModelSpec, Preprocessing, is_file
+from explainers.models.programs import exported_network, torchscript_network
 from explainers.models.sources import (
     called_network,
     timm_network,
@@ -94,12 +96,25 @@ _SOURCES = {
         huggingface_network, huggingface_preprocessing, reads_weights=True, takes_classes=has_text_tower
     ),
 }
+_SOURCES |= {
+    name: _Source(
+        network,
+        lambda spec: Preprocessing(),  # noqa: ARG005
+        reads_weights=True,
+        any_channels=True,
+    )
+    for name, network in (("torchscript", torchscript_network), ("exported", exported_network))
+}
 _CALLABLE = _Source(_moved_later(called_network), lambda spec: Preprocessing(), any_channels=True)  # noqa: ARG005
 
 # Keys that only one modality has.
 _ONLY: dict[str, ModalityName] = {
     **dict.fromkeys(
-        ("classes", "templates", "layer", "resize", "fit", "crop", "channels", "mean", "std"), "image"
+        (
+            *("classes", "templates", "class_embeddings"),
+            *("layer", "resize", "fit", "crop", "channels", "mean", "std"),
+        ),
+        "image",
     ),
     "max_length": "text",
 }
@@ -228,10 +243,10 @@ def _of_images(spec: ModelSpec, device: str | torch.device, input_size: tuple[in
 def _of_tensors(
     spec: ModelSpec, device: str | torch.device, shape: tuple[int, ...] | None
 ) -> TensorClassifier:
-    if ":" not in spec.source:
+    if ":" not in spec.source and spec.source not in PROGRAMS:
         raise ValueError(
-            f"model.source: plain tensors need a callable, not {spec.source!r}: package.module:callable or "
-            "path/to/file.py:callable"
+            f"model.source: plain tensors need {' or '.join(PROGRAMS)}, or a callable, not {spec.source!r}: "
+            "package.module:callable or path/to/file.py:callable"
         )
     if shape is None:
         raise ValueError("input_size: give the shape of the dataset's rows, (T,) or (C, T)")
@@ -248,7 +263,7 @@ def preprocessing(spec: ModelSpec) -> Preprocessing:
     - timm: those of its data configuration.
     - open_clip: those of the named weights, at the network's own size.
     - Hugging Face: those of the model's image processor.
-    - A callable has none.
+    - A callable or a program has none.
 
     Raises
     ------
@@ -281,7 +296,7 @@ def preprocessing(spec: ModelSpec) -> Preprocessing:
 
 
 def _refuse_prompts(spec: ModelSpec, source: _Source) -> None:
-    for key in ("classes", "templates"):
+    for key in ("classes", "templates", "class_embeddings"):
         if getattr(spec, key) is not None:
             if source.takes_classes is not None:
                 raise ValueError(f"model.{key}: {spec.name} has classes of its own; leave the key out")

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-_FILE_SUFFIXES = frozenset([".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"])
+_FILE_SUFFIXES = frozenset([".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pt2"])
+_PROGRAM_SOURCES = frozenset(["torchscript", "exported"])  # their weights are a file, whatever its name
 DEFAULT_TEMPLATE = "a photo of a {}."
 DEFAULT_MAX_LENGTH = 512  # tokens
 LOCAL_DIR = "local-dir:"  # open_clip's prefix for a folder
@@ -45,7 +46,8 @@ class ModelSpec(BaseModel):
 
     source: str = Field(
         min_length=1,
-        description="torchvision, timm, open_clip, huggingface, or a callable that returns the network: "
+        description="torchvision, timm, open_clip, huggingface, torchscript or exported (a file that "
+        "torch.jit.save or torch.export.save wrote), or a callable that returns the network: "
         "package.module:callable or path/to/file.py:callable",
     )
     name: str | None = Field(
@@ -59,7 +61,7 @@ class ModelSpec(BaseModel):
         min_length=1,
         description="A file (.safetensors, .pth, ...), a name that the source knows (torchvision: DEFAULT, "
         "IMAGENET1K_V1, ...; timm: pretrained, or a tag; open_clip: a tag; a folder or a repository: "
-        "pretrained), or none for random weights.",
+        "pretrained), or none for random weights. torchscript, exported: the file of the program.",
     )
     weights_key: str | None = Field(
         None,
@@ -86,6 +88,12 @@ class ModelSpec(BaseModel):
         max_length=1000,
         description="Prompts for every class of a CLIP-like model, in which {} stands for the name of the "
         f"class; their text embeddings are averaged. By default {DEFAULT_TEMPLATE!r}.",
+    )
+    class_embeddings: str | None = Field(
+        None,
+        min_length=1,
+        description="File with one embedding per class of a CLIP-like model, in the order of `classes`: an "
+        "array (classes, d) in a .npy, .pt or .safetensors file. No text and no tokenizer is needed then.",
     )
     max_length: int | None = Field(
         None,
@@ -188,9 +196,9 @@ class ModelSpec(BaseModel):
     def relative_to(self, folder: Path) -> ModelSpec:
         """The same model, with relative paths to its files and folders taken from ``folder``.
 
-        These paths are the weights, the names of classes, the callable's file, and a name that stands for a
-        folder. A Hugging Face name may also be a repository's, so it counts as a path only if there is such a
-        folder.
+        These paths are the weights, the names and the embeddings of classes, the callable's file, and a name
+        that stands for a folder. A Hugging Face name may also be a repository's, so it counts as a path only
+        if there is such a folder.
         """
         changes = {}
         path, _, name = self.source.rpartition(":")
@@ -200,9 +208,10 @@ class ModelSpec(BaseModel):
             changes["name"] = str(folder / self.name)
         if self.name is not None and self.source == "open_clip" and self.name.startswith(LOCAL_DIR):
             changes["name"] = f"{LOCAL_DIR}{folder / self.name.removeprefix(LOCAL_DIR)}"
-        if self.class_names is not None:
-            changes["class_names"] = str(folder / self.class_names)
-        if self.weights is not None and is_file(self.weights):
+        for key in ("class_names", "class_embeddings"):
+            if getattr(self, key) is not None:
+                changes[key] = str(folder / getattr(self, key))
+        if self.weights is not None and (is_file(self.weights) or self.source in _PROGRAM_SOURCES):
             changes["weights"] = str(folder / self.weights)
         return self.model_copy(update=changes)
 

@@ -172,7 +172,7 @@ def test_a_network_in_half_precision_is_explained_in_float32_and_that_is_said(tm
 REFUSED = {
     "both": r"model\.returns: .* a tuple of 0 \(2, 2\), 1 \(2, 2\); say which .*, such as returns = 0$",
     "halves": r"model\.source: .* does not run in float32, which its weights became, on inputs of .*: ",
-    "script": r"model\.source: the network is a TorchScript module.*state dict",
+    "script": r"model\.layer: the network is a program \(TorchScript or torch\.export\), which cannot be cut",
     "leaves": r"model\.source: .*leaves raised SystemExit: cannot go on",
     "leaves_later": r"model\.source: the network does not run on .*: SystemExit: 3",
     "stops_to_build": r"model\.source: .*ended the check of the job: Stop: no more$",

@@ -323,7 +323,10 @@ FILES = {
     "empty.pth": (lambda path: path.write_bytes(b""), "it is empty"),
     "cut.pth": (cut, "its end is missing"),
     "cut.safetensors": (cut_safetensors, "its end is missing"),
-    "script.pt": (scripted, "it is a TorchScript module; save torch.jit.load(FILE).state_dict()"),
+    "script.pt": (
+        scripted,
+        'it is a TorchScript module, which is a network with its weights; set source = "torchscript"',
+    ),
     "module.pth": (lambda path: torch.save(network(), path), "save network.state_dict() alone"),
     "pickle.bin": (
         lambda path: path.write_bytes(pickle.dumps(pickle.Pickler)),

@@ -185,10 +185,6 @@ def plain():
 
 
 UNUSABLE = {
-    "scripted inside": (
-        lambda: nn.Sequential(torch.jit.script(plain())),
-        "model.source: the network is a TorchScript module or holds one",
-    ),
     "without values": (lambda: plain().to("meta"), "model.source: the network is on the meta device"),
     "exported": (
         lambda: torch.export.export(plain().eval(), (torch.rand(2, 3, 32, 32),)).module(),

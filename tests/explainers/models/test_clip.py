@@ -1,16 +1,27 @@
 """CLIP-like classifiers against open_clip and Hugging Face themselves, on small random towers."""
 
 import copy
+import io
 import json
 import math
+import os
 from typing import Any, NamedTuple
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer, SiglipConfig, SiglipModel
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTokenizer,
+    SiglipConfig,
+    SiglipModel,
+)
 
 import toys
 from explainers.gradcam import GradCam
@@ -179,6 +190,137 @@ def test_the_text_tower_is_gone(made):
         left = sum(parameter.numel() for parameter in classifier.network.parameters())
     assert left == sum(parameter.numel() for parameter in tower.parameters()) + extra
     assert all(name.startswith("visual.") or name == "text_fingerprint" for name in state)
+
+
+# Class embeddings that the job gives
+
+
+@pytest.fixture
+def no_texts(monkeypatch):
+    """Whoever asks for a tokenizer fails the test."""
+
+    def asked(*args, **kwargs):
+        raise AssertionError("asked for a tokenizer")
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", asked)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", asked)
+
+
+def embeddings(made, scale=1.0):
+    with torch.no_grad():
+        return scale * torch.cat([made.texts(f"a photo of a {name}.") for name in CLASSES])
+
+
+def embedded(made, file, **changes):
+    return made.spec.model_copy(update={"class_embeddings": str(file), **changes})
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".pt", ".safetensors"])
+def test_given_embeddings_stand_for_the_texts(made, suffix, tmp_path, no_texts):
+    rows, file = embeddings(made, 7.0), tmp_path / f"rows{suffix}"
+    if suffix == ".npy":
+        np.save(file, rows.double().numpy())
+    else:
+        (torch.save if suffix == ".pt" else save_file)({"rows": rows}, file)
+    with load(embedded(made, file)) as classifier, torch.no_grad():
+        expected = similarities(made, pixels(), templates=["a photo of a {}."])
+        torch.testing.assert_close(
+            classifier.logits(pixels()), classifier.logit_scale * expected, rtol=1e-4, atol=1e-4
+        )
+        assert classifier.logit_scale == pytest.approx(math.exp(SCALE))
+        assert [name.name for name in classifier.class_names] == list(CLASSES)
+
+
+def test_the_fingerprint_is_that_of_the_embeddings_directions_and_the_weights(made, tmp_path, no_texts):
+    changed = embeddings(made)
+    changed[1] += 0.1
+    found = []
+    for index, rows in enumerate([embeddings(made), embeddings(made, 2.0), changed]):
+        np.save(tmp_path / f"{index}.npy", rows.numpy())
+        found.append(load(embedded(made, tmp_path / f"{index}.npy")).fingerprint)
+    assert found[0] == found[1] != found[2]
+    other = load(embedded(made, tmp_path / "0.npy", weights="none")).fingerprint
+    assert other != found[0]
+
+
+def test_the_image_tower_of_a_file_is_taken_from_the_whole_models_weights(
+    models, tmp_path, monkeypatch, no_texts
+):
+    made = models["open_clip_vit"]
+    text = {
+        **TEXT,
+        "hf_model_name": "xlm-roberta-base",
+        "hf_tokenizer_name": "xlm-roberta-base",
+    }  # on the hub
+    config = {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": text}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "other-texts", config)
+    np.save(tmp_path / "rows.npy", embeddings(made).numpy())
+    state = {"text.anything": torch.zeros(2), **made.model.state_dict()}
+    torch.save({"state_dict": state}, tmp_path / "whole.pt")
+    torch.save({name: value for name, value in state.items() if name != "visual.proj"}, tmp_path / "part.pt")
+    keys = {"name": "other-texts", "weights": str(tmp_path / "whole.pt"), "mean": MEAN, "std": STD}
+    with load(embedded(made, tmp_path / "rows.npy", **keys)) as classifier, torch.no_grad():
+        expected = similarities(made, pixels(), templates=["a photo of a {}."])
+        torch.testing.assert_close(
+            classifier.logits(pixels()), math.exp(SCALE) * expected, rtol=1e-4, atol=1e-4
+        )
+    with pytest.raises(
+        ValueError, match=r"^model\.weights: .*part\.pt lacks 1 tensors .* such as visual\.proj$"
+    ):
+        load(embedded(made, tmp_path / "rows.npy", **keys | {"weights": str(tmp_path / "part.pt")}))
+
+
+WRONG = {
+    "too few": (lambda rows: rows[:2], "has 2 rows, but model.classes names 4 classes"),
+    "too short": (lambda rows: rows[:, :5], "have 5 numbers, but "),
+    "not finite": (
+        lambda rows: rows.index_fill(0, torch.tensor([2]), float("nan")),
+        "row 2 of .* no direction",
+    ),
+    "zero": (lambda rows: rows * torch.tensor([[1.0], [0.0], [1.0], [1.0]]), "row 1 of .* no direction"),
+    "one axis": (lambda rows: rows[0], r"holds float32 of shape \(\d+,\), not numbers \(C, d\)"),
+    "whole numbers": (lambda rows: rows.long(), "holds int64 of shape"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_embeddings_that_cannot_be_are_refused_in_one_line(kind, made, tmp_path):
+    change, reason = WRONG[kind]
+    np.save(tmp_path / "rows.npy", change(embeddings(made)).numpy())
+    with pytest.raises(ValueError, match=rf"^model\.class_embeddings: .*{reason}") as refused:
+        load(embedded(made, tmp_path / "rows.npy"))
+    assert "\n" not in str(refused.value)
+
+
+def test_files_that_hold_no_embeddings_are_refused_in_one_line(models, tmp_path):
+    made = models["huggingface_vit"]
+    claim = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (4, 10**12)}
+    np.lib.format.write_array_header_1_0(claim, header)
+    (tmp_path / "claims.npy").write_bytes(claim.getvalue() + bytes(64))
+    np.save(tmp_path / "objects.npy", np.array([{}, None]), allow_pickle=True)
+    (tmp_path / "empty.npy").touch()
+    torch.save({"a": torch.zeros(2), "b": torch.zeros(2)}, tmp_path / "two.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    os.mkfifo(tmp_path / "pipe.npy")
+    names = ("claims.npy", "objects.npy", "empty.npy", "two.pt", "list.pt", "pipe.npy", "gone.npy", "gone.pt")
+    for name in names:
+        with pytest.raises(ValueError, match=rf"^model\.class_embeddings: .*{name}") as refused:
+            load(embedded(made, tmp_path / name))
+        assert "\n" not in str(refused.value)
+
+
+def test_keys_beside_embeddings(models, tmp_path):
+    made = models["huggingface_vit"]
+    np.save(tmp_path / "rows.npy", embeddings(made).numpy())
+    with pytest.raises(ValueError, match=r"^model\.templates: .* leave one out"):
+        load(embedded(made, tmp_path / "rows.npy", templates=TEMPLATES))
+    with pytest.raises(ValueError, match=r"^model\.classes: name the classes"):
+        load(embedded(made, tmp_path / "rows.npy", classes=None))
+    with pytest.raises(ValueError, match=r"^model\.class_embeddings: only open_clip and huggingface take it"):
+        load(ModelSpec(source="timm", name="resnet10t", weights="none", class_embeddings="rows.npy"))
+    spec = ModelSpec(source="open_clip", name="RN50", class_embeddings="rows.npy")
+    assert spec.relative_to(tmp_path).class_embeddings == str(tmp_path / "rows.npy")
 
 
 def test_grad_cam_explains_it(made):

@@ -96,7 +96,7 @@ def test_weights_come_from_a_file_and_decide_the_fingerprint(networks, tmp_path)
         (
             {"source": "timm"},
             (2, 9),
-            "model.source: plain tensors need a callable, not 'timm': package.module:callable or",
+            "model.source: plain tensors need torchscript or exported, or a callable, not 'timm': ",
         ),
         ({}, (3, 9), r"model.source: the network does not run on rows of shape \(3, 9\): "),
         ({"source": "{}:table"}, (7,), r"model.source: the network does not run on rows of shape \(7,\): "),
