@@ -1,4 +1,4 @@
-"""Build CLIP-like models from open_clip and Hugging Face, which load the weights themselves."""
+"""Build CLIP-like models from open_clip, which loads the weights itself."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from explainers.models.checkpoint_files import read_file
 from explainers.models.checkpoint_sets import MisfitError, check_finite
 from explainers.models.checkpoints import take_weights
 from explainers.models.class_embeddings import given_embeddings
-from explainers.models.clip import Clip, HuggingFaceSiglipVit, HuggingFaceVit, embed_classes
-from explainers.models.huggingface import from_pretrained, pretrained_model
+from explainers.models.clip import Clip, embed_classes
 from explainers.models.image_towers import open_clip_tower
 from explainers.models.model_spec import DEFAULT_TEMPLATE, LOCAL_DIR, ModelSpec, Preprocessing, is_file
 from explainers.models.reasons import first_line
@@ -64,7 +63,7 @@ def _check_templates(templates: Sequence[str]) -> None:
             raise ValueError(f"model.templates: {template!r} has no {{}} for the name of a class")
 
 
-def _clip(
+def clip_of_texts(
     spec: ModelSpec, model: Any, visual: nn.Module, tower: str, encode: Callable[[list[str]], Tensor]
 ) -> Clip:
     """The classifier made of an image tower and the embeddings of the job's classes.
@@ -79,7 +78,7 @@ def _clip(
     return _compared(model, visual, embed_classes(encode, classes, templates), fingerprint.digest())
 
 
-def _clip_of_embeddings(spec: ModelSpec, model: Any, visual: nn.Module, length: int) -> Clip:
+def clip_of_embeddings(spec: ModelSpec, model: Any, visual: nn.Module, length: int) -> Clip:
     """The classifier made of an image tower and the job's class embeddings, which have ``length`` values."""
     rows = given_embeddings(spec, length)
     scales = {name: value for name, value in model.state_dict().items() if name in _SCALES}
@@ -168,7 +167,7 @@ def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
     config, settings = _open_clip_settings(spec)
     name, weights = spec.name or "", spec.weights or ""
     if spec.class_embeddings is not None:
-        return _open_clip_of_embeddings(spec, config["embed_dim"], settings, device)
+        return _of_embeddings(spec, config["embed_dim"], settings, device)
     file = Path(weights) if is_file(weights) else None
     if file is not None:
         check_file("model.weights", file)
@@ -186,23 +185,26 @@ def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
             force_quick_gelu=settings.get("quick_gelu", False),
             device=device,
         ).eval()
-        tokenizer = open_clip.get_tokenizer(name)
-    except Exception as error:
-        # Without an internet connection the kind of error depends on the hub client. Random weights may fail
-        # as well, since their tokenizer may come from the hub.
+    except Exception as error:  # without an internet connection, the kind of error depends on the hub client
+        if weights == "none":
+            raise ValueError(
+                f"model.name: {name} cannot be made ({first_line(error)}); if its text tower is on a hub "
+                "that is not reached, give model.class_embeddings, which need none"
+            ) from error
         if name.startswith(LOCAL_DIR) or file is not None:
             raise _not_loaded(spec, error) from error
         raise not_downloaded(spec, error, "folder" if ":" in name else "file") from error
+    tokenizer = tokenizer_of(spec, lambda: open_clip.get_tokenizer(name))
     if file is not None:
         _load_file(spec, model, file)
     check_finite(spec.weights or "", model)
     model.visual.output_tokens = False  # CoCa's tower would return the patch tokens as well
-    return _clip(
+    return clip_of_texts(
         spec, model, model.visual, "visual", lambda prompts: model.encode_text(tokenizer(prompts).to(device))
     )
 
 
-def _open_clip_of_embeddings(
+def _of_embeddings(
     spec: ModelSpec, length: int, settings: dict[str, Any], device: str | torch.device
 ) -> Clip:
     """The classifier made of an image tower alone and the job's class embeddings of ``length`` values."""
@@ -214,7 +216,24 @@ def _open_clip_of_embeddings(
         raise _not_loaded(spec, error) from error
     check_finite(spec.weights or "", tower)
     tower.visual.output_tokens = False  # CoCa's tower would return the patch tokens as well
-    return _clip_of_embeddings(spec, tower, tower.visual, length)
+    return clip_of_embeddings(spec, tower, tower.visual, length)
+
+
+def tokenizer_of(spec: ModelSpec, read: Callable[[], Any]) -> Any:
+    """The tokenizer that ``read`` returns.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key, if it raises an exception.
+    """
+    try:
+        return read()
+    except Exception as error:  # it may have to come from a hub
+        raise ValueError(
+            f"model.classes: the tokenizer of {spec.name} cannot be read ({first_line(error)}); give "
+            "model.class_embeddings, which need none"
+        ) from error
 
 
 def _not_loaded(spec: ModelSpec, error: Exception) -> ValueError:
@@ -237,59 +256,3 @@ def _load_file(spec: ModelSpec, model: nn.Module, file: Path) -> None:
             open_clip.load_checkpoint(model, str(file))
         except Exception as error:
             raise _not_loaded(spec, error) from error
-
-
-# Hugging Face
-
-
-def huggingface_clip(spec: ModelSpec, device: str | torch.device, kind: str) -> Clip:
-    """A Hugging Face model with two towers on ``device``, as a classifier of the job's classes.
-
-    Parameters
-    ----------
-    spec
-        The ``[model]`` table.
-    device
-        Where the class embeddings are computed.
-    kind
-        The class of the model: "CLIPModel" or "SiglipModel".
-
-    Raises
-    ------
-    ValueError
-        In one line that begins with the key: the tokenizer or the weights cannot be found, downloaded or
-        loaded, or the weights lack tensors.
-    """
-    import transformers
-
-    cls = getattr(transformers, kind)
-    siglip = kind == "SiglipModel"
-    if spec.weights == "none":
-        model = cls(from_pretrained(spec, cls.config_class.from_pretrained))
-    else:
-        model = pretrained_model(spec, cls)
-    model = model.to(device).eval()
-    visual = HuggingFaceSiglipVit(model) if siglip else HuggingFaceVit(model)
-    if spec.class_embeddings is not None:
-        config = model.config
-        return _clip_of_embeddings(
-            spec, model, visual, config.vision_config.hidden_size if siglip else config.projection_dim
-        )
-    tokenizer = from_pretrained(spec, transformers.AutoTokenizer.from_pretrained, trust_remote_code=False)
-    longest = model.config.text_config.max_position_embeddings
-
-    def encode(prompts: list[str]) -> Tensor:
-        tokens = tokenizer(
-            prompts,
-            # SigLIP was trained on texts of one length, whose padding its text tower attends to.
-            padding="max_length" if siglip else True,
-            truncation=True,
-            max_length=longest,
-            return_tensors="pt",
-        ).to(device)
-        masks = {} if siglip else {"attention_mask": tokens.attention_mask}
-        found = model.text_model(input_ids=tokens.input_ids, **masks).pooler_output
-        embeddings: Tensor = found if siglip else model.text_projection(found)
-        return embeddings
-
-    return _clip(spec, model, visual, "vision_model", encode)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from explainers.models.clip_sources import huggingface_clip
 from explainers.models.huggingface import (
     check_problem,
     check_repository,
     from_pretrained,
     pretrained_model,
 )
+from explainers.models.huggingface_clip import huggingface_clip
 from explainers.models.model_spec import ModelSpec, Preprocessing
 from explainers.models.transforms import UnreadableStepsError, of_processor
 

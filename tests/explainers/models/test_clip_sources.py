@@ -284,6 +284,33 @@ def test_downloads_that_fail_say_what_to_give_instead(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("part", ["hf_tokenizer_name", "hf_model_name"])
+def test_texts_that_need_a_hub_say_that_embeddings_need_none(part, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unreachable)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreachable)
+    text = {"width": 16, "heads": 2, "layers": 1, part: "some/where"}
+    model = {"embed_dim": 8, "vision_cfg": VISION, "text_cfg": text}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "hub-texts", model)
+    refused = line(OPEN_CLIP | {"name": "hub-texts"})
+    what = {
+        "hf_tokenizer_name": "model.classes: the tokenizer of hub-texts cannot be read (no network); give ",
+        "hf_model_name": "model.name: hub-texts cannot be made (no network); if its text tower is on a hub ",
+    }
+    assert refused.startswith(what[part])
+    assert refused.endswith("model.class_embeddings, which need none")
+
+
+def test_a_folder_without_a_tokenizer_says_that_embeddings_need_none(tmp_path):
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = CLIPConfig(text_config=small, vision_config=small | {"image_size": 32, "patch_size": 16})
+    refused = line(repository(tmp_path, config))
+    assert refused.startswith(f"model.classes: the tokenizer of {tmp_path} cannot be read (")
+    assert refused.endswith("); give model.class_embeddings, which need none")
+
+
 # Weights from files and tags
 
 
