@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from explainers.models.model_spec import Preprocessing, Side
+from explainers.models.processors import standard_form
 
 _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 # What an image processor of Hugging Face calls, one after the other. A class that has its own version of one
@@ -116,7 +117,9 @@ def of_processor(processor: Any, mean: Any = None, std: Any = None, channels: in
         )
     warps = kind.removesuffix("Pil") == "ConvNextImageProcessor"
     if not warps and not _is_standard(processor):
-        raise UnreadableStepsError(f"has an image processor with steps of its own, {kind}")
+        processor = standard_form(processor)
+        if processor is None:
+            raise UnreadableStepsError(f"has an image processor with steps of its own, {kind}")
     if getattr(processor, "do_pad", None):
         raise UnreadableStepsError("has an image processor that pads images")
     try:

@@ -14,11 +14,19 @@ from torchvision.models import get_model_weights
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.v2.functional import center_crop, resize
 from transformers import (
+    BeitImageProcessor,
     CLIPImageProcessor,
     CLIPImageProcessorPil,
     ConvNextImageProcessor,
     ConvNextImageProcessorPil,
     DeiTImageProcessor,
+    EfficientNetImageProcessor,
+    LevitImageProcessor,
+    MobileNetV2ImageProcessor,
+    MobileViTImageProcessor,
+    PerceiverImageProcessor,
+    PoolFormerImageProcessor,
+    SegformerImageProcessor,
     SiglipImageProcessor,
     ViTImageProcessor,
     ViTImageProcessorPil,
@@ -178,7 +186,10 @@ def test_torchvision_weights_get_their_own_transform(name):
 
 def by(processor):
     def source(image):
-        pixels = processor(image, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values[0]
+        raw = {"do_rescale": False, "do_normalize": False}
+        if isinstance(processor, EfficientNetImageProcessor):
+            raw["include_top"] = False  # it normalises once more
+        pixels = processor(image, **raw, return_tensors="pt").pixel_values[0]
         return pixels.numpy(), processor(image, return_tensors="pt").pixel_values[0]
 
     return source
@@ -205,6 +216,13 @@ SQUARE, OBLONG = {"height": 64, "width": 64}, {"height": 48, "width": 72}
         (ConvNextImageProcessor, {"size": {"shortest_edge": 64}}),
         (ConvNextImageProcessor, {"size": {"shortest_edge": 70}, "crop_pct": 0.95}),
         (ConvNextImageProcessorPil, {"size": {"shortest_edge": 64}}),
+        # These have steps of their own, which do what standard ones do with other settings.
+        (BeitImageProcessor, {"size": {"height": 73, "width": 73}, "crop_size": SQUARE}),
+        (SegformerImageProcessor, {"size": OBLONG}),
+        (MobileNetV2ImageProcessor, {"size": {"shortest_edge": 72}, "crop_size": SQUARE}),
+        (LevitImageProcessor, {"size": {"shortest_edge": 64}, "crop_size": SQUARE}),
+        (PoolFormerImageProcessor, {"size": {"shortest_edge": 64}, "crop_pct": 0.8, "crop_size": SQUARE}),
+        (EfficientNetImageProcessor, {"size": OBLONG, "image_std": (0.5, 0.4, 0.3)}),
     ],
 )
 def test_hugging_faces_image_processors(kind, settings):
@@ -229,6 +247,20 @@ def test_values_that_a_processor_lacks_are_taken_from_the_job():
 
 
 # What cannot be read
+
+
+class Darkened(CLIPImageProcessor):
+    """A processor that does something to bright images alone."""
+
+    def _preprocess(self, images, *args, **kwargs):
+        images = [image // 2 if image.float().mean() > 100 else image for image in images]
+        return super()._preprocess(images, *args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [MobileViTImageProcessor, PerceiverImageProcessor, Darkened])
+def test_steps_of_its_own_that_do_something_else_are_refused(kind):
+    with pytest.raises(UnreadableStepsError, match=f"steps of its own, {kind.__name__}$"):
+        of_processor(kind())
 
 
 def test_unknown_steps_are_named():
