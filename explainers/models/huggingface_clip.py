@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,18 @@ from explainers.models.clip import Clip, HuggingFaceSiglipVit, HuggingFaceVit
 from explainers.models.clip_sources import clip_of_embeddings, clip_of_texts, tokenizer_of
 from explainers.models.huggingface import from_pretrained, pretrained_model
 from explainers.models.model_spec import ModelSpec
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
+
+
+def _tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    folder = Path(name)
+    # Without its files the library makes a tokenizer that knows no word, so that all classes would be alike.
+    if folder.is_dir() and not any(file for kind in _TOKENIZER_FILES for file in folder.glob(kind)):
+        raise FileNotFoundError("the folder has no file of a tokenizer")
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def huggingface_clip(spec: ModelSpec, device: str | torch.device, kind: str) -> Clip:
@@ -44,9 +59,7 @@ def huggingface_clip(spec: ModelSpec, device: str | torch.device, kind: str) -> 
         return clip_of_embeddings(
             spec, model, visual, config.vision_config.hidden_size if siglip else config.projection_dim
         )
-    tokenizer = tokenizer_of(
-        spec, lambda: transformers.AutoTokenizer.from_pretrained(spec.name, trust_remote_code=False)
-    )
+    tokenizer = tokenizer_of(spec, lambda: _tokenizer(str(spec.name)))
     longest = model.config.text_config.max_position_embeddings
 
     def encode(prompts: list[str]) -> Tensor:

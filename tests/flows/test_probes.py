@@ -133,7 +133,7 @@ def test_what_the_probes_saw_stands_in_run_json_and_not_in_the_identity(
     assert list(written["probes"]) == list(PROBES)
     assert written["probes"]["finite"] == "logits of 4 of 4 inputs are finite"
     assert "probes" not in written["identity"]
-    monkeypatch.setattr("flows.prepare.probe", lambda _: {"finite": "another machine's"})
+    monkeypatch.setattr("flows.prepare.probe", lambda _, **__: {"finite": "another machine's"})
     again = prepared(job(tmp_path, "plain"))  # the same run, and what was written stays
     assert json.loads((again.root / "run.json").read_text()) == written
 

@@ -132,7 +132,7 @@ def test_inputs_need_not_be_square(tmp_path):
         ),
         ({"size": {"max_height": 224, "max_width": 300}}, "resizes images by max_height and max_width"),
         ({"do_pad": True}, "pads images"),
-        ({"image_mean": 0.5}, "states no mean of three channels"),
+        ({"image_mean": 0.5}, "states no mean of 3 channels"),
         ({"image_std": (1.0, 1.0, 0.0)}, "states (1.0, 1.0, 0.0) as std"),
     ],
 )
