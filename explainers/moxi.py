@@ -81,7 +81,8 @@ class Moxi:
     saliency m - j, and cells that are not needed have 0. A step tries all remaining cells, so a full order
     takes n (n + 1) / 2 forward passes.
 
-    In a vision transformer, the tokens of absent cells are dropped. Tokens are embedded once per image, and
+    In a vision transformer, the tokens of absent cells are left out: dropped, or masked in attention where a
+    bias or a rotation belongs to each place. Tokens are embedded once per image, and in well-known networks
     the last block computes the class token alone. If the head reads nothing but patches, and in other
     networks, absent cells show a fill.
 

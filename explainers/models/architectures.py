@@ -28,16 +28,10 @@ class Architecture:
         longer reach that token.
     prefix_tokens
         Gives the number of tokens before the patch tokens; for transformers only.
-    embedded
-        Name of the module whose output is all tokens with their positions, where patches can be left out.
-    reads_prefix
-        Says whether the head reads a prefix token, so that there are logits without any patch.
     """
 
     layer: Callable[[Any], str]
     prefix_tokens: Callable[[Any], int] | None = None
-    embedded: str | None = None
-    reads_prefix: Callable[[Any], bool] | None = None
 
 
 def _at(layer: str) -> Architecture:
@@ -65,15 +59,11 @@ _KNOWN = {
     "torchvision.models.vision_transformer.VisionTransformer": Architecture(
         layer=lambda network: f"encoder.layers.encoder_layer_{len(network.encoder.layers) - 1}:input",
         prefix_tokens=lambda network: 1,  # noqa: ARG005
-        embedded="encoder.dropout",
-        reads_prefix=lambda network: True,  # noqa: ARG005
     ),
     "timm.models.resnet.ResNet": _at("layer4"),
     "timm.models.vision_transformer.VisionTransformer": Architecture(
         layer=_timm_vit_layer,
         prefix_tokens=lambda network: int(network.num_prefix_tokens),
-        embedded="patch_drop",
-        reads_prefix=_timm_reads_class_token,
     ),
 }
 
@@ -93,23 +83,14 @@ _KNOWN_TOWERS = {
     "open_clip.transformer.VisionTransformer": Architecture(
         layer=_open_clip_vit_layer,
         prefix_tokens=lambda network: 1,  # noqa: ARG005
-        embedded="visual.patch_dropout",
-        # An attentional pool attends to the class token as well.
-        reads_prefix=lambda network: (
-            network.visual.pool_type == "tok" or network.visual.attn_pool is not None
-        ),
     ),
     "explainers.models.clip.HuggingFaceVit": Architecture(
         layer=lambda network: f"visual.layers.{len(network.visual.layers) - 1}:input",
         prefix_tokens=lambda network: 1,  # noqa: ARG005
-        embedded="visual.embeddings",
-        reads_prefix=lambda network: True,  # noqa: ARG005
     ),
     "explainers.models.clip.HuggingFaceSiglipVit": Architecture(
         layer=lambda network: f"visual.layers.{len(network.visual.layers) - 1}",
         prefix_tokens=lambda network: 0,  # noqa: ARG005
-        embedded="visual.embeddings",
-        reads_prefix=lambda network: False,  # noqa: ARG005
     ),
 }
 

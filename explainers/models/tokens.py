@@ -95,13 +95,13 @@ def find_tokens(network: nn.Module, inputs: Tensor) -> PatchTokens:
     H, W = inputs.shape[2:]
     layout = layout_behind((tokens[0] == tokens[1]).all(-1), (H, W))
     images, expected = changed_cells(inputs, layout)
-    check_order(changes_of(parts.backbone(images)), expected)
+    check_order(changes_of(parts.backbone(images)), expected, layout)
     drops, needs_patches = _Trial(parts.head, tokens, logits, layout.units.count).ways()
     return PatchTokens(parts, layout, drops, needs_patches)
 
 
 class _Trial:
-    """The head behind the tokens of two inputs, with all patches and with some of them left out.
+    """The head behind the tokens of two inputs, with all patches and with half of them.
 
     Parameters
     ----------
@@ -120,8 +120,8 @@ class _Trial:
         self.prefix = tokens.shape[1] - patches
         order = torch.rand(2, patches, generator=torch.Generator().manual_seed(0)).argsort(1)
         self.order = order.to(tokens.device)
-        self.sets = [self.order < kept for kept in (patches // 2, max(1, patches // 4))]
-        self.none = torch.zeros_like(self.sets[0])
+        self.half = self.order < patches // 2
+        self.none = torch.zeros_like(self.half)
 
     def ways(self) -> tuple[bool, bool]:
         """Whether patches are dropped, and whether some patch is needed for logits."""
@@ -142,45 +142,40 @@ class _Trial:
     def _drop(self, keep: Tensor) -> Tensor:
         return self.head(kept_tokens(self.tokens, keep))
 
-    def _masked(self) -> list[Tensor] | None:
-        """Logits of each set when other patches are masked; None if these reach them in another way."""
-        others = 2 * self.tokens.flip(0)
-        sets = [~self.none, *self.sets]
-        present = [F.pad(keep, (self.prefix, 0), value=True)[..., None] for keep in sets]
+    def _masked(self) -> Tensor | None:
+        """Logits when half of the patches are masked; None if these reach them in another way."""
+        shown = F.pad(self.half, (self.prefix, 0), value=True)[..., None]
         try:
-            found = [self._mask(keep, self.tokens) for keep in sets]
-            again = [
-                self._mask(keep, self.tokens.where(shown, others))
-                for keep, shown in zip(sets, present, strict=True)
-            ]
+            whole = self._mask(~self.none, self.tokens)
+            found = self._mask(self.half, self.tokens)
+            again = self._mask(self.half, self.tokens.where(shown, 2 * self.tokens.flip(0)))
         except Exception:  # a head that cannot run in this way says so in a way of its own
             return None
-        self._check_change(found[1:])
-        return found[1:] if self._agree([self.logits, *again], [found[0], *found]) else None
+        self._check_change(found)
+        return found if self._agree(whole, self.logits) and self._agree(found, again) else None
 
-    def _dropped(self) -> list[Tensor] | None:
-        """Logits of each set when other patches are dropped; None if their order or number counts."""
+    def _dropped(self) -> Tensor | None:
+        """Logits when half of the patches are dropped; None if the head asks for their order or number."""
         patches = self.tokens[:, self.prefix :].take_along_dim(self.order[..., None], 1)
         try:
-            found = [self._drop(keep) for keep in self.sets]
+            found = self._drop(self.half)
             shuffled = self.head(torch.cat([self.tokens[:, : self.prefix], patches], 1))
         except Exception:  # as above
             return None
         self._check_change(found)
-        return found if self._agree([shuffled], [self.logits]) else None
+        return found if self._agree(shuffled, self.logits) else None
 
-    def _check_change(self, found: list[Tensor]) -> None:
+    def _check_change(self, found: Tensor) -> None:
         """Note what leaving out patches changes, which has to be far above rounding."""
-        self.change = max(float((each - self.logits).abs().max()) for each in found)
+        self.change = float((found - self.logits).abs().max())
         self.rounding = _ROUNDING * torch.finfo(self.logits.dtype).eps * float(self.logits.abs().max())
         if self.rounding > _MOST_ROUNDING * self.change:
             raise ValueError("leaving out patches changes the logits too little to be checked")
 
-    def _agree(self, found: list[Tensor], expected: list[Tensor]) -> bool:
+    def _agree(self, found: Tensor, expected: Tensor) -> bool:
         """Whether logits differ far less than leaving out patches changes them; NaN agrees with nothing."""
         allowed = max(_TOLERANCE * self.change, self.rounding)
-        pairs = zip(found, expected, strict=True)
-        return all(float((a - b).abs().max()) <= allowed for a, b in pairs)
+        return float((found - expected).abs().max()) <= allowed
 
 
 def _ignore(attention: Attention) -> None:

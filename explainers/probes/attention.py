@@ -136,8 +136,10 @@ def _check_shapes(seen: list[Attention], watch: Watch, inputs: int) -> None:
     lengths: set[int] = set()
     for each in seen:
         *batch, T, K = each.matrix.shape
-        if T != K or (each.queries is not None and not each.queries.requires_grad):
-            raise ValueError(f"one attention is of {T} queries of its own over {K} tokens, as in a pool")
+        if T != K:
+            raise ValueError(f"one attention is of {T} by {K} tokens, as in a pool or a pyramid")
+        if each.queries is not None and not each.queries.requires_grad:
+            raise ValueError(f"one attention has {T} queries that are no part of the image, as in a pool")
         if batch[0] != inputs:
             raise ValueError(f"its attention is within windows of {T} tokens")
         if len(batch) != 2:
@@ -177,7 +179,7 @@ def _check_mixing(classifier: Classifier, images: Tensor, layout: Layout, reachi
     with watching(separate):
         classifier.logits(changed)
     first, last = (changes_of(values[call]) for call in (reaching[0], reaching[-1]))
-    check_order(first, expected)
+    check_order(first, expected, layout)
     reached = last > _CHANGED * last.amax(1, keepdim=True)
     if bool((reached & (first <= _CHANGED / 10 * first.amax(1, keepdim=True))).any()):
         raise ValueError("its tokens are mixed by more than attention")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
+import transformers
 from timm.layers import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -100,6 +101,8 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor], bool, 
     "beit, mean": (lambda: made("beit_base_patch16_224"), beit, False, True, 1),
     "cait": (lambda: made("cait_xxs24_224"), cait, True, False, 0),
     "convit": (lambda: made("convit_tiny", local_up_to_layer=2), convit, False, False, 0),
+    "dinov3": (lambda: made("vit_small_patch16_dinov3", global_pool="token"), eva, False, False, 5),
+    "dynamic size": (lambda: made("vit_tiny_patch16_224", dynamic_img_size=True), vit, True, False, 1),
     "eva02, mean": (lambda: made("eva02_tiny_patch14_224", patch_size=16), eva, False, True, 1),
 }
 
@@ -128,6 +131,77 @@ def test_logits_of_some_patches_are_those_of_a_network_that_has_no_others(name: 
             expected = by_hand(network, pixels(4)[row : row + 1], keep[row])
             torch.testing.assert_close(found[row : row + 1], expected, rtol=1e-3, atol=1e-4)
             assert (expected - whole[row]).abs().max() > 0.01
+
+
+def of_hugging_face(family: str, options: dict[str, object]) -> nn.Module:
+    """A classifier of Hugging Face as it is, which returns its logits among other things."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = getattr(transformers, f"{family}Config")(
+        **sizes, **options, image_size=64, patch_size=16, num_labels=5
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = getattr(transformers, f"{family}ForImageClassification")(config).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            spread = 0.3 if parameter.ndim == 1 else 1.5 * parameter[0].numel() ** -0.5
+            parameter.add_(spread * torch.randn_like(parameter))
+    return model
+
+
+def class_token(model: nn.Module, states: Tensor, present: Tensor) -> Tensor:
+    return model.classifier(states[:, 0])
+
+
+def mean(model: nn.Module, states: Tensor, present: Tensor) -> Tensor:
+    patches = states[:, 1:].masked_fill(~present[..., None], 0).sum(1) / present.sum(1, keepdim=True)
+    return model.classifier(model.beit.pooler.layernorm(patches))
+
+
+def both(model: nn.Module, states: Tensor, present: Tensor) -> Tensor:
+    shown = present[..., None]
+    patches = (states[:, -16:] * shown).sum(1) / shown.sum(1)
+    return model.classifier(torch.cat([states[:, 0], patches], 1))
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "head", "drops"),
+    [
+        ("ViT", {}, class_token, True),
+        ("Beit", {"use_relative_position_bias": True}, mean, False),
+        ("Dinov2", {"mlp_ratio": 2}, both, True),
+        ("Dinov2WithRegisters", {"mlp_ratio": 2, "num_register_tokens": 2}, both, True),
+    ],
+)
+def test_logits_of_some_patches_are_those_behind_hugging_faces_own_attention_mask(
+    family: str, options: dict[str, object], head: Callable[..., Tensor], drops: bool
+) -> None:
+    model, keep = of_hugging_face(family, options), keeps()
+    with torch.no_grad():
+        tower = model.base_model
+        prefix = tower(pixel_values=pixels(1)).last_hidden_state.shape[1] - 16
+        mask = F.pad(keep, (prefix, 0), value=True)
+        model.set_attn_implementation("eager")  # where a mask is minus infinity, and can be added to a bias
+        states = tower(pixel_values=pixels(4), attention_mask=mask).last_hidden_state
+        expected = head(model, states, keep)
+        model.set_attn_implementation("sdpa")
+        with Classifier(model, input_size=(64, 64)) as classifier:
+            found = classifier.logits_of_patches(pixels(4), keep)
+            whole = classifier.logits(pixels(4))
+            assert classifier.patches.drops is drops
+            assert classifier.needs_patches is (head is not class_token)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found[:1], whole[:1], rtol=1e-4, atol=1e-4)
+    assert (found - whole)[1:].abs().amax(1).min() > 0.01
+
+
+def test_patches_that_overlap_in_a_convolutional_stem_are_left_out_as_tokens() -> None:
+    network = made("vit_tiny_r_s16_p8_224", img_size=224)
+    keep = torch.arange(49)[None] % 3 > 0
+    with torch.no_grad(), Classifier(network, input_size=(224, 224)) as classifier:
+        found = classifier.logits_of_patches(pixels(1, (224, 224)), keep)
+        expected = vit(network, pixels(1, (224, 224)), keep[0])
+        assert classifier.patches.layout.grid == (7, 7)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["deit3", "beit, class token", "convit"])

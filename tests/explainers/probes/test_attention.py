@@ -295,7 +295,7 @@ class Mixed(nn.Module):
         ("side by side", "its attention is computed side by side, and not block after block"),
         ("neighbours", "its tokens are mixed by more than attention"),
         ("gate", "a softmax of it multiplies no values, so that some of its attention may be missed"),
-        ("queries", "one attention is of 65 queries of its own over 65 tokens, as in a pool"),
+        ("queries", "one attention has 65 queries that are no part of the image, as in a pool"),
     ],
 )
 def test_attention_that_does_not_say_how_patches_reach_the_logits_is_refused(

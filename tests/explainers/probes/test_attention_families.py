@@ -157,7 +157,7 @@ def test_attention_written_by_hand_is_that_of_a_library_with_the_same_weights(ei
     torch.testing.assert_close(seen[0][1], seen[1][1])
 
 
-POOL = "one attention is of 1 queries of its own over {} tokens, as in a pool"
+POOL = "one attention is of 1 by {} tokens, as in a pool or a pyramid"
 SMALL = {"img_size": 64, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
 
 
@@ -170,10 +170,10 @@ SMALL = {"img_size": 64, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_class
         ("deit3_small_patch16_224", None),
         (
             "vit_base_patch16_siglip_224",
-            "one attention is of 1 queries of its own over 16 tokens, as in a pool",
+            POOL.format(16),
         ),
-        ("cait_xxs24_224", "one attention is of 1 queries of its own over 17 tokens, as in a pool"),
-        ("xcit_nano_12_p16_224", "one attention is of 1 queries of its own over 17 tokens, as in a pool"),
+        ("cait_xxs24_224", POOL.format(17)),
+        ("xcit_nano_12_p16_224", POOL.format(17)),
         ("convit_tiny", "its blocks attend over different numbers of tokens: [16, 17]"),
     ],
 )
