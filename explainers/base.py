@@ -49,6 +49,7 @@ class Status(StrEnum):
     CONSTANT = "constant"
     NOT_FINITE = "not_finite"
     FAILED = "failed"  # the method cannot be applied to the input, or the map was not computed
+    NO_LABEL = "no_label"  # there is nothing to explain: the input has fewer labels than others
 
 
 class Parameters(BaseModel):

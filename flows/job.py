@@ -90,6 +90,14 @@ class TopTargets(Strict):
     top: StrictInt = Field(ge=1, le=1000, description="number of classes, and so of maps, per image")
 
 
+class LabelTargets(Strict):
+    """Explain the labels of each image, with one map per label."""
+
+    labels: StrictInt = Field(
+        ge=1, le=1000, description="largest number of labels, and so of maps, per image: the first ones"
+    )
+
+
 class Cluster(Strict):
     """Workers of the job: local processes, one process per GPU, an existing scheduler, or a Dask cluster."""
 
@@ -240,10 +248,10 @@ class Located(Strict):
 class Job(Located):
     """A job: one dataset, one model, explainers of the model, and metrics that score the explainers."""
 
-    target: Literal["predicted", "label"] | ClassIndex | TopTargets = Field(
+    target: Literal["predicted", "label", "labels"] | ClassIndex | TopTargets | LabelTargets = Field(
         "predicted",
-        description='class that is explained: "predicted", "label", a class index, or {top = k} for the k '
-        "most probable classes",
+        description='class that is explained: "predicted", "label", a class index, {top = k} for the k most '
+        'probable classes, "labels" for every label of an image, or {labels = k} for its first k labels',
     )
     explainers: list[Choice] = Field(
         min_length=1,
@@ -290,7 +298,7 @@ class Job(Located):
             known = given is None or isinstance(given, bool | int | float)
             raise ValueError(
                 f'{json.dumps(given) if known else "this"} is no class; write "predicted", "label", a class '
-                "index such as 281, or {top = 3}, at most {top = 1000}"
+                'index such as 281, {top = 3}, "labels" or {labels = 3}, at most 1000'
             ) from error
 
     @field_validator("shown_bands")
@@ -327,11 +335,6 @@ class Job(Located):
         The place and the speed of the computation do not belong to it.
         """
         return self.model_dump(mode="json", include={"name", "target", "seed", "dataset", "model", "compute"})
-
-    @property
-    def targets_per_image(self) -> int:
-        """Number of maps per image and explainer."""
-        return self.target.top if isinstance(self.target, TopTargets) else 1
 
 
 def _checked(choices: list[Choice], registry: Registry[Any]) -> list[Choice]:

@@ -61,7 +61,7 @@ def translated(dataset: Dataset, agrees: bool, classifier: BlackBox) -> Labels:
         return _agreeing(dataset, matching, count)
     used = list(range(len(dataset.classes)))
     if matching.reasons:  # a class without samples, such as an empty folder, does not matter
-        labels = {sample.label for sample in dataset.samples}
+        labels = {label for sample in dataset.samples for label in sample.every_label}
         used = [label for label in used if label in labels]
     if not used:
         return Labels()
@@ -75,10 +75,10 @@ def translated(dataset: Dataset, agrees: bool, classifier: BlackBox) -> Labels:
 
 def _numbers(dataset: Dataset, count: int) -> Labels:
     """Take the author's numbers as they are, if the model has all of them."""
-    labels = {sample.label for sample in dataset.samples} - {None}
+    labels = {label for sample in dataset.samples for label in sample.every_label}
     if not labels:
         return Labels()
-    beyond = [label for label in labels if label is not None and not 0 <= label < count]
+    beyond = [label for label in labels if not 0 <= label < count]
     if beyond:
         worst = max(beyond)
         told = f"the dataset has label {worst}, and the model the classes 0 to {count - 1}"

@@ -27,7 +27,7 @@ from explainers.models.probes_at_load import probe
 from explainers.models.reasons import first_line
 from explainers.registry import explainers
 from explainers.requirements import unmet
-from flows.job import REGISTERED, Job, JobError, TopTargets
+from flows.job import REGISTERED, Job, JobError, LabelTargets, TopTargets
 from flows.labels import Labels, not_numbered, translated
 from flows.plan import shard_images
 from storage.datasets.dataset import Dataset
@@ -46,6 +46,7 @@ from tasks.metrics.base import Need as MetricNeed
 from tasks.metrics.preparation import RECORD
 from tasks.metrics.registry import metrics
 
+_MOST_LABELS = 20  # labels of an image that a job explains without saying how many
 LIBRARIES = (
     "floodlit",
     "torch",
@@ -83,10 +84,13 @@ def prepare(job: Job) -> Run:
             labels = translated(dataset, job.dataset.numbering == "model", classifier)
             _check_shown(job, classifier)
             _check_targets(job, classifier, dataset, labels)
-            chosen = _check_explainers(job, classifier)
+            targets = _targets_per_image(job, dataset)
+            chosen = _check_explainers(job, classifier, targets)
             scored = _check_metrics(job, classifier, dataset)
             _check_tracking(job)
-            return _open_run(job, dataset, labels, geometry, stored, classifier, seen, chosen, scored)
+            return _open_run(
+                job, dataset, labels, targets, geometry, stored, classifier, seen, chosen, scored
+            )
     except ValueError as error:
         raise JobError(str(error)) from error
     except (Exception, KeyboardInterrupt, ExternalSignal, CancelledError):  # the last ones stop the flow
@@ -191,18 +195,54 @@ def _check_targets(job: Job, classifier: BlackBox, dataset: Dataset, labels: Lab
     elif isinstance(job.target, int):
         if not 0 <= job.target < classes:
             raise JobError(f"target: {job.target} is not a class of the model; choose 0 to {classes - 1}")
-    elif job.target == "label":
-        found = {sample.label for sample in dataset.samples}
-        if None in found:
+    elif job.target != "predicted":
+        _check_labels(job, classes, dataset, labels)
+
+
+def _check_labels(job: Job, classes: int, dataset: Dataset, labels: Labels) -> None:
+    """Raise JobError if the labels that the job explains are not all classes of the model."""
+    name = '"label"' if job.target == "label" else '"labels"'
+    found = {label for sample in dataset.samples for label in sample.every_label}
+    if job.target == "label":
+        if any(sample.labels for sample in dataset.samples):
+            raise JobError('target: "label" is for one label per sample; use "labels" or {labels = 3}')
+        if any(sample.label is None for sample in dataset.samples):
             raise JobError('target: "label" needs a label for every sample; use "predicted"')
-        if labels.refusal is not None:
-            raise JobError(f'target: "label" {labels.refusal}')
-        for label in found:
-            if label is not None and labels.indices is not None and label not in labels.indices:
-                raise JobError(f'target: "label" {not_numbered(label, classes)}')
+    if not found:
+        raise JobError(f'target: {name} needs labels, and the dataset has none; use "predicted"')
+    if labels.refusal is not None:
+        raise JobError(f"target: {name} {labels.refusal}")
+    for label in found:
+        if labels.indices is not None and label not in labels.indices:
+            raise JobError(f"target: {name} {not_numbered(label, classes)}")
 
 
-def _check_explainers(job: Job, classifier: BlackBox) -> dict[str, tuple[Parameters, Explainer]]:
+def _targets_per_image(job: Job, dataset: Dataset) -> int:
+    """Return the number of maps per image and explainer; an image with fewer labels has empty rows.
+
+    Raises
+    ------
+    JobError
+        If an image has more labels than a job explains that does not say how many.
+    """
+    if isinstance(job.target, TopTargets):
+        return job.target.top
+    if job.target != "labels" and not isinstance(job.target, LabelTargets):
+        return 1
+    most = max(len(sample.every_label) for sample in dataset.samples)
+    if isinstance(job.target, LabelTargets):
+        return min(most, job.target.labels)
+    if most > _MOST_LABELS:
+        raise JobError(
+            f"target: an image has {most} labels, and every image would have rows for as many maps; set "
+            f"{{labels = {_MOST_LABELS}}}, or another number, to explain the first ones"
+        )
+    return most
+
+
+def _check_explainers(
+    job: Job, classifier: BlackBox, targets: int
+) -> dict[str, tuple[Parameters, Explainer]]:
     """Make the job's explainers; raise JobError if the model or the target lacks what one of them needs."""
     chosen: dict[str, tuple[Parameters, Explainer]] = {}
     named = {choice.name for choice in job.explainers}
@@ -214,7 +254,7 @@ def _check_explainers(job: Job, classifier: BlackBox) -> dict[str, tuple[Paramet
         if lacking is not None:
             raise JobError(f"explainers: {name} {lacking}")
         # Where classes do not exclude each other, each of them is predicted or not for itself.
-        fixed = classifier.exclusive and (isinstance(job.target, int) or job.targets_per_image > 1)
+        fixed = classifier.exclusive and (isinstance(job.target, int) or targets > 1)
         if Need.PREDICTION in cls.needs and fixed:
             raise JobError(f'explainers: {name} explains only the predicted class; set target = "predicted"')
         try:
@@ -308,6 +348,7 @@ def _open_run(
     job: Job,
     dataset: Dataset,
     labels: Labels,
+    targets: int,
     geometry: dict[str, Any],
     stored: Any,
     classifier: BlackBox,
@@ -347,7 +388,7 @@ def _open_run(
         shard_rows=job.batch.shard
         or shard_images(images, len(chosen), job.cluster.expected_workers, pixels, size),
         probes=seen,
-        targets_per_image=job.targets_per_image,
+        targets_per_image=targets,
         input_shape=classifier.input_shape,
         activation_shape=activations,
         explainers={

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,7 +29,12 @@ def write_table(table: pa.Table, path: Path, group: int | None = None) -> None:
         pq.write_table(table, partial, compression="zstd", row_group_size=group)
 
 
-def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+def read_table(
+    path: Path,
+    columns: list[str] | None = None,
+    schema: pa.Schema | None = None,
+    added: Set[str] = frozenset(),
+) -> pa.Table:
     """Read a file of the run, or some of its columns.
 
     Parameters
@@ -38,6 +43,8 @@ def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema |
         Names of the columns to read; None reads all.
     schema
         The columns that the file must have, or the chosen ones of them; None accepts any.
+    added
+        Columns of ``schema`` that files of earlier versions lack; they are null then.
 
     Raises
     ------
@@ -47,11 +54,20 @@ def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema |
     # pq.read_table would read "explainer=..." in the path as a column of the file.
     with opened(path) as file:
         there = file.schema_arrow
-        for name in columns or (schema.names if schema else []):
+        wanted = columns or (schema.names if schema else [])
+        lacking = [name for name in wanted if name in added and name not in there.names]
+        for name in wanted:
+            if name in lacking:
+                continue
             kind = schema.field(name).type if schema else None
             if name not in there.names or (kind is not None and there.field(name).type != kind):
                 raise UnreadableError(f"it has no column {name}{f' of type {kind}' if kind else ''}")
-        return file.read(columns)
+        table = file.read(None if columns is None else [name for name in columns if name not in lacking])
+        for name in lacking:
+            assert schema is not None
+            field = schema.field(name)
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+        return table
 
 
 @contextmanager

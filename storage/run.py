@@ -184,8 +184,13 @@ class Run:
 
     @property
     def target(self) -> Any:
-        """Class that the job explains: "predicted", "label", a class index, or {"top": k}."""
+        """What the job explains: "predicted", "label", "labels", a number, {"top": k} or {"labels": k}."""
         return self._facts.target
+
+    @property
+    def explains_labels(self) -> bool:
+        """Whether the job explains every label of an image, so that images have different numbers of maps."""
+        return self.target == "labels" or (isinstance(self.target, dict) and "labels" in self.target)
 
     @property
     def tolerance(self) -> float:

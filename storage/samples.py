@@ -19,7 +19,8 @@ _FROM_INPUTS = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
         ("uri", pa.string()),
-        ("label", pa.int64()),  # the model's class
+        ("label", pa.int64()),  # the model's class; null if the dataset's images may have several
+        ("labels", pa.list_(pa.int64())),  # all labels, the model's classes
         ("label_name", pa.string()),  # as the dataset names it
         ("width", pa.int32()),  # pixels of the image, upright; for a text, its tokens before it was cut
         ("height", pa.int32()),
@@ -50,6 +51,7 @@ SAMPLE_COLUMNS = (
     "uri",
     "label",
     "label_name",
+    "labels",
     "prediction",
     "prediction_name",
     "confidence",
@@ -66,6 +68,7 @@ SAMPLE_COLUMNS = (
     "status",
     "error",
 )
+_ADDED = frozenset(["labels"])  # columns that runs of earlier versions lack
 _MERGED = pa.schema(list({field.name: field for field in (*_FROM_ACTIVATIONS, *_FROM_INPUTS)}.values()))
 
 
@@ -75,8 +78,8 @@ def write_sample_inputs(root: Path, shard: int, rows: Sequence[Mapping[str, Any]
     Parameters
     ----------
     rows
-        One mapping per image, in row order, with the keys sample_id, uri, label, label_name, width, height,
-        boxes, text, tokens, notes, status and error. A key that is left out becomes null.
+        One mapping per image, in row order, with the keys sample_id, uri, label, labels, label_name, width,
+        height, boxes, text, tokens, notes, status and error. A key that is left out becomes null.
     """
     return _write_part(root, "inputs", shard, pa.Table.from_pylist(list(rows), _FROM_INPUTS))
 
@@ -106,8 +109,8 @@ def read_samples_of_shard(root: Path, shard: int) -> list[dict[str, Any]]:
     return rows
 
 
-def read_hits(root: Path, shards: int) -> tuple[int, int]:
-    """Count the images of a run that have a label and a prediction, and those whose prediction is the label.
+def read_hits(root: Path, shards: int) -> tuple[int, int, bool]:
+    """Count the images of a run that have a label and a prediction, and those whose prediction is a label.
 
     Parameters
     ----------
@@ -118,14 +121,22 @@ def read_hits(root: Path, shards: int) -> tuple[int, int]:
     -------
     labelled, correct
         Numbers of images.
+    several
+        Whether the images may have several labels.
     """
     labelled = correct = 0
+    several = False
     for shard in range(shards):
-        known, found = _both(root, shard, ["sample_id", "label"], ["sample_id", "prediction"])
+        known, found = _both(root, shard, ["sample_id", "label", "labels"], ["sample_id", "prediction"])
         equal = pc.equal(known["label"], found["prediction"])  # null where one of the two is missing
         labelled += len(equal) - equal.null_count
         correct += pc.sum(equal).as_py() or 0
-    return labelled, correct
+        # A list without a single label: the image may have any number of them.
+        lists = known["labels"].filter(pc.is_null(known["label"])).to_pylist()
+        predictions = found["prediction"].filter(pc.is_null(known["label"])).to_pylist()
+        hits = [p in own for own, p in zip(lists, predictions, strict=True) if own and p is not None]
+        labelled, correct, several = labelled + len(hits), correct + sum(hits), several or any(lists)
+    return labelled, correct, several
 
 
 def merge_samples(root: Path, shards: int) -> Path:
@@ -148,7 +159,7 @@ def merge_samples(root: Path, shards: int) -> Path:
 
 def read_samples(root: Path) -> list[dict[str, Any]]:
     """Read the rows of ``samples.parquet``; they are in the order of the arrays' rows."""
-    rows: list[dict[str, Any]] = read_table(root / "samples.parquet", schema=_MERGED).to_pylist()
+    rows: list[dict[str, Any]] = read_table(root / "samples.parquet", None, _MERGED, _ADDED).to_pylist()
     return rows
 
 
@@ -164,7 +175,7 @@ def _write_part(root: Path, stage: str, shard: int, table: pa.Table) -> Path:
 
 def _read_part(root: Path, stage: str, shard: int, columns: list[str] | None = None) -> pa.Table:
     schema = _FROM_INPUTS if stage == "inputs" else _FROM_ACTIVATIONS
-    return read_table(_part(root, stage, shard), columns, schema)
+    return read_table(_part(root, stage, shard), columns, schema, _ADDED)
 
 
 def _both(

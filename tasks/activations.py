@@ -127,9 +127,9 @@ def _predictions(
     """One row per sample for :func:`storage.samples.write_sample_predictions`."""
     predicted = logits.argmax(1, keepdim=True)
     confidence, prediction = probability.gather(1, predicted)[:, 0].tolist(), predicted[:, 0].tolist()
-    targets = _targets(run, samples, logits).to(logits.device)
+    targets = _targets(run, samples, logits)
     why = _TOO_LARGE if compute_of(run).precision == "float16" else _NOT_FINITE
-    probabilities = probability.gather(1, targets).tolist()
+    probabilities = probability.cpu()
     return [
         {
             "sample_id": sample["sample_id"],
@@ -137,13 +137,13 @@ def _predictions(
             "prediction": prediction[i] if usable[i] else None,
             "prediction_name": _name(names, prediction[i]) if usable[i] else None,
             "confidence": confidence[i] if usable[i] else None,
-            "target": target[0] if usable[i] else None,
+            "target": target[0] if usable[i] and target else None,
             "targets": target if usable[i] else [],
             "target_names": [_name(names, each) for each in target] if usable[i] and names else None,
-            "probabilities": probabilities[i] if usable[i] else [],
+            "probabilities": probabilities[i, target].tolist() if usable[i] else [],
             "error": None if usable[i] or sample["status"] != "ok" else why,
         }
-        for i, (sample, target) in enumerate(zip(samples, targets.tolist(), strict=True))
+        for i, (sample, target) in enumerate(zip(samples, targets, strict=True))
     ]
 
 
@@ -152,12 +152,16 @@ def _name(names: Sequence[str] | None, number: int | None) -> str | None:
     return None if names is None or number is None or number >= len(names) else names[number]
 
 
-def _targets(run: Run, samples: list[dict[str, Any]], logits: Tensor) -> Tensor:
-    """The classes to explain, (B, k): k per input, as the job's ``target`` says."""
+def _targets(run: Run, samples: list[dict[str, Any]], logits: Tensor) -> list[list[int]]:
+    """The classes to explain per input, as the job's ``target`` says: at most ``run.targets_per_image``."""
     target = run.target
+    if run.explains_labels:
+        return [list(sample["labels"])[: run.targets_per_image] for sample in samples]
+    found: list[list[int]]
     if isinstance(target, dict):
-        return logits.topk(target["top"], 1).indices
-    if target == "predicted":
-        return logits.argmax(1, keepdim=True)
-    fixed = [sample["label"] for sample in samples] if target == "label" else [target] * len(samples)
-    return torch.tensor(fixed)[:, None]
+        found = logits.topk(target["top"], 1).indices.tolist()
+    elif target == "predicted":
+        found = logits.argmax(1, keepdim=True).tolist()
+    else:
+        found = [[sample["label"] if target == "label" else target] for sample in samples]
+    return found

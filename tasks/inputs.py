@@ -19,7 +19,7 @@ from explainers.models.text import TextClassifier
 from storage.datasets.dataset import Dataset, Sample
 from storage.datasets.geometry import prepare_image, size_of
 from storage.datasets.masks import BACKGROUND, OBJECT, prepare_mask
-from storage.datasets.notes import BOX_CROPPED, MASK_CROPPED, MASK_EMPTY, MASK_FULL
+from storage.datasets.notes import BOX_CROPPED, LABELS_CUT, MASK_CROPPED, MASK_EMPTY, MASK_FULL
 from storage.maps import shard_file, write_shard
 from storage.records import Step
 from storage.run import Run
@@ -75,6 +75,9 @@ def _row(run: Run, dataset: Dataset, index: int, out: np.ndarray) -> Row:
     """Read one input into ``out`` and return its sample row."""
     sample = dataset.samples[index]
     row = _blank(run, dataset, sample)
+    more = len(row["labels"]) - run.targets_per_image
+    if run.explains_labels and more > 0:
+        row["notes"].append(f"{LABELS_CUT}: {more}")
     try:
         item = dataset.load(index, row["notes"])
         if dataset.modality == "image":
@@ -151,7 +154,8 @@ def _blank(run: Run, dataset: Dataset, sample: Sample) -> Row:
         "sample_id": sample.sample_id,
         "uri": sample.uri,
         "label": run.class_of(sample.label),
-        "label_name": _label_name(dataset, sample.label),
+        "labels": [known for each in sample.every_label if (known := run.class_of(each)) is not None],
+        "label_name": _label_names(dataset, sample),
         "width": None,
         "height": None,
         "boxes": [],
@@ -163,9 +167,15 @@ def _blank(run: Run, dataset: Dataset, sample: Sample) -> Row:
     }
 
 
-def _label_name(dataset: Dataset, label: int | None) -> str | None:
+def _label_names(dataset: Dataset, sample: Sample) -> str | None:
+    """The dataset's own names of a sample's labels; None if it has none."""
+    names = [_label_name(dataset, label) for label in sample.every_label]
+    return "; ".join(name for name in names if name is not None) or None
+
+
+def _label_name(dataset: Dataset, label: int) -> str | None:
     """The dataset's own name of a label: where its classes have no names, the number as it is written."""
-    if label is None or not dataset.classes:
-        return None if label is None else str(label)
+    if not dataset.classes:
+        return str(label)
     # Sets without labels say so by -1, which is no class.
     return dataset.classes[label] if 0 <= label < len(dataset.classes) else None

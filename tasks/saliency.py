@@ -25,7 +25,7 @@ from tasks.meter import Meter
 from tasks.perform import Outcome, perform
 from tasks.results.agreement import agreement_of
 from tasks.run_parts import classifier_of, compute_of, plugin_of
-from tasks.shard_rows import STATUSES, batches, targets_and_seeds
+from tasks.shard_rows import NO_LABEL, STATUSES, batches, targets_and_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
     start, stop = run.rows_of(shard)
     targets, seeds = targets_and_seeds(run, shard, "saliency")
     arrays = _failed_arrays(explainer, stop - start)
+    arrays["status"][targets == NO_LABEL] = STATUSES.index(Status.NO_LABEL)
     meter = Meter(classifier.device)
     agreement: Agreement | None = None
     compared = False

@@ -99,8 +99,9 @@ def _score(run: Run, shard: int, explainer: str) -> Outcome:
 
 
 def _confidences(run: Run, samples: list[dict[str, Any]]) -> NDArray[np.float32]:
-    """The probability of each map's target on the whole input, (maps,); NaN if an input has no target."""
-    each = [sample["probabilities"] or [np.nan] * run.targets_per_image for sample in samples]
+    """The probability of each map's target on the whole input, (maps,); NaN where there is no target."""
+    k = run.targets_per_image
+    each = [[*sample["probabilities"], *[np.nan] * k][:k] for sample in samples]
     return np.array(each, np.float32).reshape(-1)
 
 

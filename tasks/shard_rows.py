@@ -19,6 +19,7 @@ from storage.samples import read_samples_of_shard
 from tasks.prefetch import prefetched
 from tasks.shard_reader import ShardReader
 
+NO_TARGET, NO_LABEL = -1, -2  # in place of a class: the image failed; it has fewer labels than others
 STATUSES = list(Status)  # a status is stored as its index in this list, so the order must not change
 
 
@@ -34,14 +35,15 @@ def targets_and_seeds(run: Run, shard: int, purpose: str) -> tuple[np.ndarray, n
     Returns
     -------
     targets
-        (maps,) int64; -1 if the image has no target.
+        (maps,) int64; ``NO_TARGET`` if the image failed, ``NO_LABEL`` if it has no further label.
     seeds
         (maps,) int64; maps of one image share a seed.
     """
     classes, seeds = [], []
     for sample in read_samples_of_shard(run.root, shard):
         targets = list(sample["targets"])
-        classes += targets + [-1] * (run.targets_per_image - len(targets))
+        nothing = NO_LABEL if run.explains_labels and sample["status"] == "ok" else NO_TARGET
+        classes += targets + [nothing] * (run.targets_per_image - len(targets))
         # The sample's id, not its row: shards and batches of other sizes give the same maps.
         seeds += [seed_of(run.seed, purpose, sample["sample_id"])] * run.targets_per_image
     return np.array(classes, np.int64), np.array(seeds, np.int64)
@@ -61,7 +63,7 @@ def batches(
     of_images
         Arrays of the run with one row per image, by name.
     of_maps
-        Arrays with one row per map of the shard, by name; among them ``targets``, -1 if there is none.
+        Arrays with one row per map of the shard, by name; among them ``targets``, negative if there is none.
     device
         Where the tensors go.
 

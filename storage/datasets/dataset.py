@@ -34,16 +34,24 @@ class Sample:
     uri
         Place of the item, for people to read.
     label
-        Class index in the dataset's own numbering; None if the item has no label.
+        Class index in the dataset's own numbering; None if the item has no label, or may have several.
     boxes
         Boxes of the objects, in pixels of the image that :meth:`Dataset.load` gives, or in shares of
         its width and height.
+    labels
+        The class indices of an item that may have several labels, and has no ``label``.
     """
 
     sample_id: str
     uri: str
     label: int | None = None
     boxes: tuple[Box, ...] = ()
+    labels: tuple[int, ...] = ()
+
+    @property
+    def every_label(self) -> tuple[int, ...]:
+        """All labels of the item: :attr:`labels`, or the only one."""
+        return self.labels if self.label is None else (self.label,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +152,7 @@ class Drawn(Sequence[Sample]):
 
 def known(samples: Sequence[Sample]) -> list[Any]:
     """Return the facts about samples that belong to a dataset's fingerprint."""
-    return [(s.sample_id, s.label, s.boxes) for s in samples]
+    return [(s.sample_id, s.label, s.boxes, *((s.labels,) if s.labels else ())) for s in samples]
 
 
 def existing(path: Path | None, what: Literal["file", "folder"]) -> Path:

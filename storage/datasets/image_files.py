@@ -55,12 +55,18 @@ def open_listing(spec: DatasetSpec, bands: Bands = RGB) -> Dataset:
     """Open the images of a CSV listing, see :mod:`storage.datasets.listing`."""
     path = existing(spec.path, "file")
     images = existing(spec.images or path.parent, "folder")
-    entries, classes = read_listing(path)
+    listing = read_listing(path)
+    entries = listing.entries
     check_unit(path, [(e.file, e.boxes) for e in entries], spec.boxes)
-    samples = [Sample(e.file, str(images / e.file), e.label, tuple(e.boxes)) for e in entries]
+    samples = [
+        Sample(e.file, str(images / e.file), boxes=tuple(e.boxes), labels=tuple(e.labels))
+        if listing.several
+        else Sample(e.file, str(images / e.file), e.labels[0], tuple(e.boxes))
+        for e in entries
+    ]
     masks = {e.file: e.mask for e in entries if e.mask is not None}
     how = replace(spec.reading, bands=bands)
-    return of_files(images, spread(samples, spec.limit), classes, how, masks)
+    return of_files(images, spread(samples, spec.limit), listing.classes, how, masks)
 
 
 def of_files(

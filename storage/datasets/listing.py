@@ -1,6 +1,7 @@
 """CSV listings of images with the columns ``file,label`` and, optionally, ``xmin,ymin,xmax,ymax``.
 
-An image with several boxes has several rows. An optional column ``mask`` names the file of an image's mask.
+An image with several boxes has several rows. A column ``labels`` in place of ``label`` holds any number of
+labels with semicolons between them. An optional column ``mask`` names the file of an image's mask.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LARGEST = 2**31 - 1  # of a label; more classes than any model has
 # Words that programs write for a cell without a value; -1.#ind and the like are NaN in C.
 _MISSING = frozenset(["nan", "none", "null", "nil", "nat", "na", "n/a", "#n/a", "#na", "<na>"])
 _MISSING |= {"#ref!", "#value!", "#name?", "#num!", "#null!", "#div/0!", "1.#ind", "1.#qnan", "1.#inf"}
-_COLUMNS = ("file", "label", *BOX_COLUMNS, "mask")
+_COLUMNS = ("file", "label", "labels", *BOX_COLUMNS, "mask")
 csv.field_size_limit(1 << 26)  # a text may be longer than Python's default limit of 128 KiB
 Row = tuple[int, Mapping[str, str]]  # line number, cells by column
 
@@ -33,8 +34,8 @@ class Entry:
     ----------
     file
         The image's file, as written in the listing.
-    label
-        Class index.
+    labels
+        Class indices, in the order in which they are written; exactly one if the column is ``label``.
     boxes
         Boxes as they are written in the listing.
     mask
@@ -42,7 +43,7 @@ class Entry:
     """
 
     file: str
-    label: int
+    labels: list[int]
     boxes: list[Box] = field(default_factory=list)
     mask: str | None = None
 
@@ -53,13 +54,32 @@ class _Draft:
 
     line: int
     file: str
-    label: str
+    labels: list[str]
     boxes: list[Box]
     mask: str | None
 
 
-def read_listing(path: Path) -> tuple[list[Entry], list[str]]:
-    """Read the images of a listing, in the order of their first rows, and the class names.
+@dataclass
+class Listing:
+    """The images of a listing, in the order of their first rows.
+
+    Attributes
+    ----------
+    entries
+        The images.
+    classes
+        The class names; empty if the labels are numbers.
+    several
+        Whether the column is ``labels``, so that an image may have any number of them.
+    """
+
+    entries: list[Entry]
+    classes: list[str]
+    several: bool
+
+
+def read_listing(path: Path) -> Listing:
+    """Read the images of a listing.
 
     Labels are numbered by :func:`number_labels`. Other columns are ignored.
 
@@ -67,19 +87,25 @@ def read_listing(path: Path) -> tuple[list[Entry], list[str]]:
     ------
     ValueError
         If a column or a cell is missing, a column occurs twice or is spelt almost as one that is known, a box
-        is invalid, a file has two labels or masks, a file is listed again without another box, or labels mix
-        numbers and names. The message is one line with the file and
-        the line number.
+        is invalid, rows of a file have different labels or masks, a file is listed again without another box,
+        or labels mix numbers and names. The message is one line with the file and the line number.
     """
     drafts: dict[str, _Draft] = {}
+    several = False
     for line, row in _rows(path):
+        several = "labels" in row
         try:
             _add(drafts, line, row)
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from error
     found = list(drafts.values())
-    labels, classes = number_labels(path, [d.label for d in found], lambda index: f"line {found[index].line}")
-    return [Entry(d.file, n, d.boxes, d.mask) for d, n in zip(found, labels, strict=True)], classes
+    lines = [draft.line for draft in found for _ in draft.labels]
+    numbers, classes = number_labels(
+        path, [label for draft in found for label in draft.labels], lambda index: f"line {lines[index]}"
+    )
+    each = iter(numbers)
+    entries = [Entry(d.file, [next(each) for _ in d.labels], d.boxes, d.mask) for d in found]
+    return Listing(entries, classes, several)
 
 
 def number_labels(
@@ -215,30 +241,47 @@ def _check_header(path: Path, columns: list[str]) -> None:
             raise ValueError(f"{path}, line 1: there are two columns {name!r}; rename one")
     if len(columns) == 1 and re.search("[;\t|]", columns[0]):
         raise ValueError(f"{path}, line 1: {columns[0]!r} is one column; separate columns by commas")
-    missing = [name for name in ("file", "label") if name not in columns]
+    if "label" in columns and "labels" in columns:
+        raise ValueError(f"{path}, line 1: there are the columns label and labels; rename or remove one")
+    missing = [] if "file" in columns else ["file"]
+    missing += [] if "label" in columns or "labels" in columns else ["label"]
     if any(name in columns for name in BOX_COLUMNS):
         missing += [name for name in BOX_COLUMNS if name not in columns]
     if missing:
         raise ValueError(
-            f"{path}, line 1: the header lacks {', '.join(missing)}; it must have file,label and may have "
-            f"{','.join(BOX_COLUMNS)} and mask"
+            f"{path}, line 1: the header lacks {', '.join(missing)}; it must have file,label (or labels) and "
+            f"may have {','.join(BOX_COLUMNS)} and mask"
         )
 
 
 def _add(drafts: dict[str, _Draft], line: int, row: Mapping[str, str]) -> None:
     """Add a row to the draft of its file; raise ValueError if it contradicts earlier rows."""
-    file, label, box, mask = row["file"], row["label"], read_box(row), row.get("mask") or None
+    file, labels, box, mask = row["file"], _labels(row), read_box(row), row.get("mask") or None
     if not file:
         raise ValueError("the file is missing")
-    draft = drafts.setdefault(_same(file), _Draft(line, file, label, [], mask))
-    if draft.label != label:
-        raise ValueError(f"{file} has label {label} here and {draft.label} in line {draft.line}")
+    draft = drafts.setdefault(_same(file), _Draft(line, file, labels, [], mask))
+    if draft.labels != labels:
+        here, there = (";".join(each) for each in (labels, draft.labels))
+        advice = "" if "labels" in row else f"; if it has both, write {there};{here} into a column labels"
+        raise ValueError(f"{file} has label {here} here and {there} in line {draft.line}{advice}")
     if draft.mask != mask:
         raise ValueError(f"{file} has another mask here than in line {draft.line}")
     if draft.line != line and (box is None or box in draft.boxes):
         raise ValueError(f"{file} is listed again, without another box; its first row is line {draft.line}")
     if box is not None:
         draft.boxes.append(box)
+
+
+def _labels(row: Mapping[str, str]) -> list[str]:
+    """Return the labels of a row; raise ValueError if one is missing or written twice."""
+    if "labels" not in row:
+        return [row["label"]]
+    labels = [label.strip() for label in row["labels"].split(";")] if row["labels"] else []
+    for label in labels:
+        if not label or labels.count(label) > 1:
+            wrong = f"label {label} is written twice" if label else "a label is missing beside a semicolon"
+            raise ValueError(f"{wrong} in {row['labels']}")
+    return labels
 
 
 def _same(file: str) -> str:

@@ -29,6 +29,7 @@ MASK_CROPPED = "mask cropped away"
 MASK_ALPHA = "mask read from its alpha channel"
 MASK_LOSSY = "mask is a JPEG file"
 MASK_VALUES = "mask with several values besides 0, all of which count as the object"
+LABELS_CUT = "labels beyond target.labels, which are not explained"
 MASK_FRAME = "mask is the first of several frames"
 
 # What to do about a kind that is likely a mistake.

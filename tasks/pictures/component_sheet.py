@@ -132,8 +132,8 @@ def _found(run: Run, sample_id: str, explainer: str) -> tuple[int, dict[str, Any
             f"the job again to continue"
         )
     sample = read_samples_of_shard(run.root, shard)[place]
-    if sample["status"] != "ok":
-        raise ValueError(f"{sample_id} has no target: {sample['error']}")
+    if sample["target"] is None:
+        raise ValueError(f"{sample_id} has no target: {sample['error'] or 'it has no label'}")
     return run.bounds(shard)[0] + place, sample
 
 

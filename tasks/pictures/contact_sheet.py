@@ -40,7 +40,9 @@ def draw_contact_sheet(run: Run) -> None:
     usable = [
         row
         for row, sample in enumerate(samples)
-        if sample["status"] == "ok" and row // run.manifest.shard_rows not in lacking
+        # An image without any label is ok and has no target.
+        if sample["status"] == "ok" and sample["target"] is not None
+        if row // run.manifest.shard_rows not in lacking
     ]
     if not usable:
         return

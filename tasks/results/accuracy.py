@@ -27,8 +27,9 @@ class Accuracy(BaseModel):
     labels
         How the labels became the model's numbers, in words.
     exclusive
-        Whether classes exclude each other. Otherwise an image may have several labels, so that the numbers
-        are no accuracy: they say whether the most probable class is one of the labels.
+        Whether classes exclude each other for the model and in the dataset. Otherwise an image may have
+        several labels, so that the numbers are no accuracy: they say whether the most probable class is one
+        of the labels.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -87,17 +88,17 @@ def write_accuracy(run: Run) -> Accuracy | None:
     classes = run.manifest.num_classes
     if not run.manifest.labels or classes is None:
         return None
-    labelled, correct = read_hits(run.root, run.shards)
+    labelled, correct, several = read_hits(run.root, run.shards)
     found = Accuracy(
         labelled=labelled,
         correct=correct,
         classes=classes,
         labels=run.manifest.labels,
-        exclusive=run.manifest.exclusive,
+        exclusive=run.manifest.exclusive and not several,
     )
     share = "accuracy" if found.exclusive else "most_probable_is_a_label"
     more = {share: found.value, "no_better_than_chance": found.is_chance}
-    write_json(run.accuracy, found.model_dump() | more)
+    write_json(run.accuracy, found.model_dump(exclude_defaults=True) | more)
     return found
 
 

@@ -54,9 +54,9 @@ class Reasons:
         excluded_by
             The maps of the explainer by status.
         """
-        unusable = (Status.FAILED.value, Status.NOT_FINITE.value)
+        unusable = [s for s in (Status.FAILED, Status.NOT_FINITE, Status.NO_LABEL) if excluded_by.get(s)]
         if sum(excluded_by.values()) == sum(excluded_by[status] for status in unusable):
-            told = ", ".join(f"{excluded_by[status]} {status}" for status in unusable if excluded_by[status])
+            told = ", ".join(f"{excluded_by[status]} {status}" for status in unusable)
             return f"no map could be scored: {told}"
         metric = metrics.get(next(n for n, entry in self._run.metrics.items() if column in entry.columns))
         excluded = explainers.get(explainer).needs & getattr(metric, "excludes", frozenset())

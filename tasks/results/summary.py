@@ -88,7 +88,11 @@ def _counts(
     if _pool_of(run, metric):
         scored = curved[explainer].get(metric, np.zeros(len(own), bool))
     return {
-        "excluded_by": {s.value: int((statuses[~scored] == s.value).sum()) for s in Status},
+        "excluded_by": {
+            s.value: int((statuses[~scored] == s.value).sum())
+            for s in Status
+            if s != Status.NO_LABEL or run.explains_labels
+        },
         "degenerate": int(np.isin(statuses[scored], _FLAT).sum()),
     }
 

@@ -15,11 +15,11 @@ from PIL import Image
 from flows.job import JobError
 from flows.terminal import notes_of, unscored
 from runs import explained, prepared, tiny_job
-from storage.datasets.dataset import Dataset
+from storage.datasets.dataset import Dataset, Sample
 from storage.datasets.masks import IGNORED
 from storage.run import Run
 from storage.samples import read_samples
-from tasks.inputs import _label_name
+from tasks.inputs import _label_names
 from tasks.results.summary import summarise
 from tasks.scores import scores
 
@@ -227,5 +227,9 @@ def test_a_damaged_table_of_samples_is_named(folder: Path) -> None:
 
 def test_a_label_that_is_no_class_has_no_name() -> None:
     named, numbers = (Dataset([], classes, lambda *_: None, list) for classes in (["cat", "dog"], []))
-    assert [_label_name(named, label) for label in (None, -1, 0, 1, 2)] == [None, None, "cat", "dog", None]
-    assert [_label_name(numbers, label) for label in (None, 0, 7)] == [None, "0", "7"]
+    labels: list[tuple[int, ...]] = [(), (-1,), (0,), (1,), (2,), (1, 0), (2, 0)]
+    samples = [Sample("id", "uri", labels=each) for each in labels]
+    assert [_label_names(named, sample) for sample in samples] == [
+        None, None, "cat", "dog", None, "dog; cat", "cat"
+    ]  # fmt: skip
+    assert [_label_names(numbers, Sample("id", "uri", label)) for label in (None, 0, 7)] == [None, "0", "7"]

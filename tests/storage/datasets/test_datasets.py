@@ -120,6 +120,27 @@ def test_names_may_hold_digits(photos: Path) -> None:
         assert open_dataset(listing(photos, f'file,label\ncat/b.png,"{name}"\n')).classes == [name]
 
 
+def test_an_image_of_a_column_labels_has_any_number_of_them(photos: Path) -> None:
+    rows = 'file,labels,xmin,ymin,xmax,ymax\ncat/b.png, dog ;cat,1,1,3,3\ndog/a.png,"",,,,\n'
+    rows += "cat/b.png,dog;cat,2,2,4,4\n"
+    dataset = open_dataset(listing(photos, rows))
+    assert dataset.classes == ["cat", "dog"]
+    assert [sample.labels for sample in dataset.samples] == [(1, 0), ()]
+    assert [sample.every_label for sample in dataset.samples] == [(1, 0), ()]
+    assert [sample.label for sample in dataset.samples] == [None, None]
+    assert len(dataset.samples[0].boxes) == 2
+    other = open_dataset(listing(photos, rows.replace("dog;cat", "cat;dog").replace(" dog ;cat", "cat;dog")))
+    assert other.fingerprint != dataset.fingerprint
+
+
+def test_one_label_in_either_column_is_the_same_label(photos: Path) -> None:
+    one, several = (
+        open_dataset(listing(photos, f"file,{name}\ncat/b.png,7\n")) for name in ("label", "labels")
+    )
+    assert one.samples[0].every_label == several.samples[0].every_label == (7,)
+    assert (one.samples[0].label, several.samples[0].label) == (7, None)
+
+
 def test_images_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("file,label\nb.png,0\n")
     dataset = opened(kind="csv", path=tmp_path / "list.csv", images=photos / "cat")
@@ -164,7 +185,20 @@ def test_images_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None:
         ("file,label\na.png,True\n", "line 2: label True is a truth value"),
         ("file,label\na.png,2147483648\n", "line 2: label 2147483648 is larger than 2147483647"),
         (f"file,label\na.png,{'9' * 6000}\n", "line 2: label 99999999999999999999 is larger than"),
-        ("file,label\na.png,1\na.png,2\n", "line 3: a.png has label 2 here and 1 in line 2"),
+        (
+            "file,label\na.png,1\na.png,2\n",
+            "line 3: a.png has label 2 here and 1 in line 2; if it has both, write 1;2 into a column labels",
+        ),
+        ("file,labels\na.png,1;2\na.png,2\n", "line 3: a.png has label 2 here and 1;2 in line 2"),
+        ("file,labels\na.png,1;2;1\n", "line 2: label 1 is written twice in 1;2;1"),
+        ("file,labels\na.png,1;;2\n", "line 2: a label is missing beside a semicolon in 1;;2"),
+        ("file,labels\na.png,1;\n", "line 2: a label is missing beside a semicolon in 1;"),
+        ("file,labels\n,1\n", "line 2: the file is missing"),
+        ("file,labels\na.png,1\nb.png,\nc.png,2;dog\n", "line 4: label 'dog' is a name, but 1 in line 2"),
+        ("file,labels\na.png,1;0.5\n", "line 2: label 0.5 is no class index"),
+        ("file,label,labels\na.png,1,2\n", "line 1: there are the columns label and labels; rename or"),
+        ("files,labels\na.png,1\n", "line 1: the header lacks file; it must have file,label (or labels) and"),
+        ("file,Labels\na.png,1\n", "line 1: rename the column 'Labels' to 'labels'"),
         ("file,label\na.png,1\nb.png,2\na.png,1\n", "line 4: a.png is listed again"),
         ("file,label\na.png,1\nb.png,cat\n", "line 3: label 'cat' is a name, but 1 in line 2 is a number"),
         ("file,label,xmin,ymin,xmax,ymax\na.png,1,1,1,x,2\n", "line 2: the box 1,1,x,2 is not four numbers"),
