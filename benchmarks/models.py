@@ -44,9 +44,10 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 import psutil
 
 from sweep.listed import SOURCES, Entry, entries
-from sweep.page import page, read
+from sweep.page import STATES, page, read
 
 OUT = Path(__file__).parent / "models.csv"
+COUNTED = Path(__file__).parent / "timm_parameters.csv"
 # The children are copies of a process that has imported these.
 PRELOADED = ["torch", "torchvision", "timm", "open_clip", "transformers", "sweep.examined"]
 # One thread per child, and no question to a hub: all weights are random.
@@ -133,9 +134,7 @@ def sweep(asked: argparse.Namespace) -> None:
     known = {(row["source"], row["name"]) for row in read(asked.out)} if asked.out.exists() else set()
     listed = [
         each
-        for each in entries(
-            asked.sources, asked.small, asked.all_timm, asked.out.with_name("timm_parameters.csv")
-        )
+        for each in entries(asked.sources, asked.small, asked.all_timm, COUNTED)
         if (asked.only is None or any(fnmatch(each.name, pattern) for pattern in asked.only))
         and (each.source, each.name) not in known
     ]
@@ -152,6 +151,11 @@ def sweep(asked: argparse.Namespace) -> None:
             )
 
 
+def totals() -> Counter[str]:
+    """How many models of each source a sweep has that nothing was asked of."""
+    return Counter(each.source for each in entries(SOURCES, False, False, COUNTED))
+
+
 def report(found: list[dict[str, str]]) -> None:
     """Print how many models work, by source, and every one that does not."""
     for row in found:
@@ -159,7 +163,7 @@ def report(found: list[dict[str, str]]) -> None:
             print(f"{row['status']:8} {row['source']} {row['name']}: {row['reason']}")
     for source in SOURCES:
         counts = Counter(row["status"] for row in found if row["source"] == source)
-        told = ", ".join(f"{status} {counts[status]}" for status in ("works", "refused", "wrong", "failed"))
+        told = ", ".join(f"{status} {counts[status]}" for status in STATES)
         print(f"{source:12} {told}, of {counts.total()}")
     dear = [
         row
@@ -193,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
         sweep(asked)
         report(read(asked.out))
     else:
-        asked.table.write_text(page(read(asked.out)), encoding="utf-8")
+        asked.table.write_text(page(read(asked.out), totals()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from explainers.registry import explainers
 
 HEAD = 1e-4  # of the range of an input's logits
 _OF_CHANGE = 0.05  # of what other inputs change in the logits: a head that ignores its input exceeds it
-_ROUNDING = 3e-6  # of the largest logit: random weights may hardly let the logits change
+_ROUNDING = 1e-6  # of the largest logit: random weights may hardly let the logits change
 _PLACES = (3, 4)  # of the moving patch, from top to bottom and from left to right
 _FOLLOWS = 0.7  # the least correlation of where the grid changes with where the patch is
+_SEEN = 0.9  # the same of what a cell sees with where the cell is
 _FLOOR = 1e-4  # of the largest change: less counts as much
 _TRIED = 32  # cells without a gradient that are replaced
 _LEFT_OUT = 0.75  # of the rows and columns that a stride leaves, at least
@@ -131,9 +132,27 @@ def _answers(classifier: Classifier, activations: Tensor, row: int, column: int)
     return bool(((logits[1:] - logits[:1]).abs().max() > 1e-6 * logits[:1].abs().max()).item())
 
 
-@torch.no_grad()
 def follows(classifier: Classifier) -> str | None:
-    """Where the grid changes moves with a patch of a fine checkerboard over the input."""
+    """Where the grid changes moves with a patch of a fine checkerboard over the input.
+
+    With random weights a cell of a deep network may change wherever the patch is. Then the centre of the
+    pixels that a cell depends on has to move with the cell, more closely than is asked of the patch.
+    """
+    told = [
+        f"{side} {patch:.2f} and {seen:.2f}"
+        for side, patch, seen in zip(
+            ("rows", "columns"), _patched(classifier), _seen(classifier), strict=True
+        )
+        if not (patch >= _FOLLOWS or seen >= _SEEN)
+    ]
+    if told:
+        return f"patch: the change, and what cells see, do not follow their places: {' and '.join(told)}"
+    return None
+
+
+@torch.no_grad()
+def _patched(classifier: Classifier) -> list[float]:
+    """The correlation of the place of the change with that of the patch, for rows and for columns."""
     _, height, width = classifier.input_shape
     base = fresh(classifier, 1, 3) * 0.4 + 0.3
     rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
@@ -155,17 +174,45 @@ def follows(classifier: Classifier) -> str | None:
     level = strength.clamp(min=_FLOOR * strength.max().clamp(min=1e-30)).log()
     # A cell that changes wherever the patch is counts as little as a place that changes every cell.
     level = level - level.mean(0) - level.mean((1, 2), keepdim=True)
-    found = []
-    for axis, side in enumerate(("rows", "columns")):
-        if classifier.grid[axis] == 1:
-            continue
+    centres = []
+    for axis in (0, 1):
         cells = torch.arange(level.shape[1 + axis]).double()
-        centre = (level.sum(2 - axis) * (cells - cells.mean())).sum(1)
-        wanted = torch.tensor([place[axis] for place in places])
-        agreed = float(torch.corrcoef(torch.stack([centre, wanted.double()]))[0, 1].nan_to_num(0))
-        if not agreed >= _FOLLOWS:
-            found.append(f"{side} {agreed:.2f}")
-    return f"patch: the change does not follow it, correlation of {' and '.join(found)}" if found else None
+        centres.append((level.sum(2 - axis) * (cells - cells.mean())).sum(1))
+    return _correlations(classifier, torch.stack(centres), torch.tensor(places).T)
+
+
+def _seen(classifier: Classifier) -> list[float]:
+    """The correlation of a cell's place with the centre of the pixels it depends on, for rows and columns."""
+    h, w = classifier.grid
+    inputs = fresh(classifier, 1, 8).requires_grad_()
+    with torch.enable_grad():
+        maps = classifier.spatial(classifier.activations(inputs))[0]
+        weights = torch.randn(len(maps), generator=torch.Generator().manual_seed(9)).to(maps)
+        cells = [(row, column) for row in _spread(h) for column in _spread(w)]
+        centres = []
+        for row, column in cells:
+            (gradient,) = torch.autograd.grad(
+                (maps[:, row, column] * weights).sum(), inputs, retain_graph=True
+            )
+            energy = gradient[0].double().square().sum(0).cpu()
+            profiles = (energy.sum(1), energy.sum(0))
+            centres.append([float((each * torch.arange(len(each))).sum() / each.sum()) for each in profiles])
+    return _correlations(classifier, torch.tensor(centres).T, torch.tensor(cells).T)
+
+
+def _spread(length: int) -> list[int]:
+    """Four places along a side, or all if there are fewer."""
+    return sorted({round(share * (length - 1) / 3) for share in range(4)})
+
+
+def _correlations(classifier: Classifier, found: Tensor, wanted: Tensor) -> list[float]:
+    """Correlations of (2, n) places, along rows and along columns; 1 along a side of one cell."""
+    return [
+        1.0
+        if classifier.grid[axis] == 1
+        else float(torch.corrcoef(torch.stack([found[axis], wanted[axis]]).double())[0, 1].nan_to_num(0))
+        for axis in (0, 1)
+    ]
 
 
 def maps_by_hand(classifier: Classifier, other: Classifier) -> str | None:

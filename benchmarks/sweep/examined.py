@@ -173,7 +173,7 @@ def _fill(row: dict[str, Any], entry: Entry, table: dict[str, Any], device: str)
         row["seconds_to_build"] = round(counted.built - start, 2)
         row["seconds_to_find"] = round(time.perf_counter() - counted.built, 2)
         row["passes_to_find"] = counted.inputs
-        row["cut"] = getattr(classifier, "cut", "")
+        row["cut"] = classifier.way
         row["units"] = f"{classifier.units.count} {classifier.units.kind}"
         row["channels"] = classifier.channels
         row["prefix_tokens"] = classifier.prefix_tokens

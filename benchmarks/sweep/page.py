@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sweep.listed import SOURCES
 
+STATES = ("works", "refused", "wrong", "failed")
 _TITLES = {
     "torchvision": "torchvision",
     "timm": "timm",
@@ -44,9 +45,17 @@ def read(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def page(rows: Sequence[dict[str, str]]) -> str:
-    """The text of the page."""
-    parts = [_HEAD, _counts(rows), _versions(rows)]
+def page(rows: Sequence[dict[str, str]], listed: Mapping[str, int]) -> str:
+    """The text of the page.
+
+    Parameters
+    ----------
+    rows
+        Those of the sweep.
+    listed
+        How many models of each source the sweep has, without those that are swept on request.
+    """
+    parts = [_HEAD, _counts(rows, listed), _versions(rows)]
     for source in SOURCES:
         own = [row for row in rows if row["source"] == source and row["listed"] == "yes"]
         if own:
@@ -60,24 +69,20 @@ def _table(titles: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in every)
 
 
-def _counts(rows: Sequence[dict[str, str]]) -> str:
-    groups = [
-        (
-            _TITLES[source],
-            _SWEPT[source],
-            [row for row in rows if row["source"] == source and row["listed"] == "yes"],
-        )
-        for source in SOURCES
-    ]
+def _counts(rows: Sequence[dict[str, str]], listed: Mapping[str, int]) -> str:
+    groups = []
+    for source in SOURCES:
+        own = [row for row in rows if row["source"] == source and row["listed"] == "yes"]
+        groups.append((_TITLES[source], _SWEPT[source], f"{len(own)} of {listed[source]}", own))
     whole = [row for row in rows if row["source"] == "timm"]
     if any(row["listed"] == "no" for row in whole):
-        groups.insert(2, ("timm", "every model below 60 million parameters", _below(whole)))
-    states = ("works", "refused", "wrong", "failed")
+        below = _below(whole)
+        groups.insert(2, ("timm", "every model below 60 million parameters", str(len(below)), below))
     lines = []
-    for title, swept, own in groups:
+    for title, what, swept, own in groups:
         counts = Counter(row["status"] for row in own)
-        lines.append([title, swept, str(len(own)), *(str(counts[state]) for state in states)])
-    return _table(["source", "models", "swept", *states], lines)
+        lines.append([title, what, swept, *(str(counts[state]) for state in STATES)])
+    return _table(["source", "models", "swept", *STATES], lines)
 
 
 def _below(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
