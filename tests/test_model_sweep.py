@@ -175,15 +175,20 @@ def test_tokens_that_are_masked_in_the_pixels_are_found(
 
 
 def test_parameters_that_hide_a_branch_are_drawn_and_others_stay(examined: ModuleType) -> None:
-    network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2), nn.LayerNorm(2))
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(16, 16)
+    )
     with torch.no_grad():
+        network[4].weight.mul_(0.01)
         for parameter in (network[0].weight, network[1].weight, network[0].bias):
             parameter.zero_()
         network[3].weight.fill_(1e-6)
     before = copy.deepcopy(network.state_dict())
     examined.draw(network)
     changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == {"0.weight", "1.weight", "3.weight"}
+    assert changed == {"0.weight", "1.weight", "3.weight", "4.weight"}
+    assert float(network[4].weight.detach().std()) == pytest.approx(1 / 4)  # each number keeps its size
     assert bool(((network[3].weight >= 0.1) & (network[3].weight <= 0.3)).all())
 
 

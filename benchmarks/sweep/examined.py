@@ -53,6 +53,7 @@ COLUMNS = (
     "versions",
 )
 _LIBRARIES = {"open_clip": "open_clip_torch", "huggingface": "transformers"}
+_DIES_OUT = 0.3  # of its size that a signal keeps behind a layer
 _NEARLY_NOTHING = 0.05  # a constant parameter below it hides the branch that it scales
 
 
@@ -60,15 +61,23 @@ _NEARLY_NOTHING = 0.05  # a constant parameter below it hides the branch that it
 def draw(network: nn.Module) -> None:
     """Give random values to parameters that start as zero or as a small constant and so hide a branch.
 
-    These are last layers, class tokens, and the scales of residual branches. Biases stay as they are.
+    These are last layers, class tokens, and the scales of residual branches. Biases stay as they are. Weights
+    so small that a signal would die out in a narrow network are scaled up.
     """
     generator = torch.Generator().manual_seed(0)
     for name, parameter in network.named_parameters():
         values = parameter.detach().float()
-        if not values.numel() or values.min() != values.max() or values.abs().max() > _NEARLY_NOTHING:
+        if not values.numel():
             continue
+        constant = bool(values.min() == values.max() and values.abs().max() <= _NEARLY_NOTHING)
         if sum(length > 1 for length in parameter.shape) > 1:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+            if constant:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+            gain = float(parameter.std()) * (parameter.numel() / len(parameter)) ** 0.5
+            if 0 < gain < _DIES_OUT:
+                parameter.mul_(1 / gain)
+        elif not constant:
+            continue
         elif "bias" not in name and "beta" not in name:
             parameter.copy_(torch.rand(parameter.shape, generator=generator) * 0.2 + 0.1)
 
