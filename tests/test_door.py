@@ -507,7 +507,7 @@ PIXELS = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         ({"model": nn.Flatten()}, r"model: give what floodlit\.load returned, or floodlit\.Classifier"),
         (
             {"inputs": (PIXELS * 255).long()},
-            r"images are floats in \[0, 1\] or uint8, .* torch\.int64",
+            r"images are floats in \[0, 1\], uint8 or uint16, .* torch\.int64",
         ),
         (
             {"inputs": None},
