@@ -22,6 +22,7 @@ for command in (
     inspect_commands.verify,
     inspect_commands.components,
     inspect_commands.doctor,
+    inspect_commands.layers,
     inspect_commands.explainers,
     inspect_commands.metrics,
 ):

@@ -251,6 +251,40 @@ def doctor(
     raise typer.Exit(FAILED if bad else DONE)
 
 
+def layers(
+    job: Annotated[
+        Path, typer.Argument(metavar="JOB.toml", help="the job file; relative paths start at its folder")
+    ],
+) -> None:
+    """List the layers that could be the target layer of a job's model, from the logits backwards.
+
+    The layer that the job takes is marked with *. The cost is the number of operations (of products and
+    convolutions) behind the layer, as a share of the whole network's.
+    """
+    from flows.job import Job
+    from flows.job_file import read_job
+    from flows.layers import layers_of
+
+    table = Table("", "layer", "shape", "grid", "units", "prefix", "cut", "cost", "what was seen")
+    with _refusals():
+        rows = list(layers_of(read_job(job, Job)))
+    for row in rows:
+        place, layout = row.place, row.place.layout
+        assert layout is not None
+        table.add_row(
+            "*" if row.default else "",
+            text(place.layer),
+            "x".join(map(str, layout.shape)),
+            f"{layout.grid[0]}x{layout.grid[1]}",
+            f"{layout.units.count} {layout.units.kind}",
+            str(layout.prefix_tokens),
+            row.way,
+            "" if row.cost is None else f"{row.cost:.0%}",
+            text(f"refused: {place.refused}" if place.refused else place.reach),
+        )
+    console.print(table)
+
+
 def explainers() -> None:
     """List the explainers with their parameters and defaults."""
     from explainers.registry import explainers as registry

@@ -111,9 +111,14 @@ def _named(calls: list[_Seen]) -> Candidate:
 
 
 def _are_blocks(one: _Seen, other: _Seen) -> bool:
-    """Whether two modules lie side by side, are of one class and hold modules themselves."""
-    alike = type(one.module) is type(other.module) and next(one.module.children(), None) is not None
-    return alike and one.name.rpartition(".")[0] == other.name.rpartition(".")[0]
+    """Whether two modules lie side by side, are of one class and have weights of the same shapes."""
+    if one.module is other.module or type(one.module) is not type(other.module):
+        return False
+    if one.name.rpartition(".")[0] != other.name.rpartition(".")[0]:
+        return False
+    shapes = [[(name, each.shape) for name, each in at.module.named_parameters()] for at in (one, other)]
+    inner = next(one.module.children(), None) is not None
+    return inner and bool(shapes[0]) and shapes[0] == shapes[1]
 
 
 def _first_tensor(values: Any) -> tuple[Tensor | None, bool]:

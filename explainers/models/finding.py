@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from explainers.models.architectures import architecture_of, prefix_tokens_of
 from explainers.models.candidates import Candidate, candidates, noted
 from explainers.models.compute import full_precision, tf32
-from explainers.models.cutting import cut
+from explainers.models.cutting import Cut, cut
 from explainers.models.grid_checks import (
     changes,
     follows,
@@ -59,6 +59,8 @@ class Place:
         Why it cannot be the target layer, in a few words; None if it can.
     reach
         Which cells reach the logits, in a few words.
+    parts
+        The network, cut there; None if it was not cut.
     """
 
     layer: str
@@ -66,6 +68,7 @@ class Place:
     layout: Layout | None = None
     refused: str | None = None
     reach: str = ""
+    parts: Cut | None = None
 
 
 def resolve_layer(classifier: Classifier, layer: str | None) -> str:
@@ -287,4 +290,4 @@ def _cut(classifier: Classifier, place: Place, cells: Tensor) -> Place:
         return not difference(logits[1:], logits[:1]) <= REACHED
 
     whole, told = reach(cells, responds)
-    return replace(place, reach=told, refused=None if whole else told)
+    return replace(place, reach=told, refused=None if whole else told, parts=parts)
