@@ -87,7 +87,6 @@ class Counted:
 
     def __init__(self) -> None:
         self.inputs = 0
-        self.built = 0.0
 
     def load(self, table: dict[str, Any], device: str) -> Classifier:
         """The classifier of a ``[model]`` table, loaded as a job loads it."""
@@ -97,7 +96,6 @@ class Counted:
             network = build(*args)
             draw(network)
             network.register_forward_hook(self._count)
-            self.built = time.perf_counter()
             return network
 
         with patch.object(loading, "network_of", network_of):
@@ -175,12 +173,13 @@ def _fill(row: dict[str, Any], entry: Entry, table: dict[str, Any], device: str)
     """Fill a row; what is known when a model is refused stays in it."""
     counted, start = Counted(), time.perf_counter()
     with counted.load(table, device) as classifier:
+        row["seconds_to_build"] = round(time.perf_counter() - start, 2)
+        start, counted.inputs = time.perf_counter(), 0
         row["parameters"] = sum(each.numel() for each in classifier.network.parameters())
         row["input"] = "x".join(map(str, classifier.input_shape))
         row["layer"] = classifier.layer
         row["grid"] = "x".join(map(str, classifier.grid))
-        row["seconds_to_build"] = round(counted.built - start, 2)
-        row["seconds_to_find"] = round(time.perf_counter() - counted.built, 2)
+        row["seconds_to_find"] = round(time.perf_counter() - start, 2)
         row["passes_to_find"] = counted.inputs
         row["cut"] = classifier.way
         row["units"] = f"{classifier.units.count} {classifier.units.kind}"
