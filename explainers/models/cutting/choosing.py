@@ -116,21 +116,31 @@ class _Asked:
     logits: Tensor
 
     def check(self, backbone: nn.Module, head: nn.Module) -> None:
-        """Raise CutError if the parts do not give the network's own logits, for one input and for all."""
-        for count in (1, len(self.inputs)):
-            activations = backbone(self.inputs[:count])
+        """Raise CutError if the parts do not give the network's own logits, for one input and for all.
+
+        Heads run when the backbone is done with all inputs, and on these in the reverse order: what a module
+        remembers of its last input is a path around the layer too.
+        """
+        given = [backbone(self.inputs[:count]) for count in (len(self.inputs), 1)]
+        for activations, count in zip(given, (len(self.inputs), 1), strict=True):
             readable = isinstance(activations, Tensor) and activations.is_floating_point()
             if not readable or activations.shape[:1] != (count,):
                 raise no_batch(self.layer)
-            if not self._agrees(head(activations), slice(0, count)):
+            if not self._agrees(head(activations.flip(0)).flip(0), self.logits[:count]):
                 raise self._why(backbone, head)
 
     def check_bypass(self, backbone: nn.Module, head: nn.Module) -> None:
         """Raise CutError if there is a path around the layer, even one that changes the logits too little."""
         if isinstance(head, replayed.Head):
-            reads = head.reads_carrier(backbone(self.inputs[:1]))
-            # A gradient of zero says nothing where the logits do not change at all, as with weights of zero.
+            activations = backbone(self.inputs[:1])
+            reads = head.reads_carrier(activations)
+            # Where no gradient can be taken, logits that do not change at all say nothing.
             if reads or (reads is None and self._change < _ALIKE):
+                raise bypassed(self.layer)
+            # What has no gradient, such as a comparison, may be the same for all noise.
+            carriers = _unlike(self.inputs)
+            found = head.on(carriers)(activations.repeat(len(carriers), *[1] * (activations.ndim - 1)))
+            if not self._agrees(found, self.logits[:1].expand(len(carriers), -1)):
                 raise bypassed(self.layer)
 
     def serves(self, backbone: nn.Module, head: replayed.Head) -> bool:
@@ -148,9 +158,8 @@ class _Asked:
         """By how much the inputs change the logits, as a share of the largest one."""
         return difference(self.logits.flip(0), self.logits)
 
-    def _agrees(self, found: Tensor, rows: slice) -> bool:
-        """Whether logits of some of the inputs are the network's own, as far as these are numbers."""
-        expected = self.logits[rows]
+    def _agrees(self, found: Tensor, expected: Tensor) -> bool:
+        """Whether logits are the network's own, as far as these are numbers."""
         if not isinstance(found, Tensor) or found.shape != expected.shape:
             return False
         good = expected.isfinite().all(1)
@@ -162,7 +171,7 @@ class _Asked:
         """Why a cut does not give the network's logits."""
         if isinstance(head, replayed.Head):
             own = head.on(self.inputs[:1])
-            if self._agrees(own(backbone(self.inputs[:1])), slice(0, 1)):
+            if self._agrees(own(backbone(self.inputs[:1])), self.logits[:1]):
                 return bypassed(self.layer)  # an input's logits come with its own carrier alone
         return not_reproduced(self.layer)
 
@@ -187,3 +196,14 @@ class _Asked:
         if again:
             raise recomputed(self.layer)
         return True
+
+
+def _unlike(inputs: Tensor) -> Tensor:
+    """Inputs as different as pixels allow: (k, C, H, W), of one colour each, and one of two halves."""
+    low, high = inputs.amin((0, 2, 3)), inputs.amax((0, 2, 3))
+    C, H, W = inputs.shape[1:]
+    numbers = torch.arange(C, device=inputs.device)
+    bright = torch.stack([numbers < 0, numbers >= 0, *(numbers % 3 == each for each in range(min(C, 3)))])
+    colours = torch.where(bright, high, low)[:, :, None, None].expand(-1, C, H, W)
+    halves = torch.where(torch.arange(W, device=inputs.device) < W // 2, colours[:1], colours[1:2])
+    return torch.cat([colours, halves])

@@ -41,7 +41,7 @@ def not_reproduced(layer: str) -> CutError:
     """The parts do not give the network's own logits."""
     return CutError(
         f"model.layer: cut at {layer!r}, the network does not reproduce its own logits (it draws random "
-        "numbers, or writes to a tensor in place); name another layer"
+        "numbers, writes to a tensor in place, or keeps values of an earlier pass); name another layer"
     )
 
 

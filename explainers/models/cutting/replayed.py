@@ -241,27 +241,27 @@ class Head(nn.Module):
         return not any(stub.writes for stub in self._recorded().values())
 
     def reads_carrier(self, activations: Tensor) -> bool | None:
-        """Whether the carrier changes the logits (B, K), as far as their gradient says.
+        """Whether a path that has gradients leads from the carrier to the logits (B, K).
+
+        A gradient of zero is a path as well: behind a ReLU, other inputs may have another one.
 
         Returns
         -------
         bool or None
-            None if it does not say: there is a path from the carrier to the logits, and the gradient along it
-            is zero, or cannot be taken.
+            None if it cannot be told, since the network lets no gradient through.
         """
         carrier = self.carrier.clone().requires_grad_()
         with torch.enable_grad():
             try:
                 logits = self.on(carrier)(activations)
+                if not logits.requires_grad:
+                    return False
+                (gradient,) = torch.autograd.grad(logits.sum(), carrier, allow_unused=True)
             except RuntimeError as error:
                 if out_of_memory(error):
                     raise
                 return None
-            if not logits.requires_grad:
-                return False
-            weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
-            (gradient,) = torch.autograd.grad((logits * weights).sum(), carrier)
-        return bool((gradient != 0).any()) or None
+        return gradient is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies make a record of their own, since their weights change."""

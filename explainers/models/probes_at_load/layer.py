@@ -32,7 +32,8 @@ def head(asked: Asked) -> str:
     if not worst <= HEAD:
         raise RefusedError(
             f"model.layer: cut at {classifier.layer!r}, the network does not reproduce its own logits (it "
-            "draws random numbers, or writes to a tensor in place); name another layer"
+            "draws random numbers, writes to a tensor in place, or keeps values of an earlier pass); name "
+            "another layer"
         )
     return f"{in_words(worst)}, cut with {classifier.way}"
 

@@ -463,3 +463,53 @@ def test_a_head_in_lower_precision_gives_nearly_the_same(precision):
         found = chosen.head(tokens).float()
     assert not torch.equal(found, expected)
     assert (found - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+class Remembering(Base):
+    """A module keeps a mean of what it sees, and one behind the layer reads it from there."""
+
+    class Keeping(nn.Module):
+        def forward(self, maps):
+            self.kept = maps.mean((2, 3))
+            return maps
+
+    class Reading(nn.Module):
+        def __init__(self, keeping):
+            super().__init__()
+            self.keeping, self.fc = [keeping], nn.Linear(4, 5)
+
+        def forward(self, maps):
+            return self.fc(maps.mean((2, 3)) + self.keeping[0].kept)
+
+    def __init__(self):
+        super().__init__()
+        self.keeping = self.Keeping()
+        self.reading = self.Reading(self.keeping)
+
+    def before(self, x):
+        return self.conv(F.relu(self.block(self.keeping(self.stem(x)))))
+
+    def tail(self, maps):
+        return self.reading(maps)
+
+
+def test_what_a_module_keeps_of_its_last_input_is_a_path_around_the_layer():
+    network, inputs = Remembering().eval().requires_grad_(False), torch.rand(2, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"^model\.layer: cut at 'conv', .* keeps values of an earlier pass"):
+        cut(network, "conv", inputs)
+    assert cut(network, "stem", inputs).way == "fx"
+
+
+@pytest.mark.parametrize("gate", ["no gradient", "a gradient of zero"])
+def test_a_path_that_opens_for_red_images_alone_is_refused(gate):
+    network, inputs = network_and_inputs("a branch on values")
+    forward = network.forward
+
+    def opening(x):
+        red = x[:, :1].mean((2, 3)) - x[:, 1:2].mean((2, 3)) - 0.4  # noise is far from it
+        return forward(x) + ((red > 0).to(x) if gate == "no gradient" else F.relu(red))
+
+    network.forward = opening
+    assert torch.equal(network(inputs), forward(inputs))
+    with pytest.raises(ValueError, match=r"^model\.layer: the network has a path around 'conv'"):
+        cut(network, "conv", inputs)
