@@ -129,6 +129,9 @@ def _last_sound(classifier: Classifier) -> tuple[Place | None, list[Place]]:
             break
         if place.refused is None:
             found = place  # the first of several places that show the same
+            name, _, side = place.layer.partition(":")
+            if not side and next(classifier.network.get_submodule(name).parameters(), None) is not None:
+                break  # a module with weights shows what no earlier place does
         elif place.layout is not None:
             refused.append(place)
     return found, refused
