@@ -146,6 +146,36 @@ def noted(network: nn.Module, layers: Collection[str]) -> Iterator[dict[str, Ten
         yield kept
 
 
+def constant_tokens(network: nn.Module, run: Callable[[], Any]) -> dict[int, Tensor]:
+    """Find the tokens that are the same for all images, such as class tokens before any attention.
+
+    Parameters
+    ----------
+    network
+        The network whose modules are watched.
+    run
+        Runs it on two different inputs.
+
+    Returns
+    -------
+    dict
+        By the number T of tokens of a sequence (2, T, D) for which there are some: (T,) bool. The last
+        sequence of that length that has some counts; behind it, attention mixes the tokens.
+    """
+    found: dict[int, Tensor] = {}
+
+    def note(name: str, side: str, module: nn.Module, values: Any) -> None:  # noqa: ARG001
+        tensor, _ = _first_tensor(values)
+        if tensor is not None and tensor.ndim == 3 and len(tensor) == 2:
+            same = (tensor[0] == tensor[1]).all(-1)
+            if bool(same.any()) and not bool(same.all()):  # positions alone are all the same
+                found[tensor.shape[1]] = same
+
+    with _watched(network, note):
+        run()
+    return found
+
+
 @contextmanager
 def _watched(
     network: nn.Module,

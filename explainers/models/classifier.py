@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from explainers.models.architectures import prefix_tokens_of
 from explainers.models.black_box import check_fill
+from explainers.models.candidates import constant_tokens
 from explainers.models.clip import Clip
 from explainers.models.compute import eager, full_precision, tf32
 from explainers.models.cutting import Cut, Way, cut
@@ -22,6 +24,7 @@ from explainers.models.modality import MODALITIES, ModalityName
 from explainers.models.model_spec import Activation, Output, Part
 from explainers.models.outputs import Outputs
 from explainers.models.programs import check_can_be_cut
+from explainers.models.token_places import layout_behind
 from explainers.models.tokens import PatchTokens, find_tokens
 from explainers.numerics.masking import gaussian_blur
 
@@ -153,9 +156,32 @@ class Classifier(Frozen):
         try:
             if not isinstance(activations, Tensor) or len(activations) != len(self.probed):
                 raise ValueError("its output is not a tensor whose first axis is the batch")
-            return layout_of(tuple(activations.shape[1:]), self.input_size, prefix_tokens_of(self.network))
+            return self.layout_for(tuple(activations.shape[1:]))
         except ValueError as error:
             raise ValueError(f"model.layer: cannot explain {self.layer!r}: {error}") from error
+
+    @cached_property
+    def _constant_tokens(self) -> dict[int, Tensor]:
+        with _plainly():
+            return constant_tokens(self.network, lambda: self.logits(self.probed))
+
+    def layout_for(self, shape: tuple[int, ...]) -> Layout:
+        """How activations of a shape, without the batch axis, are read.
+
+        The prefix tokens of a sequence are those of a known architecture, or else the tokens that are the
+        same for all images before attention mixes them. If no token is, they are guessed; see
+        :func:`explainers.models.layout.layout_of`.
+
+        Raises
+        ------
+        ValueError
+            They are on no grid, or tokens that are the same for all images are not before the patches.
+        """
+        prefix = prefix_tokens_of(self.network)
+        same = self._constant_tokens.get(shape[0]) if len(shape) == 2 and prefix is None else None
+        if same is None:
+            return layout_of(shape, self.input_size, prefix)
+        return replace(layout_behind(same, self.input_size), shape=shape)
 
     # What the activations look like
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from explainers.models.architectures import architecture_of, prefix_tokens_of
+from explainers.models.architectures import architecture_of
 from explainers.models.candidates import Candidate, candidates, noted
 from explainers.models.compute import full_precision, tf32
 from explainers.models.cutting import Cut, cut
@@ -29,7 +29,7 @@ from explainers.models.grid_checks import (
     reached,
     strongly_filled,
 )
-from explainers.models.layout import Layout, layout_of
+from explainers.models.layout import Layout
 from explainers.models.probes_at_load.rows import REACHED
 from explainers.models.reasons import first_line
 from explainers.numerics.differences import difference
@@ -204,7 +204,7 @@ def _layout(classifier: Classifier, candidate: Candidate) -> tuple[Layout | None
     if len(shape) < 3 or shape[0] != len(classifier.probed):
         return None, "no grid"
     try:
-        layout = layout_of(shape[1:], classifier.input_size, prefix_tokens_of(classifier.network))
+        layout = classifier.layout_for(shape[1:])
     except ValueError:
         return None, "no grid"
     if any(cells < 2 for cells, pixels in zip(layout.grid, classifier.input_size, strict=True) if pixels > 1):

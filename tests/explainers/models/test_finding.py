@@ -26,6 +26,13 @@ class Patches(nn.Module):
         return torch.cat([self.first.expand(len(inputs), -1, -1), tokens], 1)
 
 
+class Behind(nn.Module):
+    """Moves the first token behind all others."""
+
+    def forward(self, tokens):
+        return tokens.roll(-1, 1)
+
+
 class Mixing(nn.Module):
     """A block in which every token gets a little of the mean of all, beside itself."""
 
@@ -136,6 +143,10 @@ TOYS = {
     "five prefix tokens": (
         lambda: nn.Sequential(Patches(5), Mixing(), Mixing(), Reading(0)), "2:input", (4, 4), "tokens", 5
     ),
+    "a class token behind the patches": (
+        lambda: nn.Sequential(nn.Sequential(Patches(1), Behind()), Mixing(), Mixing(), Reading(-1)),
+        "0.0.project", (4, 4), "channels", 0,
+    ),
     "maps of the classes": (
         lambda: nn.Sequential(nn.Conv2d(3, 6, 8, stride=8), nn.Conv2d(6, 5, 1), *CONV[2:]), "0", (4, 4),
         "channels", 0,
@@ -160,6 +171,16 @@ def test_the_layer_of_a_toy_is_the_one_known_by_hand(case):
     with Classifier(seeded(build), input_size=(32, 32)) as found:
         assert [found.layer, found.grid, found.units.kind, found.prefix_tokens] == expected
         probe(found)
+
+
+def test_a_layer_whose_class_token_is_behind_the_patches_is_refused_by_name():
+    build, *_ = TOYS["a class token behind the patches"]
+    told = r"^model\.layer: cannot explain '1': its 17 tokens are no grid of patches"
+    with (
+        Classifier(seeded(build), layer="1", input_size=(32, 32)) as classifier,
+        pytest.raises(ValueError, match=told),
+    ):
+        classifier.layout  # noqa: B018
 
 
 def test_a_network_without_a_place_is_refused_with_what_was_seen():
