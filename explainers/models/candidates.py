@@ -76,13 +76,13 @@ def candidates(
             with_weights.add(name)
         if not with_weights:
             return
-        tensor, plain = _first_tensor(values)
+        tensor, plain = first_tensor(values)
         if tensor is not None and tensor.requires_grad and tensor.is_floating_point():
             seen.pop((name, side), None)  # the last call counts, and moves behind those in between
             edge = get_gradient_edge(tensor)
             seen[name, side] = _Seen(name, side, module, tensor.detach(), edge, plain)
 
-    with _watched(network, note):
+    with watched(network, note):
         logits = run()
     if not logits.requires_grad:
         return logits, []
@@ -121,7 +121,7 @@ def _are_blocks(one: _Seen, other: _Seen) -> bool:
     return inner and bool(shapes[0]) and shapes[0] == shapes[1]
 
 
-def _first_tensor(values: Any) -> tuple[Tensor | None, bool]:
+def first_tensor(values: Any) -> tuple[Tensor | None, bool]:
     """The first tensor of a module's output or arguments, and whether it is all there is of them."""
     if isinstance(values, Tensor):
         return values, True
@@ -138,11 +138,11 @@ def noted(network: nn.Module, layers: Collection[str]) -> Iterator[dict[str, Ten
     kept: dict[str, Tensor] = {}
 
     def note(name: str, side: str, module: nn.Module, values: Any) -> None:  # noqa: ARG001
-        tensor, _ = _first_tensor(values)
+        tensor, _ = first_tensor(values)
         if name + side in layers and tensor is not None:
             kept[name + side] = tensor
 
-    with _watched(network, note, {layer.removesuffix(":input") for layer in layers}):
+    with watched(network, note, {layer.removesuffix(":input") for layer in layers}):
         yield kept
 
 
@@ -165,19 +165,19 @@ def constant_tokens(network: nn.Module, run: Callable[[], Any]) -> dict[int, Ten
     found: dict[int, Tensor] = {}
 
     def note(name: str, side: str, module: nn.Module, values: Any) -> None:  # noqa: ARG001
-        tensor, _ = _first_tensor(values)
+        tensor, _ = first_tensor(values)
         if tensor is not None and tensor.ndim == 3 and len(tensor) == 2:
             same = (tensor[0] == tensor[1]).all(-1)
             if bool(same.any()) and not bool(same.all()):  # positions alone are all the same
                 found[tensor.shape[1]] = same
 
-    with _watched(network, note):
+    with watched(network, note):
         run()
     return found
 
 
 @contextmanager
-def _watched(
+def watched(
     network: nn.Module,
     note: Callable[[str, str, nn.Module, Any], None],
     names: Collection[str] | None = None,

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from explainers.models.attention_calls import Attention, Watch, watching
+from explainers.models.candidates import first_tensor, watched
 from explainers.models.classifier import Classifier
 from explainers.models.compute import full_precision
 from explainers.models.layout import Layout
@@ -166,20 +168,36 @@ def _check_mixing(classifier: Classifier, images: Tensor, layout: Layout, reachi
     """Check that a token stays in its place, if attention lets every token see itself alone.
 
     Each cell that is changed in the pixels has to change its own token most in the first attention, and no
-    further tokens in the last.
+    further tokens in the last, nor in what any module takes or gives behind the first.
     """
     changed, expected = changed_cells(images, layout)
     values: list[Tensor] = []
+    mixed: list[Tensor] = []
+
+    def changes_at(call: int) -> Tensor:
+        return changes_of(values[call].transpose(1, 2).flatten(2))
+
+    def look(changes: Tensor) -> None:
+        first = changes_at(reaching[0])
+        reached = changes > _CHANGED * changes.amax(1, keepdim=True)
+        mixed.append((reached & (first <= _CHANGED / 10 * first.amax(1, keepdim=True))).any())
 
     def separate(attention: Attention) -> None:
-        values.append(attention.values.transpose(1, 2).flatten(2))
+        values.append(attention.values)
         T, K = attention.matrix.shape[-2:]
         attention.matrix.copy_(torch.eye(T, K))
 
-    with watching(separate):
+    def note(name: str, side: str, module: nn.Module, taken_or_given: Any) -> None:  # noqa: ARG001
+        tokens, _ = first_tensor(taken_or_given)
+        T = layout.shape[0]
+        if tokens is None or len(values) <= reaching[0] or tokens.ndim != 3:
+            return
+        if tokens.shape[:2] == (len(changed), T) and tokens.shape[2] != T:  # else they may be scores
+            look(changes_of(tokens))
+
+    with watching(separate), watched(classifier.network, note):
         classifier.logits(changed)
-    first, last = (changes_of(values[call]) for call in (reaching[0], reaching[-1]))
-    check_order(first, expected, layout)
-    reached = last > _CHANGED * last.amax(1, keepdim=True)
-    if bool((reached & (first <= _CHANGED / 10 * first.amax(1, keepdim=True))).any()):
+    check_order(changes_at(reaching[0]), expected, layout)
+    look(changes_at(reaching[-1]))
+    if bool(torch.stack(mixed).any()):
         raise ValueError("its tokens are mixed by more than attention")

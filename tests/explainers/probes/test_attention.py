@@ -263,7 +263,7 @@ class Mixed(nn.Module):
         self.first, self.second = Attention(8, num_heads=2), Attention(8, num_heads=2)
         self.queries = nn.Parameter(torch.rand(1, 65, 8))
         self.across = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.head = nn.Linear(8, 3)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
         patches = self.patches(inputs).flatten(2).mT
@@ -283,6 +283,8 @@ class Mixed(nn.Module):
         tokens = self.second(tokens)
         if self.kind == "queries":
             tokens, _ = self.across(self.queries.expand(patches.size(0), -1, -1), tokens, tokens)
+        if self.kind == "linear attention at last":
+            tokens = self.norm(tokens + tokens @ (tokens.mT @ tokens))
         return self.head(tokens[:, 0])
 
 
@@ -294,6 +296,7 @@ class Mixed(nn.Module):
         ("class token last", "its 65 tokens are no grid of patches behind tokens that are the same for all"),
         ("side by side", "its attention is computed side by side, and not block after block"),
         ("neighbours", "its tokens are mixed by more than attention"),
+        ("linear attention at last", "its tokens are mixed by more than attention"),
         ("gate", "a softmax of it multiplies no values, so that some of its attention may be missed"),
         ("queries", "one attention has 65 queries that are no part of the image, as in a pool"),
     ],
