@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storage.datasets.arrays import check_size
-from storage.datasets.decoding import LARGEST, PIXELS, contents, decode, decoded, loaded, rgb, turned
+from storage.datasets.decoding import (
+    LARGEST,
+    PIXELS,
+    contents,
+    decode,
+    decoded,
+    is_animated,
+    known_orientation,
+    loaded,
+    rgb,
+    turned,
+)
 from storage.datasets.depth import has_deep_colours, own_depth, scaled
 from storage.datasets.formats import ARRAY
 from storage.datasets.notes import FIRST_FRAME, Notes
@@ -25,17 +36,22 @@ from storage.files import UnreadableError
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what TIFF and BigTIFF files begin with
 _PLAIN = frozenset({1, 2})  # TIFF's photometric interpretations whose values are the bands: grey and RGB
+_SIGNED = 2  # TIFF's sample format of whole numbers with a sign
 _BANDS = "SCQ"  # TIFF's axes that are bands, whatever their length
 _AS_THEY_ARE = frozenset({"LA", "RGBA", "RGBX", "CMYK"})  # Pillow's modes of 2 and 4 bands
 _ALIKE = frozenset({1, 3})  # channels for which a grey image can stand, or three equal bands
 
 
 class _Values(NamedTuple):
-    """The values of a file (bands, H, W), and its EXIF orientation before and after they were read."""
+    """The values of a file (bands, H, W), and its EXIF orientation before and after they were read.
+
+    ``full`` says that the file states its own range, which its values were scaled from already.
+    """
 
     values: NDArray[Any]
     declared: int = 1
     left: int = 1
+    full: bool = False
 
 
 def read_bands(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -> NDArray[Any]:
@@ -93,7 +109,8 @@ def as_image(image: Image.Image, how: Reading, notes: Notes) -> Image.Image | ND
 def _finished(found: _Values, how: Reading, notes: Notes) -> NDArray[Any]:
     """Check the number of bands, scale their values, and turn them upright."""
     values = _as_many(found.values, how.bands.channels)
-    values = scaled(values, how.limits, notes, how.bands.stored or own_depth(values.dtype))
+    limits = None if found.full else how.limits
+    values = scaled(values, limits, notes, how.bands.stored or own_depth(values.dtype))
     if found.declared == 1:
         return np.ascontiguousarray(values)
     told: list[Notes] = [[] for _ in values]  # every band is turned, which is noted once
@@ -177,28 +194,48 @@ def _guarded(data: bytes, how: Reading, notes: Notes) -> _Values | None:
 
 def _of_tiff(data: bytes, channels: int, notes: Notes) -> _Values | None:
     """Read the first image of a TIFF file; None for a file of few bands of 8 bits, which Pillow reads."""
-    from tifffile import TiffFile  # imported late, because most images are no TIFF files
+    from tifffile import COMPRESSION, TiffFile  # imported late, because most images are no TIFF files
 
     with TiffFile(BytesIO(data)) as file:
-        page, series = file.pages[0], file.series[0]
-        tags: Any = page.tags  # type: ignore[union-attr]
+        page: Any = file.pages[0]
+        tags, series = page.tags, file.series[0]
         kind, samples, depth = (int(np.max(_tag(tags, code, 1))) for code in (262, 277, 258))
         alpha = bool({1, 2} & set(np.atleast_1d(_tag(tags, 338, 0)).tolist()))
-        known = kind not in _PLAIN or samples in _ALIKE or alpha
-        if len(file.pages) == 1 and depth <= 8 and known:
+        signed = _SIGNED in np.atleast_1d(_tag(tags, 339, 1))  # Pillow would read -1 as 255
+        known = kind not in _PLAIN or samples in _ALIKE or (alpha and samples != channels)
+        alone = len(file.pages) == 1 and known and not signed
+        if alone and (depth <= 8 or not _decodes(page)):
             return None
         if kind not in _PLAIN:
             raise UnreadableError(
                 f"is a TIFF file with the photometric interpretation {kind}, whose values are no brightness; "
                 "write it as grey or RGB"
             )
+        if depth < 8:
+            raise UnreadableError(f"is a TIFF file with {depth} bits per value; write it with 8")
+        if not _decodes(page):
+            raise UnreadableError(
+                f"is a TIFF file compressed by {COMPRESSION(page.compression).name}, which is not read "
+                "here; write it with deflate, or without compression"
+            )
         if math.prod(series.shape) * series.dtype.itemsize > LARGEST:
             raise UnreadableError(f"claims {series.dtype} {series.shape}; at most {LARGEST} bytes are read")
         sides = dict(zip(series.axes, series.shape, strict=True))
         _check_pixels(sides.get("Y", 0), sides.get("X", 0))
         values, axes = series.asarray(), series.axes
-        orientation = int(_tag(tags, 274, 1))
+        orientation = known_orientation(_tag(tags, 274, 1))
     return _Values(_bands_first(values, axes, channels, notes), orientation, orientation)
+
+
+def _decodes(page: Any) -> bool:
+    """Whether the library has what it needs to read the values of a page of a TIFF file."""
+    from tifffile import TIFF
+
+    try:
+        TIFF.DECOMPRESSORS[page.compression], TIFF.UNPREDICTORS[page.predictor]
+    except KeyError:
+        return False
+    return True
 
 
 def _tag(tags: Any, code: int, default: Any) -> Any:
@@ -235,6 +272,19 @@ def _bands_first(values: NDArray[Any], axes: str, channels: int, notes: Notes) -
 def _of_image(image: Image.Image, how: Reading, notes: Notes, data: bytes) -> _Values:
     """Read an image that Pillow has opened; ``data`` is its file, or empty where there is none."""
     channels = how.bands.channels
+    found = _of_bands(image, how, data)
+    if found is not None:
+        if is_animated(image):
+            notes.append(FIRST_FRAME)
+        return found
+    if channels in _ALIKE:  # upright already, and transparent pixels are on the background
+        return _Values(np.moveaxis(np.asarray(rgb(image, how, notes)), -1, 0))
+    return _Values(np.empty((len(image.getbands()), 1, 1), np.uint8))  # refused for its number of bands
+
+
+def _of_bands(image: Image.Image, how: Reading, data: bytes) -> _Values | None:
+    """Read the bands as they are; None for an image that has to become grey or colours first."""
+    channels = how.bands.channels
     if how.bands.stored != "uint8" and has_deep_colours(image):
         return _of_deep_colours(image, data, channels)
     if how.bands.stored != "uint8" and (image.mode in {"I", "F"} or image.mode.startswith("I;16")):
@@ -244,13 +294,12 @@ def _of_image(image: Image.Image, how: Reading, notes: Notes, data: bytes) -> _V
         clear = image.info.get("transparency")
         if isinstance(clear, int) and (values == clear).any():
             raise UnreadableError("has more than 8 bits and transparent pixels; set dataset.depth = 8")
-        return _Values(values.astype(np.uint16) if scaled_by_pillow else values, declared, left)
+        values = values.astype(np.uint16) if scaled_by_pillow else values
+        return _Values(values, declared, left, scaled_by_pillow)
     if channels not in _ALIKE and len(image.getbands()) == channels and image.mode in _AS_THEY_ARE:
         declared, left = loaded(image)
         return _Values(np.moveaxis(np.asarray(image), -1, 0), declared, left)
-    if channels in _ALIKE:  # upright already, and transparent pixels are on the background
-        return _Values(np.moveaxis(np.asarray(rgb(image, how, notes)), -1, 0))
-    return _Values(np.empty((len(image.getbands()), 1, 1), np.uint8))  # refused for its number of bands
+    return None
 
 
 def _of_deep_colours(image: Image.Image, data: bytes, channels: int) -> _Values:

@@ -155,6 +155,11 @@ def _orientation(image: Image.Image) -> int:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF data raise almost any error, and the pixels do not need them
         return 1
+    return known_orientation(value)
+
+
+def known_orientation(value: object) -> int:
+    """Return the value of the EXIF tag of the orientation; 1 if it is none of its values."""
     return value if isinstance(value, int) and value in _TURNS else 1
 
 

@@ -173,6 +173,10 @@ def _to_steps(values: NDArray, limits: tuple[float, float], notes: Notes) -> NDA
         raise UnreadableError("has values that are not finite")
     _note_cut(values, limits, notes)
     if values.dtype.kind in "iu" and low == int(low) and high == int(high):
+        kind = np.iinfo(values.dtype)
+        # What lies outside is cut first, since its product may be too large for 64 bits.
+        least, most = (min(max(int(x), int(kind.min)), int(kind.max)) for x in (low, high + 1))
+        values = values.clip(least, most)
         # The top of the range belongs to the last step.
         steps = (values.astype(np.int64) - int(low)) * 256 // (int(high) - int(low) + 1)
     else:

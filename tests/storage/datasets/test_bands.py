@@ -210,6 +210,29 @@ def test_values_that_have_no_place_between_black_and_white_are_refused(given: np
             scaled(given, None, [], stored)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("stored", ["uint8", "uint16", "float32"])
+def test_a_pgm_file_has_its_own_range_whatever_that_of_the_dataset_is(tmp_path: Path, stored: str) -> None:
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"P5 3 1 4095\n" + np.array([0, 1000, 4095], ">u2").tobytes())
+    with_range, without = (read_bands(path, how(1, stored, limits=limits)) for limits in ((0, 4095), None))
+    np.testing.assert_array_equal(with_range, without)
+    shares = with_range[0, 0] / {"uint8": 255, "uint16": 65535, "float32": 1}[stored]
+    np.testing.assert_allclose(shares, [0, 1000 / 4095, 1], atol=1 / 255)
+
+
+@given(
+    value=st.integers(-(2**63), 2**64 - 1),
+    low=st.integers(-(10**12), 10**12),
+    width=st.integers(1, 10**12),
+)
+def test_whole_numbers_of_any_size_are_cut_to_the_range(value: int, low: int, width: int) -> None:
+    kind = np.uint64 if value >= 2**63 else np.int64
+    high = min(low + width, 10**12 + 1)
+    found = scaled(np.array([value], kind), (float(low), float(high)), [], "uint8")
+    wanted = (value - low) * 256 // (high - low + 1)  # in Python, whose numbers have no end
+    assert int(found[0]) == min(max(wanted, 0), 255)
+
+
 def test_sixteen_bits_that_use_little_of_their_range_are_noted(tmp_path: Path) -> None:
     for largest, kinds in ((4095, [DEEP, DARK]), (65535, [DEEP])):
         notes: list[str] = []
@@ -302,6 +325,47 @@ def test_a_tiff_file_that_claims_more_than_is_read_is_refused(tmp_path: Path) ->
         file.pages[0].tags[257].overwrite(2**28)  # type: ignore[union-attr]
     with pytest.raises(UnreadableError, match=r"pixels; at most|claims"):
         read_bands(path, how(6))
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_an_orientation_that_does_not_exist_turns_nothing(tmp_path: Path, orientation: int) -> None:
+    bands = values((2, 3, 4))
+    tag = [(274, "H", 1, orientation, True)]
+    path = tiff(tmp_path / "a.tif", bands, planarconfig="separate", photometric="minisblack", extratags=tag)
+    np.testing.assert_array_equal(read_bands(path, how(2)), bands)
+
+
+def test_eight_bits_with_a_sign_are_not_read_as_without(tmp_path: Path) -> None:
+    path = tiff(tmp_path / "a.tif", np.array([[-128, 0, 127]], np.int8))
+    with pytest.raises(UnreadableError, match=r"int8 from -128 to 127 .* set dataset\.range"):
+        read_bands(path, how(1))
+    np.testing.assert_array_equal(read_bands(path, how(1, "uint8", limits=(-128, 127))), [[[0, 128, 255]]])
+
+
+def test_a_fourth_band_that_is_called_transparency_changes_no_other_band(tmp_path: Path) -> None:
+    bands = values((4, 5, 4), "uint8")
+    path = tiff(tmp_path / "a.tif", bands, photometric="rgb", extrasamples=["assocalpha"])
+    np.testing.assert_array_equal(read_bands(path, how(4)), np.moveaxis(bands, -1, 0))
+
+
+def test_further_frames_of_four_bands_are_noted(tmp_path: Path) -> None:
+    first, second = (Image.new("RGBA", (4, 4), (value, 2, 3, 4)) for value in (1, 9))
+    first.save(tmp_path / "a.png", save_all=True, append_images=[second])
+    notes: list[str] = []
+    assert (read_bands(tmp_path / "a.png", how(4), notes)[0] == 1).all()
+    assert notes == [FIRST_FRAME]
+
+
+def test_a_compression_that_only_pillow_reads_is_read_or_refused_with_what_to_do(tmp_path: Path) -> None:
+    grey = Image.fromarray(values((5, 7)))
+    grey.save(tmp_path / "one.tif", compression="tiff_lzw")
+    np.testing.assert_array_equal(read_bands(tmp_path / "one.tif", how(1))[0], np.asarray(grey))
+    grey.save(tmp_path / "two.tif", compression="tiff_lzw", save_all=True, append_images=[grey])
+    if 5 in tifffile.TIFF.DECOMPRESSORS:  # where imagecodecs is installed
+        np.testing.assert_array_equal(read_bands(tmp_path / "two.tif", how(2)), [np.asarray(grey)] * 2)
+    else:
+        with pytest.raises(UnreadableError, match="LZW, which is not read here; write it with deflate"):
+            read_bands(tmp_path / "two.tif", how(2))
 
 
 def test_palettes_of_deep_files_are_refused_as_no_brightness(tmp_path: Path) -> None:
