@@ -177,7 +177,7 @@ def _in_its_folder(job: TrainJob, setup: TrainingSetup, dataset_fingerprint: str
     """Load the networks, create or open the training's folder, and return the setup with this folder."""
     classifier, auxiliary = networks(setup, "cpu")
     with closing(classifier), closing(auxiliary):
-        probe(classifier)
+        probe(classifier, of_layers=False)  # a head reads no layer of the classifier
         facts = {
             # The images of each step depend on the number of processes.
             "processes": setup.order.processes,

@@ -74,7 +74,8 @@ class TrainingFolder:
                 f"{root} holds another training: {'; '.join(told[:8])}. Choose another store, or restore the "
                 "old values"
             )
-        return cls(root, wanted)
+        # As it was written, since checkpoints hold its hash: later versions add keys that are not given.
+        return cls(root, known)
 
     def remove_partial_files(self) -> None:
         """Remove files that a killed process left while it was writing them."""

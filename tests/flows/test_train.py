@@ -230,6 +230,17 @@ def test_a_training_that_cannot_run_is_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_head_needs_no_layer_of_its_classifier(tmp_path: Path) -> None:
+    """All that the network's layers make of an image is its mean colour, which has no grid."""
+    (tmp_path / "mean.py").write_text(
+        "from torch import nn\n\n\ndef net():\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))\n"
+    )
+    flat = {"source": f"{tmp_path}/mean.py:net", "weights": "none"}
+    raw = raw_job(tmp_path / "run", processes=1, model=flat)
+    assert prepare_training(TrainJob.model_validate(raw)).folder.root == tmp_path / "run"
+
+
 @pytest.mark.parametrize("use", ["held out", "train"])
 def test_a_training_without_images_to_use_is_refused_in_one_line(use: str, tmp_path: Path) -> None:
     """Rows 0 and 10 are held out; the model says its size, so that no image has to."""

@@ -27,3 +27,10 @@ def test_a_damaged_training_json_is_one_line(tmp_path: Path, make: Callable[[Pat
     with pytest.raises(ValueError, match=r"training\.json cannot be read.*restore it") as refusal:
         TrainingFolder.create_or_open(tmp_path, {"seed": 0}, {})
     assert "\n" not in str(refusal.value)
+
+
+def test_a_training_of_an_earlier_version_keeps_its_hash(tmp_path: Path) -> None:
+    """Its checkpoint holds the hash, and later versions have keys that its training.json does not name."""
+    before = TrainingFolder.create_or_open(tmp_path, {"seed": 0, "model": {"name": "a"}}, {})
+    after = TrainingFolder.create_or_open(tmp_path, {"seed": 0, "model": {"name": "a", "fit": None}}, {})
+    assert after.hash == before.hash
