@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +72,9 @@ def _read(path: Path) -> Tensor:
     check_file(_KEY, path)
     try:
         # The file is mapped, not read: its header may claim more numbers than there are.
-        found: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.lib.format.open_memmap(path, mode="r")
         return torch.from_numpy(np.array(found, dtype=found.dtype.newbyteorder("=")))
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged header is Python text, for which almost any error is raised
         raise ValueError(f"{_KEY}: cannot read {path}: {first_line(error)}") from error

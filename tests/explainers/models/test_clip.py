@@ -300,10 +300,25 @@ def test_files_that_hold_no_embeddings_are_refused_in_one_line(models, tmp_path)
     (tmp_path / "claims.npy").write_bytes(claim.getvalue() + bytes(64))
     np.save(tmp_path / "objects.npy", np.array([{}, None]), allow_pickle=True)
     (tmp_path / "empty.npy").touch()
+    with (tmp_path / "many.npy").open("wb") as file:  # what np.savez writes, under another name
+        np.savez(file, rows=np.ones((2, 3)))
+    whole = claim.getvalue()
+    (tmp_path / "header.npy").write_bytes(whole.replace(b"}", b"(") + bytes(64))
     torch.save({"a": torch.zeros(2), "b": torch.zeros(2)}, tmp_path / "two.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     os.mkfifo(tmp_path / "pipe.npy")
-    names = ("claims.npy", "objects.npy", "empty.npy", "two.pt", "list.pt", "pipe.npy", "gone.npy", "gone.pt")
+    names = (
+        "claims.npy",
+        "objects.npy",
+        "empty.npy",
+        "many.npy",
+        "header.npy",
+        "two.pt",
+        "list.pt",
+        "pipe.npy",
+        "gone.npy",
+        "gone.pt",
+    )
     for name in names:
         with pytest.raises(ValueError, match=rf"^model\.class_embeddings: .*{name}") as refused:
             load(embedded(made, tmp_path / name))
