@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from explainers.models.cutting import cut
 from explainers.models.finding import Place, places
 from explainers.models.loading import load
 from flows.job import Job, JobError
@@ -56,16 +57,23 @@ def layers_of(job: Job) -> Iterator[Row]:
     with closing(classifier):
         try:
             chosen: str | None = classifier.layer
+            layout = classifier.layout
         except ValueError:  # there is none, and the rows say why
             chosen = None
         inputs = classifier.normalised(classifier.probed)
         whole = _operations(classifier.network, inputs) or 1
+        named = set()
         for place in places(classifier):
+            named.add(place.layer)
             if place.layout is not None and place.parts is not None:
                 cost = _operations(place.parts.head, place.values) / whole
                 yield Row(place, place.layer == chosen, place.parts.way, cost)
             elif place.layout is not None:
                 yield Row(place, place.layer == chosen)
+        if chosen is not None and chosen not in named:  # a tensor has one name here, of several that it has
+            parts = cut(classifier.network, chosen, inputs)
+            place = Place(chosen, parts.backbone(inputs), layout, reach="no row above has this name")
+            yield Row(place, True, parts.way, _operations(parts.head, place.values) / whole)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from flows.cli import app
-from runs import prepared, tiny_job, toml
+from runs import model, prepared, tiny_job, toml
 
 runner = CliRunner()
 
@@ -30,6 +30,15 @@ def test_the_layer_that_the_job_takes_is_marked_and_every_row_says_what_was_seen
     costs = [int(row[7].rstrip("%")) for row in rows if row[7]]
     assert costs == sorted(costs)  # the earlier the layer, the more lies behind it
     assert 50 < costs[-1] < 100  # the first convolution lies before the first layer
+
+
+def test_a_layer_that_is_listed_under_another_name_gets_a_row_of_its_own(tmp_path: Path) -> None:
+    default = prepared(tiny_job(tmp_path / "run")).layer
+    rows = listed(tmp_path, model=model("gap") | {"layer": "features.14"})
+    marked = [row for row in rows if row[0] == "*"]
+    assert [row[1] for row in marked] == ["features.14"]
+    same = next(row for row in rows if row[1] == default)
+    assert marked[0][2:8] == same[2:8]
 
 
 def test_a_job_that_is_none_ends_with_one_line_and_exit_code_2(tmp_path: Path) -> None:
