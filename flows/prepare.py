@@ -30,6 +30,7 @@ from explainers.requirements import unmet
 from flows.job import REGISTERED, Job, JobError, LabelTargets, TopTargets
 from flows.labels import Labels, not_numbered, translated
 from flows.plan import shard_images
+from flows.recorded_layer import with_recorded_layer
 from storage.datasets.dataset import Dataset
 from storage.datasets.depth import own_depth
 from storage.datasets.geometry import prepare_image
@@ -75,7 +76,7 @@ def prepare(job: Job) -> Run:
         bands = bands_of(job.dataset, job.model)
         dataset = open_dataset(job.dataset, bands)
         geometry, size, stored = _geometry(job, dataset, bands)
-        classifier = load(job.model, input_size=size, modality=dataset.modality)
+        classifier = load(with_recorded_layer(job), input_size=size, modality=dataset.modality)
         with closing(classifier):
             seen = _probed(job, classifier)
             # The checks need no compiled network, and compiling takes long.

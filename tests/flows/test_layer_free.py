@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from explainers.models import classifier
 from flows.job import JobError
 from runs import completed, explained, model, prepared, tiny_job
 from storage.maps import read
@@ -127,3 +128,16 @@ def test_workers_take_the_layer_that_the_run_recorded(tmp_path: Path) -> None:
     other = found.removesuffix(":input")
     recorded = run.manifest.model_copy(update={"identity": run.manifest.identity | {"layer": other}})
     assert classifier_of(Run(run.root, recorded)).layer == other
+
+
+def test_a_run_is_extended_at_its_layer_even_if_another_one_would_be_found_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = prepared(job(tmp_path / "run", [CAM], model("vit"))).layer
+    assert found is not None
+    earlier = "blocks.1:input"
+    assert earlier != found
+    monkeypatch.setattr(classifier, "resolve_layer", lambda _, layer: layer or earlier)
+    assert prepared(job(tmp_path / "other", [CAM], model("vit"))).layer == earlier
+    extended = prepared(job(tmp_path / "run", [CAM, {"name": "eigencam"}], model("vit")))
+    assert extended.layer == extended.manifest.explainers["eigencam"].layer == found
