@@ -14,6 +14,7 @@ from storage.files import regular
 from storage.layout import TABLES
 from storage.places import for_arrow
 from storage.run import Run
+from storage.samples import with_added_columns
 from storage.verify import check_results
 
 _WHEN = {
@@ -91,6 +92,8 @@ def _views(run: Run) -> dict[str, pa.dataset.Dataset]:
     for name in TABLES:
         if (root / name).exists():
             views[name.removesuffix(".parquet")] = _dataset([root / name])
+    if (samples := views.get("samples")) is not None:
+        views["samples"] = samples.replace_schema(with_added_columns(samples.schema))  # null in earlier runs
     there = sorted((root / "scores").glob("explainer=*/shard-*.parquet"))
     files = [regular(file) for file in there if run.layout.owner(file.relative_to(root).as_posix())]
     if files:

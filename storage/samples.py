@@ -167,6 +167,11 @@ def _part(root: Path, stage: str, shard: int) -> Path:
     return root / sample_part(stage, shard)
 
 
+def with_added_columns(schema: pa.Schema) -> pa.Schema:
+    """The columns of a ``samples.parquet`` of any version, and those that later versions added."""
+    return pa.schema([*schema, *(_MERGED.field(name) for name in sorted(_ADDED.difference(schema.names)))])
+
+
 def _write_part(root: Path, stage: str, shard: int, table: pa.Table) -> Path:
     path = _part(root, stage, shard)
     write_table(table, path)

@@ -154,7 +154,7 @@ def _blank(run: Run, dataset: Dataset, sample: Sample) -> Row:
         "sample_id": sample.sample_id,
         "uri": sample.uri,
         "label": run.class_of(sample.label),
-        "labels": [known for each in sample.every_label if (known := run.class_of(each)) is not None],
+        "labels": _classes(run, sample),
         "label_name": _label_names(dataset, sample),
         "width": None,
         "height": None,
@@ -165,6 +165,12 @@ def _blank(run: Run, dataset: Dataset, sample: Sample) -> Row:
         "status": "failed",
         "error": None,
     }
+
+
+def _classes(run: Run, sample: Sample) -> list[int]:
+    """The model's classes among a sample's labels, each once: several names may stand for one class."""
+    found = dict.fromkeys(run.class_of(label) for label in sample.every_label)
+    return [known for known in found if known is not None]
 
 
 def _label_names(dataset: Dataset, sample: Sample) -> str | None:

@@ -179,6 +179,15 @@ def test_labels_alone_means_all_of_them(tmp_path: Path) -> None:
     ]
 
 
+def test_two_names_of_one_class_are_one_label(tmp_path: Path) -> None:
+    raw = several(tmp_path, target="labels", explainers=[{"name": "gradcam"}])
+    (tmp_path / "names.txt").write_text("red, crimson\ngreen\nblue\n")
+    (tmp_path / "listing.csv").write_text("file,labels\na.png,crimson;green;red\n")
+    run = completed(raw)
+    assert [(s["labels"], s["targets"]) for s in read_samples(run.root)] == [([0, 1], [0, 1])]
+    assert maps_of(run.root)["gradcam/status"].tolist() == [0, 0, 5]
+
+
 def test_a_dataset_of_one_label_per_image_has_one_map_each(tmp_path: Path) -> None:
     labels = dict.fromkeys(IMAGES, 0)
     run = completed(job(tmp_path, "two", "label", labels, target="labels", explainers=[{"name": "gradcam"}]))
