@@ -66,8 +66,8 @@ def check_problem(spec: ModelSpec, config: Any) -> None:
     Raises
     ------
     ValueError
-        In one line that begins with the key: the model has a single output or several labels per input, and
-        the job does not say that these are logits of a sigmoid.
+        In one line that begins with the key: the model has a single output, several labels per input or no
+        classes, and the job does not say how its outputs are read.
     """
     if spec.activation is not None:
         return
@@ -80,6 +80,11 @@ def check_problem(spec: ModelSpec, config: Any) -> None:
         raise ValueError(
             f"model.activation: the configuration of {spec.name} says {config.problem_type}; set "
             'activation = "sigmoid"'
+        )
+    if config.problem_type == "regression":
+        raise ValueError(
+            f"model.activation: the configuration of {spec.name} says regression, which has no classes; set "
+            "activation if its outputs are logits of classes all the same"
         )
 
 

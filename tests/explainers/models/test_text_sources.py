@@ -169,6 +169,13 @@ def test_several_labels_per_text_are_refused_until_the_job_says_how_to_read_them
             assert classifier.exclusive == (activation == "softmax")
 
 
+def test_a_regression_is_refused_whatever_its_number_of_outputs(tmp_path):
+    saved(tmp_path, problem_type="regression")
+    assert "says regression, which has no classes; set activation if" in line(keys_of(tmp_path))
+    with text(tmp_path, activation="softmax") as classifier:
+        assert classifier.num_classes > 1
+
+
 def test_the_part_that_is_meant_cannot_be_named(tmp_path):
     refused = line(keys_of(saved(tmp_path), returns="loss"))
     assert refused == "model.returns: the logits of a classifier of texts are known; leave the key out"
