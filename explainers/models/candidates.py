@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
+from explainers.models.own_thread import own_thread
+
 _Edge = tuple[Node, int]  # an operation, and which of its results
 
 
@@ -183,6 +185,7 @@ def watched(
     names: Collection[str] | None = None,
 ) -> Iterator[None]:
     """Within the block, call ``note`` for what modules take and return: those of ``names``, or else all."""
+    mine = own_thread()
     with ExitStack() as hooks:
         for name, module in network.named_modules():
             if not name or (names is not None and name not in names):
@@ -190,10 +193,12 @@ def watched(
 
             def before(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
                 given = [*args, *kwargs.values()]
-                note(name, ":input", module, given[0] if given else None)
+                if mine():
+                    note(name, ":input", module, given[0] if given else None)
 
             def after(module: nn.Module, args: Any, output: Any, name: str = name) -> None:  # noqa: ARG001
-                note(name, "", module, output)
+                if mine():
+                    note(name, "", module, output)
 
             hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(after).remove)

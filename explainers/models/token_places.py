@@ -12,6 +12,7 @@ from explainers.models.attention_calls import Attention, watching
 from explainers.models.compute import eager
 from explainers.models.cutting import Cut, cut
 from explainers.models.layout import Layout, layout_of
+from explainers.models.own_thread import own_thread
 
 
 def cut_before_blocks(network: nn.Module, inputs: Tensor, logits: Tensor) -> Cut:
@@ -47,13 +48,17 @@ def _around_attention(network: nn.Module, inputs: Tensor) -> list[tuple[str, Ten
     first: list[tuple[str, Any]] = []
     names = {module: name for name, module in network.named_modules()}
     calls = dict.fromkeys(names.values(), 0)
+    mine = own_thread()
 
     def begin(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not mine():
+            return
         running.append((names[module], args[0] if args else None))
         calls[names[module]] += 1
 
     def end(*call: Any) -> None:  # noqa: ARG001
-        running.pop()
+        if mine():
+            running.pop()
 
     def note(attention: Attention) -> None:  # noqa: ARG001
         first.extend([] if first else running)
@@ -78,7 +83,8 @@ def _around_attention(network: nn.Module, inputs: Tensor) -> list[tuple[str, Ten
 def _is_bypassed(network: nn.Module, name: str, tokens: Tensor, others: Tensor, logits: Tensor) -> bool:
     """Whether other inputs lead to other logits, although the module ``name`` is given the same tokens."""
     module = network.get_submodule(name)
-    handle = module.register_forward_pre_hook(lambda _, args: (tokens, *args[1:]))
+    mine = own_thread()
+    handle = module.register_forward_pre_hook(lambda _, args: (tokens, *args[1:]) if mine() else None)
     try:
         with eager():
             found = network(others)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from explainers.models.own_thread import own_thread
+
 
 class StoppedError(BaseException):
     """A forward pass is stopped on purpose; no ``Exception``, which a network's own code might catch."""
@@ -72,13 +74,18 @@ def calls_of(
     outputs: dict[int, Any] = {}
     running: list[int] = []
     clock = iter(range(1 << 62))
+    mine = own_thread()
 
     def begin(module: nn.Module, _: Any) -> None:
+        if not mine():
+            return
         within = running[-1] if running else None
         running.append(len(calls))
         calls.append(Call(module, within, next(clock)))
 
     def end(module: nn.Module, _: Any, output: Any) -> None:
+        if not mine():
+            return
         while calls[place := running.pop()].module is not module:
             pass  # a call that an exception ended, and that the network went on from
         calls[place].ended = next(clock)

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from explainers.models.cutting.recording import Call, StoppedError, Stub, calls_of, give, record
 from explainers.models.cutting.refusals import never_called
+from explainers.models.own_thread import own_thread
 from explainers.numerics.batching import out_of_memory
 
 # The parts of all cuts share the modules of their networks, so that one part runs at a time.
@@ -118,12 +119,6 @@ def _around(calls: list[Call], position: int) -> set[int]:
     return found
 
 
-def _thread() -> Callable[[], bool]:
-    """A function that says whether it is called in the thread of this call."""
-    here = threading.get_ident()
-    return lambda: threading.get_ident() == here
-
-
 def _first(value: Any) -> Tensor:
     """The first tensor of what a module takes or gives."""
     for leaf in tree_flatten(value)[0]:
@@ -156,7 +151,7 @@ class Backbone(nn.Module):
                 raise StoppedError
 
         with _RUNNING, ExitStack() as undo:
-            self.place.watch(undo, see, _thread())
+            self.place.watch(undo, see, own_thread())
             try:
                 self.network(inputs)
             except StoppedError:
@@ -207,7 +202,7 @@ class Head(nn.Module):
         """What the network returns for activations (B, \\*shape); differentiable."""
         with _RUNNING, ExitStack() as undo:
             stubs = self._recorded()
-            mine = _thread()
+            mine = own_thread()
             waiting = give(undo, list(stubs.values()), len(activations), self._lend, mine)
             # A call of the target during one that is taken from the record is not made.
             missing = sum(not stubs.keys() & around for around in self._around)

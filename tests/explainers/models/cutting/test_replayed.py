@@ -316,6 +316,31 @@ def test_parts_in_other_threads_and_the_network_itself_do_not_disturb_each_other
     assert_untouched(network)
 
 
+class Doubled(Base):
+    """While the thread that made it runs it, another one runs it as well, at every call of a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.maker, self.others, self.seen = threading.get_ident(), torch.rand(3, 3, 8, 8), []
+
+    def forward(self, x):
+        if threading.get_ident() == self.maker:
+            x = x if float(x.detach().sum()) < 1e9 else -x  # cannot be traced
+            thread = threading.Thread(target=lambda: self.seen.append(self(self.others).detach()))
+            thread.start()
+            thread.join()
+        return super().forward(x)
+
+
+def test_another_thread_may_run_the_network_while_it_is_cut():
+    network, inputs = Doubled().eval().requires_grad_(False), torch.rand(2, 3, 8, 8)
+    chosen = cut(network, "conv", inputs)
+    torch.testing.assert_close(chosen.head(chosen.backbone(inputs)), network(inputs))
+    expected = Base.forward(network, network.others)
+    assert len(network.seen) > 10
+    assert all(torch.equal(each, expected) for each in network.seen)
+
+
 def test_a_copy_with_other_weights_makes_a_record_of_its_own():
     network, inputs = network_and_inputs("constants from before the layer")
     chosen = cut(network, "conv", inputs)
