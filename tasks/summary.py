@@ -70,7 +70,8 @@ def summary(root: str, tracking: str) -> dict[str, Any]:
     }
     with ExitStack() as copies:
         files = [copies.enter_context(on_this_machine(path)) for path in pictures]
-        numbers = {} if accuracy is None or accuracy.value is None else {"accuracy": accuracy.value}
+        shares = {} if accuracy is None else accuracy.numbers
+        numbers = {name: value for name, value in shares.items() if value is not None}
         whole = Result(_parameters(run), numbers, curves={})
         tracked = track(tracking, run.root, run.name, run.hash, whole, results, files)
     show_results(run, scores, costs, pictures, accuracy)

@@ -64,6 +64,11 @@ class Accuracy(BaseModel):
         so_few = float(binom.cdf(self.correct, self.labelled, (1 + guessing) / 2))
         return reached > _BY_CHANCE and so_few < _UNLUCKY
 
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        """The share of correct predictions under the name of what it is."""
+        return {"accuracy" if self.exclusive else "most_probable_is_a_label": self.value}
+
     def told(self) -> str:
         """The accuracy in one line, which says what to check if it is no better than chance."""
         if self.value is None:
@@ -96,8 +101,7 @@ def write_accuracy(run: Run) -> Accuracy | None:
         labels=run.manifest.labels,
         exclusive=run.manifest.exclusive and not several,
     )
-    share = "accuracy" if found.exclusive else "most_probable_is_a_label"
-    more = {share: found.value, "no_better_than_chance": found.is_chance}
+    more = found.numbers | {"no_better_than_chance": found.is_chance}
     write_json(run.accuracy, found.model_dump(exclude_defaults=True) | more)
     return found
 

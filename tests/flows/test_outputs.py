@@ -18,6 +18,7 @@ from runs import assert_same_results, completed, maps_of, prepared
 from storage.run import Run
 from storage.samples import merge_samples, read_samples
 from storage.verify import verify
+from tasks import summary
 from tasks.results.accuracy import read_accuracy
 
 # Each logit is known from the share of the image that has its colour: 12 (share - 0.2).
@@ -177,6 +178,22 @@ def test_labels_alone_means_all_of_them(tmp_path: Path) -> None:
         *(0, 0, 0),
         *(4, 4, 4),
     ]
+
+
+@pytest.mark.parametrize("network", ["several", "two"])
+def test_mlflow_gets_no_accuracy_of_several_labels(
+    network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = several(tmp_path, target="predicted", explainers=[{"name": "gradcam"}])
+    if network == "two":
+        labels = {name: int(RED in colours) for name, colours in IMAGES.items()}
+        raw = job(tmp_path, "two", "label", labels, explainers=[{"name": "gradcam"}])
+    run, logged = completed(raw), []
+    monkeypatch.setattr(summary, "track", lambda *given: logged.append(given[4].numbers))
+    for name in ("show_results", "show_links", "page_of"):
+        monkeypatch.setattr(summary, name, lambda *_: None)
+    summary.summary.fn(str(run.root), "")
+    assert logged == [{"accuracy": 1} if network == "two" else {"most_probable_is_a_label": 1}]
 
 
 def test_two_names_of_one_class_are_one_label(tmp_path: Path) -> None:
