@@ -27,7 +27,7 @@ from explainers.models.cutting.replayed import Backbone, Head
 from explainers.models.modality import ModalityName
 from explainers.models.model_spec import Part
 from explainers.models.outputs import Outputs
-from explainers.models.programs import code_of_scripts
+from explainers.models.programs import check_can_be_lowered, code_of_scripts
 from explainers.models.reasons import first_line
 from explainers.models.returned import PartError, chosen_part, part_of, unwrapping
 from explainers.numerics.fingerprint import sha256_of
@@ -146,12 +146,13 @@ class Frozen:
         Raises
         ------
         ValueError
-            In one line: the network does not run in this way on its device, or its logits are too large for
-            float16.
+            In one line: the network does not run in this way on its device, its logits are too large for
+            float16, or it is a program whose logits cannot stay in float32.
         """
         if compute == Compute():
             return
         if compute.precision != "float32":
+            check_can_be_lowered(self.network)
             self._keep_logits_whole()
         self._set(self, "compute", compute)
         if compute.compile:

@@ -37,6 +37,9 @@ class SavedProgram(nn.Module):
         return self.program(inputs)
 
 
+_PROGRAM = (SavedProgram, jit.ScriptModule)
+
+
 def torchscript_network(spec: ModelSpec, device: str | torch.device) -> nn.Module:
     """The TorchScript module in the job's file, as ``torch.jit.save`` writes it.
 
@@ -116,11 +119,26 @@ def check_can_be_cut(network: nn.Module) -> None:
     ValueError
         In one line that begins with ``model.layer``.
     """
-    if isinstance(network, SavedProgram | jit.ScriptModule):
+    if isinstance(network, _PROGRAM):
         raise ValueError(
             "model.layer: the network is a program (TorchScript or torch.export), which cannot be cut at a "
             "layer; choose explainers that need no layer, such as rise or occlusion, or give the nn.Module "
             "that it was made from as a callable"
+        )
+
+
+def check_can_be_lowered(network: nn.Module) -> None:
+    """Check that a network may compute in lower precision: a program is one piece, and so are its logits.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with ``compute.precision``.
+    """
+    if isinstance(network, _PROGRAM):
+        raise ValueError(
+            "compute.precision: the network is a program (TorchScript or torch.export), whose last layer "
+            "cannot stay in float32, so that its logits would be rounded; leave the key out"
         )
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from explainers.models.classifier import Classifier
+from explainers.models.compute import Compute
 from explainers.models.loading import ModelSpec, load, network_of
 from explainers.models.tensors import TensorClassifier
 
@@ -160,6 +161,14 @@ def test_weights_of_a_script_in_half_precision_are_read_in_float32(tmp_path):
     with series(keys) as classifier:
         expected = made().half().float().eval()(ROWS)
         torch.testing.assert_close(classifier.logits(ROWS), expected)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_program_is_not_computed_in_lower_precision_which_would_round_its_logits(name, tmp_path):
+    with series(FORMS[name](tmp_path / name)) as classifier:
+        with pytest.raises(ValueError, match=r"^compute\.precision: .* would be rounded; leave the key out$"):
+            classifier.use(Compute(precision="bfloat16"))
+        torch.testing.assert_close(classifier.logits(ROWS), made().eval()(ROWS))
 
 
 def test_a_program_is_not_cut_and_says_what_to_do(tmp_path):
