@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage.parquet import write_table
 from storage.records import Agreement, read_record
@@ -39,7 +40,9 @@ def write_costs(run: Run) -> pa.Table:
         facts = [record.facts for step in steps if (record := read_record(run.root, step))]
         costs = [each.cost for each in facts if each.cost is not None]
         maps = sum(cost.explained for cost in costs)
-        passes = read_values(run, name)["forward_passes"].drop_null().to_numpy()
+        scored = read_values(run, name)
+        # Where an image failed, or has no further label, there is no map to explain.
+        passes = scored.filter(pc.is_valid(scored["target"]))["forward_passes"].drop_null().to_numpy()
         found = next((each.agreement for each in facts if each.agreement), Agreement(None, None, None, None))
         rows.append(
             {

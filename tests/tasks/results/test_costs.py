@@ -52,10 +52,14 @@ def test_images_that_were_not_explained_do_not_make_it_cheap(tmp_path: Path) -> 
     for index in range(8):
         (folder / f"{index}.png").write_bytes(b"no image")
     Image.fromarray(digits.sample("test", 0).image).save(folder / "8.png")
-    chosen = {"dataset": {"kind": "folder", "path": str(folder)}, "explainers": [{"name": "gradcam"}]}
+    named = [{"name": "gradcam"}, {"name": "rise", "masks": 30}]
+    chosen = {"dataset": {"kind": "folder", "path": str(folder)}, "explainers": named}
     chosen |= {"metrics": [{"name": "sparseness"}], "controls": False}
     run = explained(prepared(tiny_job(tmp_path / "run", **chosen)))
-    (row,) = write_costs(run).to_pylist()
+    for shard in range(run.shards):
+        scores.fn(str(run.root), shard, "rise")
+    row, rise = write_costs(run).to_pylist()
+    assert rise["forward_passes"] == 30
     record = read_record(run.root, Step("saliency", 0, "gradcam"))
     assert record.rows == 9
     assert row["milliseconds"] == pytest.approx(1000 * record.facts.cost.explain_seconds)
