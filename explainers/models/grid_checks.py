@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from explainers.models.cell_orders import other_order
 from explainers.models.layout import Layout
 
 HEAD = 1e-3  # of the largest logit: the cut network may fuse operations otherwise than the whole one
@@ -165,6 +166,9 @@ def follows(changed: Tensor, places: tuple[int, int], has_axes: bool) -> tuple[b
     # A token that changes wherever the patch is, as registers do, hides the one that changes with it. So both
     # the change itself and its share of the cell's mean change are looked at.
     ratio = strength / strength.mean(0).clamp(min=_LEAST)
+    other = other_order(ratio, places)
+    if other is not None:
+        return False, f"as if cells were stored in another order: {other}"
     correlation, near = max((_followed(each, places) for each in (strength, ratio)), key=min)
     told = f"correlation {correlation:.2f}, near the patch at {near:.0%} of {places[0] * places[1]} places"
     if min(correlation, near) >= _FOLLOWS or correlation >= _SURELY:

@@ -124,6 +124,8 @@ class Tuples(nn.Module):
 
 
 SHUFFLED = torch.randperm(16, generator=torch.Generator().manual_seed(3))
+SNAKE = torch.tensor([0, 1, 2, 3, 7, 6, 5, 4, 8, 9, 10, 11, 15, 14, 13, 12])
+WINDOWS = torch.tensor([0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15])
 CONV = nn.Sequential(nn.Conv2d(3, 6, 8, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 # What is built, and the layer, the grid, the kind of its units and its prefix tokens.
@@ -146,6 +148,14 @@ TOYS = {
     "a class token behind the patches": (
         lambda: nn.Sequential(nn.Sequential(Patches(1), Behind()), Mixing(), Mixing(), Reading(-1)),
         "0.0.project", (4, 4), "channels", 0,
+    ),
+    "tokens of which every other row is reversed": (
+        lambda: nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), Patches(0, SNAKE), Reading(0, mean=True)),
+        "1.project", (4, 4), "channels", 0,
+    ),
+    "tokens in windows of 2x2": (
+        lambda: nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), Patches(0, WINDOWS), Reading(0, mean=True)),
+        "1.project", (4, 4), "channels", 0,
     ),
     "maps of the classes": (
         lambda: nn.Sequential(nn.Conv2d(3, 6, 8, stride=8), nn.Conv2d(6, 5, 1), *CONV[2:]), "0", (4, 4),
