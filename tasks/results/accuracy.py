@@ -101,7 +101,7 @@ def write_accuracy(run: Run) -> Accuracy | None:
         labels=run.manifest.labels,
         exclusive=run.manifest.exclusive and not several,
     )
-    more = found.numbers | {"no_better_than_chance": found.is_chance}
+    more = found.numbers | {"no_better_than_chance": found.is_chance if found.exclusive else None}
     write_json(run.accuracy, found.model_dump(exclude_defaults=True) | more)
     return found
 

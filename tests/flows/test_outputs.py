@@ -194,6 +194,8 @@ def test_mlflow_gets_no_accuracy_of_several_labels(
         monkeypatch.setattr(summary, name, lambda *_: None)
     summary.summary.fn(str(run.root), "")
     assert logged == [{"accuracy": 1} if network == "two" else {"most_probable_is_a_label": 1}]
+    written = json.loads((run.root / "accuracy.json").read_text())
+    assert written["no_better_than_chance"] is (False if network == "two" else None)  # it is not known
 
 
 def test_two_names_of_one_class_are_one_label(tmp_path: Path) -> None:
