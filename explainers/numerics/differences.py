@@ -13,6 +13,7 @@ def difference(found: Tensor, expected: Tensor) -> float:
     Classes whose logits are far larger than the two leading ones are left out: a network masks them, as with
     -1e9, and beside such a number no difference of the others would be seen.
     """
+    found, expected = (each.reshape(len(each), -1) for each in (found, expected))  # a single one may be (B,)
     leading = expected.topk(min(2, expected.shape[1]), 1).values.abs().max()
     live = expected.abs().amax(0) <= _MASKED * leading
     live |= ~live.any()

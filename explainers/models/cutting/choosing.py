@@ -162,7 +162,7 @@ class _Asked:
         """Whether logits are the network's own, as far as these are numbers."""
         if not isinstance(found, Tensor) or found.shape != expected.shape:
             return False
-        good = expected.isfinite().all(1)
+        good = expected.isfinite().reshape(len(expected), -1).all(1)  # a single logit may be (B,)
         if not bool(good.any()):
             return True  # nothing can be compared; the probes at load refuse such a network
         return difference(found[good], expected[good]) <= max(_ROUNDING, _SHARE * self._change)

@@ -114,3 +114,14 @@ def test_the_job_may_count_one_output_or_two_classes(tmp_path, classes):
         assert [each.name for each in classifier.class_names] == ["no", "yes"]
     with pytest.raises(ValueError, match=r"^model.num_classes: the network has 2 classes, not 3$"):
         load(spec.model_copy(update={"num_classes": 3}), input_size=(4,), modality="tensor")
+
+
+def test_a_network_that_returns_one_number_per_image_without_an_axis_for_it_can_be_cut():
+    class Squeezed(torch.nn.Sequential):
+        def forward(self, inputs):
+            return super().forward(inputs)[:, 0]
+
+    parts = torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 1)
+    with Classifier(Squeezed(*parts), input_size=(8, 8)) as classifier, torch.no_grad():
+        found = classifier.head(classifier.activations(classifier.probed))
+        torch.testing.assert_close(found, classifier.logits(classifier.probed))
