@@ -130,6 +130,7 @@ def test_an_image_costs_one_pass_for_each_component_and_one_for_the_blurred_inpu
         rows: list[int] = []
         first = next(m for m in classifier.network.modules() if isinstance(m, nn.Conv2d))
         batch = toys.batch(classifier, 3, forwards=8)
+        assert classifier.grid  # asking for it takes passes once
         handle = first.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
         found = explain(classifier, batch, components=5)
         handle.remove()

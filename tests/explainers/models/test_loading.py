@@ -157,7 +157,7 @@ def test_a_checkpoint_of_a_callable_is_loaded_into_what_it_returns(networks, tmp
         (
             {"source": "tensorflow"},
             r"model.source: unknown source 'tensorflow'; choose torchvision, timm, open_clip, "
-            "huggingface, package",
+            "huggingface, torchscript, exported, package",
         ),
         ({"source": "nowhere.to_be:found"}, r"model.source: cannot load 'nowhere.to_be:found': No module"),
         ({"source": "{networks}:missing"}, r"model.source: cannot load .*no attribute 'missing'"),
