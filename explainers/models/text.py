@@ -185,9 +185,6 @@ class TextClassifier(Frozen):
         seen = (sites < lengths.clamp(min=1)).long()
         return self._as_logits(self._pass(self._logits, packed, seen))
 
-    def _parts(self) -> list[nn.Module]:
-        return [self._logits]
-
     def sites(self, inputs: Tensor) -> Tensor:
         return _TEXTS.sites(inputs)
 
