@@ -150,7 +150,8 @@ class Classifier(Frozen):
         return self._cut.way
 
     @cached_property
-    def _layout(self) -> Layout:
+    def layout(self) -> Layout:
+        """How activations at the target layer are read."""
         with _plainly():
             activations = self.activations(self.probed)
         try:
@@ -186,34 +187,29 @@ class Classifier(Frozen):
     # What the activations look like
 
     @property
-    def layout(self) -> Layout:
-        """How activations at the target layer are read."""
-        return self._layout
-
-    @property
     def activation_shape(self) -> tuple[int, ...]:
         """Shape of the activations at the target layer, without the batch axis."""
-        return self._layout.shape
+        return self.layout.shape
 
     @property
     def grid(self) -> tuple[int, int]:
         """(h, w): height and width of the channel maps, or of the grid of patch tokens."""
-        return self._layout.grid
+        return self.layout.grid
 
     @property
     def prefix_tokens(self) -> int:
         """Number of tokens before the patch tokens; 0 for maps."""
-        return self._layout.prefix_tokens
+        return self.layout.prefix_tokens
 
     @property
     def units(self) -> Units:
         """The units that can be masked at the target layer: channels or patch tokens."""
-        return self._layout.units
+        return self.layout.units
 
     @property
     def channels(self) -> int:
         """D in :meth:`spatial`: the number of channel maps, or the length of a token."""
-        return self._layout.channels
+        return self.layout.channels
 
     def mask_units(self, activations: Tensor, keep: Tensor) -> Tensor:
         """Set the units outside ``keep`` to zero; prefix tokens are always kept.
@@ -230,7 +226,7 @@ class Classifier(Frozen):
         Tensor
             (B, \\*activation_shape).
         """
-        return self._layout.mask(activations, keep)
+        return self.layout.mask(activations, keep)
 
     def mask_channels(self, activations: Tensor, keep: Tensor) -> Tensor:
         """Set the channels outside ``keep`` to zero; prefix tokens are always kept.
@@ -249,11 +245,11 @@ class Classifier(Frozen):
         Tensor
             (B, \\*activation_shape).
         """
-        return self._layout.mask_channels(activations, keep)
+        return self.layout.mask_channels(activations, keep)
 
     def spatial(self, activations: Tensor) -> Tensor:
         """Activations as channel maps (B, D, h, w); tokens are laid on the grid, without prefix tokens."""
-        return self._layout.spatial(activations)
+        return self.layout.spatial(activations)
 
     def place(self, weights: Tensor, activations: Tensor) -> Tensor:
         """Make maps (B, h, w) from ``weights`` (B, U), one weight per unit.
@@ -261,7 +257,7 @@ class Classifier(Frozen):
         Where the units are channels, a map is the sum of the channel maps, each times its weight. Where they
         are tokens, the weights themselves are laid on the grid.
         """
-        return self._layout.place(weights, activations)
+        return self.layout.place(weights, activations)
 
     # The inputs, and what is shown in place of absent pixels
 
