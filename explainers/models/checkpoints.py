@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from explainers.models.checkpoint_files import read_file
 from explainers.models.checkpoint_sets import Checkpoint, MisfitError
@@ -72,17 +73,35 @@ def load_weights(
         In one line, if there is no such file, if it holds no state dict, if several sets fit and differ, or
         if values are not finite or of a type that says nothing without others.
     """
-    take_weights(network, path, read_file(path), key, training_only)
+    _take_weights(network, path, read_file(path), key, training_only)
 
 
-def take_weights(
+def load_or_convert(
     network: nn.Module,
     path: Path,
-    content: Any,
+    convert: Callable[[], None],
     key: str | None = None,
     training_only: tuple[str, ...] = (),
 ) -> None:
-    """Load the weights in ``content``, which was read from a file already; see :func:`load_weights`."""
+    """Load the weights in a file; where none fit, ``convert`` loads them, as a library does that of others.
+
+    See :func:`load_weights`. A file that holds several sets, or whose set the job names, is not converted,
+    because a library takes a set without asking.
+    """
+    content = read_file(path)
+    try:
+        _take_weights(network, path, content, key, training_only)
+    except MisfitError:
+        tables = [value for value in content.values() if isinstance(value, Mapping)]
+        sets = sum(any(isinstance(value, Tensor) for value in table.values()) for table in tables)
+        if key is not None or sets > 1:
+            raise
+        convert()
+
+
+def _take_weights(
+    network: nn.Module, path: Path, content: Any, key: str | None, training_only: tuple[str, ...]
+) -> None:
     checkpoint = Checkpoint(path, content, network, training_only)
     place, others = checkpoint.chosen(key)
     state, cast = checkpoint.values(place)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from explainers.models.checkpoint_files import read_file
-from explainers.models.checkpoint_sets import MisfitError, check_finite
-from explainers.models.checkpoints import take_weights
+from explainers.models.checkpoint_sets import check_finite
+from explainers.models.checkpoints import load_or_convert
 from explainers.models.class_embeddings import given_embeddings
 from explainers.models.clip import Clip, embed_classes
 from explainers.models.image_towers import open_clip_tower
@@ -196,7 +195,7 @@ def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
         raise not_downloaded(spec, error, "folder" if ":" in name else "file") from error
     tokenizer = tokenizer_of(spec, lambda: open_clip.get_tokenizer(name))
     if file is not None:
-        _load_file(spec, model, file)
+        load_or_convert(model, file, lambda: _convert(spec, model, file), spec.weights_key)
     check_finite(spec.weights or "", model)
     model.visual.output_tokens = False  # CoCa's tower would return the patch tokens as well
     return clip_of_texts(
@@ -240,19 +239,11 @@ def _not_loaded(spec: ModelSpec, error: Exception) -> ValueError:
     return ValueError(f"model.weights: open_clip cannot load {spec.name}: {first_line(error)}")
 
 
-def _load_file(spec: ModelSpec, model: nn.Module, file: Path) -> None:
-    """Load a file of weights; the library gets one that does not fit, because it converts those of others."""
+def _convert(spec: ModelSpec, model: nn.Module, file: Path) -> None:
+    """Load a file that others wrote, or that has positions for another size, as the library converts it."""
     import open_clip
 
-    content = read_file(file)
     try:
-        take_weights(model, file, content, spec.weights_key)
-    except MisfitError:
-        tables = [value for value in content.values() if isinstance(value, Mapping)]
-        sets = sum(any(isinstance(value, Tensor) for value in table.values()) for table in tables)
-        if spec.weights_key is not None or sets > 1:  # the library would take one without asking
-            raise
-        try:
-            open_clip.load_checkpoint(model, str(file))
-        except Exception as error:
-            raise _not_loaded(spec, error) from error
+        open_clip.load_checkpoint(model, str(file))
+    except Exception as error:
+        raise _not_loaded(spec, error) from error

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from explainers.models.checkpoint_files import read_file
 from explainers.models.checkpoint_sets import MisfitError
-from explainers.models.checkpoints import take_weights
+from explainers.models.checkpoints import load_or_convert
 from explainers.models.model_spec import LOCAL_DIR, ModelSpec, is_file
 
 # Smallest towers in place of the model's own, which may need files from a hub.
@@ -78,12 +77,7 @@ def open_clip_tower(spec: ModelSpec, quick_gelu: bool, device: str | torch.devic
     if weights == "none":
         return tower
     file = Path(weights) if is_file(weights) else _published(name, weights)
-    try:
-        take_weights(tower, file, read_file(file), spec.weights_key, _OF_TEXT)
-    except MisfitError:
-        if spec.weights_key is not None:
-            raise
-        _take_converted(tower, model, file)
+    load_or_convert(tower, file, lambda: _convert(tower, model, file), spec.weights_key, _OF_TEXT)
     return tower
 
 
@@ -103,7 +97,7 @@ def _published(name: str, tag: str) -> Path:
     return Path(download_pretrained(get_pretrained_cfg(name, tag)))
 
 
-def _take_converted(tower: ImageTower, model: Any, file: Path) -> None:
+def _convert(tower: ImageTower, model: Any, file: Path) -> None:
     """Load a file that others wrote, or that has positions for another size, as the library converts it.
 
     Raises

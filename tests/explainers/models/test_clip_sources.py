@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -364,8 +365,13 @@ def test_files_of_others_are_converted_by_the_library_unless_they_hold_several_s
     torch.save({"state_dict": first, "optimizer": {"state": {}}}, tmp_path / "larger.pt")
     with load(ModelSpec(**keys)) as classifier:  # the library interpolates the embeddings of positions
         assert torch.equal(classifier.network.visual.conv1.weight, first["visual.conv1.weight"])
+    np.save(tmp_path / "rows.npy", np.eye(len(keys["classes"]), 8, dtype=np.float32))
+    embedded = keys | {"class_embeddings": str(tmp_path / "rows.npy")}
+    with load(ModelSpec(**embedded)) as classifier:
+        assert torch.equal(classifier.network.visual.conv1.weight, first["visual.conv1.weight"])
     torch.save({"state_dict": first, "state_dict_ema": second}, tmp_path / "larger.pt")
-    assert "does not fit the network: its names begin with 'state_dict" in line(keys)
+    for several in (keys, embedded):
+        assert "does not fit the network: its names begin with 'state_dict" in line(several)
 
 
 # Folders
