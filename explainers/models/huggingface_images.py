@@ -48,12 +48,12 @@ def huggingface_preprocessing(spec: ModelSpec) -> Preprocessing:
     """
     from transformers import AutoImageProcessor
 
-    folder = Path(str(spec.name))
-    timms = _config(spec).model_type == "timm_wrapper"  # its preprocessing is in config.json
+    folder, config = Path(str(spec.name)), _config(spec)
+    timms = config.model_type == "timm_wrapper"  # its preprocessing is in config.json
     if folder.is_dir() and not timms and not any((folder / name).exists() for name in _PROCESSOR_FILES):
         raise UnreadableStepsError(f"has no image processor (there is no {_PROCESSOR_FILES[0]})")
     processor = from_pretrained(spec, AutoImageProcessor.from_pretrained, trust_remote_code=False)
-    channels = getattr(_config(spec), "num_channels", None) or 3
+    channels = getattr(config, "num_channels", None) or 3
     return of_processor(processor, spec.mean, spec.std, channels)
 
 
