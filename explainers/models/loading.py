@@ -79,6 +79,11 @@ def _moved_later(
     return lambda spec, device: build(spec)  # noqa: ARG005
 
 
+def _no_steps(spec: ModelSpec) -> Preprocessing:  # noqa: ARG001
+    """The preprocessing of a source that states none."""
+    return Preprocessing()
+
+
 _SOURCES = {
     "torchvision": _Source(
         _moved_later(torchvision_network),
@@ -95,17 +100,10 @@ _SOURCES = {
     "huggingface": _Source(
         huggingface_network, huggingface_preprocessing, reads_weights=True, takes_classes=has_text_tower
     ),
+    "torchscript": _Source(torchscript_network, _no_steps, reads_weights=True, any_channels=True),
+    "exported": _Source(exported_network, _no_steps, reads_weights=True, any_channels=True),
 }
-_SOURCES |= {
-    name: _Source(
-        network,
-        lambda spec: Preprocessing(),  # noqa: ARG005
-        reads_weights=True,
-        any_channels=True,
-    )
-    for name, network in (("torchscript", torchscript_network), ("exported", exported_network))
-}
-_CALLABLE = _Source(_moved_later(called_network), lambda spec: Preprocessing(), any_channels=True)  # noqa: ARG005
+_CALLABLE = _Source(_moved_later(called_network), _no_steps, any_channels=True)
 
 # Keys that only one modality has.
 _ONLY: dict[str, ModalityName] = {
@@ -232,9 +230,8 @@ def _of_images(spec: ModelSpec, device: str | torch.device, input_size: tuple[in
         returns=spec.returns,
         activation=spec.activation,
     )
-    labels = getattr(
-        getattr(network, "config", None), "id2label", None
-    )  # as Hugging Face's networks have them
+    # As Hugging Face's networks have them.
+    labels = getattr(getattr(network, "config", None), "id2label", None)
     if isinstance(labels, Mapping):
         classifier.class_names = names_of_labels(labels, classifier.num_classes)
     return classifier
