@@ -154,9 +154,8 @@ def _first_readable(dataset: Dataset) -> Any:
 
 def _probed(job: Job, classifier: Frozen) -> dict[str, str]:
     """Ask the classifier the probes at load: those of its layer only if an explainer reads the layer."""
-    seen = probe(classifier, of_layers=False)
     reads = any(explainers.get(name).needs & OF_LAYER for name in job.explainer_parameters())
-    return seen | (probe(classifier, of_layers=True) if reads else {})
+    return probe(classifier, of_layers=None if reads else False)
 
 
 def _check_batches(job: Job, classifier: BlackBox) -> None:
