@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
@@ -15,7 +14,7 @@ from explainers.models.architectures import prefix_tokens_of
 from explainers.models.black_box import check_fill
 from explainers.models.candidates import constant_tokens
 from explainers.models.clip import Clip
-from explainers.models.compute import eager, full_precision, tf32
+from explainers.models.compute import eager, plainly
 from explainers.models.cutting import Cut, Way, cut
 from explainers.models.finding import resolve_layer
 from explainers.models.frozen import Frozen
@@ -34,16 +33,6 @@ _IMAGES = MODALITIES["image"]
 _BLUR_SIGMA = 10.0  # pixels
 # The stored value that is 1 for the network; floats are stored as the network sees them.
 LARGEST_VALUES = {torch.uint8: 255, torch.uint16: 65535}
-
-
-@contextmanager
-def _plainly() -> Iterator[None]:
-    """Within the block, the network runs in full precision, and tensors that are made can be kept.
-
-    What is found out at first use must not depend on who asks first, such as a step in inference mode.
-    """
-    with torch.inference_mode(False), torch.no_grad(), full_precision(), tf32(False):
-        yield
 
 
 class Classifier(Frozen):
@@ -131,12 +120,12 @@ class Classifier(Frozen):
     def layer(self) -> str:
         """Name of the target layer: the one that was named, or else the network's default."""
         check_can_be_cut(self.network)
-        with _plainly():
+        with plainly():
             return resolve_layer(self, self._asked_layer)
 
     @cached_property
     def _cut(self) -> Cut:
-        with _plainly():
+        with plainly():
             return cut(self.network, self.layer, self.normalised(self.probed))
 
     @property
@@ -152,7 +141,7 @@ class Classifier(Frozen):
     @cached_property
     def layout(self) -> Layout:
         """How activations at the target layer are read."""
-        with _plainly():
+        with plainly():
             activations = self.activations(self.probed)
         try:
             if not isinstance(activations, Tensor) or len(activations) != len(self.probed):
@@ -163,7 +152,7 @@ class Classifier(Frozen):
 
     @cached_property
     def _constant_tokens(self) -> dict[int, Tensor]:
-        with _plainly():
+        with plainly():
             return constant_tokens(self.network, lambda: self.logits(self.probed))
 
     def layout_for(self, shape: tuple[int, ...]) -> Layout:
@@ -330,7 +319,7 @@ class Classifier(Frozen):
     @cached_property
     def _tokens(self) -> PatchTokens | str:
         try:
-            with _plainly():
+            with plainly():
                 return find_tokens(self.network, self.normalised(self.probed))
         except ValueError as error:
             return str(error)

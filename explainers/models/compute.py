@@ -97,6 +97,16 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 @contextmanager
+def plainly() -> Iterator[None]:
+    """Within the block, networks run in full precision without TF32, and tensors that are made can be kept.
+
+    What is found out about a network must not depend on who asks, such as a step in inference mode.
+    """
+    with torch.inference_mode(False), torch.no_grad(), full_precision(), tf32(False):
+        yield
+
+
+@contextmanager
 def lowered(compute: Compute, device: torch.device) -> Iterator[None]:
     """Within the block, operations on ``device`` run in the precision that ``compute`` says."""
     with ExitStack() as undo:

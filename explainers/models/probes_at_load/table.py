@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
-from explainers.models.compute import full_precision, tf32
+from explainers.models.compute import plainly
 from explainers.models.frozen import Frozen
 from explainers.models.probes_at_load import layer, output, rows
 from explainers.models.probes_at_load.rows import Asked, RefusedError
@@ -101,7 +99,7 @@ def probe(classifier: Frozen, of_layers: bool | None = None) -> dict[str, str]:
         In one line that names the key of the job, what was seen and what to do.
     """
     asked, seen = Asked(classifier), {}
-    with torch.inference_mode(False), full_precision(), tf32(False):
+    with plainly():
         for name, each in PROBES.items():
             if of_layers is not None and each.of_layers != of_layers:
                 continue
@@ -110,8 +108,7 @@ def probe(classifier: Frozen, of_layers: bool | None = None) -> dict[str, str]:
             if each.of_layers:
                 asked.classifier.grid  # noqa: B018  where the network cannot be cut, this says why
             try:
-                with torch.no_grad():
-                    seen[name] = each.ask(asked)
+                seen[name] = each.ask(asked)
             except RefusedError:
                 raise
             except (Exception, SystemExit) as error:
