@@ -8,11 +8,12 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
+from explainers.models.model_spec import PROGRAMS, Program
 from explainers.models.reasons import first_line
 from explainers.models.regular import check_file
 
@@ -23,12 +24,6 @@ _OTHERS = {
     b"\x89HDF": "it is an HDF5 file, which another library wrote; convert it to safetensors",
     b"\x93NUMPY": "it is a NumPy array; save the network's state dict with torch.save",
     b"<": "it is a web page, so that the download went wrong; download it again",
-}
-Program = Literal["torchscript", "exported"]
-# Networks that were saved together with their code, by the source that reads them.
-PROGRAMS: dict[str, str] = {
-    "torchscript": "TorchScript module",
-    "exported": "program of torch.export",
 }
 _ONLY_STATE = "save network.state_dict() alone, where the file was made"
 _scalar = np.float64(0).__reduce__()[0]  # what NumPy's numbers are pickled with, in old and new versions

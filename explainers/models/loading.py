@@ -10,7 +10,6 @@ from typing import Literal, overload
 import torch
 from torch import nn
 
-from explainers.models.checkpoint_files import PROGRAMS
 from explainers.models.checkpoints import load_weights
 from explainers.models.class_names import class_names, names_of_labels
 from explainers.models.classifier import Classifier
@@ -26,7 +25,7 @@ from explainers.models.huggingface_images import (
     huggingface_preprocessing,
 )
 from explainers.models.modality import MODALITIES, ModalityName
-from explainers.models.model_spec import ModelSpec, Preprocessing, is_file
+from explainers.models.model_spec import PROGRAMS, ModelSpec, Preprocessing, is_file
 from explainers.models.programs import exported_network, torchscript_network
 from explainers.models.sources import (
     called_network,

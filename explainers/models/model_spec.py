@@ -9,7 +9,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _FILE_SUFFIXES = frozenset([".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pt2"])
-_PROGRAM_SOURCES = frozenset(["torchscript", "exported"])  # their weights are a file, whatever its name
+Program = Literal["torchscript", "exported"]
+# Networks that were saved together with their code, by the source that reads them. Their weights are a file,
+# whatever its name.
+PROGRAMS: dict[str, str] = {
+    "torchscript": "TorchScript module",
+    "exported": "program of torch.export",
+}
 DEFAULT_TEMPLATE = "a photo of a {}."
 DEFAULT_MAX_LENGTH = 512  # tokens
 LOCAL_DIR = "local-dir:"  # open_clip's prefix for a folder
@@ -211,7 +217,7 @@ class ModelSpec(BaseModel):
         for key in ("class_names", "class_embeddings"):
             if getattr(self, key) is not None:
                 changes[key] = str(folder / getattr(self, key))
-        if self.weights is not None and (is_file(self.weights) or self.source in _PROGRAM_SOURCES):
+        if self.weights is not None and (is_file(self.weights) or self.source in PROGRAMS):
             changes["weights"] = str(folder / self.weights)
         return self.model_copy(update=changes)
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, jit, nn
 
-from explainers.models.checkpoint_files import PROGRAMS, Program, check_program
-from explainers.models.model_spec import ModelSpec
+from explainers.models.checkpoint_files import check_program
+from explainers.models.model_spec import PROGRAMS, ModelSpec, Program
 from explainers.models.reasons import first_line
 
 _MANGLED = re.compile(r"\.?___torch_mangle_\d+")  # numbers that say how many classes were scripted before
