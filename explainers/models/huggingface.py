@@ -17,17 +17,22 @@ from explainers.models.regular import check_folder
 from explainers.models.sources import check_known, not_downloaded
 
 
-def check_repository(spec: ModelSpec, example: str) -> None:
-    """Check that the job names a repository or a folder, and that the weights are "pretrained" or "none".
+def configuration(spec: ModelSpec, example: str) -> Any:
+    """The configuration of the model in the repository or the folder that the job names.
 
     Raises
     ------
     ValueError
-        In one line that begins with the key; without a name it proposes ``example``.
+        In one line that begins with the key: there is no name, and the message proposes ``example``; the
+        weights are neither "pretrained" nor "none"; or the configuration cannot be read.
     """
+    from transformers import AutoConfig
+
     if spec.name is None:
         raise ValueError(f"model.name: it is missing; give a name such as {example}, or a folder")
     check_known("weights", spec.weights, ["pretrained", "none"])
+    # Code that comes with a model is never run, because a worker can ask nobody for permission.
+    return from_pretrained(spec, AutoConfig.from_pretrained, trust_remote_code=False)
 
 
 def from_pretrained(spec: ModelSpec, read: Callable[..., Any], **options: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import nn
 
 from explainers.models.huggingface import (
     check_problem,
-    check_repository,
+    configuration,
     from_pretrained,
     pretrained_model,
 )
@@ -86,11 +86,7 @@ def huggingface_network(spec: ModelSpec, device: str | torch.device) -> nn.Modul
 
 
 def _config(spec: ModelSpec) -> Any:
-    from transformers import AutoConfig
-
-    check_repository(spec, "google/vit-base-patch16-224 or openai/clip-vit-base-patch32")
-    # Code that comes with a model is never run, because a worker can ask nobody for permission.
-    return from_pretrained(spec, AutoConfig.from_pretrained, trust_remote_code=False)
+    return configuration(spec, "google/vit-base-patch16-224 or openai/clip-vit-base-patch32")
 
 
 def _is_classifier(spec: ModelSpec, config: Any) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 
 from explainers.models.huggingface import (
     check_problem,
-    check_repository,
+    configuration,
     from_pretrained,
     pretrained_model,
 )
@@ -29,7 +29,6 @@ def load_text(spec: ModelSpec, device: str | torch.device) -> TextClassifier:
     """
     from transformers import (
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-        AutoConfig,
         AutoModelForSequenceClassification,
         AutoTokenizer,
     )
@@ -38,9 +37,7 @@ def load_text(spec: ModelSpec, device: str | torch.device) -> TextClassifier:
         raise ValueError(f"model.source: texts need huggingface, not {spec.source!r}")
     if spec.returns is not None:
         raise ValueError("model.returns: the logits of a classifier of texts are known; leave the key out")
-    check_repository(spec, "distilbert/distilbert-base-uncased-finetuned-sst-2-english")
-    # Code that comes with a model is never run, because a worker can ask nobody for permission.
-    config = from_pretrained(spec, AutoConfig.from_pretrained, trust_remote_code=False)
+    config = configuration(spec, "distilbert/distilbert-base-uncased-finetuned-sst-2-english")
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise ValueError(
             f"model.name: {spec.name} classifies no texts; its model type is {config.model_type!r}"
