@@ -164,24 +164,41 @@ def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
     import open_clip
 
     config, settings = _open_clip_settings(spec)
-    name, weights = spec.name or "", spec.weights or ""
+    # 27 tags were trained with another activation than their architecture has, and the library only warns
+    # about that.
+    quick_gelu = settings.get("quick_gelu", False)
     if spec.class_embeddings is not None:
-        return _of_embeddings(spec, config["embed_dim"], settings, device)
+        return _of_embeddings(spec, config["embed_dim"], quick_gelu, device)
+    model = _whole_model(spec, quick_gelu, device)
+    tokenizer = tokenizer_of(spec, lambda: open_clip.get_tokenizer(spec.name))
+    if is_file(spec.weights or ""):
+        file = Path(str(spec.weights))
+        load_or_convert(model, file, lambda: _convert(spec, model, file), spec.weights_key)
+    check_finite(spec.weights or "", model)
+    model.visual.output_tokens = False  # CoCa's tower would return the patch tokens as well
+    return clip_of_texts(
+        spec, model, model.visual, "visual", lambda prompts: model.encode_text(tokenizer(prompts).to(device))
+    )
+
+
+def _whole_model(spec: ModelSpec, quick_gelu: bool, device: str | torch.device) -> Any:
+    """The library's model with both towers, with its weights unless they are in a file of the job's."""
+    import open_clip
+
+    name, weights = spec.name or "", spec.weights or ""
     file = Path(weights) if is_file(weights) else None
     if file is not None:
         check_file("model.weights", file)
     wanted = weights != "none" and file is None
     try:
-        model = open_clip.create_model(
+        return open_clip.create_model(
             name,
             # A folder or a repository has weights of its own.
             pretrained=None if ":" in name or not wanted else weights,
             load_weights=wanted,
             require_pretrained=wanted,
             pretrained_text=False,
-            # 27 tags were trained with another activation than their architecture has, and the library only
-            # warns about that.
-            force_quick_gelu=settings.get("quick_gelu", False),
+            force_quick_gelu=quick_gelu,
             device=device,
         ).eval()
     except Exception as error:  # without an internet connection, the kind of error depends on the hub client
@@ -193,22 +210,12 @@ def open_clip_network(spec: ModelSpec, device: str | torch.device) -> Clip:
         if name.startswith(LOCAL_DIR) or file is not None:
             raise _not_loaded(spec, error) from error
         raise not_downloaded(spec, error, "folder" if ":" in name else "file") from error
-    tokenizer = tokenizer_of(spec, lambda: open_clip.get_tokenizer(name))
-    if file is not None:
-        load_or_convert(model, file, lambda: _convert(spec, model, file), spec.weights_key)
-    check_finite(spec.weights or "", model)
-    model.visual.output_tokens = False  # CoCa's tower would return the patch tokens as well
-    return clip_of_texts(
-        spec, model, model.visual, "visual", lambda prompts: model.encode_text(tokenizer(prompts).to(device))
-    )
 
 
-def _of_embeddings(
-    spec: ModelSpec, length: int, settings: dict[str, Any], device: str | torch.device
-) -> Clip:
+def _of_embeddings(spec: ModelSpec, length: int, quick_gelu: bool, device: str | torch.device) -> Clip:
     """The classifier made of an image tower alone and the job's class embeddings of ``length`` values."""
     try:
-        tower = open_clip_tower(spec, settings.get("quick_gelu", False), device)
+        tower = open_clip_tower(spec, quick_gelu, device)
     except Exception as error:  # without an internet connection the kind depends on the hub client
         if str(error).startswith("model."):
             raise
