@@ -182,13 +182,14 @@ def timm_network(spec: ModelSpec) -> nn.Module:
 
     name, pretrained = _timm_name(spec)
     size = {} if spec.num_classes is None else {"num_classes": spec.num_classes}
-    if spec.given_channels not in (None, own := _timm_channels(name)):
+    own, given = _timm_channels(name), spec.given_channels
+    if given is not None and given != own:
         if pretrained:
             raise ValueError(
-                f"model.channels: the published weights of {name} take {own} channels, not "
-                f"{spec.given_channels}; give a file with your own, or none"
+                f"model.channels: the published weights of {name} take {own} channels, not {given}; give a "
+                "file with your own, or none"
             )
-        size["in_chans"] = int(spec.given_channels or own)
+        size["in_chans"] = given
     if pretrained:
         classes = timm.get_pretrained_cfg(name).num_classes
         if not classes:
