@@ -161,9 +161,10 @@ def _range_of(values: NDArray, limits: tuple[float, float] | None, notes: Notes)
 
 def _note_cut(values: NDArray, limits: tuple[float, float], notes: Notes) -> None:
     """Note that values lie outside of the limits."""
-    low, high = limits
-    if values.min(initial=high) < low or values.max(initial=low) > high:
-        notes.append(f"{CUT_VALUES}: {values.min():g} to {values.max():g}")
+    # As floats, since a limit may be no number of the values' type.
+    least, most = float(values.min()), float(values.max())
+    if least < limits[0] or most > limits[1]:
+        notes.append(f"{CUT_VALUES}: {least:g} to {most:g}")
 
 
 def _to_steps(values: NDArray, limits: tuple[float, float], notes: Notes) -> NDArray[np.uint8]:

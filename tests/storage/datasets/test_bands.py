@@ -233,6 +233,17 @@ def test_whole_numbers_of_any_size_are_cut_to_the_range(value: int, low: int, wi
     assert int(found[0]) == min(max(wanted, 0), 255)
 
 
+@pytest.mark.parametrize("kind", ["int8", "uint16", "int16", "uint32", "int64", "float16", "float32"])
+@pytest.mark.parametrize("stored", ["uint8", "uint16", "float32"])
+def test_a_range_may_reach_beyond_the_type_of_the_values(kind: str, stored: Any) -> None:
+    top = {"uint8": 255, "uint16": 65535, "float32": 1}[stored]
+    for low, high, share in ((-100, 100, 0.5), (-300, -100, 1), (100, 10**12, 0), (0, 10**12, 0)):
+        notes: list[str] = []
+        found = scaled(np.zeros(2, kind), (low, high), notes, stored)
+        np.testing.assert_allclose(found / top, [share] * 2, atol=1 / 255)
+        assert notes == ([] if low <= 0 <= high else [f"{CUT_VALUES}: 0 to 0"])
+
+
 def test_sixteen_bits_that_use_little_of_their_range_are_noted(tmp_path: Path) -> None:
     for largest, kinds in ((4095, [DEEP, DARK]), (65535, [DEEP])):
         notes: list[str] = []
