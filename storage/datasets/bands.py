@@ -27,7 +27,7 @@ from storage.datasets.decoding import (
     rgb,
     turned,
 )
-from storage.datasets.depth import has_deep_colours, own_depth, scaled
+from storage.datasets.depth import has_deep_colours, own_depth, scaled, states_range
 from storage.datasets.formats import ARRAY
 from storage.datasets.notes import FIRST_FRAME, Notes
 from storage.datasets.reading import DEFAULT, RGB, Reading
@@ -288,14 +288,14 @@ def _of_bands(image: Image.Image, how: Reading, data: bytes) -> _Values | None:
     if how.bands.stored != "uint8" and has_deep_colours(image):
         return _of_deep_colours(image, data, channels)
     if how.bands.stored != "uint8" and (image.mode in {"I", "F"} or image.mode.startswith("I;16")):
-        scaled_by_pillow = image.format == "PPM" and image.mode == "I"
+        stated = states_range(image)
         declared, left = loaded(image)
         values = np.asarray(image)[None]
         clear = image.info.get("transparency")
         if isinstance(clear, int) and (values == clear).any():
             raise UnreadableError("has more than 8 bits and transparent pixels; set dataset.depth = 8")
-        values = values.astype(np.uint16) if scaled_by_pillow else values
-        return _Values(values, declared, left, scaled_by_pillow)
+        values = values.astype(np.uint16) if stated else values
+        return _Values(values, declared, left, stated)
     if channels not in _ALIKE and len(image.getbands()) == channels and image.mode in _AS_THEY_ARE:
         declared, left = loaded(image)
         return _Values(np.moveaxis(np.asarray(image), -1, 0), declared, left)

@@ -76,21 +76,22 @@ def to_eight_bits(
         bands = image.getchannel(0) if image.mode == "LA" else image.convert("RGB")
         _note_depth(int(np.asarray(bands).max(initial=0)) << 8, notes)
         return image
-    # Pillow scales the values of a PGM file to 16 bits, since the file states its own range.
-    stated = image.format == "PPM" and image.mode == "I"
+    stated = states_range(image)
     if stated or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        if limits is None or stated:
-            _note_depth(int(values.max(initial=0)), notes)
-            limits = _FULL
-        return _with_transparency(image, values, _to_steps(values, limits, notes))
+        values = np.asarray(image).astype(np.uint16)
+        return _with_transparency(image, values, scaled(values, None if stated else limits, notes, "uint8"))
     if image.mode not in {"I", "F"}:
         return image
     if limits is None:
         raise UnreadableError(
             f"32-bit images (mode {image.mode}) have no stated range; set dataset.range or convert to 8 bit"
         )
-    return Image.fromarray(_to_steps(np.asarray(image), limits, notes))
+    return Image.fromarray(scaled(np.asarray(image), limits, notes, "uint8"))
+
+
+def states_range(image: Image.Image) -> bool:
+    """Whether a file states the range of its values, from which Pillow scales them to 16 bits."""
+    return image.format == "PPM" and image.mode == "I"
 
 
 def _note_depth(largest: int, notes: Notes) -> None:
@@ -170,8 +171,6 @@ def _note_cut(values: NDArray, limits: tuple[float, float], notes: Notes) -> Non
 def _to_steps(values: NDArray, limits: tuple[float, float], notes: Notes) -> NDArray[np.uint8]:
     """Scale values to 0..255 and cut those outside the limits."""
     low, high = limits
-    if not np.isfinite(values).all():
-        raise UnreadableError("has values that are not finite")
     _note_cut(values, limits, notes)
     if values.dtype.kind in "iu" and low == int(low) and high == int(high):
         kind = np.iinfo(values.dtype)
