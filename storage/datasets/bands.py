@@ -5,7 +5,6 @@ Images of three bands and 8 bits are decoded by :mod:`storage.datasets.decoding`
 
 from __future__ import annotations
 
-import math
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +15,11 @@ from PIL import Image
 
 from storage.datasets.arrays import check_size
 from storage.datasets.decoding import (
-    LARGEST,
-    PIXELS,
+    check_pixels,
     contents,
     decode,
     decoded,
     is_animated,
-    known_orientation,
     loaded,
     rgb,
     turned,
@@ -30,16 +27,12 @@ from storage.datasets.decoding import (
 from storage.datasets.depth import has_deep_colours, own_depth, scaled, states_range
 from storage.datasets.formats import ARRAY
 from storage.datasets.notes import FIRST_FRAME, Notes
-from storage.datasets.reading import DEFAULT, RGB, Reading
+from storage.datasets.reading import ALIKE, DEFAULT, RGB, Reading
+from storage.datasets.tiff import TIFF, read_tiff
 from storage.errors import one_line
 from storage.files import UnreadableError
 
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what TIFF and BigTIFF files begin with
-_PLAIN = frozenset({1, 2})  # TIFF's photometric interpretations whose values are the bands: grey and RGB
-_SIGNED = 2  # TIFF's sample format of whole numbers with a sign
-_BANDS = "SCQ"  # TIFF's axes that are bands, whatever their length
 _AS_THEY_ARE = frozenset({"LA", "RGBA", "RGBX", "CMYK"})  # Pillow's modes of 2 and 4 bands
-_ALIKE = frozenset({1, 3})  # channels for which a grey image can stand, or three equal bands
 
 
 class _Values(NamedTuple):
@@ -80,12 +73,11 @@ def read_bands(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -
     notes = [] if notes is None else notes
     data = contents(path)
     if data.startswith(b"\x93NUMPY"):
-        found: _Values | None = _Values(_of_array(data, how.bands.channels))
-    elif data.startswith(_TIFF):
-        found = _guarded(data, how, notes)
+        found = _Values(_of_array(data, how.bands.channels))
+    elif data.startswith(TIFF) and (held := read_tiff(data, how.bands.channels, notes)) is not None:
+        values, orientation = held
+        found = _Values(values, orientation, orientation)
     else:
-        found = None
-    if found is None:
         found = decoded(data, lambda image: _of_image(image, how, notes, data))
     return _finished(found, how, notes)
 
@@ -139,13 +131,6 @@ def _counted(bands: int) -> str:
     return f"{bands} band{'s' * (bands != 1)}"
 
 
-def _check_pixels(height: int, width: int) -> None:
-    if height * width > PIXELS:
-        raise UnreadableError(f"has {width}x{height} pixels; at most {PIXELS} are read")
-    if 0 in (height, width):
-        raise UnreadableError(f"has {width}x{height} pixels, which is no image")
-
-
 # Arrays
 
 
@@ -161,13 +146,13 @@ def _of_array(data: bytes, channels: int) -> NDArray[Any]:
     if values.ndim not in {2, 3}:
         raise UnreadableError(f"has the shape {values.shape}; an image is (H, W), (C, H, W) or (H, W, C)")
     values = values[None] if values.ndim == 2 else np.moveaxis(values, _bands_axis(values.shape, channels), 0)
-    _check_pixels(*values.shape[1:])
+    check_pixels(*values.shape[1:])
     return values
 
 
 def _bands_axis(shape: tuple[int, ...], channels: int) -> int:
     """Which axis of an array holds the bands: the first one or the last one."""
-    for wanted in (channels, *(_ALIKE if channels in _ALIKE else ())):
+    for wanted in (channels, *(ALIKE if channels in ALIKE else ())):
         found = [axis for axis in (0, 2) if shape[axis] == wanted]
         if len(found) == 2:
             raise UnreadableError(
@@ -177,93 +162,6 @@ def _bands_axis(shape: tuple[int, ...], channels: int) -> int:
         if found:
             return found[0]
     raise UnreadableError(f"has the shape {shape}, and the model takes {channels} bands (model.channels)")
-
-
-# TIFF files
-
-
-def _guarded(data: bytes, how: Reading, notes: Notes) -> _Values | None:
-    """Read a TIFF file; every error of the file is an UnreadableError."""
-    try:
-        return _of_tiff(data, how.bands.channels, notes)
-    except (UnreadableError, MemoryError):
-        raise
-    except Exception as error:  # damaged files raise almost any error
-        raise UnreadableError(one_line(error)) from error
-
-
-def _of_tiff(data: bytes, channels: int, notes: Notes) -> _Values | None:
-    """Read the first image of a TIFF file; None for a file of few bands of 8 bits, which Pillow reads."""
-    from tifffile import COMPRESSION, TiffFile  # imported late, because most images are no TIFF files
-
-    with TiffFile(BytesIO(data)) as file:
-        page: Any = file.pages[0]
-        tags, series = page.tags, file.series[0]
-        kind, samples, depth = (int(np.max(_tag(tags, code, 1))) for code in (262, 277, 258))
-        alpha = bool({1, 2} & set(np.atleast_1d(_tag(tags, 338, 0)).tolist()))
-        signed = _SIGNED in np.atleast_1d(_tag(tags, 339, 1))  # Pillow would read -1 as 255
-        known = kind not in _PLAIN or samples in _ALIKE or (alpha and samples != channels)
-        alone = len(file.pages) == 1 and known and not signed
-        if alone and (depth <= 8 or not _decodes(page)):
-            return None
-        if kind not in _PLAIN:
-            raise UnreadableError(
-                f"is a TIFF file with the photometric interpretation {kind}, whose values are no brightness; "
-                "write it as grey or RGB"
-            )
-        if depth < 8:
-            raise UnreadableError(f"is a TIFF file with {depth} bits per value; write it with 8")
-        if not _decodes(page):
-            raise UnreadableError(
-                f"is a TIFF file compressed by {COMPRESSION(page.compression).name}, which is not read "
-                "here; write it with deflate, or without compression"
-            )
-        if math.prod(series.shape) * series.dtype.itemsize > LARGEST:
-            raise UnreadableError(f"claims {series.dtype} {series.shape}; at most {LARGEST} bytes are read")
-        sides = dict(zip(series.axes, series.shape, strict=True))
-        _check_pixels(sides.get("Y", 0), sides.get("X", 0))
-        values, axes = series.asarray(), series.axes
-        orientation = known_orientation(_tag(tags, 274, 1))
-    return _Values(_bands_first(values, axes, channels, notes), orientation, orientation)
-
-
-def _decodes(page: Any) -> bool:
-    """Whether the library has what it needs to read the values of a page of a TIFF file."""
-    from tifffile import TIFF
-
-    try:
-        TIFF.DECOMPRESSORS[page.compression], TIFF.UNPREDICTORS[page.predictor]
-    except KeyError:
-        return False
-    return True
-
-
-def _tag(tags: Any, code: int, default: Any) -> Any:
-    """The value of a tag of a TIFF file; ``default`` if it has none."""
-    return default if tags.get(code) is None else tags[code].value
-
-
-def _bands_first(values: NDArray[Any], axes: str, channels: int, notes: Notes) -> NDArray[Any]:
-    """Return the bands (bands, H, W) of a TIFF file; of several frames the first one is taken."""
-    frames = [axis for axis in axes if axis not in "YX"]
-    while frames:
-        axis = frames[0]
-        place = axes.index(axis)
-        length = values.shape[place]
-        # Pages that say nothing about themselves are the bands if there are as many.
-        if (
-            length != 1
-            and len(frames) == 1
-            and (axis in _BANDS or length == channels or channels not in _ALIKE)
-        ):
-            break
-        if length != 1:
-            notes.append(FIRST_FRAME)
-        values, axes = values.take(0, place), axes.replace(axis, "", 1)
-        frames = frames[1:]
-    order = [axes.index(axis) for axis in [*frames, "Y", "X"]]
-    values = values.transpose(order)
-    return values if frames else values[None]
 
 
 # Files that Pillow reads
@@ -277,7 +175,7 @@ def _of_image(image: Image.Image, how: Reading, notes: Notes, data: bytes) -> _V
         if is_animated(image):
             notes.append(FIRST_FRAME)
         return found
-    if channels in _ALIKE:  # upright already, and transparent pixels are on the background
+    if channels in ALIKE:  # upright already, and transparent pixels are on the background
         return _Values(np.moveaxis(np.asarray(rgb(image, how, notes)), -1, 0))
     return _Values(np.empty((len(image.getbands()), 1, 1), np.uint8))  # refused for its number of bands
 
@@ -296,7 +194,7 @@ def _of_bands(image: Image.Image, how: Reading, data: bytes) -> _Values | None:
             raise UnreadableError("has more than 8 bits and transparent pixels; set dataset.depth = 8")
         values = values.astype(np.uint16) if stated else values
         return _Values(values, declared, left, stated)
-    if channels not in _ALIKE and len(image.getbands()) == channels and image.mode in _AS_THEY_ARE:
+    if channels not in ALIKE and len(image.getbands()) == channels and image.mode in _AS_THEY_ARE:
         declared, left = loaded(image)
         return _Values(np.moveaxis(np.asarray(image), -1, 0), declared, left)
     return None

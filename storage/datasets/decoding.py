@@ -18,7 +18,7 @@ from storage.errors import one_line
 from storage.files import UnreadableError, regular
 
 LARGEST = 1 << 30  # bytes of an image file
-PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 _ORIENTATION = 274  # the EXIF tag; its value 1 stands for upright
 # What makes an image with an orientation upright, and what undoes it.
 _TURNS = {
@@ -59,8 +59,7 @@ def decoded(data: bytes, read: Callable[[Image.Image], Found]) -> Found:
     """Open the image in the contents of a file and apply ``read``; every error is an UnreadableError."""
     try:
         with _opened(data) as image:
-            if image.width * image.height > PIXELS:
-                raise UnreadableError(f"has {image.width}x{image.height} pixels; at most {PIXELS} are read")
+            check_pixels(image.height, image.width)
             return read(image)
     except UnreadableError:
         raise
@@ -70,6 +69,14 @@ def decoded(data: bytes, read: Callable[[Image.Image], Found]) -> Found:
         raise
     except Exception as error:  # Pillow's decoders raise almost any error for damaged data
         raise UnreadableError(one_line(error)) from error
+
+
+def check_pixels(height: int, width: int) -> None:
+    """Raise UnreadableError if an image has no pixels, or more than are read."""
+    if height * width > _PIXELS:
+        raise UnreadableError(f"has {width}x{height} pixels; at most {_PIXELS} are read")
+    if 0 in (height, width):
+        raise UnreadableError(f"has {width}x{height} pixels, which is no image")
 
 
 def contents(path: Path) -> bytes:

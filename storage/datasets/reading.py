@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Stored = Literal["uint8", "uint16", "float32"]
+ALIKE = frozenset({1, 3})  # channels for which a grey image can stand, or three equal bands
 
 
 @dataclass(frozen=True)
