@@ -91,9 +91,12 @@ def _decodes(page: Any) -> bool:
     from tifffile import TIFF
 
     try:
-        TIFF.DECOMPRESSORS[page.compression], TIFF.UNPREDICTORS[page.predictor]
-    except KeyError:
+        decode, _ = TIFF.DECOMPRESSORS[page.compression], TIFF.UNPREDICTORS[page.predictor]
+        decode(b"")
+    except (KeyError, ImportError):  # a decoder may lack its own library, which it says when it is called
         return False
+    except Exception:  # no bytes are no compressed data, which says nothing about files
+        pass
     return True
 
 
