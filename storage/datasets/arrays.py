@@ -15,7 +15,7 @@ from storage.errors import LONGEST, one_line
 from storage.files import memory_bytes
 from storage.places import is_remote
 
-_DEFLATE = 1032  # no deflated byte becomes more bytes than these
+DEFLATE = 1032  # no deflated byte becomes more bytes than these
 
 
 def read_archive(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
@@ -66,7 +66,7 @@ def read_array_file(path: Path) -> NDArray[Any]:
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
     """Read an array of an archive."""
-    if info.file_size > info.compress_size * _DEFLATE:
+    if info.file_size > info.compress_size * DEFLATE:
         raise ValueError(
             f"{info.filename} claims {info.file_size} bytes, which {info.compress_size} cannot hold"
         )

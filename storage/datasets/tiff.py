@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import lzma
 import math
+import zlib
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.datasets.arrays import DEFLATE
 from storage.datasets.decoding import LARGEST, check_pixels, known_orientation
 from storage.datasets.notes import FIRST_FRAME, Notes
 from storage.datasets.reading import ALIKE
@@ -19,6 +23,12 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what TIFF and BigTIFF files b
 _PLAIN = frozenset({1, 2})  # photometric interpretations whose values are the bands: grey and RGB
 _SIGNED = 2  # the sample format of whole numbers with a sign
 _BANDS = "SCQ"  # the axes that are bands, whatever their length
+# By compression, what decompresses step by step, and the most bytes that one byte becomes.
+_STEPWISE: dict[int, tuple[Callable[[], Any], float]] = {
+    **dict.fromkeys((8, 32946, 50013), (zlib.decompressobj, DEFLATE)),
+    34925: (lzma.LZMADecompressor, math.inf),
+}
+_ROOM = 64 << 20  # bytes that a strip or tile of any file may become, even where the image is smaller
 
 
 def read_tiff(data: bytes, channels: int, notes: Notes) -> tuple[NDArray[Any], int] | None:
@@ -77,10 +87,12 @@ def _of_tiff(data: bytes, channels: int, notes: Notes) -> tuple[NDArray[Any], in
                 f"is a TIFF file compressed by {COMPRESSION(page.compression).name}, which is not read "
                 "here; write it with deflate, or without compression"
             )
-        if math.prod(series.shape) * series.dtype.itemsize > LARGEST:
+        claimed = math.prod(series.shape) * series.dtype.itemsize
+        if claimed > LARGEST:
             raise UnreadableError(f"claims {series.dtype} {series.shape}; at most {LARGEST} bytes are read")
         sides = dict(zip(series.axes, series.shape, strict=True))
         check_pixels(sides.get("Y", 0), sides.get("X", 0))
+        _check_parts(data, series, max(_ROOM, claimed))
         values, axes = series.asarray(), series.axes
         orientation = known_orientation(_tag(tags, 274, 1))
     return _bands_first(values, axes, channels, notes), orientation
@@ -98,6 +110,24 @@ def _decodes(page: Any) -> bool:
     except Exception:  # no bytes are no compressed data, which says nothing about files
         pass
     return True
+
+
+def _check_parts(data: bytes, series: Any, most: int) -> None:
+    """Raise UnreadableError if a compressed strip or tile becomes more than ``most`` bytes.
+
+    The library decompresses each as a whole, before it drops what the image has no place for.
+    """
+    if series.keyframe.compression not in _STEPWISE:
+        return
+    stepwise, factor = _STEPWISE[series.keyframe.compression]
+    for page in filter(None, series.pages):
+        for start, size in zip(page.dataoffsets, page.databytecounts, strict=False):
+            if size * factor <= most:
+                continue
+            if len(stepwise().decompress(data[start : start + size], most + 1)) > most:
+                raise UnreadableError(
+                    f"has a strip or tile that becomes more than {most} bytes, for which it has no place"
+                )
 
 
 def _tag(tags: Any, code: int, default: Any) -> Any:

@@ -1,5 +1,7 @@
 """Images of any number of bands and bits: arrays, TIFF files of all layouts, and what Pillow reads."""
 
+import lzma
+import zlib
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -337,6 +339,26 @@ def test_a_tiff_file_that_claims_more_than_is_read_is_refused(tmp_path: Path) ->
         file.pages[0].tags[257].overwrite(2**28)  # type: ignore[union-attr]
     with pytest.raises(UnreadableError, match=r"pixels; at most|claims"):
         read_bands(path, how(6))
+
+
+@pytest.mark.parametrize("page", [0, 1])
+@pytest.mark.parametrize(("compression", "compress"), [("zlib", zlib.compress), ("lzma", lzma.compress)])
+def test_a_small_tiff_file_does_not_become_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str, compress: Any, page: int
+) -> None:
+    monkeypatch.setattr("storage.datasets.tiff._ROOM", 1 << 20)
+    path = tiff(tmp_path / "a.tif", values((2, 16, 16)), photometric="minisblack", compression=compression)
+    np.testing.assert_array_equal(read_bands(path, how(2)), values((2, 16, 16)))
+    # A strip that has room for 512 bytes becomes 2 MiB.
+    bomb, size = compress(bytes(2 << 20)), path.stat().st_size
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tags = file.pages[page].aspage().tags
+        tags[273].overwrite(size)
+        tags[279].overwrite(len(bomb))
+    with path.open("ab") as end:
+        end.write(bomb)
+    with pytest.raises(UnreadableError, match="becomes more than 1048576 bytes"):
+        read_bands(path, how(2))
 
 
 @pytest.mark.parametrize("orientation", [0, 9])
