@@ -1,13 +1,12 @@
 """Benchmarks begin as their documentation says; that of the GPU path runs where there is none."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 
 import pytest
 
-from places import ROOT
+from places import ROOT, program
 
 
 @pytest.mark.parametrize("name", ["soak", "scaling"])
@@ -19,13 +18,8 @@ def test_those_of_whole_jobs_find_the_project_and_each_other(name: str) -> None:
 
 
 def test_the_benchmark_of_the_gpu_path_runs_on_two_small_images(capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("benchmark_of_the_gpu_path", ROOT / "benchmarks/gpu.py")
-    assert spec is not None
-    assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
     sizes = "--count 2 --size 64 --batch 1 --rounds 1 --explainers gradcam occlusion"
-    benchmark.main(f"--networks torchvision/resnet18 {sizes} --ways bfloat16".split())
+    program("benchmarks/gpu.py").main(f"--networks torchvision/resnet18 {sizes} --ways bfloat16".split())
     rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
     told = {
         (name.strip(), way.strip()): [float(rate), float(gain), rank.strip()]

@@ -1,6 +1,5 @@
 """README and the pages in docs/: generated tables are current, links lead somewhere, jobs are valid."""
 
-import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 
 from flows.job import Job, Located
 from flows.train_job import TrainJob
-from places import ROOT
+from places import ROOT, program
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -22,12 +21,7 @@ LARGEST = 200_000  # bytes of a picture
 @pytest.fixture(scope="module")
 def reference() -> ModuleType:
     """The program docs/reference.py."""
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return program("docs/reference.py")
 
 
 def prose(page: Path) -> str:

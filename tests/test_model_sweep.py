@@ -2,8 +2,7 @@
 
 import argparse
 import copy
-import importlib.util
-import sys
+import importlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,28 +15,22 @@ from torch import Tensor, nn
 
 import toys
 from explainers.models.classifier import Classifier
-from places import ROOT
+from places import ROOT, program
 
 
 @pytest.fixture(scope="module")
-def program() -> ModuleType:
+def models() -> ModuleType:
     """The program benchmarks/models.py."""
-    spec = importlib.util.spec_from_file_location("sweep_of_models", ROOT / "benchmarks/models.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return program("benchmarks/models.py")
 
 
 @pytest.fixture
-def checks(program: ModuleType) -> ModuleType:
+def checks(models: ModuleType) -> ModuleType:
     return importlib.import_module("sweep.checks")
 
 
 @pytest.fixture
-def examined(program: ModuleType) -> ModuleType:
+def examined(models: ModuleType) -> ModuleType:
     return importlib.import_module("sweep.examined")
 
 
@@ -208,14 +201,14 @@ class Fake:
     ("age", "gigabytes", "told"), [(11, 1, "more than 10 s"), (1, 3, "more than 2 GB"), (1, 1, None)]
 )
 def test_a_model_that_reaches_a_limit_is_killed_and_gets_a_row(
-    program: ModuleType, monkeypatch: pytest.MonkeyPatch, age: float, gigabytes: float, told: str | None
+    models: ModuleType, monkeypatch: pytest.MonkeyPatch, age: float, gigabytes: float, told: str | None
 ) -> None:
-    monkeypatch.setattr(program, "memory", lambda process: gigabytes)
+    monkeypatch.setattr(models, "memory", lambda process: gigabytes)
     process = Fake()
-    entry = program.Entry("timm", "endless", "module")
+    entry = models.Entry("timm", "endless", "module")
     answer = SimpleNamespace(poll=lambda: False, close=lambda: None)
-    model = program.Running(entry, process, answer, time.monotonic() - age)
-    row = program.ended(model, argparse.Namespace(seconds=10, memory=2))
+    model = models.Running(entry, process, answer, time.monotonic() - age)
+    row = models.ended(model, argparse.Namespace(seconds=10, memory=2))
     assert (row is None) == (told is None)
     assert process.calls == ([] if told is None else ["kill", "join"])
     if told is not None:
@@ -224,7 +217,7 @@ def test_a_model_that_reaches_a_limit_is_killed_and_gets_a_row(
 
 
 def test_a_sweep_adds_the_rows_that_are_missing(
-    program: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[list[str]] = []
 
@@ -235,18 +228,20 @@ def test_a_sweep_adds_the_rows_that_are_missing(
             found | {"name": each.name, "passes_to_find": 26, "seconds_to_find": 6} for each in waiting[:1]
         ]
 
-    monkeypatch.setattr(program, "rows", rows)
+    monkeypatch.setattr(models, "rows", rows)
     command = f"--out {tmp_path}/m.csv --sources torchvision --only resnet18 resnet34".split()
-    program.main(command)
-    program.main(command)
+    models.main(command)
+    models.main(command)
     assert asked == [["resnet18", "resnet34"], ["resnet34"]]
     told = capsys.readouterr().out
     assert "works 2, refused 0, wrong 0, failed 0, of 2" in told
     assert "for 2 models\n  resnet18: 26 passes, 6 s" in told
 
 
-def test_the_page_counts_every_row_and_lists_those_that_are_listed(program: ModuleType) -> None:
-    row = dict.fromkeys(importlib.import_module("sweep.examined").COLUMNS, "")
+def test_the_page_counts_every_row_and_lists_those_that_are_listed(
+    models: ModuleType, examined: ModuleType
+) -> None:
+    row = dict.fromkeys(examined.COLUMNS, "")
     row |= {"source": "timm", "status": "works", "listed": "yes", "parameters": "1500000", "layer": "stages"}
     rows = [
         row | {"name": "small", "versions": "torch 2, timm 1"},
@@ -254,7 +249,7 @@ def test_the_page_counts_every_row_and_lists_those_that_are_listed(program: Modu
         row | {"name": "third", "listed": "no", "status": "refused", "reason": "model.layer: a|b"},
         row | {"name": "fourth", "status": "refused", "reason": "model.layer: a|b"},
     ]
-    told = program.page(rows, {"torchvision": 80, "timm": 98, "open_clip": 23, "huggingface": 44})
+    told = models.page(rows, {"torchvision": 80, "timm": 98, "open_clip": 23, "huggingface": 44})
     assert "| timm | the smallest model of every module | 2 of 98 | 1 | 1 | 0 | 0 |" in told
     assert "| timm | every model below 60 million parameters | 4 | 2 | 2 | 0 | 0 |" in told
     assert "| small |  | 1.5 |" in told
@@ -263,11 +258,11 @@ def test_the_page_counts_every_row_and_lists_those_that_are_listed(program: Modu
     assert "Versions: timm 1, torch 2." in told
 
 
-def test_the_page_is_made_of_the_rows_in_the_file(program: ModuleType) -> None:
+def test_the_page_is_made_of_the_rows_in_the_file(models: ModuleType) -> None:
     told = (ROOT / "docs/models.md").read_text(encoding="utf-8")
-    current = told == program.page(program.read(program.OUT), program.totals())
+    current = told == models.page(models.read(models.OUT), models.totals())
     assert current, "run `python benchmarks/models.py --table docs/models.md`"
 
 
-def test_nothing_in_the_file_is_wrong(program: ModuleType) -> None:
-    assert [row["name"] for row in program.read(program.OUT) if row["status"] == "wrong"] == []
+def test_nothing_in_the_file_is_wrong(models: ModuleType) -> None:
+    assert [row["name"] for row in models.read(models.OUT) if row["status"] == "wrong"] == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -15,20 +14,14 @@ import torch
 from explainers.base import Batch
 from explainers.models.loading import ModelSpec, load
 from explainers.pami import Pami
-from places import ROOT
+from places import ROOT, program
 
 EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture(scope="module")
 def reviews() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reviews", EXAMPLES / "reviews.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reviews"] = module
-    spec.loader.exec_module(module)
-    return module
+    return program("examples/reviews.py")
 
 
 def test_texts_repeat_and_no_text_is_in_both_splits(reviews: ModuleType) -> None:
