@@ -4,15 +4,15 @@
         [--images FOLDER] [--count 32] [--size 224] [--batch 16] [--forwards 64] [--rounds 3]
         [--explainers gradcam rise] [--ways float32 tf32 bfloat16 float16 compile bfloat16+compile]
 
-The program prints one row for every way of computing and every explainer that the network can serve, with the
-fast preset if the explainer has one:
+For every explainer that the network can serve, with the fast preset if it has one, the program prints one row
+for every way of computing, as soon as they are measured:
 
 - images per second, from pixels to maps, with the backbone;
 - the same divided by that of float32;
 - the share of the time in which the device runs kernels;
 - the mean rank correlation of the maps with those in float32, for the same classes.
 
-A first row for every way is the network alone, on inputs that are already on the device, in batches of
+The first rows are of the network alone, on inputs that are already on the device, in batches of
 ``--forwards``: the floor of every explainer that perturbs the input.
 
 Everything runs once before it is measured, because that is when compilation happens. Then every round
@@ -35,7 +35,7 @@ if __name__ == "__main__" and not sys.flags.safe_path:
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -171,8 +171,8 @@ def classifiers(spec: ModelSpec, ways: list[str]) -> dict[str, Classifier]:
     return found
 
 
-def table(spec: ModelSpec, asked: argparse.Namespace) -> Table:
-    """Measure one network and return the table of its results."""
+def tables(spec: ModelSpec, asked: argparse.Namespace) -> Iterator[Table]:
+    """Measure one network; a table of the network alone, and one of every explainer."""
     ways = classifiers(spec, ["float32", *(way for way in asked.ways if way != "float32")])
     whole = ways["float32"]
     inputs = pixels(spec, asked.images, asked.count, asked.size)
@@ -181,9 +181,6 @@ def table(spec: ModelSpec, asked: argparse.Namespace) -> Table:
     targets = torch.cat(parts).argmax(1).clone()  # autograd does not take tensors of inference mode
     sites = whole.sites(inputs)
     title = f"{spec.name}, {asked.size}x{asked.size}, {whole.device}"
-    result = Table("explainer", "computed in", title=title)
-    for column in ("images per second", "over float32", "kernels' share", "rank correlation"):
-        result.add_column(column, justify="right")
     served = [name for name in explainers.names() if unmet(explainers.get(name).needs, whole) is None]
     many = inputs.repeat(-(-_BATCHES * asked.forwards // len(inputs)), 1, 1, 1)[: _BATCHES * asked.forwards]
     many = many.to(whole.device)
@@ -196,6 +193,9 @@ def table(spec: ModelSpec, asked: argparse.Namespace) -> Table:
         }
         maps = {way: run() for way, run in runs.items()}  # these runs also warm up and compile
         times = [{way: seconds(run) for way, run in runs.items()} for _ in range(asked.rounds)]
+        result = Table("explainer", "computed in", title=title)
+        for column in ("images per second", "over float32", "kernels' share", "rank correlation"):
+            result.add_column(column, justify="right")
         for way, run in runs.items():
             took = median(each[way] for each in times)
             share = f"{kernel_seconds(run) / took:.2f}" if whole.device.type == "cuda" else "n/a"
@@ -204,11 +204,11 @@ def table(spec: ModelSpec, asked: argparse.Namespace) -> Table:
             told = "-" if rank is None else f"{rank:.4f}"
             images = len(many) if name == ALONE else len(inputs)
             result.add_row(name, way, f"{images / took:,.1f}", f"{gain:.2f}", share, told)
-    return result
+        yield result
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure the networks named on the command line and print one table for each."""
+    """Measure the networks named on the command line and print what was measured."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -228,7 +228,8 @@ def main(arguments: list[str] | None = None) -> None:
         for network in asked.networks:
             source, _, name = network.partition("/")
             spec = ModelSpec(source=source, name=name, weights=asked.weights, crop=asked.size)
-            console.print(table(spec, asked))
+            for table in tables(spec, asked):
+                console.print(table)
 
 
 if __name__ == "__main__":
