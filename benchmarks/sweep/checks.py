@@ -72,15 +72,14 @@ def head(classifier: Classifier) -> str | None:
     first, second = fresh(classifier, 3, 0), fresh(classifier, 5, 1)
     before, other = classifier.activations(first), classifier.activations(second)
     expected = classifier.logits(first)
-    spread = (expected.amax(1) - expected.amin(1)).clamp(min=1e-30)
     changed = (expected - expected.roll(1, 0)).abs().amax()
     found = {
-        "three inputs": (classifier.head(before), expected, spread),
-        "one input": (classifier.head(before[1:2]), expected[1:2], spread[1:2]),
-        "five inputs": _with_spread(classifier.head(other), classifier.logits(second)),
+        "three inputs": (classifier.head(before), expected),
+        "one input": (classifier.head(before[1:2]), expected[1:2]),
+        "five inputs": (classifier.head(other), classifier.logits(second)),
     }
-    for rows, (logits, wanted, scale) in found.items():
-        error = (logits - wanted).abs().amax(1)
+    for rows, (logits, wanted) in found.items():
+        error, scale = (logits - wanted).abs().amax(1), _range(wanted)
         if not bool((error <= HEAD * scale).all()):
             return f"head: the logits of {rows} differ by {float((error / scale).max()):.1e} of their range"
         if not bool((error <= _OF_CHANGE * changed + _ROUNDING * wanted.abs().max()).all()):
@@ -88,8 +87,9 @@ def head(classifier: Classifier) -> str | None:
     return None
 
 
-def _with_spread(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return logits, wanted, (wanted.amax(1) - wanted.amin(1)).clamp(min=1e-30)
+def _range(logits: Tensor) -> Tensor:
+    """(B,): the range of each input's logits, which is never zero."""
+    return (logits.amax(1) - logits.amin(1)).clamp(min=1e-30)
 
 
 def reach(classifier: Classifier) -> str | None:
@@ -245,7 +245,7 @@ def token_dropping(classifier: Classifier) -> str | None:
     height, width = classifier.patch_grid
     keep = torch.ones(3, height * width, dtype=torch.bool, device=inputs.device)
     expected = classifier.logits(inputs)
-    spread = (expected.amax(1) - expected.amin(1)).clamp(min=1e-30)
+    spread = _range(expected)
     error = ((classifier.logits_of_patches(inputs, keep) - expected).abs().amax(1) / spread).max()
     if not error <= HEAD:
         return f"token dropping: with all patches the logits differ by {float(error):.1e} of their range"
@@ -272,7 +272,7 @@ def attention(classifier: Classifier) -> str | None:
     tokens = attention_tokens(classifier).layout.shape[0]
     with torch.no_grad():
         expected = classifier.logits(inputs)
-    spread = float((expected.amax(1) - expected.amin(1)).min()) or 1e-30
+    spread = float(_range(expected).min())
     matrices: list[Any] = []
     with torch.enable_grad(), explicit_attention(matrices.append):
         found = classifier.logits(inputs.clone().requires_grad_())

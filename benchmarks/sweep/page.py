@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sweep.listed import SOURCES
+from sweep.listed import LARGEST, SOURCES
 
 STATES = ("works", "refused", "wrong", "failed")
 _TITLES = {
@@ -87,7 +87,7 @@ def _counts(rows: Sequence[dict[str, str]], listed: Mapping[str, int]) -> str:
 
 def _below(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     """The rows of all models below 60 million parameters; the smallest of a module may be larger."""
-    return [row for row in rows if row["listed"] == "no" or int(row["parameters"] or 0) < 60_000_000]
+    return [row for row in rows if row["listed"] == "no" or int(row["parameters"] or 0) < LARGEST]
 
 
 def _versions(rows: Sequence[dict[str, str]]) -> str:
