@@ -114,6 +114,17 @@ def randomised(network: nn.Module) -> nn.Module:
     return network
 
 
+def stirred(build, spread=1.5):
+    """A seeded network in which every parameter counts, whatever its initial value is."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = build().eval().requires_grad_(False)
+        for parameter in network.parameters():
+            size = 0.3 if parameter.ndim == 1 else spread * parameter[0].numel() ** -0.5
+            parameter.add_(size * torch.randn_like(parameter))
+    return network
+
+
 def pixels(count=3, size=(64, 64), seed=0):
     return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(seed))
 

@@ -15,20 +15,14 @@ from torch.nn import functional as F
 from explainers.base import Need
 from explainers.models.classifier import Classifier
 from explainers.requirements import unmet
-from families import condition, pixels
+from families import condition, pixels, stirred
 
 SIZES = {"img_size": 64, "depth": 3, "embed_dim": 48, "num_heads": 2, "num_classes": 5}
 
 
 def made(name: str, **options: object) -> nn.Module:
-    """A small network of timm in which every parameter counts, whatever its initial value is."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        network = timm.create_model(name, **(SIZES | options)).eval().requires_grad_(False)
-        for parameter in network.parameters():
-            spread = 0.3 if parameter.ndim == 1 else 1.5 * parameter[0].numel() ** -0.5
-            parameter.add_(spread * torch.randn_like(parameter))
-    return network
+    """A small network of timm."""
+    return stirred(lambda: timm.create_model(name, **(SIZES | options)))
 
 
 def chosen(tokens: Tensor, keep: Tensor) -> Tensor:
@@ -139,13 +133,7 @@ def of_hugging_face(family: str, options: dict[str, object]) -> nn.Module:
     config = getattr(transformers, f"{family}Config")(
         **sizes, **options, image_size=64, patch_size=16, num_labels=5
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = getattr(transformers, f"{family}ForImageClassification")(config).eval().requires_grad_(False)
-        for parameter in model.parameters():
-            spread = 0.3 if parameter.ndim == 1 else 1.5 * parameter[0].numel() ** -0.5
-            parameter.add_(spread * torch.randn_like(parameter))
-    return model
+    return stirred(lambda: getattr(transformers, f"{family}ForImageClassification")(config))
 
 
 def class_token(model: nn.Module, states: Tensor, present: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from explainers.base import Batch
 from explainers.models.classifier import Classifier
 from explainers.probes.attention import attention_tokens, explicit_attention, unread_attention
 from explainers.rollout import GenericAttention, Rollout
-from families import pixels
+from families import pixels, stirred
 
 SIZES = {
     "hidden_size": 32,
@@ -58,13 +58,7 @@ class HuggingFace(nn.Module):
 
 
 def hugging_face(family: str) -> HuggingFace:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        network = HuggingFace(family).eval().requires_grad_(False)
-        for parameter in network.parameters():
-            spread = 0.3 if parameter.ndim == 1 else 2.5 * parameter[0].numel() ** -0.5
-            parameter.add_(spread * torch.randn_like(parameter))
-    return network
+    return stirred(lambda: HuggingFace(family), spread=2.5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
