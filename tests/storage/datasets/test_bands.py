@@ -406,7 +406,7 @@ def test_a_compression_that_only_pillow_reads_is_read_or_refused_with_what_to_do
             read_bands(tmp_path / "two.tif", how(2))
 
 
-def test_palettes_of_deep_files_are_refused_as_no_brightness(tmp_path: Path) -> None:
+def test_deep_files_whose_zero_is_white_are_refused(tmp_path: Path) -> None:
     path = tiff(tmp_path / "a.tif", values((5, 9)), photometric="miniswhite")
     with pytest.raises(UnreadableError, match="photometric interpretation 0"):
         read_bands(path, how(1))
