@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from explainers.models.cutting import cut
 from explainers.models.finding import Place, places
 from explainers.models.loading import load
+from flows.input_form import bands_of, geometry_of
 from flows.job import Job, JobError
-from flows.prepare import bands_of, geometry_of
 from storage.datasets.opening import open_dataset
 
 

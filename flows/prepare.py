@@ -21,23 +21,20 @@ from explainers.models.black_box import BlackBox
 from explainers.models.checkpoints import taken_for
 from explainers.models.classifier import Classifier
 from explainers.models.frozen import Frozen
-from explainers.models.loading import ModelSpec, load, preprocessing
+from explainers.models.loading import load
 from explainers.models.modality import MODALITIES
 from explainers.models.probes_at_load import probe
 from explainers.models.reasons import first_line
 from explainers.registry import explainers
 from explainers.requirements import unmet
-from flows.job import REGISTERED, Job, JobError, LabelTargets, TopTargets
-from flows.labels import Labels, not_numbered, translated
+from flows.input_form import bands_of, form_of
+from flows.job import REGISTERED, Job, JobError
+from flows.labels import Labels, translated
 from flows.plan import shard_images
 from flows.recorded_layer import with_recorded_layer
+from flows.targets import check_targets, targets_per_image
 from storage.datasets.dataset import Dataset
-from storage.datasets.depth import own_depth
-from storage.datasets.geometry import prepare_image
 from storage.datasets.opening import open_dataset
-from storage.datasets.reading import RGB, Bands, Stored
-from storage.datasets.spec import DatasetSpec
-from storage.errors import one_line
 from storage.files import sha256_of_file, sha256_of_json
 from storage.manifest import DetailEntry, ExplainerEntry, Manifest, MetricEntry
 from storage.places import is_remote
@@ -47,7 +44,6 @@ from tasks.metrics.base import Need as MetricNeed
 from tasks.metrics.preparation import RECORD
 from tasks.metrics.registry import metrics
 
-_MOST_LABELS = 20  # labels of an image that a job explains without saying how many
 LIBRARIES = (
     "floodlit",
     "torch",
@@ -75,7 +71,7 @@ def prepare(job: Job) -> Run:
     try:
         bands = bands_of(job.dataset, job.model)
         dataset = open_dataset(job.dataset, bands)
-        geometry, size, stored = _geometry(job, dataset, bands)
+        geometry, size, stored = form_of(job.model, dataset, bands)
         classifier = load(with_recorded_layer(job), input_size=size, modality=dataset.modality)
         with closing(classifier):
             seen = _probed(job, classifier)
@@ -84,8 +80,8 @@ def prepare(job: Job) -> Run:
             _check_batches(job, classifier)
             labels = translated(dataset, job.dataset.numbering == "model", classifier)
             _check_shown(job, classifier)
-            _check_targets(job, classifier, dataset, labels)
-            targets = _targets_per_image(job, dataset)
+            check_targets(job, classifier.num_classes, dataset, labels)
+            targets = targets_per_image(job, dataset)
             chosen = _check_explainers(job, classifier, targets)
             scored = _check_metrics(job, classifier, dataset)
             _check_tracking(job)
@@ -101,55 +97,6 @@ def prepare(job: Job) -> Run:
         raise JobError(
             f"model.source: the network, or a plug-in, ended the check of the job: {reason}"
         ) from error
-
-
-def bands_of(dataset: DatasetSpec, model: ModelSpec) -> Bands:
-    """Return what the values of a dataset's images become for a model."""
-    if dataset.kind in {"text", "tensors"}:
-        return RGB
-    return Bands.of(preprocessing(model).channels, dataset.depth)
-
-
-def _geometry(job: Job, dataset: Dataset, bands: Bands) -> tuple[dict[str, Any], tuple[int, ...] | None, str]:
-    """Return how items become inputs, as the manifest keeps it, the inputs' size, and their NumPy type.
-
-    The size is None if the model determines it.
-    """
-    stored = MODALITIES[dataset.modality].stored
-    if dataset.modality == "text":
-        _first_readable(dataset)
-        return {}, None, stored
-    if dataset.modality == "tensor":
-        shape = _first_readable(dataset).shape
-        return {"shape": list(shape)}, shape, stored
-    return geometry_of(job.model, dataset, bands)
-
-
-def geometry_of(
-    model: ModelSpec, dataset: Dataset, bands: Bands
-) -> tuple[dict[str, Any], tuple[int, int], Stored]:
-    """Return how images become inputs, the inputs' (H, W) in pixels, and their NumPy type.
-
-    The size is that of the crop. Without a crop it is the size of the first readable image, whose type is
-    taken where ``bands`` states none.
-    """
-    how = preprocessing(model)
-    if how.size is not None and bands.stored is not None:
-        return how.geometry, how.size, bands.stored
-    first = _first_readable(dataset)
-    _, height, width = prepare_image(first, [], **how.geometry)[0].shape
-    return how.geometry, how.size or (height, width), bands.stored or own_depth(np.asarray(first).dtype)
-
-
-def _first_readable(dataset: Dataset) -> Any:
-    """Return the first item that can be read; raise JobError if there is none."""
-    why = ""
-    for index in range(len(dataset.samples)):
-        try:
-            return dataset.load(index)
-        except Exception as error:  # later a damaged file becomes a row with its error
-            why = why or f"{dataset.samples[index].sample_id} {one_line(error)}"
-    raise JobError(f"dataset: no {dataset.modality} can be read ({why}); check the files at its path")
 
 
 def _probed(job: Job, classifier: Frozen) -> dict[str, str]:
@@ -184,60 +131,6 @@ def _check_shown(job: Job, classifier: BlackBox) -> None:
         raise JobError(
             f"shown_bands: there is no band {max(job.shown_bands)}; inputs have {channels}, counted from 0"
         )
-
-
-def _check_targets(job: Job, classifier: BlackBox, dataset: Dataset, labels: Labels) -> None:
-    """Raise JobError if the model does not have the target class of every sample."""
-    classes = classifier.num_classes
-    if isinstance(job.target, TopTargets):
-        if job.target.top > classes:
-            raise JobError(f"target: top = {job.target.top}, but the model has {classes} classes")
-    elif isinstance(job.target, int):
-        if not 0 <= job.target < classes:
-            raise JobError(f"target: {job.target} is not a class of the model; choose 0 to {classes - 1}")
-    elif job.target != "predicted":
-        _check_labels(job, classes, dataset, labels)
-
-
-def _check_labels(job: Job, classes: int, dataset: Dataset, labels: Labels) -> None:
-    """Raise JobError if the labels that the job explains are not all classes of the model."""
-    name = '"label"' if job.target == "label" else '"labels"'
-    found = {label for sample in dataset.samples for label in sample.every_label}
-    if job.target == "label":
-        if any(sample.labels for sample in dataset.samples):
-            raise JobError('target: "label" is for one label per sample; use "labels" or {labels = 3}')
-        if any(sample.label is None for sample in dataset.samples):
-            raise JobError('target: "label" needs a label for every sample; use "predicted"')
-    if not found:
-        raise JobError(f'target: {name} needs labels, and the dataset has none; use "predicted"')
-    if labels.refusal is not None:
-        raise JobError(f"target: {name} {labels.refusal}")
-    for label in found:
-        if labels.indices is not None and label not in labels.indices:
-            raise JobError(f"target: {name} {not_numbered(label, classes)}")
-
-
-def _targets_per_image(job: Job, dataset: Dataset) -> int:
-    """Return the number of maps per image and explainer; an image with fewer labels has empty rows.
-
-    Raises
-    ------
-    JobError
-        If an image has more labels than a job explains that does not say how many.
-    """
-    if isinstance(job.target, TopTargets):
-        return job.target.top
-    if job.target != "labels" and not isinstance(job.target, LabelTargets):
-        return 1
-    most = max(len(sample.every_label) for sample in dataset.samples)
-    if isinstance(job.target, LabelTargets):
-        return min(most, job.target.labels)
-    if most > _MOST_LABELS:
-        raise JobError(
-            f"target: an image has {most} labels, and every image would have rows for as many maps; set "
-            f"{{labels = {_MOST_LABELS}}}, or another number, to explain the first ones"
-        )
-    return most
 
 
 def _check_explainers(

@@ -23,9 +23,10 @@ from prefect.logging import get_run_logger
 
 from explainers.models.probes_at_load import probe
 from explainers.models.ptame_head import load_head, save_head
+from flows.input_form import bands_of, geometry_of
 from flows.job import JobError
 from flows.parameter_logs import keep_values_out_of_logs
-from flows.prepare import LIBRARIES, bands_of, geometry_of
+from flows.prepare import LIBRARIES
 from flows.retries import not_retried
 from flows.terminal import Progress
 from flows.train_job import TrainJob
