@@ -71,9 +71,9 @@ def compute_of(run: Run) -> Compute:
 def dataset_of(run: Run) -> Dataset:
     """The run's dataset, opened once per worker process."""
     manifest = run.manifest
-    stored = manifest.input_dtype
-    images = manifest.modality == "image" and stored != "int32"
-    bands = Bands(manifest.input_shape[0], stored) if images else RGB  # type: ignore[arg-type]
+    bands = RGB
+    if manifest.modality == "image" and manifest.input_dtype != "int32":  # which only texts have
+        bands = Bands(manifest.input_shape[0], manifest.input_dtype)
     return _dataset(DatasetSpec.model_validate(run.job["dataset"]), bands)
 
 
