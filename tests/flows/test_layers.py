@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
+from explainers.models import classifier
 from flows.cli import app
 from runs import model, prepared, tiny_job, toml
 
@@ -30,6 +32,16 @@ def test_the_layer_that_the_job_takes_is_marked_and_every_row_says_what_was_seen
     costs = [int(row[7].rstrip("%")) for row in rows if row[7]]
     assert costs == sorted(costs)  # the earlier the layer, the more lies behind it
     assert 50 < costs[-1] < 100  # the first convolution lies before the first layer
+
+
+def test_the_layer_that_a_run_recorded_is_marked_even_if_another_one_would_be_found_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = prepared(tiny_job(tmp_path / "run")).layer
+    other = listed(tmp_path)[-1][1]
+    assert other not in ("", recorded)
+    monkeypatch.setattr(classifier, "resolve_layer", lambda _, layer: layer or other)
+    assert [row[1] for row in listed(tmp_path) if row[0] == "*"] == [recorded]
 
 
 def test_a_layer_that_is_listed_under_another_name_gets_a_row_of_its_own(tmp_path: Path) -> None:
