@@ -116,17 +116,24 @@ class Classifier(Frozen):
 
     # The target layer, which is looked up when something needs it
 
-    @cached_property
+    @property
     def layer(self) -> str:
         """Name of the target layer: the one that was named, or else the network's default."""
+        return self._resolved[0]
+
+    @cached_property
+    def _resolved(self) -> tuple[str, Cut | None]:
         check_can_be_cut(self.network)
         with plainly():
             return resolve_layer(self, self._asked_layer)
 
     @cached_property
     def _cut(self) -> Cut:
+        layer, parts = self._resolved
+        if parts is not None:
+            return parts
         with plainly():
-            return cut(self.network, self.layer, self.normalised(self.probed))
+            return cut(self.network, layer, self.normalised(self.probed))
 
     @property
     def layer_in_use(self) -> str | None:

@@ -71,8 +71,15 @@ class Place:
     parts: Cut | None = None
 
 
-def resolve_layer(classifier: Classifier, layer: str | None) -> str:
-    """The name of the target layer: the given one, or that of a published architecture, or the one found.
+def resolve_layer(classifier: Classifier, layer: str | None) -> tuple[str, Cut | None]:
+    """Say which layer is the target: the given one, or that of a published architecture, or the one found.
+
+    Returns
+    -------
+    layer
+        Its name.
+    parts
+        The network, cut there, if it was cut to find the layer.
 
     Raises
     ------
@@ -81,7 +88,10 @@ def resolve_layer(classifier: Classifier, layer: str | None) -> str:
     """
     if layer is None:
         known = architecture_of(classifier.network)
-        return known.layer(classifier.network) if known else find_layer(classifier).layer
+        if known:
+            return known.layer(classifier.network), None
+        found = find_layer(classifier)
+        return found.layer, found.parts
     name, colon, side = layer.partition(":")
     names = [module_name for module_name, _ in classifier.network.named_modules() if module_name]
     if name not in names:
@@ -89,7 +99,7 @@ def resolve_layer(classifier: Classifier, layer: str | None) -> str:
         raise ValueError(f"model.layer: the network has no layer {name!r}; close are {', '.join(close)}")
     if colon and side != "input":
         raise ValueError(f"model.layer: only ':input' may follow {name!r}, not ':{side}'")
-    return layer
+    return layer, None
 
 
 def find_layer(classifier: Classifier) -> Place:
@@ -111,6 +121,7 @@ def find_layer(classifier: Classifier) -> Place:
         # Behind weights that are all zero, as of a head that is not trained yet, there is no gradient.
         with _drawn(zeros):
             found, refused = _last_sound(classifier)
+        found = found and replace(found, parts=None)  # a head may have recorded what the drawn numbers give
     if found is not None:
         return found
     seen = "; ".join(f"{place.layer} ({place.refused})" for place in refused[:_NAMED])

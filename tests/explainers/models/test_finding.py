@@ -183,6 +183,15 @@ def test_the_layer_of_a_toy_is_the_one_known_by_hand(case):
         probe(found)
 
 
+def test_the_network_is_not_cut_again_where_the_layer_was_found(monkeypatch):
+    build, _, grid, *_ = TOYS["two streams that join"]
+    with Classifier(seeded(build), input_size=(32, 32)) as classifier:
+        monkeypatch.setattr("explainers.models.classifier.cut", None)
+        assert classifier.grid == grid
+        logits = classifier.head(classifier.activations(classifier.probed))
+        torch.testing.assert_close(logits, classifier.logits(classifier.probed))
+
+
 def test_a_layer_whose_class_token_is_behind_the_patches_is_refused_by_name():
     build, *_ = TOYS["a class token behind the patches"]
     told = r"^model\.layer: cannot explain '1': its 17 tokens are no grid of patches"
@@ -230,5 +239,7 @@ def test_weights_that_are_all_zero_are_drawn_while_the_layer_is_sought_and_zero_
     assert not network.heads.head.weight.any()
     before = sha256_of(network.state_dict()).hexdigest()
     with Classifier(network, input_size=(64, 64)) as classifier:
-        assert find_layer(classifier).layer == "encoder.layers.encoder_layer_2:input"
+        found = find_layer(classifier)
+        assert found.layer == "encoder.layers.encoder_layer_2:input"
+        assert found.parts is None  # what was cut while they were drawn is not kept
     assert sha256_of(network.state_dict()).hexdigest() == before
