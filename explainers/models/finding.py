@@ -27,12 +27,9 @@ from explainers.models.grid_checks import (
     random_sum,
     reach,
     reached,
-    strongly_filled,
 )
 from explainers.models.layout import Layout
-from explainers.models.probes_at_load.rows import REACHED
 from explainers.models.reasons import first_line
-from explainers.numerics.differences import difference
 
 if TYPE_CHECKING:
     from explainers.models.classifier import Classifier
@@ -290,7 +287,6 @@ def _cut(classifier: Classifier, place: Place, cells: Tensor) -> Place:
     """Cut the network at a place, and ask whether its cells reach the logits behind the cut."""
     assert place.layout is not None
     layout, inputs = place.layout, classifier.normalised(classifier.probed)
-    as_logits = classifier.outputs.logits
     try:
         parts = cut(classifier.network, place.layer, inputs)
     except ValueError as error:
@@ -298,10 +294,6 @@ def _cut(classifier: Classifier, place: Place, cells: Tensor) -> Place:
     activations = parts.backbone(inputs)
     if activations.shape != place.values.shape:
         return replace(place, refused="the cut network has other activations there")
-
-    def responds(row: int, column: int) -> bool:
-        logits = as_logits(parts.head(strongly_filled(layout, activations[:1], row, column)))
-        return not difference(logits[1:], logits[:1]) <= REACHED
-
-    whole, told = reach(cells, responds)
+    as_logits, head = classifier.outputs.logits, parts.head
+    whole, told = reach(cells, layout, activations[:1], lambda given: as_logits(head(given)))
     return replace(place, reach=told, refused=None if whole else told, parts=parts)

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from explainers.models.cell_orders import other_order
 from explainers.models.layout import Layout
+from explainers.numerics.differences import difference
 
-HEAD = 1e-3  # of the largest logit: the cut network may fuse operations otherwise than the whole one
+_REACHED = 1e-5  # of the largest logit: less is rounding
 _TRIED = 64  # cells without a gradient that are filled with strong values, at most
 _MOST = 0.75  # of the rows and of the columns that a pooling with a stride reads, at least
 _STRONG = 10.0  # times the largest activation
@@ -42,17 +43,24 @@ def random_sum(logits: Tensor) -> Tensor:
     return (logits * weights).sum()
 
 
-def reach(with_gradient: Tensor, responds: Callable[[int, int], bool]) -> tuple[bool, str]:
+def reach(
+    with_gradient: Tensor, layout: Layout, activations: Tensor, head: Callable[[Tensor], Tensor]
+) -> tuple[bool, str]:
     """Judge whether every cell reaches the logits.
 
-    Where the gradient is zero for all inputs, as behind a ReLU or a maximum it may be, the cell is tried.
+    Where the gradient is zero for all inputs, as behind a ReLU or a maximum it may be, the cell is filled
+    with strong values.
 
     Parameters
     ----------
     with_gradient
         (h, w) bool, the cells with a gradient.
-    responds
-        Whether the logits change when the cell of a row and a column is filled with strong values.
+    layout
+        How activations are read.
+    activations
+        (1, \\*shape), those in which cells are filled.
+    head
+        From activations to logits (B, K).
 
     Returns
     -------
@@ -62,7 +70,7 @@ def reach(with_gradient: Tensor, responds: Callable[[int, int], bool]) -> tuple[
     height, width = with_gradient.shape
     silent = (~with_gradient).nonzero()
     tried = silent[:: -(-len(silent) // _TRIED) or 1].tolist()
-    deaf = [cell for cell in tried if not responds(*cell)]
+    deaf = [cell for cell in tried if not _respond(head(_strongly_filled(layout, activations, *cell)))]
     if not deaf:
         return True, f"all of {height}x{width} cells reach the logits"
     rows, columns = (int(with_gradient.any(axis).sum()) for axis in (1, 0))
@@ -76,7 +84,12 @@ def reach(with_gradient: Tensor, responds: Callable[[int, int], bool]) -> tuple[
     )
 
 
-def strongly_filled(layout: Layout, activations: Tensor, row: int, column: int) -> Tensor:
+def _respond(logits: Tensor) -> bool:
+    """Whether logits (B, K) are others than in the first row."""
+    return not difference(logits[1:], logits[:1]) <= _REACHED  # infinite logits have changed as well
+
+
+def _strongly_filled(layout: Layout, activations: Tensor, row: int, column: int) -> Tensor:
     """(7, \\*shape): (1, \\*shape) activations, and the same with strong values of six kinds in a cell."""
     strong = _STRONG * (float(activations.abs().max()) or 1.0)
     signs = torch.randn(2, layout.channels, generator=torch.Generator().manual_seed(1)).sign()

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from explainers.models.grid_checks import (
-    HEAD,
     changes,
     follows,
     places_on,
     random_sum,
     reach,
     reached,
-    strongly_filled,
 )
-from explainers.models.probes_at_load.rows import REACHED, Asked, RefusedError, in_words
+from explainers.models.probes_at_load.rows import Asked, RefusedError, in_words
 from explainers.numerics.differences import difference
 
 if TYPE_CHECKING:
     from explainers.models.classifier import Classifier
+
+_HEAD = 1e-3  # of the largest logit: the cut network may fuse operations otherwise than the whole one
 
 
 def head(asked: Asked) -> str:
@@ -29,7 +29,7 @@ def head(asked: Asked) -> str:
     classifier, good = asked.classifier, asked.good
     found = classifier.head(classifier.activations(asked.inputs))
     worst = difference(found[good], asked.logits[good])
-    if not worst <= HEAD:
+    if not worst <= _HEAD:
         raise RefusedError(
             f"model.layer: cut at {classifier.layer!r}, the network does not reproduce its own logits (it "
             "draws random numbers, writes to a tensor in place, or keeps values of an earlier pass); name "
@@ -54,13 +54,8 @@ def cells(asked: Asked) -> str:
     if bool((asked.logits.diff(dim=0) == 0).all()):
         return "unknown, since all inputs have the same logits"  # e.g. random weights behind a zero head
     activations = classifier.activations(asked.inputs[asked.good])
-
-    def responds(row: int, column: int) -> bool:
-        filled = strongly_filled(classifier.layout, activations[:1], row, column)
-        logits = classifier.head(filled)
-        return not difference(logits[1:], logits[:1]) <= REACHED  # infinite logits have changed as well
-
-    whole, told = reach(_with_gradient(classifier, activations), responds)
+    with_gradient = _with_gradient(classifier, activations)
+    whole, told = reach(with_gradient, classifier.layout, activations[:1], classifier.head)
     if not whole:
         raise RefusedError(f"model.layer: {told}; {classifier.layer!r} is too late, name an earlier layer")
     return told

@@ -11,7 +11,6 @@ from torch import Tensor
 from explainers.numerics.differences import difference
 
 TOLERANCE = 1e-4  # of the largest logit: rounding of batches of other sizes stays below it
-REACHED = 1e-5  # of the largest logit: less is rounding
 
 
 class RefusedError(ValueError):
