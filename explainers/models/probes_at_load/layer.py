@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from explainers.models.cutting.refusals import not_reproduced
 from explainers.models.grid_checks import (
     changes,
     follows,
@@ -30,11 +31,7 @@ def head(asked: Asked) -> str:
     found = classifier.head(classifier.activations(asked.inputs))
     worst = difference(found[good], asked.logits[good])
     if not worst <= _HEAD:
-        raise RefusedError(
-            f"model.layer: cut at {classifier.layer!r}, the network does not reproduce its own logits (it "
-            "draws random numbers, writes to a tensor in place, or keeps values of an earlier pass); name "
-            "another layer"
-        )
+        raise RefusedError(str(not_reproduced(classifier.layer)))
     return f"{in_words(worst)}, cut with {classifier.way}"
 
 
