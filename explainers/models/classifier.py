@@ -151,8 +151,6 @@ class Classifier(Frozen):
         with plainly():
             activations = self.activations(self.probed)
         try:
-            if not isinstance(activations, Tensor) or len(activations) != len(self.probed):
-                raise ValueError("its output is not a tensor whose first axis is the batch")
             return self.layout_for(tuple(activations.shape[1:]))
         except ValueError as error:
             raise ValueError(f"model.layer: cannot explain {self.layer!r}: {error}") from error
