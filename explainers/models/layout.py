@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-_MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens; more mean that a sequence is misread
+MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens; more mean that a sequence is misread
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,14 @@ def layout_of(shape: tuple[int, ...], input_size: tuple[int, int], prefix_tokens
             return Layout(shape, Units("channels", shape[0]), first)
         return Layout(shape, Units("tokens", math.prod(last)), last)
     if len(shape) == 2:
-        guesses = range(min(_MOST_PREFIX_TOKENS + 1, shape[0]))
+        guesses = range(min(MOST_PREFIX_TOKENS + 1, shape[0]))
         for prefix in guesses if prefix_tokens is None else (prefix_tokens, *guesses):
             grid = _grid(shape[0] - prefix, input_size)
             if grid is not None:
                 return Layout(shape, Units("tokens", shape[0] - prefix), grid, prefix)
     raise ValueError(
         f"its output has the shape {('B', *shape)}, which is neither a map (B, D, h, w) or (B, h, w, D) nor "
-        f"at most {_MOST_PREFIX_TOKENS} prefix tokens before a grid of patch tokens (B, T, D)"
+        f"at most {MOST_PREFIX_TOKENS} prefix tokens before a grid of patch tokens (B, T, D)"
     )
 
 

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from explainers.models.attention_calls import Attention, watching
 from explainers.models.cutting import Cut
-from explainers.models.layout import Layout
+from explainers.models.layout import MOST_PREFIX_TOKENS, Layout
 from explainers.models.token_places import (
     changed_cells,
     changes_of,
@@ -32,7 +32,6 @@ from explainers.models.token_places import (
 _TOLERANCE = 1e-3  # a share of what leaving out patches changes in the logits
 _ROUNDING = 32  # in units of the last place of the largest logit
 _MOST_ROUNDING = 0.02  # of that change; beyond it, a comparison says nothing
-_MOST_PREFIX_TOKENS = 8
 
 Head = Callable[[Tensor], Tensor]
 
@@ -220,7 +219,7 @@ def _masking(keep: Tensor, read: Callable[[Attention], None] | None = None) -> I
 
     def weigh(shape: Size) -> Tensor:
         extra = shape[-1] - N
-        if shape[0] % B or not 0 <= extra <= _MOST_PREFIX_TOKENS:
+        if shape[0] % B or not 0 <= extra <= MOST_PREFIX_TOKENS:
             raise ValueError(f"an attention is over {shape[-1]} tokens, and there are {N} patches")
         weights = F.pad(absent, (extra, 0)).repeat_interleave(shape[0] // B, 0)
         return weights.view(shape[0], *[1] * (len(shape) - 2), -1)
@@ -247,7 +246,7 @@ class _MeansOfPresent(TorchFunctionMode):
         x, dim = args[0], given.get("dim", args[1] if len(args) > 1 else None)
         extra = x.shape[1] - self.keep.shape[1]
         over_tokens = dim in (1, -2, (1,), (-2,), [1], [-2])
-        if not over_tokens or not 0 <= extra <= _MOST_PREFIX_TOKENS or len(x) != len(self.keep):
+        if not over_tokens or not 0 <= extra <= MOST_PREFIX_TOKENS or len(x) != len(self.keep):
             return func(*args, **given)
         present = F.pad(self.keep, (extra, 0), value=True)[..., None]
         keepdim = bool(given.get("keepdim", args[2] if len(args) > 2 else False))
