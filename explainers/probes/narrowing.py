@@ -17,7 +17,6 @@ from explainers.models.compute import eager, full_precision
 Kind = Literal["timm", "torch", "hugging_face"]
 
 _SECOND_NORMS = ("norm2", "ln_2", "layer_norm2")  # in timm; in torchvision and open_clip; in Hugging Face
-_PROBES = 2
 
 
 def class_token_alone(classifier: Classifier) -> Callable[[Tensor, Tensor | None], Tensor]:
@@ -60,10 +59,8 @@ def _last_block(classifier: Classifier) -> tuple[nn.Module, nn.Module] | None:
 
 
 def _agrees(classifier: Classifier, narrowed: Callable[[Tensor], Tensor]) -> bool:
-    shape = _PROBES, *classifier.input_shape
-    probe = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(classifier.device)
     with torch.no_grad(), full_precision():
-        tokens = classifier.embed(probe)
+        tokens = classifier.embed(classifier.probed)
         return torch.allclose(narrowed(tokens), classifier.encode(tokens), rtol=1e-3, atol=1e-4)
 
 
