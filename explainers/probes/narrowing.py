@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from explainers.models.architectures import architecture_of
 from explainers.models.classifier import Classifier
 from explainers.models.compute import eager, full_precision
+from explainers.models.replacing import replace_on
 
 Kind = Literal["timm", "torch", "hugging_face"]
 
@@ -74,7 +75,7 @@ def _narrow(attention: nn.Module, norm: nn.Module, undo: ExitStack) -> None:
     def forward(*args: Any, **kwargs: Any) -> Any:
         return project(attention, args[0] if args else kwargs["hidden_states"])
 
-    _replace_on(undo, attention, "forward", forward)
+    replace_on(undo, attention, "forward", forward)
     undo.callback(norm.register_forward_pre_hook(lambda _, args: (args[0][:, :1],)).remove)
 
 
@@ -127,15 +128,3 @@ def _kind_of(module: nn.Module) -> Kind | None:
     """The kind of self-attention that ``module`` is; None if it is of no known kind."""
     cls = type(module)
     return _KINDS.get(f"{cls.__module__}.{cls.__qualname__}")
-
-
-def _replace_on(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an attribute of an object until ``undo`` closes.
-
-    An attribute that only the object's class had is deleted again, so that the class's is seen as before.
-    """
-    if name in vars(owner):
-        undo.callback(setattr, owner, name, vars(owner)[name])
-    else:
-        undo.callback(delattr, owner, name)
-    setattr(owner, name, value)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from explainers.models.own_thread import own_thread
+from explainers.models.replacing import replace_on
 
 
 class StoppedError(BaseException):
@@ -240,8 +241,4 @@ def _replace(
             return waiting.popleft().of(rows, lend)
         return whole(*args, **kwargs)
 
-    if "forward" in vars(module):
-        undo.callback(setattr, module, "forward", whole)
-    else:  # deleted again, so that the class's method is seen as before
-        undo.callback(delattr, module, "forward")
-    module.forward = forward
+    replace_on(undo, module, "forward", forward)
