@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from explainers.base import Need
-from explainers.models import loading
+from explainers.models import cutting, finding, loading
 from explainers.models.classifier import Classifier
 from explainers.models.loading import ModelSpec
 from explainers.models.probes_at_load import probe
@@ -46,6 +46,8 @@ COLUMNS = (
     "seconds_to_build",
     "seconds_to_find",
     "passes_to_find",
+    "seconds_to_cut",
+    "passes_to_cut",
     "seconds_to_probe",
     "passes_to_probe",
     "by_hand",
@@ -174,13 +176,11 @@ def _fill(row: dict[str, Any], entry: Entry, table: dict[str, Any], device: str)
     counted, start = Counted(), time.perf_counter()
     with counted.load(table, device) as classifier:
         row["seconds_to_build"] = round(time.perf_counter() - start, 2)
-        start, counted.inputs = time.perf_counter(), 0
         row["parameters"] = sum(each.numel() for each in classifier.network.parameters())
         row["input"] = "x".join(map(str, classifier.input_shape))
+        row |= _cost_of_finding(classifier, counted)
         row["layer"] = classifier.layer
         row["grid"] = "x".join(map(str, classifier.grid))
-        row["seconds_to_find"] = round(time.perf_counter() - start, 2)
-        row["passes_to_find"] = counted.inputs
         row["cut"] = classifier.way
         row["units"] = f"{classifier.units.count} {classifier.units.kind}"
         row["channels"] = classifier.channels
@@ -199,6 +199,26 @@ def _fill(row: dict[str, Any], entry: Entry, table: dict[str, Any], device: str)
                 wrong.append(check(classifier))
     told = [each for each in wrong if each is not None]
     row["status"], row["reason"] = "wrong" if told else "works", "; ".join(told)
+
+
+def _cost_of_finding(classifier: Classifier, counted: Counted) -> dict[str, float]:
+    """What the layer costs, and the cuts apart from it, of which a layer that a job names needs one as well."""
+    spent = dict.fromkeys(("seconds_to_cut", "passes_to_cut"), 0.0)
+
+    def cut(*args: Any) -> Any:
+        start, before = time.perf_counter(), counted.inputs
+        try:
+            return cutting.cut(*args)
+        finally:
+            spent["seconds_to_cut"] += time.perf_counter() - start
+            spent["passes_to_cut"] += counted.inputs - before
+
+    start, counted.inputs = time.perf_counter(), 0
+    with patch.object(finding, "cut", cut):
+        classifier.target_layer  # noqa: B018  looked up when it is asked for
+    spent["seconds_to_find"] = time.perf_counter() - start - spent["seconds_to_cut"]
+    spent["passes_to_find"] = counted.inputs - spent["passes_to_cut"]
+    return {name: round(value, 2) if "seconds" in name else int(value) for name, value in spent.items()}
 
 
 _TOKENS: dict[Need, Callable[[Classifier], str | None]] = {

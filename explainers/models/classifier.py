@@ -16,7 +16,7 @@ from explainers.models.candidates import constant_tokens
 from explainers.models.clip import Clip
 from explainers.models.compute import eager, plainly
 from explainers.models.cutting import Cut, Way, cut
-from explainers.models.finding import resolve_layer
+from explainers.models.finding import TargetLayer, resolve_layer
 from explainers.models.frozen import Frozen
 from explainers.models.layout import Layout, Units, layout_of
 from explainers.models.modality import MODALITIES, ModalityName
@@ -119,21 +119,21 @@ class Classifier(Frozen):
     @property
     def layer(self) -> str:
         """Name of the target layer: the one that was named, or else the network's default."""
-        return self._resolved[0]
+        return self.target_layer.layer
 
     @cached_property
-    def _resolved(self) -> tuple[str, Cut | None]:
+    def target_layer(self) -> TargetLayer:
+        """The target layer, with what the search for it has seen."""
         check_can_be_cut(self.network)
         with plainly():
             return resolve_layer(self, self._asked_layer)
 
     @cached_property
     def _cut(self) -> Cut:
-        layer, parts = self._resolved
-        if parts is not None:
-            return parts
+        if self.target_layer.parts is not None:
+            return self.target_layer.parts
         with plainly():
-            return cut(self.network, layer, self.normalised(self.probed))
+            return cut(self.network, self.layer, self.normalised(self.probed))
 
     @property
     def layer_in_use(self) -> str | None:

@@ -8,9 +8,9 @@ which the network can be cut.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,7 +29,9 @@ from explainers.models.grid_checks import (
     reached,
 )
 from explainers.models.layout import Layout
+from explainers.models.probes_at_load.rows import TOLERANCE
 from explainers.models.reasons import first_line
+from explainers.numerics.differences import difference
 
 if TYPE_CHECKING:
     from explainers.models.classifier import Classifier
@@ -56,6 +58,8 @@ class Place:
         Why it cannot be the target layer, in a few words; None if it can.
     reach
         Which cells reach the logits, in a few words.
+    follows
+        How its cells follow a patch that is moved over the input, in a few words.
     parts
         The network, cut there; None if it was not cut.
     """
@@ -65,18 +69,31 @@ class Place:
     layout: Layout | None = None
     refused: str | None = None
     reach: str = ""
+    follows: str = ""
     parts: Cut | None = None
 
 
-def resolve_layer(classifier: Classifier, layer: str | None) -> tuple[str, Cut | None]:
-    """Say which layer is the target: the given one, or that of a published architecture, or the one found.
+@dataclass(frozen=True)
+class TargetLayer:
+    """The target layer of a network.
 
-    Returns
-    -------
+    Attributes
+    ----------
     layer
         Its name.
     parts
         The network, cut there, if it was cut to find the layer.
+    seen
+        The answers of probes at load that the search has asked already, by the names of the probes.
+    """
+
+    layer: str
+    parts: Cut | None = None
+    seen: Mapping[str, str] = field(default_factory=dict)
+
+
+def resolve_layer(classifier: Classifier, layer: str | None) -> TargetLayer:
+    """Say which layer is the target: the given one, or that of a published architecture, or the one found.
 
     Raises
     ------
@@ -86,9 +103,10 @@ def resolve_layer(classifier: Classifier, layer: str | None) -> tuple[str, Cut |
     if layer is None:
         known = architecture_of(classifier.network)
         if known:
-            return known.layer(classifier.network), None
+            return TargetLayer(known.layer(classifier.network))
         found = find_layer(classifier)
-        return found.layer, found.parts
+        seen = {} if found.parts is None else {"cells": found.reach, "patch": found.follows}
+        return TargetLayer(found.layer, found.parts, seen)
     name, colon, side = layer.partition(":")
     names = [module_name for module_name, _ in classifier.network.named_modules() if module_name]
     if name not in names:
@@ -96,7 +114,7 @@ def resolve_layer(classifier: Classifier, layer: str | None) -> tuple[str, Cut |
         raise ValueError(f"model.layer: the network has no layer {name!r}; close are {', '.join(close)}")
     if colon and side != "input":
         raise ValueError(f"model.layer: only ':input' may follow {name!r}, not ':{side}'")
-    return layer, None
+    return TargetLayer(layer)
 
 
 def find_layer(classifier: Classifier) -> Place:
@@ -250,7 +268,7 @@ def _judged(
         if not sound:
             yield replace(place, refused=f"its cells do not follow the input ({told})")
             continue
-        yield _cut(classifier, place, cells)
+        yield _cut(classifier, replace(place, follows=told), cells)
 
 
 def _holds_the_classes(logits: Tensor, candidate: Candidate, layout: Layout) -> bool:
@@ -292,7 +310,7 @@ def _cut(classifier: Classifier, place: Place, cells: Tensor) -> Place:
     except ValueError as error:
         return replace(place, refused=first_line(error).removeprefix("model.layer: "))
     activations = parts.backbone(inputs)
-    if activations.shape != place.values.shape:
+    if activations.shape != place.values.shape or not difference(activations, place.values) <= TOLERANCE:
         return replace(place, refused="the cut network has other activations there")
     as_logits, head = classifier.outputs.logits, parts.head
     whole, told = reach(cells, layout, activations[:1], lambda given: as_logits(head(given)))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from explainers.models import classifier
+from explainers.models.finding import TargetLayer
 from flows.job import JobError
 from runs import completed, explained, model, prepared, tiny_job
 from storage.maps import read
@@ -137,7 +138,7 @@ def test_a_run_is_extended_at_its_layer_even_if_another_one_would_be_found_now(
     assert found is not None
     earlier = "blocks.1:input"
     assert earlier != found
-    monkeypatch.setattr(classifier, "resolve_layer", lambda _, layer: (layer or earlier, None))
+    monkeypatch.setattr(classifier, "resolve_layer", lambda _, layer: TargetLayer(layer or earlier))
     assert prepared(job(tmp_path / "other", [CAM], model("vit"))).layer == earlier
     extended = prepared(job(tmp_path / "run", [CAM, {"name": "eigencam"}], model("vit")))
     assert extended.layer == extended.manifest.explainers["eigencam"].layer == found

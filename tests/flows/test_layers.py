@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from explainers.models import classifier
+from explainers.models.finding import TargetLayer
 from flows.cli import app
 from runs import model, prepared, tiny_job, toml
 
@@ -40,7 +41,7 @@ def test_the_layer_that_a_run_recorded_is_marked_even_if_another_one_would_be_fo
     recorded = prepared(tiny_job(tmp_path / "run")).layer
     other = listed(tmp_path)[-1][1]
     assert other not in ("", recorded)
-    monkeypatch.setattr(classifier, "resolve_layer", lambda _, layer: layer or other)
+    monkeypatch.setattr(classifier, "resolve_layer", lambda _, layer: TargetLayer(layer or other))
     assert [row[1] for row in listed(tmp_path) if row[0] == "*"] == [recorded]
 
 

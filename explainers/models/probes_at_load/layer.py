@@ -48,6 +48,8 @@ def cells(asked: Asked) -> str:
             f"model.layer: the grid of {classifier.layer!r} has one cell, so that a map of it shows "
             "nothing; name a layer before the pooling, or use larger inputs"
         )
+    if "cells" in classifier.target_layer.seen:
+        return classifier.target_layer.seen["cells"]
     if bool((asked.logits.diff(dim=0) == 0).all()):
         return "unknown, since all inputs have the same logits"  # e.g. random weights behind a zero head
     activations = classifier.activations(asked.inputs[asked.good])
@@ -72,6 +74,8 @@ def _with_gradient(classifier: Classifier, activations: Tensor) -> Tensor:
 def patch(asked: Asked) -> str:
     """Refuse a grid on which the strongest change does not follow a bright patch over the input."""
     classifier: Classifier = asked.classifier
+    if "patch" in classifier.target_layer.seen:
+        return classifier.target_layer.seen["patch"]
     places = places_on(classifier.grid)
     (changed,) = changes(
         lambda shown: [classifier.spatial(classifier.activations(shown))[0]],
