@@ -202,7 +202,7 @@ def _fill(row: dict[str, Any], entry: Entry, table: dict[str, Any], device: str)
 
 
 def _cost_of_finding(classifier: Classifier, counted: Counted) -> dict[str, float]:
-    """What the layer costs, and the cuts apart from it, of which a layer that a job names needs one as well."""
+    """What finding the layer costs, and apart from it the cuts: a layer that is named needs one as well."""
     spent = dict.fromkeys(("seconds_to_cut", "passes_to_cut"), 0.0)
 
     def cut(*args: Any) -> Any:
