@@ -184,20 +184,27 @@ def _patched(classifier: Classifier) -> list[float]:
 def _seen(classifier: Classifier) -> list[float]:
     """The correlation of a cell's place with the centre of the pixels it depends on, for rows and columns."""
     h, w = classifier.grid
-    inputs = fresh(classifier, 1, 8).requires_grad_()
+    inputs = fresh(classifier, 4, 8).requires_grad_()
     with torch.enable_grad():
-        maps = classifier.spatial(classifier.activations(inputs))[0]
-        weights = torch.randn(len(maps), generator=torch.Generator().manual_seed(9)).to(maps)
+        maps = classifier.spatial(classifier.activations(inputs))
+        weights = torch.randn(maps.shape[:2], generator=torch.Generator().manual_seed(9)).to(maps)
         cells = [(row, column) for row in _spread(h) for column in _spread(w)]
-        centres = []
-        for row, column in cells:
-            (gradient,) = torch.autograd.grad(
-                (maps[:, row, column] * weights).sum(), inputs, retain_graph=True
-            )
-            energy = gradient[0].double().square().sum(0).cpu()
-            profiles = (energy.sum(1), energy.sum(0))
-            centres.append([float((each * torch.arange(len(each))).sum() / each.sum()) for each in profiles])
-    return _correlations(classifier, torch.tensor(centres).T, torch.tensor(cells).T)
+        gradients = torch.stack(
+            [
+                torch.autograd.grad((maps[:, :, row, column] * weights).sum(), inputs, retain_graph=True)[0]
+                for row, column in cells
+            ]
+        )
+    # Behind a layer that mixes all places, all cells depend on the same pixels most. A cell's own are the
+    # differences of its gradient from those of the others.
+    seen = (gradients - gradients.mean(0)).double().square().sum(2).cpu()
+    seen = seen / seen.mean(0).clamp(min=1e-300)
+    centres = []
+    for axis in (0, 1):
+        profiles = seen.sum(3 - axis)
+        pixels = torch.arange(profiles.shape[2]).double()
+        centres.append(((profiles * pixels).sum(2) / profiles.sum(2)).mean(1))
+    return _correlations(classifier, torch.stack(centres), torch.tensor(cells).T)
 
 
 def _spread(length: int) -> list[int]:

@@ -15,6 +15,7 @@ from explainers.models.layout import Layout, layout_of
 from explainers.models.own_thread import own_thread
 
 _NEIGHBOURS = 9  # a cell and those around it
+_LEAKS = 1e-4  # of the change of the cell's own token: a token that changes more sees the cell
 
 
 def cut_before_blocks(network: nn.Module, inputs: Tensor, logits: Tensor) -> Cut:
@@ -155,12 +156,14 @@ def check_order(changes: Tensor, expected: list[int], layout: Layout) -> None:
 
     On grids of four rows and columns or more it may be a neighbour, since patches may overlap, and on grids
     of eight the one behind it, where a cell changes more than its neighbours. A cell that changes no token,
-    as behind a ReLU it may, says nothing; half of the cells have to change some.
+    as behind a ReLU it may, says nothing; half of the cells have to change some. Tokens farther away than
+    two cells, or than the neighbours on smaller grids, must not change at all: a token that sees more of the
+    image, as behind a normalisation over the whole of it, would tell of patches that are left out.
 
     Raises
     ------
     ValueError
-        If it is another.
+        If it is another, or if a token farther away changes.
     """
     h, w = layout.grid
     changed = (changes > 0).sum(1).cpu()
@@ -172,3 +175,10 @@ def check_order(changes: Tensor, expected: list[int], layout: Layout) -> None:
     few = 2 * len(cells) < len(expected)
     if few or bool((most < 0).any() or (torch.maximum(rows, columns) > reach).any()):
         raise ValueError("its tokens are no patches in the order of the rows of a grid")
+    places = torch.arange(h * w)
+    far = torch.maximum(
+        (places // w - cells[:, None] // w).abs(), (places % w - cells[:, None] % w).abs()
+    ) > 1 + int(min(h, w) >= 8)
+    of_patches = changes.cpu()[telling, layout.prefix_tokens :]
+    if bool(((of_patches > _LEAKS * of_patches.amax(1, keepdim=True)) & far).any()):
+        raise ValueError("its tokens see more of the image than their patches and those beside them")

@@ -182,8 +182,19 @@ def test_logits_of_some_patches_are_those_behind_hugging_faces_own_attention_mas
     assert (found - whole)[1:].abs().amax(1).min() > 0.01
 
 
+def test_a_stem_whose_tokens_see_the_whole_image_is_refused() -> None:
+    network = made("vit_tiny_r_s16_p8_224", img_size=224)  # its stem normalises over the whole image
+    refused = pytest.raises(ValueError, match="its tokens see more of the image than their patches")
+    with torch.no_grad(), Classifier(network, input_size=(224, 224)) as classifier, refused:
+        classifier.logits_of_patches(pixels(1, (224, 224)), torch.arange(49)[None] % 3 > 0)
+
+
 def test_patches_that_overlap_in_a_convolutional_stem_are_left_out_as_tokens() -> None:
     network = made("vit_tiny_r_s16_p8_224", img_size=224)
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.GroupNorm):
+                setattr(module, name, nn.Identity())
     keep = torch.arange(49)[None] % 3 > 0
     with torch.no_grad(), Classifier(network, input_size=(224, 224)) as classifier:
         found = classifier.logits_of_patches(pixels(1, (224, 224)), keep)
