@@ -56,6 +56,7 @@ EXPLAINER_NEEDS = {
     Need.POOLED: "a head that is global average pooling and one linear layer",
     Need.PREDICTION: "the predicted class as the target",
     Need.TRAINED: "weights that were trained for this classifier",
+    Need.GIVEN: "maps that another program made, in files",
 }
 METRIC_NEEDS = {
     MetricNeed.PIXELS: "images",

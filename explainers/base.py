@@ -34,6 +34,7 @@ class Need(StrEnum):
     POOLED = "pooled"  # a head that adds up the spatial means of channels, and nothing else
     PREDICTION = "prediction"  # the target class has to be predicted, see probes.masked_forward.predicted
     TRAINED = "trained"  # weights of its own, trained for this classifier; the explainer checks them itself
+    GIVEN = "given"  # maps of another program, which a job reads from the parameter ``path``
 
 
 # The needs for which the network is cut at its target layer. An explainer without them gets a classifier that
@@ -98,6 +99,9 @@ class Batch:
     forwards
         Forward passes per perturbation step; halved by :func:`explainers.numerics.batching.in_chunks` when
         the device runs out of memory. It never changes a result.
+    given
+        (B, \\*grid) float32, the maps that another program made, for explainers that need them
+        (:attr:`Need.GIVEN`); else None.
     """
 
     inputs: Tensor
@@ -105,6 +109,7 @@ class Batch:
     seeds: Tensor
     activations: Tensor | None = None
     forwards: int = 64
+    given: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -18,6 +18,7 @@ def unmet(needs: Set[Need], classifier: BlackBox) -> str | None:
     """The first of an explainer's needs that the classifier does not meet.
 
     :attr:`Need.PREDICTION` concerns the job and :attr:`Need.TRAINED` the explainer; neither is checked here.
+    No classifier meets :attr:`Need.GIVEN`: who reads the maps leaves that need out.
 
     Parameters
     ----------
@@ -32,6 +33,8 @@ def unmet(needs: Set[Need], classifier: BlackBox) -> str | None:
         The end of a sentence that begins with "the explainer", such as "needs a vision transformer whose
         attention can be read"; None if nothing is lacking.
     """
+    if Need.GIVEN in needs:
+        return "needs maps that another program made, which only a job reads"
     if not isinstance(classifier, Classifier):
         if needs <= {Need.PREDICTION, Need.SEQUENCE}:
             return None

@@ -17,7 +17,6 @@ from prefect_dask import DaskTaskRunner
 from prefect_dask.task_runners import PrefectDaskFuture
 
 from explainers.base import Need
-from explainers.registry import explainers
 from flows.cluster import attach, check, resources_of, worker_variables
 from flows.drain import drain
 from flows.environment import restored
@@ -40,6 +39,7 @@ from storage.verify import repair, verify
 from tasks.activations import activations
 from tasks.inputs import inputs
 from tasks.results.accuracy import write_accuracy
+from tasks.run_parts import explainer_class
 from tasks.saliency import saliency
 from tasks.scores import scores
 
@@ -214,7 +214,9 @@ def _submit(run: Run, step: Step, halve: bool, resources: dict[str, int]) -> Pre
         case "activations":
             task = activations
             # If no explainer reads the activations, the task predicts and does not store them.
-            arguments["keep"] = any(Need.ACTIVATIONS in explainers.get(name).needs for name in run.explainers)
+            arguments["keep"] = any(
+                Need.ACTIVATIONS in explainer_class(run, name).needs for name in run.explainers
+            )
         case "saliency":
             task, arguments["explainer"] = saliency, step.explainer
         case _:

@@ -84,6 +84,22 @@ class Choice(BaseModel):
         return parameters
 
 
+class ExplainerChoice(Choice):
+    """One explainer, which the run may call by a label; every other key is one of its parameters."""
+
+    label: str | None = Field(
+        None,
+        pattern=r"^\w[\w.+-]*$",
+        max_length=100,
+        description="what the run calls the explainer, by default its name; needed if one is named twice",
+    )
+
+    @property
+    def called(self) -> str:
+        """What the run calls the explainer."""
+        return self.label or self.name
+
+
 class TopTargets(Strict):
     """Explain the ``top`` most probable classes of each image, with one map per class."""
 
@@ -253,10 +269,10 @@ class Job(Located):
         description='class that is explained: "predicted", "label", a class index, {top = k} for the k most '
         'probable classes, "labels" for every label of an image, or {labels = k} for its first k labels',
     )
-    explainers: list[Choice] = Field(
+    explainers: list[ExplainerChoice] = Field(
         min_length=1,
         max_length=MANY,
-        description="explainers; every key besides `name` is a parameter of the explainer",
+        description="explainers; every key besides `name` and `label` is a parameter of the explainer",
     )
     controls: bool = Field(True, description=f"add the controls {', '.join(CONTROLS)}")
     metrics: list[Choice] = Field(
@@ -310,20 +326,34 @@ class Job(Located):
 
     @field_validator("explainers")
     @classmethod
-    def _explainers_exist(cls, choices: list[Choice], info: ValidationInfo) -> list[Choice]:
-        return _checked([_located(choice, info) for choice in choices], explainers)
+    def _explainers_exist(cls, choices: list[ExplainerChoice], info: ValidationInfo) -> list[ExplainerChoice]:
+        located = [_located(choice, info) for choice in choices]
+        for choice in located:
+            choice.parameters(explainers)
+            if choice.label not in {None, choice.name} and choice.label in explainers.names():
+                raise ValueError(f"label: {choice.label} is the name of an explainer; choose another label")
+        _refuse_twice([choice.called for choice in located], "explainer", "give each a label of its own")
+        return located
 
     @field_validator("metrics")
     @classmethod
     def _metrics_exist(cls, choices: list[Choice]) -> list[Choice]:
-        return _checked(choices, metrics)
+        for choice in choices:
+            choice.parameters(metrics)
+        _refuse_twice([choice.name for choice in choices], "metric", "name it once")
+        return choices
 
     def explainer_parameters(self) -> dict[str, Parameters]:
-        """Return the parameters of every explainer of the run by name, including the controls."""
-        chosen = {choice.name: choice.parameters(explainers) for choice in self.explainers}
+        """Return the parameters of every explainer, including the controls, by what the run calls it."""
+        chosen = {choice.called: choice.parameters(explainers) for choice in self.explainers}
         if self.controls:
             chosen |= {name: explainers.get(name).Parameters() for name in CONTROLS if name not in chosen}
         return chosen
+
+    def explainer_names(self) -> dict[str, str]:
+        """Return the own name of every explainer, including the controls, by what the run calls it."""
+        own = {choice.called: choice.name for choice in self.explainers}
+        return {called: own.get(called, called) for called in self.explainer_parameters()}
 
     def metric_parameters(self) -> dict[str, Parameters]:
         """Return the parameters of every metric by name."""
@@ -337,16 +367,14 @@ class Job(Located):
         return self.model_dump(mode="json", include={"name", "target", "seed", "dataset", "model", "compute"})
 
 
-def _checked(choices: list[Choice], registry: Registry[Any]) -> list[Choice]:
-    """Raise ValueError if a name or a parameter is unknown, or if a name occurs twice."""
-    for position, choice in enumerate(choices):
-        choice.parameters(registry)
-        if choice.name in [earlier.name for earlier in choices[:position]]:
-            raise ValueError(f"{registry.kind} {choice.name} is named twice; name it once")
-    return choices
+def _refuse_twice(names: list[str], kind: str, advice: str) -> None:
+    """Raise ValueError if a name occurs twice."""
+    for position, name in enumerate(names):
+        if name in names[:position]:
+            raise ValueError(f"{kind} {name} is named twice; {advice}")
 
 
-def _located(choice: Choice, info: ValidationInfo) -> Choice:
+def _located(choice: ExplainerChoice, info: ValidationInfo) -> ExplainerChoice:
     """Return the choice with absolute paths; paths in the job are relative to its folder."""
     fields = explainers.get(choice.name).Parameters.model_fields
     given = choice.model_extra or {}
@@ -356,7 +384,7 @@ def _located(choice: Choice, info: ValidationInfo) -> Choice:
         if key in fields
         and _is_path(fields[key].annotation)
         and isinstance(value, str)  # any other value is refused with the other parameters
-        and not value.startswith(REGISTERED)
+        and not value.startswith((REGISTERED, "s3:/"))
     }
     return choice.model_copy(update=paths)
 

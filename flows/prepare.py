@@ -8,15 +8,13 @@ from asyncio import CancelledError
 from contextlib import closing
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 from prefect.exceptions import ExternalSignal
 
-from explainers.base import OF_LAYER, Explainer, Need, Parameters
-from explainers.controls import CONTROLS
+from explainers.base import OF_LAYER, Need, Parameters
 from explainers.models.black_box import BlackBox
 from explainers.models.checkpoints import taken_for
 from explainers.models.classifier import Classifier
@@ -26,18 +24,16 @@ from explainers.models.modality import MODALITIES
 from explainers.models.probes_at_load import probe
 from explainers.models.reasons import first_line
 from explainers.registry import explainers
-from explainers.requirements import unmet
+from flows.chosen_explainers import Chosen, choose_explainers
 from flows.input_form import bands_of, form_of
-from flows.job import REGISTERED, Job, JobError
+from flows.job import Job, JobError
 from flows.labels import Labels, translated
 from flows.plan import shard_images
 from flows.recorded_layer import with_recorded_layer
 from flows.targets import check_targets, targets_per_image
 from storage.datasets.dataset import Dataset
 from storage.datasets.opening import open_dataset
-from storage.files import sha256_of_file, sha256_of_json
-from storage.manifest import DetailEntry, ExplainerEntry, Manifest, MetricEntry
-from storage.places import is_remote
+from storage.manifest import Manifest, MetricEntry
 from storage.run import Run
 from tasks.metrics.base import Metric
 from tasks.metrics.base import Need as MetricNeed
@@ -82,7 +78,7 @@ def prepare(job: Job) -> Run:
             _check_shown(job, classifier)
             check_targets(job, classifier.num_classes, dataset, labels)
             targets = targets_per_image(job, dataset)
-            chosen = _check_explainers(job, classifier, targets)
+            chosen = choose_explainers(job, classifier, dataset, targets)
             scored = _check_metrics(job, classifier, dataset)
             _check_tracking(job)
             return _open_run(
@@ -101,7 +97,7 @@ def prepare(job: Job) -> Run:
 
 def _probed(job: Job, classifier: Frozen) -> dict[str, str]:
     """Ask the classifier the probes at load: those of its layer only if an explainer reads the layer."""
-    reads = any(explainers.get(name).needs & OF_LAYER for name in job.explainer_parameters())
+    reads = any(explainers.get(name).needs & OF_LAYER for name in job.explainer_names().values())
     return probe(classifier, of_layers=None if reads else False)
 
 
@@ -131,53 +127,6 @@ def _check_shown(job: Job, classifier: BlackBox) -> None:
         raise JobError(
             f"shown_bands: there is no band {max(job.shown_bands)}; inputs have {channels}, counted from 0"
         )
-
-
-def _check_explainers(
-    job: Job, classifier: BlackBox, targets: int
-) -> dict[str, tuple[Parameters, Explainer]]:
-    """Make the job's explainers; raise JobError if the model or the target lacks what one of them needs."""
-    chosen: dict[str, tuple[Parameters, Explainer]] = {}
-    named = {choice.name for choice in job.explainers}
-    for name, given in job.explainer_parameters().items():
-        cls, parameters = explainers.get(name), _fetched(job, given)
-        lacking = unmet(cls.needs, classifier)
-        if lacking is not None and name in CONTROLS and name not in named:
-            continue  # the job did not name this control, and e.g. texts have no edges for it
-        if lacking is not None:
-            raise JobError(f"explainers: {name} {lacking}")
-        # Where classes do not exclude each other, each of them is predicted or not for itself.
-        fixed = classifier.exclusive and (isinstance(job.target, int) or targets > 1)
-        if Need.PREDICTION in cls.needs and fixed:
-            raise JobError(f'explainers: {name} explains only the predicted class; set target = "predicted"')
-        try:
-            chosen[name] = parameters, cls(classifier, parameters)
-        except ValueError as error:
-            raise JobError(f"explainers: {name}: {error}") from error
-    return chosen
-
-
-def _fetched(job: Job, parameters: Parameters) -> Parameters:
-    """Return the parameters with paths of local copies in place of addresses of registered models.
-
-    The copies lie beside the run, in ``heads/NAME-VERSION-REGISTRY``. A copy is made once, because a version
-    in a registry never changes.
-    """
-    found = {}
-    for key, value in parameters:
-        address = Path(value).as_posix() if isinstance(value, Path) else ""
-        if not address.startswith(REGISTERED):
-            continue
-        if is_remote(job.store):
-            raise JobError(f"explainers: {key} = {address}: a store on S3 needs the path of the head instead")
-        from storage.tracking import default_uri, registered  # imported late: MLflow takes seconds to import
-
-        uri = job.tracking or default_uri(job.store)
-        parts = [*Path(address).parts[1:], sha256_of_json(uri)[:8]]
-        folder = job.store.parent / "heads" / "-".join(parts)
-        files = sorted(folder.glob("*.safetensors"))
-        found[key] = files[0] if files else registered(uri, address, folder)
-    return parameters.model_copy(update=found)
 
 
 def _check_metrics(job: Job, classifier: BlackBox, dataset: Dataset) -> dict[str, tuple[Parameters, Metric]]:
@@ -246,13 +195,13 @@ def _open_run(
     stored: Any,
     classifier: BlackBox,
     seen: dict[str, str],
-    chosen: dict[str, tuple[Parameters, Explainer]],
+    chosen: dict[str, Chosen],
     scored: dict[str, tuple[Parameters, Metric]],
 ) -> Run:
     """Write the manifest of the checked job, and create its run or open the existing one."""
     layer = classifier.layer_in_use if isinstance(classifier, Classifier) else None
     images = len(dataset.samples)
-    reads = any(Need.ACTIVATIONS in explainer.needs for _, explainer in chosen.values())
+    reads = any(Need.ACTIVATIONS in each.explainer.needs for each in chosen.values())
     activations = classifier.activation_shape if reads and isinstance(classifier, Classifier) else None
     size = 0 if activations is None else 4 * math.prod(activations)  # bytes per image, float32
     taken = taken_for.get(classifier.network) if isinstance(classifier, Frozen) else None
@@ -284,10 +233,7 @@ def _open_run(
         targets_per_image=targets,
         input_shape=classifier.input_shape,
         activation_shape=activations,
-        explainers={
-            name: _explainer_entry(parameters, explainer, classifier)
-            for name, (parameters, explainer) in chosen.items()
-        },
+        explainers={called: each.entry(called, classifier) for called, each in chosen.items()},
         metrics={
             name: MetricEntry(
                 parameters=parameters.model_dump(mode="json"),
@@ -297,16 +243,3 @@ def _open_run(
         },
     )
     return Run.create_or_open(job.store, manifest)
-
-
-def _explainer_entry(parameters: Parameters, explainer: Explainer, classifier: BlackBox) -> ExplainerEntry:
-    """Return the manifest's entry of an explainer; files are recorded by their SHA-256."""
-    description = explainer.describe()
-    details = {name: DetailEntry(**asdict(detail)) for name, detail in description.details.items()}
-    return ExplainerEntry(
-        parameters=parameters.model_dump(mode="json"),
-        grid=description.grid,
-        layer=classifier.layer if Need.ACTIVATIONS in explainer.needs else None,
-        files={key: sha256_of_file(value) for key, value in parameters if isinstance(value, Path)},
-        details=details,
-    )

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from storage.errors import LONGEST, FloodlitError, one_line
-from storage.places import is_remote
+from storage.places import files_under, is_remote
 
 FILE, FOLDER, LINK = "a file", "a folder", "a link"  # kinds of paths in words
 _KINDS = {
@@ -189,6 +189,13 @@ def sha256_of_file(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_path(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of all files below a folder."""
+    if not path.is_dir():
+        return sha256_of_file(path)
+    return sha256_of_json({name: sha256_of_file(path / name) for name in files_under(path)})
 
 
 def sha256_of_json(value: Any) -> str:

@@ -47,9 +47,14 @@ class ExplainerEntry(_Entry):
     layer
         The target layer; None if the explainer reads no activations.
     files
-        SHA-256 of each parameter that is a file.
+        SHA-256 of each parameter that is a file or a folder.
     details
         Its details by name.
+    name
+        The explainer's own name where the job gave it a label, by which the run calls it; else None.
+    given
+        Of which samples another program made the maps, and what is known of their classes, in words; empty
+        for explainers that make their maps themselves.
     """
 
     parameters: dict[str, Any]
@@ -57,6 +62,8 @@ class ExplainerEntry(_Entry):
     layer: str | None = None
     files: dict[str, str] = Field(default_factory=dict)
     details: dict[str, DetailEntry] = Field(default_factory=dict)
+    name: str | None = None
+    given: str = ""
 
 
 class ColumnEntry(_Entry):

@@ -5,7 +5,6 @@ The classifier and the dataset are loaded once per worker process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -17,14 +16,15 @@ from explainers.models.black_box import BlackBox
 from explainers.models.compute import Compute
 from explainers.models.loading import ModelSpec, load
 from explainers.models.modality import ModalityName
-from explainers.registry import Registry, explainers
+from explainers.registry import explainers
 from storage.datasets.dataset import Dataset
 from storage.datasets.opening import open_dataset
 from storage.datasets.reading import RGB, Bands
 from storage.datasets.spec import DatasetSpec
-from storage.manifest import ExplainerEntry, MetricEntry
 from storage.run import Run
 from tasks.explain_again import ExplainAgain
+from tasks.metrics.base import Metric
+from tasks.metrics.registry import metrics
 
 
 def device() -> str:
@@ -82,25 +82,24 @@ def _dataset(spec: DatasetSpec, bands: Bands) -> Dataset:
     return open_dataset(spec, bands)
 
 
-def plugin_of(
-    registry: Registry[Any],
-    entries: Mapping[str, ExplainerEntry] | Mapping[str, MetricEntry],
-    name: str,
-    classifier: BlackBox,
-) -> Any:
-    """The explainer or metric called ``name``, with the parameters that the run was created with.
+def explainer_class(run: Run, name: str) -> type[Explainer]:
+    """The class of the explainer that the run calls ``name``."""
+    found: type[Explainer] = explainers.get(run.explainers[name].name or name)
+    return found
 
-    Parameters
-    ----------
-    registry, entries
-        The explainers and ``run.explainers``, or the metrics and ``run.metrics``.
-    name
-        A key of ``entries``.
-    classifier
-        What the explainer explains, or the metric asks.
-    """
-    cls = registry.get(name)
-    return cls(classifier, cls.Parameters(**entries[name].parameters))
+
+def explainer_of(run: Run, name: str, classifier: BlackBox) -> Explainer:
+    """The explainer that the run calls ``name``, with the parameters that the run was created with."""
+    cls: Any = explainer_class(run, name)  # whose needs the classifier meets
+    made: Explainer = cls(classifier, cls.Parameters(**run.explainers[name].parameters))
+    return made
+
+
+def metric_of(run: Run, name: str, classifier: BlackBox) -> Metric:
+    """The metric called ``name``, with the parameters that the run was created with."""
+    cls = metrics.get(name)
+    made: Metric = cls(classifier, cls.Parameters(**run.metrics[name].parameters))
+    return made
 
 
 def explain_again(
@@ -116,8 +115,12 @@ def explain_again(
         (B,) int64, of the maps.
     """
 
-    def make(asked: BlackBox) -> Explainer:
-        made: Explainer = plugin_of(explainers, run.explainers, name, asked)
-        return made
-
-    return ExplainAgain(explainer, classifier, make, targets, seeds, run.batch_images, run.batch_forwards)
+    return ExplainAgain(
+        explainer,
+        classifier,
+        lambda asked: explainer_of(run, name, asked),
+        targets,
+        seeds,
+        run.batch_images,
+        run.batch_forwards,
+    )

@@ -17,14 +17,14 @@ from explainers.models.black_box import BlackBox
 from explainers.models.classifier import Classifier
 from explainers.models.compute import Compute, full_precision
 from explainers.numerics.batching import out_of_memory
-from explainers.registry import explainers
 from storage.maps import shard_file, write_shard
 from storage.records import Agreement, Cost, StageFacts, Step
 from storage.run import Run
+from tasks.given_maps import given_maps
 from tasks.meter import Meter
 from tasks.perform import Outcome, perform
 from tasks.results.agreement import agreement_of
-from tasks.run_parts import classifier_of, compute_of, plugin_of
+from tasks.run_parts import classifier_of, compute_of, explainer_of
 from tasks.shard_rows import NO_LABEL, STATUSES, batches, targets_and_seeds
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def saliency(root: str, shard: int, explainer: str, halve: bool = False) -> dict
 
 def _explain(run: Run, shard: int, name: str) -> Outcome:
     classifier = classifier_of(run)
-    explainer: Explainer = plugin_of(explainers, run.explainers, name, classifier)
+    explainer = explainer_of(run, name, classifier)
     start, stop = run.rows_of(shard)
     targets, seeds = targets_and_seeds(run, shard, "saliency")
     arrays = _failed_arrays(explainer, stop - start)
@@ -71,6 +71,9 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
     if Need.ACTIVATIONS in explainer.needs:
         stored["activations"] = run.activations
     each = {"targets": targets, "seeds": seeds}
+    made_here = Need.GIVEN not in explainer.needs
+    if not made_here:
+        each["given"], each["targets"] = given_maps(run, name, shard, targets)
     for rows, values in batches(run, shard, stored, each, classifier.device):
         batch = Batch(
             inputs=classifier.inputs_of(values["inputs"]),
@@ -78,11 +81,12 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
             seeds=values["seeds"],
             activations=values.get("activations"),
             forwards=run.batch_forwards,
+            given=values.get("given"),
         )
         with meter:
             explanation = explainer.explain(batch)
         # The first batch shows how far lower precision moves the maps; comparing all would double the work.
-        if shard == 0 and not compared and compute_of(run) != Compute():
+        if shard == 0 and not compared and made_here and compute_of(run) != Compute():
             agreement, compared = _agreement(run, name, classifier, batch, explanation.maps), True
         _store(explanation, rows, arrays)
     files = []
@@ -91,7 +95,8 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
         files.append(shard_file(run.saliency(name) / key, shard))
     statuses = [STATUSES[code].value for code in arrays["status"]]
     cost = Cost(int((targets >= 0).sum()), round(meter.seconds, 6), meter.peak)
-    return Outcome(stop - start, statuses, files, StageFacts(cost=cost, agreement=agreement))
+    facts = StageFacts(cost=cost if made_here else None, agreement=agreement)
+    return Outcome(stop - start, statuses, files, facts)
 
 
 def _failed_arrays(explainer: Explainer, count: int) -> dict[str, np.ndarray]:
@@ -116,7 +121,7 @@ def _agreement(run: Run, name: str, classifier: BlackBox, batch: Batch, maps: Te
             if batch.activations is not None and isinstance(classifier, Classifier):
                 with torch.no_grad():
                     batch = replace(batch, activations=classifier.activations(batch.inputs))
-            reference = plugin_of(explainers, run.explainers, name, classifier).explain(batch).maps
+            reference = explainer_of(run, name, classifier).explain(batch).maps
     except RuntimeError as error:
         if not out_of_memory(error):
             raise

@@ -12,9 +12,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
+from explainers.base import Need as ExplainerNeed
 from explainers.base import Status
 from explainers.models.black_box import BlackBox
-from explainers.registry import explainers
 from storage.datasets.masks import IGNORED, OBJECT
 from storage.maps import read
 from storage.records import StageFacts, Step
@@ -23,9 +23,8 @@ from storage.samples import read_samples_of_shard
 from storage.scores import write_scores
 from tasks.metrics.base import MetricBatch, Need, Scores
 from tasks.metrics.preparation import prepare
-from tasks.metrics.registry import metrics
 from tasks.perform import Outcome, perform
-from tasks.run_parts import classifier_of, explain_again, plugin_of
+from tasks.run_parts import classifier_of, explain_again, explainer_class, explainer_of, metric_of
 from tasks.shard_rows import STATUSES, batches, targets_and_seeds
 
 
@@ -62,9 +61,12 @@ def scores(root: str, shard: int, explainer: str, halve: bool = False) -> dict[s
 
 def _score(run: Run, shard: int, explainer: str) -> Outcome:
     classifier = classifier_of(run)
-    chosen = [plugin_of(metrics, run.metrics, name, classifier) for name in run.metrics]
-    explains_again = any(Need.EXPLAINER in metric.needs for metric in chosen)
-    made = plugin_of(explainers, run.explainers, explainer, classifier) if explains_again else None
+    chosen = [metric_of(run, name, classifier) for name in run.metrics]
+    # Maps that another program made cannot be made again: metrics that explain again have no value for them.
+    given = ExplainerNeed.GIVEN in explainer_class(run, explainer).needs
+    able = [metric for metric in chosen if not (given and Need.EXPLAINER in metric.needs)]
+    explains_again = any(Need.EXPLAINER in metric.needs for metric in able)
+    made = explainer_of(run, explainer, classifier) if explains_again else None
     targets, seeds = targets_and_seeds(run, shard, "scores")
     # Metrics that explain again need the explainer's own seeds to get the same maps for the same inputs.
     own_seeds = targets_and_seeds(run, shard, "saliency")[1] if explains_again else seeds
@@ -90,7 +92,7 @@ def _score(run: Run, shard: int, explainer: str) -> Outcome:
         for row, status in zip(rows, as_read, strict=True):
             if statuses[row] != Status.FAILED:  # it is stored as NaN, which would read as "not finite"
                 statuses[row] = status.value
-        for metric in chosen:
+        for metric in able:
             _store(metric.score(batch, prepared), rows, values, curves)
     ids = [sample["sample_id"] for sample in samples for _ in range(run.targets_per_image)]
     passes = _forward_passes(run, explainer, start, stop)

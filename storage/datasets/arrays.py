@@ -36,7 +36,7 @@ def read_archive(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
             if "inputs" not in members:
                 raise ValueError(f"has no array inputs; it has: {', '.join(members)}")
             found = {
-                name: _member(archive, members[name]) for name in ("inputs", "labels") if name in members
+                name: read_member(archive, members[name]) for name in ("inputs", "labels") if name in members
             }
     # The header of a damaged array is Python text, for which almost any error is raised.
     except Exception as error:
@@ -64,7 +64,7 @@ def read_array_file(path: Path) -> NDArray[Any]:
         raise ValueError(f"{path} is not an .npy file of numbers: {one_line(error, LONGEST)}") from error
 
 
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
     """Read an array of an archive."""
     if info.file_size > info.compress_size * DEFLATE:
         raise ValueError(

@@ -8,7 +8,6 @@ from typing import Any
 
 from explainers.base import Need as ExplainerNeed
 from explainers.base import Status
-from explainers.registry import explainers
 from storage.datasets.masks import OBJECT
 from storage.datasets.notes import (
     BOX_CROPPED,
@@ -23,6 +22,7 @@ from storage.run import Run
 from storage.samples import read_samples
 from tasks.metrics.base import Need
 from tasks.metrics.registry import metrics
+from tasks.run_parts import explainer_class
 
 _OF_BOXES = (BOX_OUTSIDE, BOX_CROPPED, BOX_EMPTY)
 _OF_MASKS = (MASK_EMPTY, MASK_CROPPED)
@@ -59,7 +59,10 @@ class Reasons:
             told = ", ".join(f"{excluded_by[status]} {status}" for status in unusable)
             return f"no map could be scored: {told}"
         metric = metrics.get(next(n for n, entry in self._run.metrics.items() if column in entry.columns))
-        excluded = explainers.get(explainer).needs & getattr(metric, "excludes", frozenset())
+        needs = explainer_class(self._run, explainer).needs
+        if Need.EXPLAINER in metric.needs and ExplainerNeed.GIVEN in needs:
+            return f"the metric does not apply to {explainer}: it explains again, and the maps are given"
+        excluded = needs & getattr(metric, "excludes", frozenset())
         if excluded:
             return f"the metric does not apply to {explainer}: {_EXCLUDED[min(excluded)]}"
         if Need.BOXES in metric.needs and not any(sample["boxes"] for sample in self._samples):

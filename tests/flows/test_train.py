@@ -25,10 +25,10 @@ from pydantic import ValidationError
 from explainers.models.ptame_head import load_head
 from explainers.registry import complaints
 from flows import server as prefect
+from flows.chosen_explainers import _fetched
 from flows.explain import explain
 from flows.job import Job, JobError
 from flows.job_commands import _one_line_failures, _train
-from flows.prepare import _fetched
 from flows.train import _ended, prepare_training, publish_head, train_ptame
 from flows.train_job import TrainJob
 from places import ROOT

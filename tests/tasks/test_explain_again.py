@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from explainers.registry import explainers
 from runs import explained, prepared, scores_of, tiny_job
 from storage.maps import read
 from storage.query import query
@@ -17,7 +16,7 @@ from storage.run import Run
 from tasks.explain_again import ExplainAgain
 from tasks.metrics.preparation import prepare
 from tasks.metrics.random_weights import with_random_weights
-from tasks.run_parts import classifier_of, explain_again, plugin_of
+from tasks.run_parts import classifier_of, explain_again, explainer_of
 from tasks.scores import scores
 from tasks.shard_reader import ShardReader
 from tasks.shard_rows import targets_and_seeds
@@ -53,7 +52,7 @@ def shard_of(run: Run, name: str, shard: int = 0) -> tuple[ExplainAgain, Tensor,
     each = np.arange(stop - start) // run.targets_per_image
     inputs = classifier.inputs_of(torch.from_numpy(ShardReader(run, run.inputs, shard).rows(each)))
     maps = torch.from_numpy(read(run.saliency(name) / "maps", start, stop))
-    explainer = plugin_of(explainers, run.explainers, name, classifier)
+    explainer = explainer_of(run, name, classifier)
     again = explain_again(run, name, explainer, classifier, targets, seeds)
     return again, inputs, targets, prepare(maps, run.input_size)[0]
 

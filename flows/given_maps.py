@@ -1,0 +1,178 @@
+"""Maps that another program made, checked against the dataset and the classifier before any worker starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from explainers.base import Parameters
+from explainers.models.black_box import BlackBox
+from storage.datasets.dataset import Dataset
+from storage.datasets.geometry import size_of
+from storage.files import UnreadableError
+from storage.given_maps import GivenMaps, channel_axis, open_given
+
+_TRIED = 20  # images that are read to compare the size of one with that of its map
+
+
+def with_given_maps(
+    parameters: Parameters, classifier: BlackBox, dataset: Dataset, targets: int, partial: bool
+) -> tuple[Parameters, str]:
+    """Return the parameters with the grid of the maps, and in words what is known of the maps.
+
+    Parameters
+    ----------
+    parameters
+        ``path``, ``grid`` and ``covers`` of an explainer that needs given maps.
+    classifier, dataset
+        What the maps are to explain.
+    targets
+        Classes that the job explains per sample.
+    partial
+        Whether the maps may be those of further samples too.
+
+    Raises
+    ------
+    ValueError
+        In one line that begins with the key: the maps are not those of the dataset or of the classifier.
+    """
+    asked: Any = parameters
+    path = asked.path
+    if path is None:
+        raise ValueError("path: say the file or the folder of the maps")
+    if path.as_posix().startswith("s3:/"):
+        raise ValueError(f"path: {path.as_posix()} is on S3; copy the maps to a folder that all workers see")
+    try:
+        given = open_given(path)
+        _check_targets(given, classifier, targets)
+        places = given.check_samples([sample.sample_id for sample in dataset.samples], partial)
+        shapes = _shapes(given, places, len(classifier.input_shape) - 1, asked.grid)
+        if asked.covers == "image":
+            _check_covers(given, places, dataset, classifier)
+            grid = tuple(classifier.input_shape[1:])
+        else:
+            grid = _common(path, shapes)
+    except ValueError as error:
+        raise ValueError(f"path: {error}") from error
+    if asked.covers == "input":
+        _check_grid(grid, asked.grid, classifier)
+    return parameters.model_copy(update={"grid": grid}), _told(given, places)
+
+
+def _check_targets(given: GivenMaps, classifier: BlackBox, targets: int) -> None:
+    """Raise ValueError if it is unclear which map is that of an explained class."""
+    if given.targets is None:
+        if targets > 1:
+            raise ValueError(
+                f"{given.path} does not state the classes of its maps, and the job explains {targets} per "
+                "sample; give an .npz file or a Zarr group with targets, (n, m) for maps (n, m, h, w)"
+            )
+        return
+    highest, lowest = int(given.targets.max(initial=-1)), int(given.targets.min(initial=0))
+    if highest >= classifier.num_classes or lowest < -1:
+        wrong = highest if highest >= classifier.num_classes else lowest
+        raise ValueError(
+            f"{given.path}: the target {wrong} is no class; the model's are 0 to {classifier.num_classes - 1}"
+        )
+
+
+def _shapes(
+    given: GivenMaps, places: Sequence[int | None], sites: int, grid: Sequence[int] | None
+) -> dict[tuple[int, ...], int]:
+    """Return the shapes of the maps, each with an entry that has it."""
+    found: dict[tuple[int, ...], int] = {}
+    for place in places:
+        shape = None if place is None else given.entries.shape(place)
+        if shape is None or place is None:
+            continue  # a file that is damaged; its map cannot be read, which is said of its row
+        axis = channel_axis(shape, sites, given.several, grid)
+        plain = shape if axis is None else shape[:axis] + shape[axis + 1 :]
+        if given.several and plain[0] != given.targets.shape[1]:  # type: ignore[union-attr]
+            raise ValueError(
+                f"{given.path} holds {plain[0]} maps per sample and {given.targets.shape[1]} targets"  # type: ignore[union-attr]
+            )
+        if 0 in plain:
+            raise ValueError(f"{given.path} holds maps of {_size(plain)}")
+        found.setdefault(plain[given.several :], place)
+    if not found:
+        raise ValueError(f"{given.path} holds no map that can be read")
+    return found
+
+
+def _common(path: Path, shapes: Sequence[tuple[int, ...]] | dict[tuple[int, ...], int]) -> tuple[int, ...]:
+    """Return the one shape of all maps."""
+    if len(shapes) > 1:
+        told = ", ".join(map(_size, list(shapes)[:3]))
+        raise ValueError(
+            f"{path} holds maps of {len(shapes)} shapes, e.g. {told}; write them in one, or set covers = "
+            '"image" if each is as large as its image before it is resized and cropped'
+        )
+    return next(iter(shapes))
+
+
+def _check_grid(grid: tuple[int, ...], said: Sequence[int] | None, classifier: BlackBox) -> None:
+    """Raise ValueError if maps on a grid cannot be maps of the network's input."""
+    if said is not None and tuple(said) != grid:
+        raise ValueError(f"grid: the maps are {_size(grid)}, and not {_size(said)}")
+    size = tuple(classifier.input_shape[1:])
+    image = classifier.modality == "image"
+    advice = 'set covers = "image" if they are maps of whole images, else ' if image else ""
+    if any(cells > length for cells, length in zip(grid, size, strict=True)):
+        raise ValueError(
+            f"path: the maps are {_size(grid)}, finer than the network's input of {_size(size)}; {advice}"
+            "write them smaller"
+        )
+    # A grid of the network's own is its input divided by a stride and rounded, on each side.
+    if image and said is None and abs(grid[0] * size[1] - grid[1] * size[0]) >= max(size):
+        raise ValueError(
+            f"path: the maps are {_size(grid)}, which are not the proportions of the network's input, "
+            f"{_size(size)}; {advice}set grid = [{grid[0]}, {grid[1]}] if they cover just that input"
+        )
+    if not image and said is None and grid != size:
+        raise ValueError(
+            f"path: the maps have {_size(grid)} values, and the network's inputs {_size(size)} sites; set "
+            f"grid = [{_size(grid)}] if they are coarser maps of the whole input"
+        )
+
+
+def _check_covers(
+    given: GivenMaps, places: Sequence[int | None], dataset: Dataset, classifier: BlackBox
+) -> None:
+    """Raise ValueError if the first map of an image that can be read is not as large as the image."""
+    if classifier.modality != "image":
+        raise ValueError(
+            f'covers = "image" is for images, and the dataset\'s inputs are {classifier.modality}s'
+        )
+    tried = [(row, place) for row, place in enumerate(places) if place is not None][:_TRIED]
+    for row, place in tried:
+        shape = given.entries.shape(place)
+        try:
+            width, height = size_of(dataset.load(row))  # type: ignore[arg-type]
+        except UnreadableError:
+            continue
+        if shape is None:
+            continue
+        axis = channel_axis(shape, 2, given.several, (height, width))
+        plain = (shape if axis is None else shape[:axis] + shape[axis + 1 :])[given.several :]
+        if plain != (height, width):
+            raise ValueError(
+                f"{given.path}: the map of {dataset.samples[row].sample_id!r} is {_size(plain)}, and its "
+                f"image {_size((height, width))}, height first; maps that cover images are as large as they"
+            )
+        return
+
+
+def _told(given: GivenMaps, places: Sequence[int | None]) -> str:
+    """Return in words of how many samples there are maps, and what is known of their classes."""
+    there = sum(place is not None for place in places)
+    classes = (
+        "the file does not state their classes, so it is not known that they are those which are explained"
+        if given.targets is None
+        else "each is of the class which is explained, as the file states"
+    )
+    return f"maps of {there:,} of {len(places):,} samples, made by another program; {classes}"
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

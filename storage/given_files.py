@@ -1,0 +1,289 @@
+"""Files of maps that another program made, in four forms; only what is asked for is read.
+
+The forms are an ``.npy`` file, an ``.npz`` file, a Zarr array or group, and a folder of images and arrays.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from io import BytesIO
+from pathlib import Path, PurePath
+from typing import IO, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from storage.datasets.arrays import check_size, read_array_file, read_member
+from storage.datasets.decoding import contents, decoded
+from storage.datasets.depth import has_deep_colours
+from storage.datasets.formats import ARRAY, formats, is_hidden
+from storage.datasets.tiff import TIFF, read_tiff
+from storage.errors import LONGEST, one_line
+from storage.files import UnreadableError
+from storage.places import files_under
+
+IMAGES = (".png", ".tif", ".tiff")  # formats that keep the values that were written
+MOST_COMPRESSED = 1 << 30  # bytes of a compressed array of an .npz file, which is read as a whole
+_ZARR = ("zarr.json", ".zarray", ".zgroup")
+
+
+class Entries(Protocol):
+    """The maps in a file or a folder: one entry per sample."""
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """What the entries are called; None if they have an order alone."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def shape(self, place: int) -> tuple[int, ...] | None:
+        """Return the shape of an entry, or None if it cannot be told."""
+        ...
+
+    def read(self, places: Sequence[int]) -> list[NDArray[Any] | str]:
+        """Return some entries as they are in the file, or the reason why one cannot be read."""
+        ...
+
+
+class Stacked:
+    """The entries of one array, whose first axis they are."""
+
+    def __init__(
+        self, shape: tuple[int, ...], read: Callable[[NDArray[Any]], Any], names: Any = None
+    ) -> None:
+        if not shape:
+            raise ValueError("maps are a single number; give an array with one map per sample")
+        self._shape, self._read = shape, read
+        self.names = None if names is None else _texts(names)
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def shape(self, place: int) -> tuple[int, ...]:  # noqa: ARG002
+        return self._shape[1:]
+
+    def read(self, places: Sequence[int]) -> list[NDArray[Any] | str]:
+        return list(np.asarray(self._read(np.asarray(places, np.int64))))
+
+
+class Members:
+    """The arrays of an ``.npz`` file, one per sample."""
+
+    def __init__(self, path: Path, members: Mapping[str, zipfile.ZipInfo]) -> None:
+        self._path, self._members = path, list(members.values())
+        self.names = list(members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @cached_property
+    def _archive(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(self._path)
+
+    def shape(self, place: int) -> tuple[int, ...]:
+        with self._archive.open(self._members[place]) as file:
+            return _header(file)[0]
+
+    def read(self, places: Sequence[int]) -> list[NDArray[Any] | str]:
+        return [_or_reason(partial(read_member, self._archive, self._members[at])) for at in places]
+
+
+class Folder:
+    """The images and arrays below a folder, one file per sample."""
+
+    def __init__(self, root: Path) -> None:
+        self._files = [
+            name
+            for name in files_under(root)
+            if PurePath(name).suffix.lower() in (*IMAGES, ARRAY) and not is_hidden(PurePath(name))
+        ]
+        self._root = root
+        self.names = [PurePath(name).with_suffix("").as_posix() for name in self._files]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def shape(self, place: int) -> tuple[int, ...] | None:
+        path = self._root / self._files[place]
+        try:
+            if path.suffix.lower() == ARRAY:
+                with path.open("rb") as file:
+                    return _header(file)[0]
+            with Image.open(path, formats=formats()) as image:
+                return image.height, image.width
+        except Exception:  # a damaged file raises almost any error; it is one map that cannot be read
+            return None
+
+    def read(self, places: Sequence[int]) -> list[NDArray[Any] | str]:
+        return [_or_reason(partial(_of_file, self._root / self._files[at])) for at in places]
+
+
+def open_entries(path: Path) -> tuple[Entries, NDArray[np.int64] | None]:
+    """Open the maps in a file or a folder.
+
+    Returns
+    -------
+    entries
+        The maps.
+    targets
+        The classes of the maps, (n,) or (n, m), where the file states them.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing, or what is there has none of the four forms. The message is one line.
+    """
+    if path.is_dir():
+        return _of_zarr(path) if any((path / name).exists() for name in _ZARR) else (Folder(path), None)
+    if not path.is_file():
+        raise ValueError(f"there is no file or folder {path}")
+    match path.suffix.lower():
+        case ".npy":
+            array = read_array_file(path)
+            return Stacked(_numbers(array, path), lambda places: array[places]), None
+        case ".npz":
+            return _of_archive(path)
+    raise ValueError(f"{path} is no file of maps; give .npy, .npz, a Zarr array, or a folder of images")
+
+
+def _of_archive(path: Path) -> tuple[Entries, NDArray[np.int64] | None]:
+    """Open an ``.npz`` file: ``maps``, and if there are any ``ids`` and ``targets``; or one array per id."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            listed = [(info.filename.removesuffix(".npy"), info) for info in archive.infolist()]
+            members = dict(listed)
+            if len(members) < len(listed):
+                raise ValueError("holds two arrays of one name")
+            if "maps" not in members:
+                return Members(path, members), None
+            besides = {
+                key: read_member(archive, members[key]) for key in ("ids", "targets") if key in members
+            }
+            shape, read = _rows_of(path, archive, members["maps"])
+    # The header of a damaged array is Python text, for which almost any error is raised.
+    except Exception as error:
+        raise ValueError(f"{path} is not an .npz file of maps: {one_line(error, LONGEST)}") from error
+    return Stacked(shape, read, besides.get("ids")), _classes(besides.get("targets"), path)
+
+
+def _rows_of(
+    path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo
+) -> tuple[tuple[int, ...], Callable[[NDArray[Any]], Any]]:
+    """Return the shape of an array of an archive and what reads its rows: it is mapped if it can be."""
+    with archive.open(info) as file:
+        check_size(file, info.file_size)
+    with archive.open(info) as file:
+        shape, fortran, dtype = _header(file)
+        offset = file.tell()
+    if dtype.kind not in "biuf":
+        raise ValueError(f"maps are of the type {dtype}, which holds no numbers")
+    if info.compress_type == zipfile.ZIP_STORED:
+        with path.open("rb") as raw:
+            raw.seek(info.header_offset + 26)  # where the lengths of the name and of what follows it are
+            lengths = raw.read(4)
+        start = info.header_offset + 30 + int.from_bytes(lengths[:2], "little")
+        start += int.from_bytes(lengths[2:], "little")
+        order = "F" if fortran else "C"
+        mapped = np.memmap(path, dtype, "r", start + offset, shape, order)  # type: ignore[call-overload]
+        return shape, lambda places: mapped[places]
+    if info.file_size > MOST_COMPRESSED:
+        raise ValueError(
+            f"maps are compressed and have {info.file_size:,} bytes, of which no part can be read alone; "
+            "write them with numpy.savez, as .npy or as Zarr"
+        )
+    whole: list[NDArray[Any]] = []  # filled at the first use, because who checks the shape needs no values
+
+    def read(places: NDArray[Any]) -> Any:
+        if not whole:
+            with zipfile.ZipFile(path) as again:
+                whole.append(read_member(again, info))
+        return whole[0][places]
+
+    return shape, read
+
+
+def _of_zarr(path: Path) -> tuple[Entries, NDArray[np.int64] | None]:
+    """Open a Zarr array, or a group with ``maps``, and if there are any ``ids`` and ``targets``."""
+    import zarr  # imported late, as most maps are in other files
+
+    try:
+        opened: Any = zarr.open(str(path), mode="r")
+        group = {"maps": opened} if isinstance(opened, zarr.Array) else opened
+        if "maps" not in group:
+            raise ValueError(f"the group has no array maps; it has: {', '.join(group)}")
+        array = group["maps"]
+        besides = {key: np.asarray(group[key][:]) for key in ("ids", "targets") if key in group}
+    except Exception as error:  # Zarr raises almost any error for damaged metadata
+        raise ValueError(f"{path} is no Zarr array of maps: {one_line(error, LONGEST)}") from error
+    stacked = Stacked(_numbers(array, path), lambda places: array.oindex[places], besides.get("ids"))
+    return stacked, _classes(besides.get("targets"), path)
+
+
+def _of_file(path: Path) -> NDArray[Any]:
+    """Read the map in an image or an ``.npy`` file, with the values of the file."""
+    data = contents(path)
+    if data.startswith(b"\x93NUMPY"):
+        check_size(BytesIO(data), len(data))
+        return np.lib.format.read_array(BytesIO(data), allow_pickle=False)
+    if data.startswith(TIFF) and (held := read_tiff(data, 1, [])) is not None:
+        return held[0]
+    return decoded(data, _of_image)
+
+
+def _of_image(image: Image.Image) -> NDArray[Any]:
+    """Return the grey values of an image, as they are in the file."""
+    if has_deep_colours(image):
+        raise UnreadableError("is in colours of 16 bits; a map is grey")
+    image.load()
+    if image.mode in {"1", "L", "I", "F"} or image.mode.startswith("I;16"):
+        return np.asarray(image)
+    colours = np.asarray(image.convert("RGBA"))
+    if (colours[..., :1] != colours[..., 1:3]).any() or (colours[..., 3] != 255).any():
+        raise UnreadableError("is in colours or transparent; a map is grey: write its values, not a picture")
+    return colours[..., 0]
+
+
+def _or_reason(read: Callable[[], NDArray[Any]]) -> NDArray[Any] | str:
+    """Return what ``read`` reads, or the reason why it cannot."""
+    try:
+        return read()
+    except MemoryError:  # says something about this machine, not about the file
+        raise
+    except Exception as error:  # damaged files raise almost any error
+        return one_line(error, LONGEST)
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, order and type of an array from the beginning of its file."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
+def _numbers(array: Any, path: Path) -> tuple[int, ...]:
+    """Return the shape of an array of numbers."""
+    if np.dtype(array.dtype).kind not in "biuf":
+        raise ValueError(f"{path} holds the type {array.dtype}, and maps are numbers")
+    return tuple(array.shape)
+
+
+def _texts(names: NDArray[Any]) -> list[str]:
+    """Return ids as texts: of texts, bytes or whole numbers."""
+    if names.ndim != 1 or names.dtype.kind not in "USTOiu":
+        raise ValueError(f"ids are {names.dtype} {names.shape}; give one text per map")
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist()]
+
+
+def _classes(targets: NDArray[Any] | None, path: Path) -> NDArray[np.int64] | None:
+    """Return the classes that a file states."""
+    if targets is None:
+        return None
+    if targets.dtype.kind not in "iu" or targets.ndim not in {1, 2}:
+        raise ValueError(
+            f"{path}: targets are {targets.dtype} {targets.shape}; give whole numbers, one per map"
+        )
+    return targets.astype(np.int64)

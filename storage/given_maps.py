@@ -1,0 +1,225 @@
+"""Maps that another program made: whose they are, how they lie, and how they cover the network's input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.datasets.geometry import prepare_image
+from storage.files import UnreadableError, sha256_of_json, sha256_of_path
+from storage.given_files import Entries, open_entries
+
+_NAMED = 3  # ids that a message names
+
+
+class GivenMaps:
+    """The maps in a file or a folder.
+
+    Attributes
+    ----------
+    path
+        The file or folder.
+    entries
+        The maps as they are there, one entry per sample.
+    targets
+        The classes of the maps, (n,), or (n, m) where an entry has the maps of m classes; -1 is no class.
+        None where the file does not state them.
+    """
+
+    def __init__(self, path: Path, entries: Entries, targets: NDArray[np.int64] | None) -> None:
+        self.path, self.entries, self.targets = path, entries, targets
+        if targets is not None and len(targets) != len(entries):
+            raise ValueError(f"{path} holds {len(entries)} maps and {len(targets)} targets")
+        if entries.names is not None and len(entries.names) != len(entries):
+            raise ValueError(f"{path} holds {len(entries)} maps and {len(entries.names)} ids")
+
+    @property
+    def several(self) -> int:
+        """The number of axes of an entry that are classes: 0 or 1."""
+        return 0 if self.targets is None else self.targets.ndim - 1
+
+    @cached_property
+    def _by_name(self) -> dict[str, int] | None:
+        names = self.entries.names
+        if names is None:
+            return None
+        found = {name: place for place, name in enumerate(names)}
+        if len(found) < len(names):
+            twice = next(name for place, name in enumerate(names) if found[name] != place)
+            raise ValueError(f"{self.path} holds two maps of {twice!r}")
+        return found
+
+    def place(self, row: int, sample_id: str) -> int | None:
+        """Return which entry is that of a sample: by its id, with or without its suffix, or by its row."""
+        if self._by_name is None:
+            return row if row < len(self.entries) else None
+        found = self._by_name.get(sample_id)
+        return self._by_name.get(without_suffix(sample_id)) if found is None else found
+
+    def check_samples(self, ids: Sequence[str], partial: bool) -> list[int | None]:
+        """Return the entry of every sample, None for a sample without a map.
+
+        Parameters
+        ----------
+        ids
+            The ids of all samples of the dataset, in its order.
+        partial
+            Whether the maps may be those of further samples too, as where the dataset is limited.
+
+        Raises
+        ------
+        ValueError
+            In one line: there are not as many maps as samples and no ids, no sample has a map, a map is that
+            of no sample, or of two.
+        """
+        count = len(self.entries)
+        if self._by_name is None and count != len(ids):
+            raise ValueError(
+                f"{self.path} holds {count:,} maps without ids, and the dataset has {len(ids):,} samples; "
+                "give one map per sample in the dataset's order, or ids"
+            )
+        places = [self.place(row, name) for row, name in enumerate(ids)]
+        used: dict[int, str] = {}
+        for place, name in zip(places, ids, strict=True):
+            if place is not None and used.setdefault(place, name) != name:
+                both = f"{used[place]!r} and {name!r}"
+                raise ValueError(f"{self.path}: one map is that of the samples {both}; give it the whole id")
+        names = self.entries.names or []
+        if not used:
+            seen = f"the maps are called {_some(names)}, the samples {_some(ids)}" if names else "it is empty"
+            raise ValueError(f"{self.path} holds no map of any sample: {seen}")
+        if len(used) < count and not partial:
+            strangers = [name for place, name in enumerate(names) if place not in used]
+            raise ValueError(
+                f"{self.path} holds {len(strangers):,} maps of no sample of the dataset: {_some(strangers)}"
+            )
+        return places
+
+
+def without_suffix(sample_id: str) -> str:
+    """Return an id without the suffix of a file."""
+    return PurePath(sample_id).with_suffix("").as_posix() if "." in PurePath(sample_id).name else sample_id
+
+
+def open_given(path: Path) -> GivenMaps:
+    """Open the maps in a file or a folder; ValueError in one line if there are none."""
+    return GivenMaps(path, *open_entries(path))
+
+
+def open_unchanged(path: Path, sha256: str) -> GivenMaps:
+    """Open maps whose contents have the SHA-256 that the run has recorded.
+
+    The contents are read once per process, and again where the size or the time of a file has changed.
+
+    Raises
+    ------
+    UnreadableError
+        If they have changed.
+    """
+    opened = _opened(path, _stamp(path))
+    if opened[1] != sha256:
+        raise UnreadableError(
+            f"{path} has changed since the job was planned; restore it, or run the job again in a new store"
+        )
+    return opened[0]
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path, stamp: str) -> tuple[GivenMaps, str]:  # noqa: ARG001
+    return open_given(path), sha256_of_path(path)
+
+
+def _stamp(path: Path) -> str:
+    """Return what changes if somebody writes to a file, or to one below a folder."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    looked = [(str(file), file.stat()) for file in files]
+    return sha256_of_json([(name, at.st_size, at.st_mtime_ns, at.st_ino) for name, at in looked])
+
+
+def channel_axis(
+    shape: tuple[int, ...], sites: int, several: int, grid: Sequence[int] | None = None
+) -> int | None:
+    """Return the axis of an entry that is a single channel and no axis of the map; None if there is none.
+
+    Parameters
+    ----------
+    shape
+        The shape of an entry.
+    sites
+        The number of axes of a map: 2 for images.
+    several
+        The number of axes in front of the map: 1 if an entry has maps of several classes.
+    grid
+        The shape of a map where the job says it.
+
+    Raises
+    ------
+    ValueError
+        If an entry is no map, or it is unclear which axis is the channel.
+    """
+    if len(shape) == sites + several:
+        return None
+    ends = sorted({several, len(shape) - 1}) if len(shape) == sites + several + 1 else []
+    found = [axis for axis in ends if shape[axis] == 1]
+    left = {axis: shape[several:axis] + shape[axis + 1 :] for axis in found}
+    fits = [axis for axis in found if grid is None or left[axis] == tuple(grid)]
+    if len(found) > 1 and len({left[axis] for axis in fits}) > 1:
+        raise ValueError(
+            f"maps are {_shape(shape)}, of which the first or the last axis may be a channel; set grid"
+        )
+    if not (fits or found):
+        wanted = " of m classes" if several else ""
+        raise ValueError(
+            f"maps are {_shape(shape)}, and one map{wanted} has {sites + several} axes; add up its "
+            "channels, or take their largest value, before you write it"
+        )
+    return (fits or found)[0]
+
+
+def as_map(entry: NDArray[Any], axis: int | None) -> NDArray[np.float32]:
+    """Return an entry without its channel as float32.
+
+    Truth values and whole numbers of 8 and 16 bits without a sign, as images have, are divided by their
+    largest value. A number that float32 does not hold becomes infinite.
+    """
+    values = entry if axis is None else entry.squeeze(axis)
+    if values.dtype.kind not in "biuf":
+        raise UnreadableError(f"its map is of the type {values.dtype}, which holds no numbers")
+    with np.errstate(over="ignore"):
+        plain = values.astype(np.float32, copy=False)
+    if values.dtype in (np.uint8, np.uint16):
+        plain = plain / np.float32(np.iinfo(values.dtype).max)
+    return plain
+
+
+def in_view(values: NDArray[np.float32], geometry: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Resize and crop a map (h, w) of a whole image as the image was, to the network's input.
+
+    Where the crop reaches beyond the image, the map is 0. A map that is not finite becomes NaN everywhere.
+    """
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    if not np.isfinite([low, high]).all():
+        size = prepare_image(np.zeros((1, *values.shape), np.float32), [], **geometry)[0].shape[1:]
+        return np.full(size, np.nan, np.float32)
+    span = (high - low) or 1.0
+    # Images of floats are in [0, 1], and colours of what is padded in [0, 255].
+    scaled = ((values.astype(np.float64) - low) / span).astype(np.float32)
+    filled = {**geometry, "fill": (-255 * low / span,)}
+    pixels = prepare_image(scaled[None], [], **filled)[0][0]
+    return (pixels.astype(np.float64) * span + low).astype(np.float32)
+
+
+def _some(names: Iterable[str]) -> str:
+    """Return the first names for a message."""
+    listed = list(names)
+    more = ", ..." if len(listed) > _NAMED else ""
+    return ", ".join(repr(name[:60]) for name in listed[:_NAMED]) + more
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "single numbers"
