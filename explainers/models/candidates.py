@@ -28,11 +28,14 @@ class Candidate:
         (B, \\*shape), without gradients.
     edge
         Where the tensor stands in the graph of the recorded run, for gradients.
+    inside
+        Modules inside of the named one that return the tensor as well, the outermost first.
     """
 
     layer: str
     values: Tensor
     edge: GradientEdge
+    inside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,12 @@ def _named(calls: list[_Seen]) -> Candidate:
     outputs = [each for each in plain if not each.side]
     # The first module that returned it, or the outermost of those around that one.
     around = [each for each in outputs if f"{outputs[0].name}.".startswith(f"{each.name}.")]
-    best = min(around or plain, key=lambda each: each.name.count("."))
-    best = next((each for each in plain if each.side and _are_blocks(best, each)), best)
-    return Candidate(best.name + best.side, best.values, best.edge)
+    best, *inside = sorted(around or plain, key=lambda each: each.name.count("."))
+    block = next((each for each in plain if each.side and _are_blocks(best, each)), None)
+    if block is not None:
+        return Candidate(block.name + block.side, block.values, block.edge)
+    within = tuple(each.name for each in inside if around)
+    return Candidate(best.name + best.side, best.values, best.edge, within)
 
 
 def _are_blocks(one: _Seen, other: _Seen) -> bool:

@@ -268,7 +268,7 @@ def _judged(
         if not sound:
             yield replace(place, refused=f"its cells do not follow the input ({told})")
             continue
-        yield _cut(classifier, replace(place, follows=told), cells)
+        yield _first_cut(classifier, replace(place, follows=told), cells, candidate.inside)
 
 
 def _holds_the_classes(logits: Tensor, candidate: Candidate, layout: Layout) -> bool:
@@ -298,6 +298,15 @@ def _follow(
         candidate.layer: follows(each, places, candidate.values.ndim == 4)
         for each, (candidate, _) in zip(changed, window, strict=True)
     }
+
+
+def _first_cut(classifier: Classifier, place: Place, cells: Tensor, inside: Sequence[str]) -> Place:
+    """Cut at a place, or at a module inside of it that returns the same tensor."""
+    first = _cut(classifier, place, cells)
+    if first.parts is not None:
+        return first
+    others = (_cut(classifier, replace(place, layer=layer), cells) for layer in inside)
+    return next((each for each in others if each.refused is None), first)
 
 
 @torch.no_grad()

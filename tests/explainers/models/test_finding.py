@@ -123,6 +123,26 @@ class Tuples(nn.Module):
         return self.fc(self.pool(self.block(inputs)[0]).flatten(1))
 
 
+class Pooled(nn.Module):
+    """A tower that returns its last block's maps and, beside them, their means, which alone are read."""
+
+    class Tower(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = Tuples.Block()
+
+        def forward(self, inputs):
+            maps = self.block(inputs)[0]
+            return maps, maps.flatten(2).mean(2)
+
+    def __init__(self):
+        super().__init__()
+        self.tower, self.fc = self.Tower(), nn.Linear(6, 5)
+
+    def forward(self, inputs):
+        return self.fc(self.tower(inputs)[1])
+
+
 SHUFFLED = torch.randperm(16, generator=torch.Generator().manual_seed(3))
 SNAKE = torch.tensor([0, 1, 2, 3, 7, 6, 5, 4, 8, 9, 10, 11, 15, 14, 13, 12])
 WINDOWS = torch.tensor([0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15])
@@ -136,6 +156,7 @@ TOYS = {
     "two streams that do not": (lambda: Streams(False), "stem", (8, 8), "channels", 0),
     "channels last": (ChannelsLast, "norm", (4, 4), "tokens", 0),
     "the first of a tuple": (Tuples, "pool:input", (4, 4), "channels", 0),
+    "a tower that returns what is read beside it": (Pooled, "tower.block", (4, 4), "channels", 0),
     "tokens that are averaged": (
         lambda: nn.Sequential(Patches(), Mixing(), Mixing(), Reading(0, mean=True)), "2", (4, 4), "tokens", 0
     ),
