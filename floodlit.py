@@ -83,7 +83,7 @@ def _refuse_other_modules() -> None:
         In one line that names the other module's file or folder.
     """
     here = Path(__file__).resolve().parent
-    for name in ("explainers", "flows", "storage", "tasks"):
+    for name in ("explainers", "flows", "plugins", "storage", "tasks"):
         try:
             spec = find_spec(name)
         except ValueError:  # a module of that name is there, and it does not say where it came from
@@ -126,7 +126,7 @@ class OpenedRun:
 
         Where a run explains k classes per sample, k rows follow each other.
         """
-        from explainers.registry import choices
+        from plugins.registry import choices
         from storage.maps import read
 
         if explainer not in self.explainers:

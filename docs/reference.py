@@ -16,7 +16,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
 from functools import partial
@@ -31,10 +31,12 @@ from explainers.base import Need, Parameters
 from explainers.controls import CONTROLS
 from explainers.models.loading import load
 from explainers.models.probes_at_load import PROBES
-from explainers.registry import Registry, explainers
+from explainers.registry import explainers
 from flows.cli import app
 from flows.job import Job
 from flows.train_job import TrainJob
+from plugins.registry import Registry
+from storage.datasets.spec import DatasetSpec, ImageFilesSpec, kinds
 from tasks.metrics.base import Column
 from tasks.metrics.base import Need as MetricNeed
 from tasks.metrics.registry import metrics
@@ -65,7 +67,7 @@ METRIC_NEEDS = {
     MetricNeed.EXPLAINER: "the explainer, which it runs again",
 }
 TABLES = {  # models that are tables of a job, and the section that lists their keys
-    "DatasetSpec": "job.md#dataset",
+    **{cls.__name__: "job.md#dataset" for cls in kinds.usable()},
     "ModelSpec": "job.md#model",
     "Cluster": "job.md#cluster",
     "Batching": "job.md#batch",
@@ -130,8 +132,8 @@ def written(value: Any) -> str:
 def kind_of(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     """The type of a key in plain words, with its bounds."""
     if "anyOf" in schema:
-        kinds = [kind_of(each, definitions) for each in schema["anyOf"] if each.get("type") != "null"]
-        return ", or ".join(kinds)
+        given = [kind_of(each, definitions) for each in schema["anyOf"] if each.get("type") != "null"]
+        return ", or ".join(dict.fromkeys(given))
     if "$ref" in schema:
         return _referred(schema["$ref"].rpartition("/")[2], definitions)
     if "enum" in schema or "const" in schema:
@@ -162,8 +164,8 @@ def _referred(name: str, definitions: Mapping[str, Any]) -> str:
 
 def _list_of(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     items = schema.get("prefixItems", [schema.get("items")])
-    kinds = dict.fromkeys(kind_of(each, definitions) for each in items)
-    word, comma, bounds = ", ".join(kinds).partition(",")
+    given = dict.fromkeys(kind_of(each, definitions) for each in items)
+    word, comma, bounds = ", ".join(given).partition(",")
     count = f"{len(items)} " if "prefixItems" in schema else ""
     return f"list of {count}{word}s{comma}{bounds}"
 
@@ -237,6 +239,26 @@ def every_explainer() -> str:
     found = dict(own(explainers, "explainers"))
     names = [*(name for name in found if name not in CONTROLS), *CONTROLS]
     return "\n\n".join(section(name, found[name], EXPLAINER_NEEDS) for name in names)
+
+
+def every_kind() -> str:
+    """All kinds of datasets with their keys, and the keys that they share."""
+    parts = []
+    for name, cls in own(kinds, "storage.datasets"):
+        parts += [f"#### {name}", prose(cls.__doc__ or "")]
+        parts += [keys_only(cls, cls.own_keys())]
+    found = own(kinds, "storage.datasets")
+    names = ", ".join(f"`{name}`" for name, cls in found if issubclass(cls, ImageFilesSpec))
+    of_all = DatasetSpec.model_fields.keys() - {"kind"}
+    of_files = ImageFilesSpec.model_fields.keys() - DatasetSpec.model_fields.keys()
+    parts += [f"#### Image files: {names}", keys_only(ImageFilesSpec, of_files)]
+    parts += ["#### Every kind", keys_only(ImageFilesSpec, of_all)]
+    return "\n\n".join(parts)
+
+
+def keys_only(model: type[BaseModel], keys: Iterable[str]) -> str:
+    """A table of some of a model's keys."""
+    return keys_of(model, hidden=frozenset(model.model_fields) - frozenset(keys))
 
 
 def every_metric() -> str:
@@ -387,10 +409,8 @@ def every_probe() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "job": partial(keys_of, Job),
-    **{
-        key: partial(keys_of, table_of(Job, key))
-        for key in ("dataset", "model", "batch", "compute", "cluster")
-    },
+    "dataset": every_kind,
+    **{key: partial(keys_of, table_of(Job, key)) for key in ("model", "batch", "compute", "cluster")},
     "train-job": partial(keys_of, TrainJob),
     "auxiliary": partial(
         keys_of, table_of(TrainJob, "auxiliary"), hidden=frozenset(table_of(Job, "model").model_fields)

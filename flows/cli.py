@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from flows import inspect_commands, job_commands
+from flows import inspect_commands, job_commands, list_commands
 
 app = typer.Typer(
     help="Explain a vision model over a whole dataset.\n\n"
@@ -23,8 +23,9 @@ for command in (
     inspect_commands.components,
     inspect_commands.doctor,
     inspect_commands.layers,
-    inspect_commands.explainers,
-    inspect_commands.metrics,
+    list_commands.explainers,
+    list_commands.metrics,
+    list_commands.datasets,
 ):
     app.command()(command)
 

@@ -13,15 +13,16 @@ from storage.datasets.dataset import Dataset
 from storage.datasets.depth import own_depth
 from storage.datasets.geometry import prepare_image
 from storage.datasets.reading import RGB, Bands, Stored
-from storage.datasets.spec import DatasetSpec
+from storage.datasets.spec import DatasetSpec, ImageFilesSpec
 from storage.errors import one_line
 
 
 def bands_of(dataset: DatasetSpec, model: ModelSpec) -> Bands:
     """Return what the values of a dataset's images become for a model."""
-    if dataset.kind in {"text", "tensors"}:
+    if dataset.modality != "image":
         return RGB
-    return Bands.of(preprocessing(model).channels, dataset.depth)
+    depth = dataset.depth if isinstance(dataset, ImageFilesSpec) else None
+    return Bands.of(preprocessing(model).channels, depth)
 
 
 def form_of(

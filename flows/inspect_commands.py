@@ -1,4 +1,4 @@
-"""The commands that inspect runs, explainers, metrics and the machine; none starts Prefect or Dask."""
+"""The commands that inspect runs, jobs and the machine; none starts Prefect or Dask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from flows.terminal import DONE, FAILED, USAGE, console, fail, tell, text
 from storage.credentials import without_credentials
@@ -29,7 +28,7 @@ class Format(StrEnum):
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def refusals() -> Iterator[None]:
     """End the command with one line and an exit code if the block raises an error that the user can solve.
 
     The exit code is that of a FloodlitError, 2 for any other ValueError, and 1 for a file or server that
@@ -58,7 +57,7 @@ def status(directory: Store) -> None:
     from storage.verify import check_results
     from tasks.results.accuracy import read_accuracy
 
-    with _refusals():
+    with refusals():
         opened = Run.open(directory)
         noted = notes_of(opened)
         records = [read_record(opened.root, step) for step in opened.finished()]
@@ -125,7 +124,7 @@ def query(
     """
     from storage.query import query as ask
 
-    with _refusals():
+    with refusals():
         rows = ask(directory, sql)
     if output is Format.JSON:
         print(json.dumps(rows.to_pylist(), default=str))  # noqa: T201
@@ -173,7 +172,7 @@ def compare(
     from storage.run import Run
     from tasks.results.comparisons import compare as compared_runs
 
-    with _refusals():
+    with refusals():
         found = compared_runs([Run.open(directory) for directory in directories])
         if output is not None:
             found.write(output)
@@ -189,7 +188,7 @@ def verify(directory: Store) -> None:
     from storage.run import Run
     from storage.verify import verify as check
 
-    with _refusals():
+    with refusals():
         problems = check(Run.open(directory).root)
     for problem in problems:
         tell(problem)
@@ -223,7 +222,7 @@ def components(
     from storage.run import Run
     from tasks.pictures.component_sheet import draw_components
 
-    with _refusals():
+    with refusals():
         picture = draw_components(Run.open(directory), sample, explainer, output)
     tell(picture)
 
@@ -266,7 +265,7 @@ def layers(
     from flows.layers import layers_of
 
     table = Table("", "layer", "shape", "grid", "units", "prefix", "cut", "cost", "what was seen")
-    with _refusals():
+    with refusals():
         rows = list(layers_of(read_job(job, Job)))
     for row in rows:
         place, layout = row.place, row.place.layout
@@ -282,36 +281,4 @@ def layers(
             "" if row.cost is None else f"{row.cost:.0%}",
             text(f"refused: {place.refused}" if place.refused else place.reach),
         )
-    console.print(table)
-
-
-def explainers() -> None:
-    """List the explainers with their parameters and defaults."""
-    from explainers.registry import explainers as registry
-
-    _list(registry)
-
-
-def metrics() -> None:
-    """List the metrics with their parameters and defaults."""
-    from tasks.metrics.registry import metrics as registry
-
-    _list(registry)
-
-
-def _list(registry: Any) -> None:
-    """Print a table of a registry's classes with their parameters and defaults."""
-    table = Table(registry.kind, "description", "parameters and defaults")
-    with _refusals():  # a plug-in that cannot be loaded
-        classes = {name: registry.get(name) for name in registry.names()}
-    for name, cls in classes.items():
-        told = [
-            f"{key} = {json.dumps(field.default)}" + (f"  ({field.description})" if field.description else "")
-            for key, field in cls.Parameters.model_fields.items()
-            if key != "preset"
-        ]
-        fast = getattr(cls.Parameters, "FAST", {})
-        if fast:
-            told.append(f'preset = "fast"  ({", ".join(f"{key} {value}" for key, value in fast.items())})')
-        table.add_row(text(name), text(cls.title), Text("\n").join(map(text, told)))
     console.print(table)

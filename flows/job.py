@@ -26,7 +26,7 @@ from explainers.controls import CONTROLS
 from explainers.models.compute import Compute
 from explainers.models.loading import ModelSpec
 from explainers.models.model_spec import MOST_CHANNELS
-from explainers.registry import Registry, explainers
+from explainers.registry import MethodRegistry, explainers
 from flows.locations import anchored, folder_of, lies_in, refuse_store
 from flows.values import LARGEST, refuse_values
 from storage.datasets.spec import DatasetSpec
@@ -72,7 +72,7 @@ class Choice(BaseModel):
         description="name that `floodlit explainers` or `floodlit metrics` lists, or package.module:Name",
     )
 
-    def parameters(self, registry: Registry[Any]) -> Parameters:
+    def parameters(self, registry: MethodRegistry[Any]) -> Parameters:
         """Return the keys as an object of the parameter class of the named explainer or metric.
 
         Raises
@@ -239,8 +239,7 @@ class Located(Strict):
     @field_validator("dataset")
     @classmethod
     def _dataset_paths_are_absolute(cls, dataset: DatasetSpec, info: ValidationInfo) -> DatasetSpec:
-        given = {key: getattr(dataset, key) for key in ("path", "images")}
-        return dataset.model_copy(update={key: anchored(path, info) for key, path in given.items() if path})
+        return dataset.with_paths(lambda path: anchored(path, info))
 
     @field_validator("model")
     @classmethod
@@ -252,8 +251,8 @@ class Located(Strict):
 
     @model_validator(mode="after")
     def _results_are_no_data(self) -> Self:
-        images = self.dataset.path if self.dataset.kind == "folder" else None
-        if images is not None and lies_in(self.store, images):
+        folders = [getattr(self.dataset, key) for key in self.dataset.scanned]
+        if any(lies_in(self.store, folder) for folder in folders if folder is not None):
             raise ValueError(
                 "store: lies in the folder of the dataset, which would read the run's pictures as images; "
                 "choose a folder outside it"

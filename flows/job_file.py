@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from explainers.registry import complaints
 from flows.job import JobError, Located
+from plugins.registry import complaints
 from storage.files import UnreadableError, regular
 
 LARGEST = 4_000_000  # bytes; the names of all 21,841 classes of ImageNet take less than one

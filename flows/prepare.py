@@ -22,7 +22,6 @@ from explainers.models.frozen import Frozen
 from explainers.models.loading import load
 from explainers.models.modality import MODALITIES
 from explainers.models.probes_at_load import probe
-from explainers.models.reasons import first_line
 from explainers.registry import explainers
 from flows.chosen_explainers import Chosen, choose_explainers
 from flows.input_form import bands_of, form_of
@@ -31,6 +30,7 @@ from flows.labels import Labels, translated
 from flows.plan import shard_images
 from flows.recorded_layer import with_recorded_layer
 from flows.targets import check_targets, targets_per_image
+from plugins.reasons import first_line
 from storage.datasets.dataset import Dataset
 from storage.datasets.opening import open_dataset
 from storage.manifest import Manifest, MetricEntry

@@ -27,8 +27,9 @@ from explainers.models.model_spec import ModelSpec
 from explainers.models.probes_at_load import probe
 from explainers.numerics.randomness import seed_of
 from explainers.probes.masked_forward import target_probability
-from explainers.registry import explainers, validated
+from explainers.registry import explainers
 from explainers.requirements import unmet
+from plugins.registry import validated
 from tasks.explain_again import ExplainAgain, explained
 from tasks.given_inputs import GivenInputs, preprocessing_of
 from tasks.metrics.base import Metric, MetricBatch, Scores

@@ -15,7 +15,7 @@ import pytest
 from places import ROOT
 from runs import tiny_job, toml
 
-PACKAGES = ("flows", "tasks", "explainers", "storage")
+PACKAGES = ("flows", "tasks", "explainers", "storage", "plugins")
 OTHER = "raise RuntimeError('the module of another project')\n"
 
 

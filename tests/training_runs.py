@@ -9,7 +9,7 @@ from typing import Any
 
 from explainers.models.loading import ModelSpec
 from runs import model
-from storage.datasets.spec import DatasetSpec
+from storage.datasets.kinds.digits import Digits
 from storage.training import TrainingFolder
 from tasks.training.data import Order
 from tasks.training.fitting import TrainingSetup
@@ -26,7 +26,7 @@ def plan_of(root: Path, steps: int = 12, **changes: Any) -> TrainingSetup:
         model=ModelSpec(**model("gap")),
         auxiliary=ModelSpec(source="toys:tapped", weights="none"),
         taps=("blocks.0", "blocks.1", "blocks.2"),
-        dataset=DatasetSpec(kind="digits", split="train", limit=64),
+        dataset=Digits(split="train", limit=64),
         geometry={"resize": None, "crop": None, "interpolation": "bilinear"},
         input_size=(64, 64),
         order=order,

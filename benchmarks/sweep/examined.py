@@ -21,8 +21,8 @@ from explainers.models import cutting, finding, loading
 from explainers.models.classifier import Classifier
 from explainers.models.loading import ModelSpec
 from explainers.models.probes_at_load import probe
-from explainers.models.reasons import first_line
 from explainers.requirements import unmet
+from plugins.reasons import first_line
 from sweep import checks
 from sweep.families import CLASSES
 from sweep.listed import Entry

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from explainers.models.architectures import by_class
 from explainers.models.cutting.recording import StoppedError
 from explainers.models.frozen import Frozen
-from explainers.models.reasons import first_line
+from plugins.reasons import first_line
 
 # The taps of P-TAME's release, by the class of the network.
 TAPS = {

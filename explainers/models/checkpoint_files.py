@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from explainers.models.model_spec import PROGRAMS, Program
-from explainers.models.reasons import first_line
 from explainers.models.regular import check_file
+from plugins.reasons import first_line
 
 # How files begin that are often taken for weights.
 _OTHERS = {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from explainers.models.checkpoint_rest import DEPTH, equal, of_optimizer, weights_in_rest
-from explainers.models.reasons import first_line
+from plugins.reasons import first_line
 
 # Parts of names that wrappers of modules add: data-parallel training, torch.compile, FSDP, Lightning.
 _WRAPPERS = frozenset(

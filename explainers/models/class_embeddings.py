@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from explainers.models.checkpoint_files import read_file
 from explainers.models.model_spec import ModelSpec
-from explainers.models.reasons import first_line
 from explainers.models.regular import check_file
+from plugins.reasons import first_line
 
 _KEY = "model.class_embeddings"
 

@@ -17,11 +17,11 @@ from explainers.models.class_embeddings import given_embeddings
 from explainers.models.clip import Clip, embed_classes
 from explainers.models.image_towers import open_clip_tower
 from explainers.models.model_spec import DEFAULT_TEMPLATE, LOCAL_DIR, ModelSpec, Preprocessing, is_file
-from explainers.models.reasons import first_line
 from explainers.models.regular import check_file, check_folder
 from explainers.models.sources import check_known, not_downloaded, published_weights
 from explainers.models.transforms import of_steps
 from explainers.numerics.fingerprint import sha256_of
+from plugins.reasons import first_line
 
 _CONFIG = "open_clip_config.json"
 _SCALES = ("logit_scale", "logit_bias")

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from explainers.models.reasons import first_line
+from plugins.reasons import first_line
 
 _LOG = logging.getLogger(__name__)
 

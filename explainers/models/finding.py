@@ -30,8 +30,8 @@ from explainers.models.grid_checks import (
 )
 from explainers.models.layout import Layout
 from explainers.models.probes_at_load.rows import TOLERANCE
-from explainers.models.reasons import first_line
 from explainers.numerics.differences import difference
+from plugins.reasons import first_line
 
 if TYPE_CHECKING:
     from explainers.models.classifier import Classifier

@@ -28,9 +28,9 @@ from explainers.models.modality import ModalityName
 from explainers.models.model_spec import Part
 from explainers.models.outputs import Outputs
 from explainers.models.programs import check_can_be_lowered, code_of_scripts
-from explainers.models.reasons import first_line
 from explainers.models.returned import PartError, chosen_part, part_of, unwrapping
 from explainers.numerics.fingerprint import sha256_of
+from plugins.reasons import first_line
 
 _HALVES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 

@@ -12,9 +12,9 @@ import torch
 from explainers.models.checkpoint_sets import check_finite
 from explainers.models.checkpoints import note_cast
 from explainers.models.model_spec import ModelSpec
-from explainers.models.reasons import first_line
 from explainers.models.regular import check_folder
 from explainers.models.sources import check_known, not_downloaded
+from plugins.reasons import first_line
 
 
 def configuration(spec: ModelSpec, example: str) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor, jit, nn
 
 from explainers.models.checkpoint_files import check_program
 from explainers.models.model_spec import PROGRAMS, ModelSpec, Program
-from explainers.models.reasons import first_line
+from plugins.reasons import first_line
 
 _MANGLED = re.compile(r"\.?___torch_mangle_\d+")  # numbers that say how many classes were scripted before
 _DYNAMIC = "torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))"

@@ -16,9 +16,9 @@ from typing import Any
 from torch import nn
 
 from explainers.models.model_spec import ModelSpec, Preprocessing, is_file
-from explainers.models.reasons import first_line
 from explainers.models.regular import check_file
 from explainers.models.transforms import of_steps, of_torchvision
+from plugins.reasons import first_line
 
 # torchvision
 

@@ -155,7 +155,7 @@ def known(samples: Sequence[Sample]) -> list[Any]:
     return [(s.sample_id, s.label, s.boxes, *((s.labels,) if s.labels else ())) for s in samples]
 
 
-def existing(path: Path | None, what: Literal["file", "folder"]) -> Path:
+def existing(path: Path, what: Literal["file", "folder"]) -> Path:
     """Return ``path`` if there is such a file or folder.
 
     Raises
@@ -163,7 +163,6 @@ def existing(path: Path | None, what: Literal["file", "folder"]) -> Path:
     ValueError
         If there is none; the message is one line.
     """
-    assert path is not None  # DatasetSpec has checked that the kind has its path
     try:
         if what == "file":
             regular(path)

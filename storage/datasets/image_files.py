@@ -1,4 +1,4 @@
-"""Datasets of image files: a folder of class folders, or a CSV listing; masks are files too."""
+"""Datasets of image files, whose masks are files too."""
 
 from __future__ import annotations
 
@@ -12,61 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storage.datasets.bands import read_image
-from storage.datasets.boxes import check_unit
-from storage.datasets.dataset import Dataset, Sample, existing, known, spread
-from storage.datasets.folders import image_names
-from storage.datasets.formats import is_hidden
-from storage.datasets.listing import read_listing
+from storage.datasets.dataset import Dataset, Sample, known
 from storage.datasets.masks import decode_mask
 from storage.datasets.notes import Notes
-from storage.datasets.reading import DEFAULT, RGB, Bands, Reading
-from storage.datasets.spec import DatasetSpec
+from storage.datasets.reading import DEFAULT, Reading
 from storage.files import UnreadableError
-from storage.places import files_under, folders_in, is_remote
-
-
-def open_folder(spec: DatasetSpec, bands: Bands = RGB) -> Dataset:
-    """Open a folder of class folders, or a folder of images without labels.
-
-    Classes are numbered in the sorted order of the folders, as by torchvision's ImageFolder; a folder without
-    images has a number too. Hidden files and folders and ``__MACOSX`` are left out.
-    """
-    root = existing(spec.path, "folder")
-    classes = [name for name in folders_in(root) if not is_hidden(PurePath(name))]
-    images, left_out = image_names(root)
-    loose = [name for name in images if "/" not in name]
-    if classes and loose:
-        raise ValueError(f"dataset: {root / loose[0]} lies beside class folders; move it into one")
-    index = {name: label for label, name in enumerate(classes)}
-    folders = [name.split("/", 1)[0] for name in images]
-    samples = [
-        Sample(name, str(root / name), index.get(folder))
-        for name, folder in zip(images, folders, strict=True)
-        if folder in index or "/" not in name
-    ]
-    if empty := len(index.keys() - set(folders)):
-        left_out["class folders without an image"] = empty
-    how = replace(spec.reading, bands=bands)
-    opened = of_files(root, spread(samples, spec.limit), [_printable(name) for name in classes], how)
-    return replace(opened, left_out=left_out)
-
-
-def open_listing(spec: DatasetSpec, bands: Bands = RGB) -> Dataset:
-    """Open the images of a CSV listing, see :mod:`storage.datasets.listing`."""
-    path = existing(spec.path, "file")
-    images = existing(spec.images or path.parent, "folder")
-    listing = read_listing(path)
-    entries = listing.entries
-    check_unit(path, [(e.file, e.boxes) for e in entries], spec.boxes)
-    samples = [
-        Sample(e.file, str(images / e.file), boxes=tuple(e.boxes), labels=tuple(e.labels))
-        if listing.several
-        else Sample(e.file, str(images / e.file), e.labels[0], tuple(e.boxes))
-        for e in entries
-    ]
-    masks = {e.file: e.mask for e in entries if e.mask is not None}
-    how = replace(spec.reading, bands=bands)
-    return of_files(images, spread(samples, spec.limit), listing.classes, how, masks)
+from storage.places import files_under, is_remote
 
 
 def of_files(
@@ -75,6 +26,7 @@ def of_files(
     classes: list[str],
     how: Reading = DEFAULT,
     masks: Mapping[str, str] | None = None,
+    left_out: Mapping[str, int] | None = None,
 ) -> Dataset:
     """Make a dataset of image files.
 
@@ -90,10 +42,12 @@ def of_files(
         How the files are read.
     masks
         Mask files as paths from ``root``, by sample id.
+    left_out
+        The number of files in the folder that are no samples, by what they are.
     """
     names = [sample.sample_id for sample in samples]
     files = [masks.get(name) for name in names] if masks else []
-    shown = [replace(s, sample_id=_printable(s.sample_id), uri=_printable(s.uri)) for s in samples]
+    shown = [replace(s, sample_id=printable(s.sample_id), uri=printable(s.uri)) for s in samples]
 
     def contents() -> list[Any]:
         # Sizes in place of contents: reading every image would make the start of a job slow.
@@ -126,6 +80,7 @@ def of_files(
         contents,
         masks=mask if any(files) else None,
         relative_boxes=how.relative_boxes,
+        left_out=left_out or {},
     )
 
 
@@ -141,7 +96,7 @@ def _found(root: Path, name: str) -> Path:
     return next((other for other in forms if _size(other) >= 0), path)
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """Return a name with escapes for the bytes that are not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()
 

@@ -5,21 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from storage.datasets.dataset import Dataset, Drawn, Sample, existing, known, spread
-from storage.datasets.spec import DatasetSpec
-from storage.datasets.tables import Tensors, Texts, read_tensors, read_texts
-
-
-def open_texts(spec: DatasetSpec) -> Dataset:
-    """Open the texts in a column of a CSV or Parquet file."""
-    path = existing(spec.path, "file")
-    return of_rows(path, read_texts(path, spec.column or "text"), "text", spec.limit)
-
-
-def open_tensors(spec: DatasetSpec) -> Dataset:
-    """Open the numbers of an ``.npz``, ``.npy``, CSV or Parquet file."""
-    path = existing(spec.path, "file")
-    return of_rows(path, read_tensors(path), "tensor", spec.limit)
+from storage.datasets.dataset import Dataset, Drawn, Sample, known, spread
+from storage.datasets.tables import Tensors, Texts
 
 
 def of_rows(

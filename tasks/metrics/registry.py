@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from explainers.registry import Registry
+from explainers.registry import MethodRegistry
 
-metrics: Registry[Any] = Registry("metric", "tasks.metrics", "floodlit.metrics", methods=("columns", "score"))
+metrics: MethodRegistry[Any] = MethodRegistry(
+    "metric", "tasks.metrics", "floodlit.metrics", methods=("columns", "score")
+)
 register = metrics.register

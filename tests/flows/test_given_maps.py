@@ -16,8 +16,8 @@ from explainers.models.loading import ModelSpec, load
 from flows.given_maps import with_given_maps
 from flows.job import Job, JobError
 from runs import completed, maps_of, model, prepared, scores_of, tiny_job
+from storage.datasets.kinds.digits import Digits
 from storage.datasets.opening import open_dataset
-from storage.datasets.spec import DatasetSpec
 from storage.maps import read
 from storage.query import query
 from storage.run import Run
@@ -108,7 +108,7 @@ def refused(classifier: Any) -> Callable[..., str]:
     """The one line with which a file of maps of the demo's digits is refused."""
 
     def told(path: Path, targets: int = 1, partial: bool = False, **parameters: Any) -> str:
-        dataset = open_dataset(DatasetSpec(kind="digits", limit=COUNT))
+        dataset = open_dataset(Digits(limit=COUNT))
         with pytest.raises(ValueError, match=r"^(path|grid): ") as refusal:
             with_given_maps(MapsParameters(path=path, **parameters), classifier, dataset, targets, partial)
         assert "\n" not in str(refusal.value)

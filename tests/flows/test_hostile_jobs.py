@@ -19,12 +19,13 @@ from prefect.exceptions import ParameterTypeError
 from pydantic import ValidationError
 
 from attempts import check_line
-from explainers.registry import complaints, explainers
+from explainers.registry import explainers
 from flows.explain import explain
 from flows.job import Job, JobError
 from flows.job_file import LARGEST, read_job
 from flows.train import train_ptame
 from flows.train_job import TrainJob
+from plugins.registry import complaints
 from runs import prepared, tiny_job, toml
 from tasks.metrics.registry import metrics
 
@@ -224,8 +225,8 @@ def test_the_job_that_the_others_are_made_from_is_valid(
         ("tolerance", float("nan"), "tolerance: must be a finite number, and is nan"),
         ("dataset.limit", 10**15, "dataset.limit: "),
         ("dataset.limit", 10**7, "limit: at most 1,000,000 images are drawn, not 10,000,000"),
-        ("dataset.path", 5, "dataset.path: must be a path"),
-        ("dataset.path", "", "dataset.path: is empty"),
+        ("dataset", {"kind": "text", "path": 5}, "dataset.path: must be a path"),
+        ("dataset", {"kind": "text", "path": ""}, "dataset.path: is empty"),
         ("model.resize", 10**7, "model.resize: .*8192, not 10000000"),
         ("model.crop", 10**6, "model.crop: "),
         ("model.weights", "", "model.weights: "),

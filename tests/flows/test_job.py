@@ -84,7 +84,11 @@ def test_controls_are_added_unless_switched_off(tmp_path: Path) -> None:
     [
         ('"gradcam"', '"gradcamm"', r"explainers: unknown explainer 'gradcamm'; close are .*gradcam"),
         ('"insertion"', '"inserton"', r"metrics: unknown metric 'inserton'; close are .*insertion"),
-        ("limit = 8", "limt = 8", r"dataset\.limt: unknown key; docs/job\.md lists"),
+        (
+            "limit = 8",
+            "limt = 8",
+            r'dataset: kind = "digits" does not take the key limt; it takes split, seed, limit,',
+        ),
         ('name = "tiny"', 'nmae = "tiny"', r"name: Field required; nmae: unknown key"),
         (
             '"insertion"',

@@ -23,7 +23,6 @@ from prefect.states import Cancelling
 from pydantic import ValidationError
 
 from explainers.models.ptame_head import load_head
-from explainers.registry import complaints
 from flows import server as prefect
 from flows.chosen_explainers import _fetched
 from flows.explain import explain
@@ -32,6 +31,7 @@ from flows.job_commands import _one_line_failures, _train
 from flows.train import _ended, prepare_training, publish_head, train_ptame
 from flows.train_job import TrainJob
 from places import ROOT
+from plugins.registry import complaints
 from runs import maps_of, model, tiny_job, toml
 from storage.lock import holder
 from storage.run import RunMismatchError

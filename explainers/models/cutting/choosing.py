@@ -20,9 +20,9 @@ from explainers.models.cutting.refusals import (
     recomputed,
     stopped,
 )
-from explainers.models.reasons import first_line
 from explainers.numerics.batching import out_of_memory
 from explainers.numerics.differences import difference
+from plugins.reasons import first_line
 
 Way = Literal["fx", "replay"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from explainers.models.cutting.refusals import bypassed, never_called, of_no_consequence, untraceable
-from explainers.models.reasons import first_line
+from plugins.reasons import first_line
 
 # Elementwise activations that a forward may call as functions. No module has their output, so that no name
 # of a layer could stand for it.

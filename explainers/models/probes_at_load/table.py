@@ -9,7 +9,7 @@ from explainers.models.compute import plainly
 from explainers.models.frozen import Frozen
 from explainers.models.probes_at_load import layer, output, rows
 from explainers.models.probes_at_load.rows import Asked, RefusedError
-from explainers.models.reasons import first_line
+from plugins.reasons import first_line
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def spec(folder: Path, rows: str, **keys: object) -> DatasetSpec:
     (folder / "l.csv").write_text(HEADER + rows)
     for name in ("a.png", "b.png"):
         Image.new("RGB", (200, 100)).save(folder / name)
-    return DatasetSpec(kind="csv", path=folder / "l.csv", **keys)  # type: ignore[arg-type]
+    return DatasetSpec.model_validate({"kind": "csv", "path": folder / "l.csv", **keys})
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ SAVED = (
 
 
 def opened(path: Path, kind: str = "folder", **keys: object) -> Dataset:
-    return open_dataset(DatasetSpec(kind=kind, path=path, **keys))  # type: ignore[arg-type]
+    return open_dataset(DatasetSpec.model_validate({"kind": kind, "path": path, **keys}))
 
 
 def save(path: Path) -> Path:

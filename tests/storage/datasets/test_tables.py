@@ -33,11 +33,11 @@ def parquet(path: Path, **columns: object) -> Path:
 
 
 def texts(path: Path, **keys: object) -> Dataset:
-    return open_dataset(DatasetSpec(kind="text", path=path, **keys))
+    return open_dataset(DatasetSpec.model_validate({"kind": "text", "path": path, **keys}))
 
 
 def tensors(path: Path, **keys: object) -> Dataset:
-    return open_dataset(DatasetSpec(kind="tensors", path=path, **keys))
+    return open_dataset(DatasetSpec.model_validate({"kind": "tensors", "path": path, **keys}))
 
 
 def ids(dataset: Dataset) -> list[str]:
@@ -136,7 +136,7 @@ def test_labels_are_whole_numbers_or_names_in_sorted_order(
     listed = table(tmp_path / "l.csv", ["file", "label"], [(n, label) for n, label in enumerate(given)])
     numbers = table(tmp_path / "t.csv", ["label", "x"], [(label, 1) for label in given])
     opened = [texts(in_csv), texts(in_parquet), tensors(numbers), tensors(in_csv_without_text(in_csv))]
-    opened.append(open_dataset(DatasetSpec(kind="csv", path=listed)))
+    opened.append(open_dataset(DatasetSpec.model_validate({"kind": "csv", "path": listed})))
     for dataset in opened:
         assert (labels(dataset), dataset.classes) == (expected, classes)
 

@@ -14,8 +14,8 @@ from explainers.controls import CenterGaussian, CenterGaussianParameters, center
 from metric_toys import MetricBatch, random_maps
 from places import REAL
 from storage.datasets.geometry import prepare_image
+from storage.datasets.kinds.csv_listing import CsvListing
 from storage.datasets.opening import open_dataset
-from storage.datasets.spec import DatasetSpec
 from tasks.metrics.box_accuracy import MaxBoxAccuracy, MaxBoxAccuracyParameters
 from tasks.metrics.connected import connected_components
 from tasks.metrics.preparation import prepare
@@ -288,7 +288,7 @@ def photographs() -> tuple[torch.Tensor, list]:
     if not (REAL / "images").exists():
         pytest.skip(f"no real images in {REAL}; FLOODLIT_REAL says where they are")
     listing = REAL / "images"
-    spec = DatasetSpec(kind="csv", path=listing / "ilsvrc_val.csv", images=listing / "ilsvrc_val", limit=32)
+    spec = CsvListing(path=listing / "ilsvrc_val.csv", images=listing / "ilsvrc_val", limit=32)
     dataset, maps, boxes = open_dataset(spec), [], []
     for index in range(32):
         pixels, own = prepare_image(dataset.load(index), dataset.samples[index].boxes, 256, 224)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from storage.datasets.kinds.folder import Folder
 from storage.datasets.reading import Bands
-from storage.datasets.spec import DatasetSpec
 from tasks.training.data import Crops, Order, UnusableImagesError, loader
 from training_runs import SEED
 
@@ -43,7 +43,7 @@ def test_processes_share_a_steps_images() -> None:
 
 
 @pytest.fixture
-def photographs(tmp_path: Path) -> DatasetSpec:
+def photographs(tmp_path: Path) -> Folder:
     """Ten images of 20x30 whose pixels tell their place; the fourth is damaged."""
     for index in range(10):
         y, x = np.mgrid[:20, :30]
@@ -51,16 +51,16 @@ def photographs(tmp_path: Path) -> DatasetSpec:
             tmp_path / f"{index}.png"
         )
     (tmp_path / "3.png").write_bytes(b"no image")
-    return DatasetSpec(kind="folder", path=tmp_path)
+    return Folder(path=tmp_path)
 
 
-def crops(spec: DatasetSpec, **changes: Any) -> Crops:
+def crops(spec: Folder, **changes: Any) -> Crops:
     geometry = {"resize": None, "crop": 16, "interpolation": "bilinear"}
     given = {"geometry": geometry, "order": Order(10, 2, 2, 1, SEED), "flip": True} | changes
     return Crops(spec, size=(16, 16), **given)
 
 
-def test_crops_are_random_pieces_of_the_image_half_of_them_flipped(photographs: DatasetSpec) -> None:
+def test_crops_are_random_pieces_of_the_image_half_of_them_flipped(photographs: Folder) -> None:
     data, again = crops(photographs), crops(photographs)
     tops, lefts, flips = set(), set(), 0
     for epoch in range(60):
@@ -81,21 +81,21 @@ def test_crops_are_random_pieces_of_the_image_half_of_them_flipped(photographs: 
 
 
 @pytest.mark.parametrize("crop", [16, None])
-def test_held_out_images_are_cut_at_the_centre(crop: int | None, photographs: DatasetSpec) -> None:
+def test_held_out_images_are_cut_at_the_centre(crop: int | None, photographs: Folder) -> None:
     geometry = {"resize": None, "crop": crop, "interpolation": "bilinear"}
     piece, _ = crops(photographs, geometry=geometry)[-1, 5]
     assert (int(piece[0].min()), int(piece[1].min())) == (2, 7)
     assert (piece[1][:, 1:].int() - piece[1][:, :-1].int() == 1).all()
 
 
-def test_nothing_is_flipped_that_must_not_be(photographs: DatasetSpec) -> None:
+def test_nothing_is_flipped_that_must_not_be(photographs: Folder) -> None:
     data = crops(photographs, flip=False)
     for epoch in range(20):
         piece = data[epoch, 2][0][1].int()
         assert (piece[:, 1:] - piece[:, :-1] == 1).all()
 
 
-def test_in_place_of_a_damaged_image_comes_the_next_one_of_its_own_side(photographs: DatasetSpec) -> None:
+def test_in_place_of_a_damaged_image_comes_the_next_one_of_its_own_side(photographs: Folder) -> None:
     """Rows 0 and 5 are held out."""
     for row in (4, 5):
         (photographs.path / f"{row}.png").write_bytes(b"no image")
@@ -107,7 +107,7 @@ def test_in_place_of_a_damaged_image_comes_the_next_one_of_its_own_side(photogra
         assert problem == f"{row}.png: not an image of a known format"
 
 
-def test_an_image_smaller_than_the_input_is_no_use(photographs: DatasetSpec) -> None:
+def test_an_image_smaller_than_the_input_is_no_use(photographs: Folder) -> None:
     Image.new("RGB", (40, 12)).save(photographs.path / "7.png")
     pixels, problem = crops(photographs, geometry={"resize": None, "crop": None})[0, 7]
     assert int(pixels[2].min()) == 8
@@ -115,9 +115,7 @@ def test_an_image_smaller_than_the_input_is_no_use(photographs: DatasetSpec) -> 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_images_of_which_none_can_be_used_are_refused_in_one_line(
-    workers: int, photographs: DatasetSpec
-) -> None:
+def test_images_of_which_none_can_be_used_are_refused_in_one_line(workers: int, photographs: Folder) -> None:
     for path in photographs.path.iterdir():
         path.write_bytes(b"")
     told = r"^dataset: none of the images that %s can be used, e\.g\. \d\.png: the file is empty; check"
@@ -134,7 +132,7 @@ def test_crops_of_six_bands_of_sixteen_bits_are_windows_of_their_file(tmp_path: 
     bands = np.stack([1000 * band + 30 * y + x for band in range(6)]).astype(np.uint16)
     for index in range(10):
         np.save(tmp_path / f"{index}.npy", bands)
-    data = crops(DatasetSpec(kind="folder", path=tmp_path), bands=Bands(6, "uint16"))
+    data = crops(Folder(path=tmp_path), bands=Bands(6, "uint16"))
     for epoch in range(8):
         piece, problem = data[epoch, 6]
         assert (piece.dtype, piece.shape, problem) == (torch.uint16, (6, 16, 16), "")

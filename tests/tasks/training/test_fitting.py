@@ -16,8 +16,8 @@ from PIL import Image
 from explainers.models.loading import ModelSpec
 from explainers.models.ptame_head import load_head
 from explainers.ptame import PTame
+from storage.datasets.kinds.folder import Folder
 from storage.datasets.reading import Bands
-from storage.datasets.spec import DatasetSpec
 from tasks.training.data import Order, UnusableImagesError
 from tasks.training.fitting import CheckpointError, StoppedError, TrainingEvent, TrainingSetup, fit, networks
 from tasks.training.optimisation import PRESETS, DivergedError, Training, TrainingSettings
@@ -113,7 +113,7 @@ def test_unusable_images_are_told_and_too_many_refused(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(photographs / f"{row:02}.png")
     for row in (3, 8):  # the second is held out
         (photographs / f"{row:02}.png").write_bytes(b"")
-    dataset = DatasetSpec(kind="folder", path=photographs)
+    dataset = Folder(path=photographs)
     setup = plan_of(tmp_path / "run", steps=7, numbers=7, dataset=dataset)
     events: list[TrainingEvent] = []
     fit(setup, 0, events.append, never)
@@ -201,7 +201,7 @@ def test_a_head_is_trained_on_six_bands_of_sixteen_bits(tmp_path: Path) -> None:
         model=ModelSpec(source="band_toys:cells", name="6", layer="cells", channels=6),
         auxiliary=ModelSpec(source="band_toys:tapped", name="6", channels=6),
         taps=("0", "1"),
-        dataset=DatasetSpec(kind="folder", path=tmp_path / "images"),
+        dataset=Folder(path=tmp_path / "images"),
         bands=Bands(6, "uint16"),
         input_size=(32, 16),
         order=Order(total=24, apart=4, batch=4, processes=1, seed=1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from explainers.models.reasons import first_line
+from plugins.reasons import first_line
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from explainers.base import Parameters
 from explainers.gradcam import GradCam
-from explainers.registry import Registry, explainers
+from explainers.registry import MethodRegistry, explainers
 from places import ROOT
 from tasks.metrics.registry import metrics
 
@@ -36,9 +36,9 @@ class Foreign:
 Distribution = Callable[..., None]
 
 
-def empty(group: str = "floodlit.nothing") -> Registry[Any]:
+def empty(group: str = "floodlit.nothing") -> MethodRegistry[Any]:
     """A registry over a package whose modules register nothing in it."""
-    return Registry("method", "explainers", group, methods=("describe", "explain"))
+    return MethodRegistry("method", "explainers", group, methods=("describe", "explain"))
 
 
 def named(name: str, **attributes: Any) -> Any:
@@ -69,7 +69,7 @@ def test_the_methods_of_this_package_are_found_without_being_imported() -> None:
 
 @pytest.mark.parametrize("registry", [explainers, metrics], ids=["explainers", "metrics"])
 def test_every_name_is_found_in_the_text_of_one_module(
-    registry: Registry[Any], monkeypatch: pytest.MonkeyPatch
+    registry: MethodRegistry[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name that is not would cost the import of every method."""
     names, imported = registry.names(), []

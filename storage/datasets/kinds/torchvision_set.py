@@ -5,45 +5,55 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field
 
 from storage.datasets.bands import as_image
 from storage.datasets.dataset import Dataset, Sample, known, spread
 from storage.datasets.notes import Notes
 from storage.datasets.reading import RGB, Bands, Reading
-from storage.datasets.spec import DatasetSpec
+from storage.datasets.spec import DatasetSpec, register
 from storage.errors import one_line
 from storage.files import UnreadableError
-from storage.places import is_remote
+from storage.places import Place, is_remote
 
 
-def open_torchvision(spec: DatasetSpec, bands: Bands = RGB) -> Dataset:
-    """Open one of ``torchvision.datasets`` whose items are (PIL image, class index)."""
-    assert spec.name is not None
-    assert spec.path is not None
-    if is_remote(spec.path):
-        raise ValueError("dataset.path: torchvision reads its sets from folders, not from S3")
-    data = open_set(spec.name, spec.path, spec.split)
-    chosen = spread(range(len(data)), spec.limit)
-    labels = labels_of(spec.name, data, chosen)
-    split = spec.split or "all"
-    samples = [
-        Sample(f"{split}/{index:06d}", f"torchvision:{spec.name}/{split}/{index:06d}", label)
-        for index, label in zip(chosen, labels, strict=True)
-    ]
+@register
+class TorchvisionSet(DatasetSpec):
+    """Images of one of torchvision's sets."""
 
-    def load(index: int, notes: Notes) -> Image.Image | NDArray[Any]:
-        try:
-            # torchvision's own loaders do not turn images, and published results are measured without.
-            return as_image(data[chosen[index]][0], Reading(exif="ignore", bands=bands), notes)
-        except OSError as error:
-            raise UnreadableError(one_line(error)) from error
+    kind: Literal["torchvision"] = "torchvision"
+    path: Place = Field(
+        description="the folder of torchvision's sets, which are downloaded if they are missing"
+    )
+    name: str = Field(description="name of the set, e.g. CIFAR10")
+    split: str | None = Field(None, description='split of the set, e.g. "train"')
 
-    classes = _class_names(data)
-    return Dataset(samples, classes, load, lambda: [spec.name, *known(samples)], published=True)
+    def open(self, bands: Bands = RGB) -> Dataset:
+        """Open one of ``torchvision.datasets`` whose items are (PIL image, class index)."""
+        if is_remote(self.path):
+            raise ValueError("dataset.path: torchvision reads its sets from folders, not from S3")
+        data = open_set(self.name, self.path, self.split)
+        chosen = spread(range(len(data)), self.limit)
+        labels = labels_of(self.name, data, chosen)
+        split = self.split or "all"
+        samples = [
+            Sample(f"{split}/{index:06d}", f"torchvision:{self.name}/{split}/{index:06d}", label)
+            for index, label in zip(chosen, labels, strict=True)
+        ]
+
+        def load(index: int, notes: Notes) -> Image.Image | NDArray[Any]:
+            try:
+                # torchvision's own loaders do not turn images, and published results are measured without.
+                return as_image(data[chosen[index]][0], Reading(exif="ignore", bands=bands), notes)
+            except OSError as error:
+                raise UnreadableError(one_line(error)) from error
+
+        classes = _class_names(data)
+        return Dataset(samples, classes, load, lambda: [self.name, *known(samples)], published=True)
 
 
 def _class_names(data: Any) -> list[str]:
