@@ -6,7 +6,7 @@ from collections.abc import Callable, Set
 
 import torch
 
-from explainers.base import Batch, Need
+from explainers.base import OF_LAYER, Batch, Need
 from explainers.models.black_box import BlackBox
 from explainers.models.classifier import Classifier
 from explainers.probes.additivity import additive_head
@@ -39,7 +39,8 @@ def unmet(needs: Set[Need], classifier: BlackBox) -> str | None:
         if needs <= {Need.PREDICTION, Need.SEQUENCE}:
             return None
         return f"explains images, and the dataset's inputs are {classifier.modality}s"
-    lacking = (lacks(classifier) for need, lacks in _LACKS.items() if need in needs)
+    asked = classifier.at_each_layer if needs & OF_LAYER else (classifier,)
+    lacking = (lacks(each) for need, lacks in _LACKS.items() if need in needs for each in asked)
     return next((told for told in lacking if told is not None), None)
 
 

@@ -11,6 +11,7 @@ from explainers.controls import CONTROLS
 from explainers.models.black_box import BlackBox
 from explainers.registry import explainers
 from explainers.requirements import unmet
+from explainers.several_layers import make_explainer
 from flows.given_maps import with_given_maps
 from flows.job import REGISTERED, Job, JobError
 from storage.datasets.dataset import Dataset
@@ -27,13 +28,21 @@ class Chosen(NamedTuple):
     explainer: Explainer
     given: str = ""
 
-    def entry(self, called: str, classifier: BlackBox) -> ExplainerEntry:
-        """Return its entry in the manifest; files and folders are recorded by their SHA-256."""
+    def entry(self, called: str, layer: str | tuple[str, ...] | None) -> ExplainerEntry:
+        """Return its entry in the manifest; files and folders are recorded by their SHA-256.
+
+        Parameters
+        ----------
+        called
+            What the run calls the explainer.
+        layer
+            The target layer, or several, if one is in use.
+        """
         description = self.explainer.describe()
         return ExplainerEntry(
             parameters=self.parameters.model_dump(mode="json"),
             grid=description.grid,
-            layer=classifier.layer if Need.ACTIVATIONS in self.explainer.needs else None,
+            layer=layer if Need.ACTIVATIONS in self.explainer.needs else None,
             files={key: sha256_of_path(value) for key, value in self.parameters if isinstance(value, Path)},
             details={key: DetailEntry(**asdict(detail)) for key, detail in description.details.items()},
             name=None if called == self.name else self.name,
@@ -76,7 +85,7 @@ def choose_explainers(job: Job, classifier: BlackBox, dataset: Dataset, targets:
             if Need.GIVEN in cls.needs:
                 partial = job.dataset.limit is not None
                 parameters, told = with_given_maps(parameters, classifier, dataset, targets, partial)
-            chosen[called] = Chosen(name, parameters, cls(classifier, parameters), told)
+            chosen[called] = Chosen(name, parameters, make_explainer(cls, classifier, parameters), told)
         except ValueError as error:
             raise JobError(f"explainers: {called}: {error}") from error
     return chosen

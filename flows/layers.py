@@ -27,7 +27,7 @@ class Row:
     place
         What was found there.
     default
-        Whether the job takes it: it is the one that the job names, or else the default.
+        Whether the job takes it: it is one that the job names, or else the default.
     way
         How the network is cut there; empty if it is not.
     cost
@@ -56,10 +56,9 @@ def layers_of(job: Job) -> Iterator[Row]:
     classifier = load(job.model, input_size=size, modality="image")
     with closing(classifier):
         try:
-            chosen: str | None = classifier.layer
-            layout = classifier.layout
+            chosen = {each.layer: each.layout for each in classifier.at_each_layer}
         except ValueError:  # there is none, and the rows say why
-            chosen = None
+            chosen = {}
         inputs = classifier.normalised(classifier.probed)
         whole = _operations(classifier.network, inputs) or 1
         named = set()
@@ -67,13 +66,14 @@ def layers_of(job: Job) -> Iterator[Row]:
             named.add(place.layer)
             if place.layout is not None and place.parts is not None:
                 cost = _operations(place.parts.head, place.values) / whole
-                yield Row(place, place.layer == chosen, place.parts.way, cost)
+                yield Row(place, place.layer in chosen, place.parts.way, cost)
             elif place.layout is not None:
-                yield Row(place, place.layer == chosen)
-        if chosen is not None and chosen not in named:  # a tensor has one name here, of several that it has
-            parts = cut(classifier.network, chosen, inputs)
-            place = Place(chosen, parts.backbone(inputs), layout, reach="no row above has this name")
-            yield Row(place, True, parts.way, _operations(parts.head, place.values) / whole)
+                yield Row(place, place.layer in chosen)
+        for layer, layout in chosen.items():
+            if layer not in named:  # a tensor has one name here, of several that it has
+                parts = cut(classifier.network, layer, inputs)
+                place = Place(layer, parts.backbone(inputs), layout, reach="no row above has this name")
+                yield Row(place, True, parts.way, _operations(parts.head, place.values) / whole)
 
 
 @torch.no_grad()

@@ -233,7 +233,7 @@ def _open_run(
         targets_per_image=targets,
         input_shape=classifier.input_shape,
         activation_shape=activations,
-        explainers={called: each.entry(called, classifier) for called, each in chosen.items()},
+        explainers={called: each.entry(called, layer) for called, each in chosen.items()},
         metrics={
             name: MetricEntry(
                 parameters=parameters.model_dump(mode="json"),

@@ -45,7 +45,7 @@ class ExplainerEntry(_Entry):
     grid
         Shape of its maps.
     layer
-        The target layer; None if the explainer reads no activations.
+        The target layer, or several in order; None if the explainer reads no activations.
     files
         SHA-256 of each parameter that is a file or a folder.
     details
@@ -59,7 +59,7 @@ class ExplainerEntry(_Entry):
 
     parameters: dict[str, Any]
     grid: tuple[int, ...]
-    layer: str | None = None
+    layer: str | tuple[str, ...] | None = None
     files: dict[str, str] = Field(default_factory=dict)
     details: dict[str, DetailEntry] = Field(default_factory=dict)
     name: str | None = None
@@ -118,7 +118,8 @@ class Manifest(_Entry):
     input_shape
         Shape of one input, (C, \\*sites).
     activation_shape
-        Shape of one input's activations; None if no activations are kept.
+        Shape of one input's activations; None if no activations are kept. Those at several layers are in one
+        row, layer by layer.
     geometry
         For images: the keyword arguments of :func:`storage.datasets.geometry.prepare_image`. For tensors:
         ``shape``, the shape of a row of the dataset. Empty for texts.
@@ -183,13 +184,14 @@ class Manifest(_Entry):
     updates: list[dict[str, Any]] = Field(default_factory=list)
 
     @property
-    def layer(self) -> str | None:
-        """Target layer of the model; None as long as nothing in the run has used a layer.
+    def layer(self) -> str | tuple[str, ...] | None:
+        """Target layer of the model, or several; None as long as nothing in the run has used a layer.
 
         A run whose first job used none learns its layer from the explainers that are added later.
         """
         of_explainers = (entry.layer for entry in self.explainers.values() if entry.layer is not None)
-        return self.identity.get("layer") or next(of_explainers, None)
+        recorded = self.identity.get("layer") or next(of_explainers, None)
+        return tuple(recorded) if isinstance(recorded, list) else recorded
 
 
 def plain(manifest: Manifest, **update: Any) -> Manifest:

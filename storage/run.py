@@ -126,7 +126,7 @@ class Run:
 
     @property
     def activations(self) -> Path:
-        """Array (rows, \\*activation_shape) float32 of activations at the target layer."""
+        """Array (rows, \\*activation_shape) float32 of activations at the target layers."""
         return self.root / "activations.zarr"
 
     def saliency(self, explainer: str) -> Path:
@@ -178,8 +178,8 @@ class Run:
         return self._facts.name
 
     @property
-    def layer(self) -> str | None:
-        """Target layer of the model; None as long as nothing in the run has used a layer."""
+    def layer(self) -> str | tuple[str, ...] | None:
+        """Target layer of the model, or several; None as long as nothing in the run has used a layer."""
         return self.manifest.layer
 
     @property

@@ -30,6 +30,7 @@ from explainers.probes.masked_forward import target_probability
 from explainers.registry import explainers
 from explainers.requirements import unmet
 from plugins.registry import validated
+from explainers.several_layers import make_explainer
 from tasks.explain_again import ExplainAgain, explained
 from tasks.given_inputs import GivenInputs, preprocessing_of
 from tasks.metrics.base import Metric, MetricBatch, Scores
@@ -311,10 +312,9 @@ def _explainer(name: str, model: BlackBox, parameters: Parameters) -> Explainer:
     if lacking is not None:
         raise ValueError(f"explainer {name} {lacking}")
     try:
-        made: Explainer = cls(model, parameters)
+        return make_explainer(cls, model, parameters)
     except ValueError as error:
         raise ValueError(f"explainer {name}: {error}") from error
-    return made
 
 
 def _metric(name: str, model: BlackBox, parameters: Mapping[str, Any], **given: Any) -> Metric:

@@ -17,6 +17,7 @@ from explainers.models.compute import Compute
 from explainers.models.loading import ModelSpec, load
 from explainers.models.modality import ModalityName
 from explainers.registry import explainers
+from explainers.several_layers import make_explainer
 from storage.datasets.dataset import Dataset
 from storage.datasets.opening import open_dataset
 from storage.datasets.reading import RGB, Bands
@@ -35,7 +36,7 @@ def device() -> str:
 def classifier_of(run: Run) -> BlackBox:
     """The run's classifier, loaded once per worker process and set to the run's ``[compute]``.
 
-    Its layer is the one that the run recorded, so that no worker looks for another one.
+    Its layer, or layers, are those that the run recorded, so that no worker looks for others.
     """
     spec = ModelSpec.model_validate(run.job["model"])
     if run.layer is not None:
@@ -91,8 +92,7 @@ def explainer_class(run: Run, name: str) -> type[Explainer]:
 def explainer_of(run: Run, name: str, classifier: BlackBox) -> Explainer:
     """The explainer that the run calls ``name``, with the parameters that the run was created with."""
     cls: Any = explainer_class(run, name)  # whose needs the classifier meets
-    made: Explainer = cls(classifier, cls.Parameters(**run.explainers[name].parameters))
-    return made
+    return make_explainer(cls, classifier, cls.Parameters(**run.explainers[name].parameters))
 
 
 def metric_of(run: Run, name: str, classifier: BlackBox) -> Metric:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
@@ -20,7 +22,7 @@ from explainers.models.finding import TargetLayer, resolve_layer
 from explainers.models.frozen import Frozen
 from explainers.models.layout import Layout, Units, layout_of
 from explainers.models.modality import MODALITIES, ModalityName
-from explainers.models.model_spec import Activation, Output, Part
+from explainers.models.model_spec import Activation, Output, Part, as_layers
 from explainers.models.outputs import Outputs
 from explainers.models.programs import check_can_be_cut
 from explainers.models.token_places import layout_behind
@@ -54,7 +56,8 @@ class Classifier(Frozen):
         input where the name ends in ``:input``. If a module is called several times, the last call counts. An
         elementwise activation that is called as a function directly after the module, as in
         ``F.relu(self.conv3(x))``, belongs to it. By default it is found; see
-        :mod:`explainers.models.finding`.
+        :mod:`explainers.models.finding`. Of several names, explainers give the mean of the layers' maps; see
+        :attr:`at_each_layer`.
     input_size
         (H, W) in pixels.
     mean, std
@@ -85,7 +88,7 @@ class Classifier(Frozen):
         self,
         network: nn.Module,
         *,
-        layer: str | None = None,
+        layer: str | Sequence[str] | None = None,
         input_size: tuple[int, int],
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] | None = None,
@@ -94,6 +97,10 @@ class Classifier(Frozen):
         returns: Part | None = None,
         activation: Activation | None = None,
     ) -> None:
+        try:
+            named = as_layers(layer)
+        except ValueError as error:
+            raise ValueError(f"layer: {error}") from error
         super().__init__(network, device, Outputs(output, activation), returns)
         self.input_size = input_size
         std = [1.0] * len(mean) if std is None else std
@@ -101,14 +108,16 @@ class Classifier(Frozen):
             raise ValueError(f"std: give one number per channel, as mean does: {len(mean)}, not {len(std)}")
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
-        self._asked_layer = layer
+        self._asked_layer: str | None = None if isinstance(named, tuple) else named
+        self._asked_layers: tuple[str, ...] = named if isinstance(named, tuple) else ()  # several
         try:
             probe = torch.rand(2, *self.input_shape, generator=torch.Generator().manual_seed(0))
             channels = "" if len(self.mean) == 3 else f"{len(self.mean)} channels and "
             size = f"inputs of {channels}{self.input_size[0]}x{self.input_size[1]} pixels"
             self.num_classes = self._probe(probe.to(self.device), "model.source", size).shape[1]
-            if layer is not None:
-                self.layer  # noqa: B018  a wrong name is refused now, though nothing may ever need the layer
+            if named is not None:  # a wrong name is refused now, though nothing may ever need the layer
+                for each in self.at_each_layer:
+                    each.layer  # noqa: B018
             self._switch_off_in_place()
         except BaseException:  # the caller gets its network back as it was, after an interrupt as well
             self.close()
@@ -118,12 +127,49 @@ class Classifier(Frozen):
 
     @property
     def layer(self) -> str:
-        """Name of the target layer: the one that was named, or else the network's default."""
+        """Name of the target layer: the one that was named, or else the network's default.
+
+        Raises
+        ------
+        ValueError
+            In one line: none can be found, or several are named. Whatever needs the layer raises it then.
+        """
         return self.target_layer.layer
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the target layers, in order; one, if no more are named."""
+        return self._asked_layers or (self.layer,)
+
+    @property
+    def at_each_layer(self) -> tuple[Classifier, ...]:
+        """This classifier at each of its target layers; itself, if it has one.
+
+        They share the network and the way in which it is computed, and are closed with it.
+        """
+        if not self._asked_layers:
+            return (self,)
+        for each in self._copies:
+            each.compute, each._compiled, each.class_names = self.compute, self._compiled, self.class_names
+        return self._copies
+
+    @cached_property
+    def _copies(self) -> tuple[Classifier, ...]:
+        return tuple(map(self._at, self._asked_layers))
+
+    def _at(self, layer: str) -> Classifier:
+        found = copy(self)
+        found._asked_layer, found._asked_layers, found._restore = layer, (), []
+        return found
 
     @cached_property
     def target_layer(self) -> TargetLayer:
         """The target layer, with what the search for it has seen."""
+        if self._asked_layers:
+            raise ValueError(
+                f"model.layer: one layer is needed here, and {len(self._asked_layers)} are named: "
+                f"{', '.join(self._asked_layers)}; name one of them"
+            )
         check_can_be_cut(self.network)
         with plainly():
             return resolve_layer(self, self._asked_layer)
@@ -136,9 +182,14 @@ class Classifier(Frozen):
             return cut(self.network, self.layer, self.normalised(self.probed))
 
     @property
-    def layer_in_use(self) -> str | None:
-        """The target layer if the network was cut at it, otherwise None; asking this cuts nothing."""
-        return self.layer if "_cut" in vars(self) else None
+    def layer_in_use(self) -> str | tuple[str, ...] | None:
+        """The target layer, or all of several, if the network was cut there, otherwise None.
+
+        Asking this cuts nothing.
+        """
+        if not any("_cut" in vars(each) for each in self.at_each_layer):
+            return None
+        return self._asked_layers or self.layer
 
     @property
     def way(self) -> Way:
@@ -149,7 +200,7 @@ class Classifier(Frozen):
     def layout(self) -> Layout:
         """How activations at the target layer are read."""
         with plainly():
-            activations = self.activations(self.probed)
+            activations = self._pass(self._cut.backbone, self.normalised(self.probed))
         try:
             return self.layout_for(tuple(activations.shape[1:]))
         except ValueError as error:
@@ -182,8 +233,21 @@ class Classifier(Frozen):
 
     @property
     def activation_shape(self) -> tuple[int, ...]:
-        """Shape of the activations at the target layer, without the batch axis."""
+        """Shape of the activations at the target layer, without the batch axis.
+
+        Activations at several layers are in one row, layer by layer; :meth:`split` takes them apart.
+        """
+        if self._asked_layers:
+            return (sum(math.prod(each.activation_shape) for each in self.at_each_layer),)
         return self.layout.shape
+
+    def split(self, activations: Tensor) -> list[Tensor]:
+        """The activations (B, \\*shape) at each target layer, from those of :meth:`activations`."""
+        if not self._asked_layers:
+            return [activations]
+        shapes = [each.activation_shape for each in self.at_each_layer]
+        parts = activations.split([math.prod(shape) for shape in shapes], 1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -295,10 +359,14 @@ class Classifier(Frozen):
         Tensor
             (B, \\*activation_shape).
         """
+        if self._asked_layers:
+            return torch.cat([each.activations(inputs).flatten(1) for each in self.at_each_layer], 1)
         return self._pass(self._cut.backbone, self.normalised(inputs))
 
     def head(self, activations: Tensor) -> Tensor:
         """Run the rest of the network: from activations to logits; differentiable.
+
+        Of activations at several layers, the last layer's are used.
 
         Parameters
         ----------
@@ -310,6 +378,8 @@ class Classifier(Frozen):
         Tensor
             (B, C) logits. From unchanged activations they are those of :meth:`logits`.
         """
+        if self._asked_layers:
+            return self.at_each_layer[-1].head(self.split(activations)[-1])
         return self._as_logits(self._pass(self._cut.head, activations))
 
     def normalised(self, inputs: Tensor) -> Tensor:

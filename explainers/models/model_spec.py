@@ -45,6 +45,25 @@ def _as_side(value: Any) -> Any:
 _Side = Annotated[_Length | tuple[_Length, _Length], BeforeValidator(_as_side)]
 
 
+def as_layers(value: Any) -> Any:
+    """Target layers as they are given: None, a name, or a tuple of several; a list of one is that name.
+
+    Raises
+    ------
+    ValueError
+        In one line: it is none of these, or a layer is named twice.
+    """
+    names = [value] if value is None or isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names:
+        raise ValueError("must be the name of a layer, or a list of names")
+    if names[0] is not None and not all(isinstance(name, str) and name for name in names):
+        raise ValueError("must be the name of a layer, or a list of names")
+    twice = [name for position, name in enumerate(names) if name in names[:position]]
+    if twice:
+        raise ValueError(f"names {twice[0]!r} twice; name each layer once")
+    return names[0] if len(names) == 1 else tuple(names)
+
+
 class ModelSpec(BaseModel):
     """The model that a job explains: the ``[model]`` table."""
 
@@ -111,11 +130,11 @@ class ModelSpec(BaseModel):
     num_classes: int | None = Field(
         None, ge=1, le=1_000_000, description="Number of classes, if it differs from the source's own."
     )
-    layer: str | None = Field(
+    layer: Annotated[str | tuple[str, ...] | None, BeforeValidator(as_layers)] = Field(
         None,
-        min_length=1,
         description="Target layer of an image model: a module's name, with :input behind it for what the "
-        "module takes. By default it is found: the last one on a grid whose every cell reaches the logits.",
+        "module takes. By default it is found: the last one on a grid whose every cell reaches the logits. "
+        "Of several layers, in a list, the mean of their maps is taken.",
     )
     resize: _Side | None = Field(
         None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +32,13 @@ class Asked:
     def __init__(self, classifier: Any) -> None:
         self.classifier = classifier
         self.inputs = _four(classifier)
+
+    def at_each_layer(self) -> list[Asked]:
+        """The same questions to the classifier of images at each of its target layers."""
+        found = [copy(self) for _ in self.classifier.at_each_layer]
+        for each, classifier in zip(found, self.classifier.at_each_layer, strict=True):
+            each.classifier = classifier
+        return found
 
     @cached_property
     def logits(self) -> Tensor:

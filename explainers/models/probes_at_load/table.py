@@ -103,17 +103,25 @@ def probe(classifier: Frozen, of_layers: bool | None = None) -> dict[str, str]:
         for name, each in PROBES.items():
             if of_layers is not None and each.of_layers != of_layers:
                 continue
-            if each.of_layers and classifier.modality != "image":
-                continue
-            if each.of_layers:
-                asked.classifier.grid  # noqa: B018  where the network cannot be cut, this says why
-            try:
-                seen[name] = each.ask(asked)
-            except RefusedError:
-                raise
-            except (Exception, SystemExit) as error:
-                raise ValueError(
-                    f"model.source: the network stopped at the probe {name!r}: {type(error).__name__}: "
-                    f"{first_line(error)}; it must run on any number of inputs"
-                ) from error
+            if not each.of_layers:
+                seen[name] = _answer(name, each, asked)
+            elif classifier.modality == "image":
+                told = {one.classifier.layer: _answer(name, each, one) for one in asked.at_each_layer()}
+                several = "; ".join(f"{layer}: {answer}" for layer, answer in told.items())
+                seen[name] = several if len(told) > 1 else next(iter(told.values()))
     return seen
+
+
+def _answer(name: str, each: Probe, asked: Asked) -> str:
+    """Ask one question; what stops the network is a ValueError as well."""
+    if each.of_layers:
+        asked.classifier.grid  # noqa: B018  where the network cannot be cut, this says why
+    try:
+        return each.ask(asked)
+    except RefusedError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"model.source: the network stopped at the probe {name!r}: {type(error).__name__}: "
+            f"{first_line(error)}; it must run on any number of inputs"
+        ) from error
