@@ -219,6 +219,7 @@ def test_a_head_of_another_classifier_is_refused_before_the_start(
         ),
         ({"dataset": {"kind": "text", "path": f"{ROOT}/examples/reviews.csv"}}, "these are texts"),
         ({"model": model("gap") | {"layer": "nowhere"}}, "model.layer"),
+        ({"model": model("gap") | {"layer": ["features", "nowhere"]}}, "model.layer"),
     ],
 )
 def test_a_training_that_cannot_run_is_refused_in_one_line(
