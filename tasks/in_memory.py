@@ -29,8 +29,8 @@ from explainers.numerics.randomness import seed_of
 from explainers.probes.masked_forward import target_probability
 from explainers.registry import explainers
 from explainers.requirements import unmet
-from plugins.registry import validated
 from explainers.several_layers import make_explainer
+from plugins.registry import validated
 from tasks.explain_again import ExplainAgain, explained
 from tasks.given_inputs import GivenInputs, preprocessing_of
 from tasks.metrics.base import Metric, MetricBatch, Scores
