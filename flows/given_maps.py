@@ -43,16 +43,20 @@ def with_given_maps(
         raise ValueError("path: say the file or the folder of the maps")
     if path.as_posix().startswith("s3:/"):
         raise ValueError(f"path: {path.as_posix()} is on S3; copy the maps to a folder that all workers see")
+    if asked.covers == "image" and classifier.modality != "image":
+        raise ValueError(f'covers: "image" is for images, and the inputs are {classifier.modality}s')
+    if asked.covers == "image" and asked.grid is not None:
+        raise ValueError('grid: maps with covers = "image" are as large as their images; leave grid out')
     try:
         given = open_given(path)
         _check_targets(given, classifier, targets)
-        places = given.check_samples([sample.sample_id for sample in dataset.samples], partial)
+        places = given.check_samples(dataset.samples, partial)
         shapes = _shapes(given, places, len(classifier.input_shape) - 1, asked.grid)
         if asked.covers == "image":
-            _check_covers(given, places, dataset, classifier)
+            _check_covers(given, places, dataset)
             grid = tuple(classifier.input_shape[1:])
         else:
-            grid = _common(path, shapes)
+            grid = _common(path, shapes, classifier.modality == "image")
     except ValueError as error:
         raise ValueError(f"path: {error}") from error
     if asked.covers == "input":
@@ -79,36 +83,33 @@ def _check_targets(given: GivenMaps, classifier: BlackBox, targets: int) -> None
 
 def _shapes(
     given: GivenMaps, places: Sequence[int | None], sites: int, grid: Sequence[int] | None
-) -> dict[tuple[int, ...], int]:
-    """Return the shapes of the maps, each with an entry that has it."""
-    found: dict[tuple[int, ...], int] = {}
-    for place in places:
-        shape = None if place is None else given.entries.shape(place)
-        if shape is None or place is None:
-            continue  # a file that is damaged; its map cannot be read, which is said of its row
+) -> list[tuple[int, ...]]:
+    """Return the shapes of the maps, each once."""
+    found: dict[tuple[int, ...], None] = {}
+    entries = (given.entries.shape(place) for place in places if place is not None)
+    # A file that is damaged has no shape; its map cannot be read, which is said of its row.
+    for shape in dict.fromkeys(shape for shape in entries if shape is not None):
         axis = channel_axis(shape, sites, given.several, grid)
         plain = shape if axis is None else shape[:axis] + shape[axis + 1 :]
-        if given.several and plain[0] != given.targets.shape[1]:  # type: ignore[union-attr]
-            raise ValueError(
-                f"{given.path} holds {plain[0]} maps per sample and {given.targets.shape[1]} targets"  # type: ignore[union-attr]
-            )
         if 0 in plain:
             raise ValueError(f"{given.path} holds maps of {_size(plain)}")
-        found.setdefault(plain[given.several :], place)
+        if given.targets is not None and given.several and plain[0] != given.targets.shape[1]:
+            raise ValueError(
+                f"{given.path} holds {plain[0]} maps per sample and {given.targets.shape[1]} targets"
+            )
+        found[plain[given.several :]] = None
     if not found:
         raise ValueError(f"{given.path} holds no map that can be read")
-    return found
+    return list(found)
 
 
-def _common(path: Path, shapes: Sequence[tuple[int, ...]] | dict[tuple[int, ...], int]) -> tuple[int, ...]:
+def _common(path: Path, shapes: Sequence[tuple[int, ...]], image: bool) -> tuple[int, ...]:
     """Return the one shape of all maps."""
     if len(shapes) > 1:
-        told = ", ".join(map(_size, list(shapes)[:3]))
-        raise ValueError(
-            f"{path} holds maps of {len(shapes)} shapes, e.g. {told}; write them in one, or set covers = "
-            '"image" if each is as large as its image before it is resized and cropped'
-        )
-    return next(iter(shapes))
+        told = ", ".join(map(_size, shapes[:3]))
+        advice = ', or set covers = "image" if each is as large as its whole image' if image else ""
+        raise ValueError(f"{path} holds maps of {len(shapes)} shapes, e.g. {told}; write them in one{advice}")
+    return shapes[0]
 
 
 def _check_grid(grid: tuple[int, ...], said: Sequence[int] | None, classifier: BlackBox) -> None:
@@ -136,14 +137,8 @@ def _check_grid(grid: tuple[int, ...], said: Sequence[int] | None, classifier: B
         )
 
 
-def _check_covers(
-    given: GivenMaps, places: Sequence[int | None], dataset: Dataset, classifier: BlackBox
-) -> None:
+def _check_covers(given: GivenMaps, places: Sequence[int | None], dataset: Dataset) -> None:
     """Raise ValueError if the first map of an image that can be read is not as large as the image."""
-    if classifier.modality != "image":
-        raise ValueError(
-            f'covers = "image" is for images, and the dataset\'s inputs are {classifier.modality}s'
-        )
     tried = [(row, place) for row, place in enumerate(places) if place is not None][:_TRIED]
     for row, place in tried:
         shape = given.entries.shape(place)
@@ -169,7 +164,7 @@ def _told(given: GivenMaps, places: Sequence[int | None]) -> str:
     classes = (
         "the file does not state their classes, so it is not known that they are those which are explained"
         if given.targets is None
-        else "each is of the class which is explained, as the file states"
+        else "the file states their classes, which are compared with those that are explained"
     )
     return f"maps of {there:,} of {len(places):,} samples, made by another program; {classes}"
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.datasets.dataset import Sample
 from storage.datasets.geometry import prepare_image
 from storage.files import UnreadableError, sha256_of_json, sha256_of_path
 from storage.given_files import Entries, open_entries
@@ -61,13 +62,13 @@ class GivenMaps:
         found = self._by_name.get(sample_id)
         return self._by_name.get(without_suffix(sample_id)) if found is None else found
 
-    def check_samples(self, ids: Sequence[str], partial: bool) -> list[int | None]:
+    def check_samples(self, samples: Sequence[Sample], partial: bool) -> list[int | None]:
         """Return the entry of every sample, None for a sample without a map.
 
         Parameters
         ----------
-        ids
-            The ids of all samples of the dataset, in its order.
+        samples
+            All samples of the dataset, in its order. They are not looked at where the maps have no ids.
         partial
             Whether the maps may be those of further samples too, as where the dataset is limited.
 
@@ -78,23 +79,27 @@ class GivenMaps:
             of no sample, or of two.
         """
         count = len(self.entries)
-        if self._by_name is None and count != len(ids):
-            raise ValueError(
-                f"{self.path} holds {count:,} maps without ids, and the dataset has {len(ids):,} samples; "
-                "give one map per sample in the dataset's order, or ids"
-            )
+        if self._by_name is None:
+            if count != len(samples):
+                raise ValueError(
+                    f"{self.path} holds {count:,} maps without ids, and the dataset has {len(samples):,} "
+                    "samples; give one map per sample in the dataset's order, or ids"
+                )
+            return list(range(count))
+        ids = [sample.sample_id for sample in samples]
         places = [self.place(row, name) for row, name in enumerate(ids)]
         used: dict[int, str] = {}
         for place, name in zip(places, ids, strict=True):
             if place is not None and used.setdefault(place, name) != name:
                 both = f"{used[place]!r} and {name!r}"
                 raise ValueError(f"{self.path}: one map is that of the samples {both}; give it the whole id")
-        names = self.entries.names or []
         if not used:
-            seen = f"the maps are called {_some(names)}, the samples {_some(ids)}" if names else "it is empty"
-            raise ValueError(f"{self.path} holds no map of any sample: {seen}")
+            seen = f"the maps are called {_some(self._by_name)}, the samples {_some(ids)}"
+            raise ValueError(
+                f"{self.path} holds no map of any sample: {seen if self._by_name else 'it is empty'}"
+            )
         if len(used) < count and not partial:
-            strangers = [name for place, name in enumerate(names) if place not in used]
+            strangers = [name for name, place in self._by_name.items() if place not in used]
             raise ValueError(
                 f"{self.path} holds {len(strangers):,} maps of no sample of the dataset: {_some(strangers)}"
             )
@@ -203,14 +208,12 @@ def in_view(values: NDArray[np.float32], geometry: Mapping[str, Any]) -> NDArray
     Where the crop reaches beyond the image, the map is 0. A map that is not finite becomes NaN everywhere.
     """
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
-    if not np.isfinite([low, high]).all():
-        size = prepare_image(np.zeros((1, *values.shape), np.float32), [], **geometry)[0].shape[1:]
-        return np.full(size, np.nan, np.float32)
-    span = (high - low) or 1.0
+    finite = bool(np.isfinite([low, high]).all())
+    span = (high - low or 1.0) if finite else np.nan
     # Images of floats are in [0, 1], and colours of what is padded in [0, 255].
-    scaled = ((values.astype(np.float64) - low) / span).astype(np.float32)
-    filled = {**geometry, "fill": (-255 * low / span,)}
-    pixels = prepare_image(scaled[None], [], **filled)[0][0]
+    scaled = (values.astype(np.float64) - low) / span if finite else np.zeros(values.shape)
+    filled = {**geometry, "fill": (-255 * low / span if finite else 0,)}
+    pixels = prepare_image(scaled.astype(np.float32)[None], [], **filled)[0][0]
     return (pixels.astype(np.float64) * span + low).astype(np.float32)
 
 

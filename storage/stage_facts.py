@@ -57,6 +57,8 @@ class StageFacts:
         Stage scores: the metrics that the shard's score file holds.
     explainers
         The record of the whole run's tables: the explainers that are in them.
+    reasons
+        Stage saliency: why maps that another program made failed, each reason with the number of maps.
     cost, agreement
         Stage saliency: the cost of explaining, and the effect of lower precision on the maps.
     """
@@ -64,13 +66,14 @@ class StageFacts:
     cached: bool | None = None
     metrics: tuple[str, ...] | None = None
     explainers: tuple[str, ...] | None = None
+    reasons: Mapping[str, int] | None = None
     cost: Cost | None = None
     agreement: Agreement | None = None
 
     def flat(self) -> dict[str, Any]:
         """Return the facts that are not None in the form of the file, without nesting cost and agreement."""
         found: dict[str, Any] = {}
-        for key in ("cached", "metrics", "explainers"):
+        for key in ("cached", "metrics", "explainers", "reasons"):
             if getattr(self, key) is not None:
                 found[key] = getattr(self, key)
         for part in (self.cost, self.agreement):
@@ -85,6 +88,7 @@ class StageFacts:
             cached=record.get("cached"),
             metrics=None if metrics is None else tuple(metrics),
             explainers=None if explainers is None else tuple(explainers),
+            reasons=record.get("reasons"),
             cost=_part_of(Cost, record),
             agreement=_part_of(Agreement, record),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,28 @@ from tasks.shard_rows import NO_TARGET
 logger = logging.getLogger(__name__)
 
 _NO_MAP = "there is no map of the sample"
+_MOST_REASONS = 20  # that a shard's record holds; reasons may hold what is wrong with one file
 
 
-def given_maps(
-    run: Run, name: str, shard: int, targets: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+class Given(NamedTuple):
+    """The given maps of a shard.
+
+    Attributes
+    ----------
+    maps
+        (maps, \\*grid) float32, NaN where there is none.
+    targets
+        (maps,) the class of each map, ``NO_TARGET`` where there is none of the class that is explained.
+    reasons
+        Why maps are not there, each reason with the number of maps, the most frequent ones.
+    """
+
+    maps: NDArray[np.float32]
+    targets: NDArray[np.int64]
+    reasons: dict[str, int]
+
+
+def given_maps(run: Run, name: str, shard: int, targets: NDArray[np.int64]) -> Given:
     """Read the maps of a shard for an explainer that needs given maps.
 
     Parameters
@@ -34,13 +51,6 @@ def given_maps(
     targets
         (maps,) the class of each map of the shard, negative if there is none.
 
-    Returns
-    -------
-    maps
-        (maps, \\*grid), NaN where there is none.
-    targets
-        As given, and ``NO_TARGET`` where the map is missing or is no map of the class. The log says why.
-
     Raises
     ------
     storage.files.UnreadableError
@@ -49,55 +59,63 @@ def given_maps(
     entry = run.explainers[name]
     path, sha256 = Path(entry.parameters["path"]), entry.files["path"]
     given = open_unchanged(path, sha256)
-    k, (first, _), samples = run.targets_per_image, run.bounds(shard), read_samples_of_shard(run.root, shard)
+    k, samples = run.targets_per_image, read_samples_of_shard(run.root, shard)
     maps = np.full((len(targets), *entry.grid), np.nan, np.float32)
     able, reasons = targets.copy(), Counter[str]()
     for rows in chunks(len(samples), run.batch_images):
         wanted = [row for row in range(rows.start, rows.stop) if (targets[row * k : row * k + k] >= 0).any()]
-        places = {row: given.place(first + row, samples[row]["sample_id"]) for row in wanted}
-        known = {row: place for row, place in places.items() if place is not None}
-        found = dict(zip(known, given.entries.read(list(known.values())), strict=True)) if known else {}
+        entries = _entries(given, run.bounds(shard)[0], wanted, samples)
         for row in wanted:
             for each in (each for each in range(row * k, row * k + k) if targets[each] >= 0):
                 try:
-                    read = found.get(row, _NO_MAP)
-                    if isinstance(read, str):
-                        raise UnreadableError(read)
-                    maps[each] = _map(run, name, given, known[row], read, int(targets[each]), samples[row])
+                    maps[each] = _map(run, name, given, entries[row], int(targets[each]), samples[row])
                 except UnreadableError as error:
                     able[each] = NO_TARGET
                     reasons[str(error)] += 1
     open_unchanged(path, sha256)  # so that nothing that changed while it was read is stored
-    for reason, count in reasons.most_common():
+    for reason, count in reasons.most_common(_MOST_REASONS):
         logger.warning("%s: %d maps of shard %d failed: %s", name, count, shard, reason)
-    return maps, able
+    return Given(maps, able, dict(reasons.most_common(_MOST_REASONS)))
+
+
+class _Entry(NamedTuple):
+    """What the files hold of a sample: which entry it is, and its values or why there are none."""
+
+    place: int
+    read: NDArray[Any] | str
+
+
+def _entries(
+    given: GivenMaps, first: int, rows: list[int], samples: list[dict[str, Any]]
+) -> dict[int, _Entry]:
+    """Read the entries of some rows of a shard that begins with the sample ``first``."""
+    places = {row: given.place(first + row, samples[row]["sample_id"]) for row in rows}
+    known = {row: place for row, place in places.items() if place is not None}
+    read = given.entries.read(list(known.values())) if known else []
+    found = {row: _Entry(known[row], values) for row, values in zip(known, read, strict=True)}
+    return {row: found.get(row, _Entry(-1, _NO_MAP)) for row in rows}
 
 
 def _map(
-    run: Run,
-    name: str,
-    given: GivenMaps,
-    place: int,
-    read: NDArray[Any],
-    target: int,
-    sample: dict[str, Any],
+    run: Run, name: str, given: GivenMaps, entry: _Entry, target: int, sample: dict[str, Any]
 ) -> NDArray[np.float32]:
     """Return the map of a class among those of a sample, on the run's grid."""
-    entry = run.explainers[name]
-    whole = entry.parameters["covers"] == "image"
-    size = (sample["height"], sample["width"])
+    if isinstance(entry.read, str):
+        raise UnreadableError(entry.read)
+    about = run.explainers[name]
+    whole = about.parameters["covers"] == "image"
+    wanted = (sample["height"], sample["width"]) if whole else tuple(about.grid)
     try:
-        axis = channel_axis(read.shape, len(entry.grid), given.several, size if whole else entry.grid)
+        axis = channel_axis(entry.read.shape, len(wanted), given.several, wanted)
     except ValueError as error:
         raise UnreadableError(str(error)) from error
-    values = as_map(read, axis)
+    values = as_map(entry.read, axis)
     if given.targets is not None:
-        stated = given.targets[place]
-        found = np.flatnonzero(np.atleast_1d(stated) == target)
+        found = np.flatnonzero(np.atleast_1d(given.targets[entry.place]) == target)
         if not len(found):
-            raise UnreadableError("its map is not of the class that is explained")
+            raise UnreadableError("the map is not of the class that is explained")
         values = values[found[0]] if given.several else values
-    wanted = size if whole else entry.grid
-    if values.shape != tuple(wanted):
-        raise UnreadableError(f"its map is {values.shape}, and {tuple(wanted)} is wanted")
+    if values.shape != wanted:
+        has, wants = ("x".join(map(str, shape)) for shape in (values.shape, wanted))
+        raise UnreadableError(f"the map is {has}, and its image is {wants}" if whole else f"the map is {has}")
     return in_view(values, run.geometry) if whole else values

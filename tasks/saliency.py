@@ -71,9 +71,9 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
     if Need.ACTIVATIONS in explainer.needs:
         stored["activations"] = run.activations
     each = {"targets": targets, "seeds": seeds}
-    made_here = Need.GIVEN not in explainer.needs
-    if not made_here:
-        each["given"], each["targets"] = given_maps(run, name, shard, targets)
+    given = given_maps(run, name, shard, targets) if Need.GIVEN in explainer.needs else None
+    if given is not None:
+        each |= {"given": given.maps, "targets": given.targets}
     for rows, values in batches(run, shard, stored, each, classifier.device):
         batch = Batch(
             inputs=classifier.inputs_of(values["inputs"]),
@@ -86,7 +86,7 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
         with meter:
             explanation = explainer.explain(batch)
         # The first batch shows how far lower precision moves the maps; comparing all would double the work.
-        if shard == 0 and not compared and made_here and compute_of(run) != Compute():
+        if shard == 0 and not compared and given is None and compute_of(run) != Compute():
             agreement, compared = _agreement(run, name, classifier, batch, explanation.maps), True
         _store(explanation, rows, arrays)
     files = []
@@ -94,9 +94,10 @@ def _explain(run: Run, shard: int, name: str) -> Outcome:
         write_shard(run.saliency(name) / key, start, array)
         files.append(shard_file(run.saliency(name) / key, shard))
     statuses = [STATUSES[code].value for code in arrays["status"]]
+    if given is not None:  # what it cost to make them is not known
+        return Outcome(stop - start, statuses, files, StageFacts(reasons=given.reasons))
     cost = Cost(int((targets >= 0).sum()), round(meter.seconds, 6), meter.peak)
-    facts = StageFacts(cost=cost if made_here else None, agreement=agreement)
-    return Outcome(stop - start, statuses, files, facts)
+    return Outcome(stop - start, statuses, files, StageFacts(cost=cost, agreement=agreement))
 
 
 def _failed_arrays(explainer: Explainer, count: int) -> dict[str, np.ndarray]:

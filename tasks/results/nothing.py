@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ from storage.datasets.notes import (
     kinds_of,
 )
 from storage.maps import read
+from storage.records import read_record
 from storage.run import Run
 from storage.samples import read_samples
 from tasks.metrics.base import Need
@@ -26,6 +28,7 @@ from tasks.run_parts import explainer_class
 
 _OF_BOXES = (BOX_OUTSIDE, BOX_CROPPED, BOX_EMPTY)
 _OF_MASKS = (MASK_EMPTY, MASK_CROPPED)
+_NAMED = 3  # reasons that are told
 # Why a metric that explains again cannot be computed for an explainer; see the metrics' ``excludes``.
 _EXCLUDED = {
     ExplainerNeed.PREDICTION: "it explains the predicted class only",
@@ -57,7 +60,7 @@ class Reasons:
         unusable = [s for s in (Status.FAILED, Status.NOT_FINITE, Status.NO_LABEL) if excluded_by.get(s)]
         if sum(excluded_by.values()) == sum(excluded_by[status] for status in unusable):
             told = ", ".join(f"{excluded_by[status]} {status}" for status in unusable)
-            return f"no map could be scored: {told}"
+            return f"no map could be scored: {told}{self._of_given_maps(explainer)}"
         metric = metrics.get(next(n for n, entry in self._run.metrics.items() if column in entry.columns))
         needs = explainer_class(self._run, explainer).needs
         if Need.EXPLAINER in metric.needs and ExplainerNeed.GIVEN in needs:
@@ -72,6 +75,16 @@ class Reasons:
                 self._samples, _OF_MASKS
             )
         return "the metric is undefined for all maps"
+
+    def _of_given_maps(self, explainer: str) -> str:
+        """Return why maps that another program made failed, as the end of a sentence."""
+        reasons: Counter[str] = Counter()
+        for step in self._run.finished():
+            if (step.stage, step.explainer) == ("saliency", explainer):
+                record = read_record(self._run.root, step)
+                reasons.update(dict(record.facts.reasons or {}) if record else {})
+        told = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(_NAMED))
+        return f" ({told})" if told else ""
 
     @cached_property
     def _samples(self) -> list[dict[str, Any]]:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +21,20 @@ from explainers.given_maps import MapsParameters
 from explainers.models.loading import ModelSpec, load
 from flows.given_maps import with_given_maps
 from flows.job import Job, JobError
-from runs import completed, maps_of, model, prepared, scores_of, tiny_job
+from places import ROOT
+from runs import completed, explained, maps_of, model, prepared, scores_of, tiny_job, wait_for
 from storage.datasets.kinds.digits import Digits
 from storage.datasets.opening import open_dataset
+from storage.files import UnreadableError
 from storage.maps import read
 from storage.query import query
+from storage.records import Step, read_record
 from storage.run import Run
+from storage.verify import verify
+from tasks.activations import activations
+from tasks.inputs import inputs
+from tasks.results.comparisons import compare
+from tasks.saliency import saliency
 from tasks.shard_rows import STATUSES
 
 COUNT = 20
@@ -178,7 +192,7 @@ def test_a_refused_job_writes_nothing_and_names_the_explainer(path: str | None, 
     assert not (tmp_path / "run").exists()
 
 
-def test_labels_tell_entries_apart(tmp_path: Path) -> None:
+def test_labels_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     twice = [{"name": "gradcam"}, {"name": "gradcam"}]
     with pytest.raises(ValueError, match="explainer gradcam is named twice; give each a label of its own"):
         Job.model_validate(small(tmp_path, explainers=twice))
@@ -186,9 +200,259 @@ def test_labels_tell_entries_apart(tmp_path: Path) -> None:
         Job.model_validate(small(tmp_path, explainers=[{"name": "gradcam", "label": "rise"}]))
     with pytest.raises(ValueError, match="String should match pattern"):
         Job.model_validate(small(tmp_path, explainers=[{"name": "gradcam", "label": "../up"}]))
+
+
+def ramp(*shape: int) -> np.ndarray:
+    """Maps from 0 to 1 along their cells, (*shape) float32."""
+    return np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape)
+
+
+def statuses_of(run: Run, name: str) -> list[str]:
+    return [STATUSES[code].value for code in read(run.saliency(name) / "status", 0, run.rows)]
+
+
+def reasons_of(run: Run, name: str) -> dict[str, int]:
+    """Why maps of an explainer failed, over all shards."""
+    found: Counter[str] = Counter()
+    for shard in range(run.shards):
+        record = read_record(run.root, Step("saliency", shard, name))
+        assert record is not None
+        assert record.facts.cost is None
+        found.update(record.facts.reasons)
+    return dict(found)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A job of ten digits with maps of all statuses, images of maps, and one explainer twice."""
+    folder = tmp_path_factory.mktemp("several")
+    maps = dict.fromkeys(ids()[:10], ramp(4, 4) - 2)
+    del maps[ids()[0]]
+    for row, special in enumerate(
+        (np.where(ramp(4, 4) > 0.5, np.nan, 1), np.full((4, 4), 3), np.zeros((4, 4)))
+    ):
+        maps[ids()[row + 1]] = special
+    maps[ids()[4]] = ramp(4, 4)
+    np.savez(folder / "statuses.npz", **maps, **{ids()[11]: ramp(4, 4)})  # and one beyond the limit
+    images = folder / "images" / "test"
+    images.mkdir(parents=True)
+    eight, deep = (256 * ramp(8, 8)).clip(0, 255).astype(np.uint8), (65535 * ramp(8, 8)).astype(np.uint16)
+    Image.fromarray(eight).save(images / "000000.png")
+    Image.fromarray(deep).save(images / "000001.png")
+    Image.fromarray(np.repeat(eight[..., None], 3, 2)).save(images / "000002.png")
+    Image.fromarray(deep).save(images / "000003.tif")
+    Image.fromarray(-ramp(8, 8)).save(images / "000004.tiff")
+    np.save(images / "000005.npy", eight > 100)
+    Image.fromarray(np.stack([eight, eight, 255 - eight], 2)).save(images / "000006.png")
+    (images / "000007.png").write_bytes(b"no image")
+    (images / "000008.png").write_bytes((images / "000000.png").read_bytes()[:-40])
+    (images / "readme.txt").write_text("no map")
     rise = [{"name": "rise", "masks": 8}, {"name": "rise", "label": "r", "masks": 16}]
-    three = {"kind": "digits", "limit": 3}
-    run = completed(small(tmp_path / "run", explainers=[{"name": "gradcam"}, *rise], dataset=three))
-    assert list(run.explainers) == ["gradcam", "rise", "r"]
-    passes = query(run.root, "SELECT DISTINCT explainer, forward_passes AS n FROM scores").to_pylist()
-    assert {row["explainer"]: row["n"] for row in passes} == {"gradcam": None, "rise": 8, "r": 16}
+    chosen = [given(folder / "statuses.npz"), given(images.parent, "images"), *rise]
+    metrics = [*METRICS, {"name": "randomisation", "stages": 1}, {"name": "sensitivity", "samples": 1}]
+    ten = {"kind": "digits", "limit": 10}
+    return completed(
+        small(
+            folder / "run", dataset=ten, metrics=metrics, explainers=chosen, batch={"shard": 16, "images": 4}
+        )
+    )
+
+
+def test_every_map_has_its_status_and_its_reason(several: Run) -> None:
+    expected = ["failed", "not_finite", "constant", "all_zero", *["ok"] * 6]
+    assert statuses_of(several, "maps") == expected
+    assert reasons_of(several, "maps") == {"there is no map of the sample": 1}
+    assert several.explainers["maps"].given.startswith("maps of 9 of 10 samples, ")
+    rows = query(several.root, "SELECT * FROM scores WHERE explainer = 'maps' ORDER BY sample_id").to_pylist()
+    insertion = [row for row in rows if row["metric"] == "insertion"]
+    # As for maps of our own, those without a positive value score as a map of zeros.
+    assert [row["status"] for row in insertion] == [*expected[:4], "ok", *["all_zero"] * 5]
+    assert [row["value"] is None for row in insertion] == [True, True, *[False] * 8]
+
+
+def test_images_of_maps_have_the_values_of_their_files(several: Run) -> None:
+    maps = read(several.saliency("images") / "maps", 0, 10)
+    eight = (256 * ramp(8, 8)).clip(0, 255).astype(np.uint8)
+    deep = (65535 * ramp(8, 8)).astype(np.uint16)
+    for row, values in {0: eight / 255, 1: deep / 65535, 2: eight / 255, 3: deep / 65535}.items():
+        np.testing.assert_array_equal(maps[row], values.astype(np.float32), err_msg=str(row))
+    np.testing.assert_array_equal(maps[4], -ramp(8, 8))
+    np.testing.assert_array_equal(maps[5], eight > 100)
+    assert statuses_of(several, "images") == [*["ok"] * 6, *["failed"] * 4]
+    reasons = reasons_of(several, "images")
+    assert sum(reasons.values()) == 4
+    assert {"there is no map of the sample", "not an image of a known format"} <= reasons.keys()
+    assert any(reason.startswith("is in colours or transparent") for reason in reasons)
+
+
+def test_metrics_that_explain_again_have_no_values_for_given_maps_and_say_why(several: Run) -> None:
+    rows = query(several.root, "SELECT explainer, metric, n, reason FROM summary").to_pylist()
+    again = [row for row in rows if row["metric"] in {"randomisation", "max_sensitivity"}]
+    for row in again:
+        told = f"the metric does not apply to {row['explainer']}: it explains again, and the maps are given"
+        expected = (0, told) if row["explainer"] in {"maps", "images"} else (10, None)
+        assert (row["n"], row["reason"]) == expected
+    assert len(again) == 8
+
+
+def test_labels_tell_entries_of_one_explainer_apart(several: Run) -> None:
+    assert list(several.explainers) == ["maps", "images", "rise", "r"]
+    passes = query(several.root, "SELECT DISTINCT explainer, forward_passes AS n FROM scores").to_pylist()
+    assert {row["explainer"]: row["n"] for row in passes} == {
+        "maps": None,
+        "images": None,
+        "rise": 8,
+        "r": 16,
+    }
+
+
+def test_a_summary_of_no_map_at_all_says_why(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", maps=ramp(COUNT, 2, 2), targets=np.full(COUNT, -1))
+    one = [{"name": "pointing_game"}]
+    run = completed(small(tmp_path / "run", explainers=[given(tmp_path / "a.npz")], metrics=one))
+    row = query(run.root, "SELECT reason FROM summary").to_pylist()[0]
+    told = "no map could be scored: 20 failed (the map is not of the class that is explained: 20)"
+    assert row["reason"] == told
+
+
+def test_the_map_of_the_explained_class_is_taken_where_the_file_states_classes(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    every = np.arange(8, dtype=np.float32)[:, None, None] + ramp(3, 3)  # a map per class
+    maps, classes = np.tile(every, (COUNT, 1, 1, 1)), np.tile(np.arange(8)[::-1], (COUNT, 1))
+    np.savez(tmp_path / "all.npz", maps=maps[:, ::-1], targets=classes)
+    classes[5] = -1
+    group = zarr.open_group(str(tmp_path / "all.zarr"), mode="w")
+    group.create_array("maps", data=maps[:, ::-1, None])
+    group.create_array("targets", data=classes.astype(np.int16))
+    chosen = [given(tmp_path / "all.npz"), given(tmp_path / "all.zarr", "z")]
+    run = explained(prepared(small(tmp_path / "run", explainers=chosen, target={"top": 2})))
+    targets = np.array(query(run.root, "SELECT targets FROM samples")["targets"].to_pylist())
+    expected = targets.reshape(-1)[:, None, None] + ramp(3, 3)
+    for name in ("maps", "z"):
+        found = read(run.saliency(name) / "maps", 0, 2 * COUNT)
+        rows = np.arange(2 * COUNT) // 2 != 5 if name == "z" else np.full(2 * COUNT, True)
+        np.testing.assert_array_equal(found[rows], expected[rows])
+        assert np.isnan(found[~rows]).all()
+    assert reasons_of(run, "z") == {"the map is not of the class that is explained": 2}
+    np.save(tmp_path / "no.npy", maps)
+    assert "does not state the classes of its maps, and the job explains 2 per" in refused(
+        tmp_path / "no.npy", targets=2
+    )
+    np.savez(tmp_path / "wrong.npz", maps=maps, targets=classes[:, :3])
+    assert "holds 8 maps per sample and 3 targets" in refused(tmp_path / "wrong.npz")
+    np.savez(tmp_path / "wrong.npz", maps=maps, targets=classes + 1)
+    assert "the target 8 is no class; the model's are 0 to 7" in refused(tmp_path / "wrong.npz")
+
+
+def test_maps_of_whole_images_are_resized_and_cropped_as_the_images(tmp_path: Path) -> None:
+    """The map of an image is the image itself, so that it has to end as the network's input."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "maps").mkdir()
+    for row, (width, height) in enumerate([(130, 90), (90, 130), (70, 70)]):
+        noise = Image.fromarray(generator.integers(0, 256, (height // 10, width // 10, 3), np.uint8))
+        image = noise.resize((width, height), Image.Resampling.BICUBIC)
+        image.save(tmp_path / "images" / f"{row}.png")
+        red = np.asarray(image)[..., 0].astype(np.float32)
+        np.save(tmp_path / "maps" / f"{row}.npy", red - 100 if row < 2 else np.full_like(red, np.nan))
+    np.save(tmp_path / "maps" / "1.npy", np.load(tmp_path / "maps" / "1.npy")[None])
+    cropped = model("gap") | {"resize": 80, "crop": 64}
+    raw = small(
+        tmp_path / "run",
+        dataset={"kind": "folder", "path": str(tmp_path / "images")},
+        model=cropped,
+        explainers=[given(tmp_path / "maps", covers="image")],
+        metrics=[{"name": "sparseness"}],
+    )
+    run = explained(prepared(raw))
+    inputs, maps = read(run.inputs, 0, 3), read(run.saliency("maps") / "maps", 0, 3)
+    assert run.explainers["maps"].grid == (64, 64)
+    assert np.abs(maps[:2] + 100 - inputs[:2, 0]).max() < 0.51 * 2  # pixels are rounded twice, maps never
+    assert statuses_of(run, "maps") == ["ok", "ok", "not_finite"]
+    np.save(tmp_path / "maps" / "0.npy", ramp(64, 64))
+    with pytest.raises(JobError, match=r"the map of '0.png' is 64x64, and its image 90x130, height first"):
+        prepared(raw | {"store": str(tmp_path / "other")})
+    plain = raw | {"store": str(tmp_path / "other"), "explainers": [given(tmp_path / "maps")]}
+    with pytest.raises(
+        JobError, match=r"maps of 3 shapes, e\.g\. 64x64, 130x90, 70x70; .*covers = \"image\""
+    ):
+        prepared(plain)
+
+
+def test_maps_that_change_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "maps.npy"
+    np.save(path, ramp(COUNT, 4, 4))
+    raw = small(tmp_path / "run", explainers=[given(path)])
+    run = prepared(raw)
+    for shard in range(run.shards):
+        inputs.fn(str(run.root), shard)
+        activations.fn(str(run.root), shard, keep=False)
+    saliency.fn(str(run.root), 0, "maps")
+    before = path.read_bytes()
+    np.save(path, 1 - ramp(COUNT, 4, 4))
+    with pytest.raises(UnreadableError, match=r"maps\.npy has changed since the job was planned; restore it"):
+        saliency.fn(str(run.root), 1, "maps")
+    with pytest.raises(JobError, match=r"holds another run: explainers\.maps\.files\.path was "):
+        prepared(raw)
+    path.write_bytes(before)  # the same values, at another time
+    saliency.fn(str(run.root), 1, "maps")
+    np.testing.assert_array_equal(read(run.saliency("maps") / "maps", 0, COUNT), ramp(COUNT, 4, 4))
+
+
+@pytest.fixture(scope="module")
+def captum(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The example of the docs, with maps by Captum, and the job that scores them beside our own."""
+    folder = tmp_path_factory.mktemp("captum")
+    chosen = small(folder / "runs" / "digits", explainers=[{"name": "input_x_gradient"}])
+    explained(prepared(chosen))
+    (folder / "examples").symlink_to(ROOT / "examples")
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"^```python\n(import captum.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(compile(script, "docs/python.md", "exec"), {})
+    both = [*chosen["explainers"], given(folder / "captum.npz", "captum")]
+    return completed(chosen | {"store": str(folder / "run"), "explainers": both})
+
+
+def test_the_maps_that_the_docs_bring_from_captum_are_those_of_captum(captum: Run) -> None:
+    ours, theirs = (read(captum.saliency(name) / "maps", 0, COUNT) for name in captum.explainers)
+    np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-6)
+    assert (theirs < 0).any()
+    scores = scores_of(captum.root)
+    assert len(scores) == 2 * COUNT * 3
+    for sample, target, explainer, metric in scores:
+        if explainer == "captum":
+            own = scores[sample, target, "input_x_gradient", metric][0]
+            assert scores[sample, target, explainer, metric][0] == pytest.approx(own, abs=1e-3)
+    assert (captum.report / "contact_sheet.png").stat().st_size > 10_000
+    told = captum.explainers["captum"].given
+    assert told == (
+        "maps of 20 of 20 samples, made by another program; the file states their classes, which are "
+        "compared with those that are explained"
+    )
+
+
+def test_runs_with_given_maps_are_compared_with_others(captum: Run, own: Run) -> None:
+    found = compare([captum, own]).comparisons.to_pylist()
+    pairs = {(row["explainer"], row["against"]) for row in found}
+    assert any("captum" in f"{pair}" and "gradcam" in f"{pair}" for pair in pairs)
+
+
+def test_a_job_that_is_killed_goes_on_with_given_maps(maps: np.ndarray, own: Run, tmp_path: Path) -> None:
+    np.savez(tmp_path / "maps.npz", maps=maps)
+    raw = small(tmp_path / "run", explainers=[given(tmp_path / "maps.npz")], batch={"shard": 2})
+    script = f"import json, runs; runs.completed(json.loads({json.dumps(json.dumps(raw))}))"
+    done = tmp_path / "run" / "done" / "saliency" / "maps"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment) as process:
+        wait_for(lambda: len(list(done.glob("shard-*.json"))) >= 3)
+        process.kill()
+    left = len(list(done.glob("shard-*.json")))
+    assert 3 <= left < COUNT / 2
+    run = completed(raw)
+    assert not verify(run.root)
+    np.testing.assert_array_equal(read(run.saliency("maps") / "maps", 0, COUNT), maps)
+    scores, expected = scores_of(run.root), scores_of(own.root)
+    assert scores == {(s, t, "maps", m): value for (s, t, _, m), value in expected.items()}

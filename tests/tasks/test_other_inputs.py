@@ -92,6 +92,34 @@ def test_samples_say_what_the_model_read(texts: Run) -> None:
     assert all(sample["label"] == 1 for sample in (first, second, empty, long))
 
 
+def test_texts_take_maps_of_another_program(texts: Run, tmp_path: Path) -> None:
+    stored = zarr.open_array(str(texts.saliency("pami") / "maps"), mode="r")[:]
+    np.save(tmp_path / "maps.npy", stored)
+    np.save(tmp_path / "coarse.npy", stored[:, None, :4])
+    entries = [
+        {"name": "maps", "path": str(tmp_path / "maps.npy")},
+        {"name": "maps", "label": "coarse", "path": str(tmp_path / "coarse.npy"), "grid": [4]},
+    ]
+    job = text_job(tmp_path, explainers=entries, controls=False)
+    run = scored(prepared(job))
+    for name, length in (("maps", 12), ("coarse", 4)):
+        found = zarr.open_array(str(run.saliency(name) / "maps"), mode="r")[:]
+        np.testing.assert_array_equal(found, stored[:, :length])
+    where = "SELECT sample_id, metric, value FROM scores WHERE explainer = '{}' ORDER BY 1, 2"
+    own, given = (query(each.root, where.format(n)) for each, n in ((texts, "pami"), (run, "maps")))
+    assert given.equals(own)
+    for changes, told in (
+        (
+            {"path": str(tmp_path / "coarse.npy")},
+            r"the maps have 4 values, and the network's inputs 12 sites",
+        ),
+        ({"path": str(tmp_path / "maps.npy"), "covers": "image"}, r'covers: "image" is for images, and the'),
+    ):
+        wrong = job | {"store": str(tmp_path / "other"), "explainers": [{"name": "maps", **changes}]}
+        with pytest.raises(JobError, match=told):
+            prepared(wrong)
+
+
 def test_every_text_has_its_scores_and_a_damaged_one_none(texts: Run) -> None:
     rows = query(
         texts.root,
