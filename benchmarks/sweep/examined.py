@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from explainers.base import Need
 from explainers.models import cutting, finding, loading
@@ -84,6 +85,28 @@ def draw(network: nn.Module) -> None:
             parameter.copy_(torch.rand(parameter.shape, generator=generator) * 0.2 + 0.1)
 
 
+@torch.no_grad()
+def calibrate(classifier: Classifier) -> None:
+    """Let every BatchNorm normalise by what it sees of four seeded inputs, as after a training.
+
+    With the statistics that a new network has, a signal shrinks from layer to layer, and whatever is added to
+    it behind an attention drowns it.
+    """
+    norms = [each for each in classifier.network.modules() if isinstance(each, _BatchNorm)]
+    kept = [each.momentum for each in norms]
+    if not norms:
+        return
+    for each in norms:
+        each.train()
+        each.momentum = 1.0
+    try:
+        classifier.logits(checks.fresh(classifier, 4, 12))
+    finally:
+        for each, momentum in zip(norms, kept, strict=True):
+            each.eval()
+            each.momentum = momentum
+
+
 class Counted:
     """Loads classifiers with drawn weights, and counts the inputs that pass through the whole network."""
 
@@ -101,7 +124,9 @@ class Counted:
             return network
 
         with patch.object(loading, "network_of", network_of):
-            return loading.load(ModelSpec(**table), device)
+            classifier = loading.load(ModelSpec(**table), device)
+        calibrate(classifier)
+        return classifier
 
     def _count(self, _: nn.Module, inputs: tuple[Any, ...], __: Any) -> None:
         if inputs and type(inputs[0]) is Tensor:  # neither tracing nor export runs the network
