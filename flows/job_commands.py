@@ -182,6 +182,8 @@ def _taken(taken: dict[str, Any]) -> str:
     """Say which weights of a file were taken, and what was cast, as the manifest keeps it."""
     parts = [f"those at {taken['key']} in the file" if taken["key"] else "those of the whole file"]
     parts = [] if taken["key"] is None else parts
+    if taken.get("in_order"):  # runs of earlier versions do not have it
+        parts = ["those of the whole file, in its order, since its names are not the network's"]
     if taken["others"]:
         parts.append(f"{', '.join(name or 'the whole file' for name in taken['others'])} would fit as well")
     parts += [f"{count} tensors were cast from {kind}" for kind, count in taken["cast"].items()]

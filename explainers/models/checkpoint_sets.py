@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from explainers.models.checkpoint_order import by_order, same_kinds
 from explainers.models.checkpoint_rest import DEPTH, equal, of_optimizer, weights_in_rest
 from plugins.reasons import first_line
 
@@ -23,8 +24,8 @@ _WRAPPERS = frozenset(
 )
 _FLOATS = frozenset([torch.float16, torch.bfloat16, torch.float32, torch.float64])
 _RENAME = (
-    "its tensors have the network's shapes in the network's order, so if both are the same network, save "
-    "them under its names: dict(zip(network.state_dict(), weights.values()))"
+    "its tensors have the network's shapes in the network's order, but some could be confused; if both are "
+    "the same network, save them under its names: dict(zip(network.state_dict(), weights.values()))"
 )
 _COUNTER = "num_batches_tracked"  # of batch normalisation; files of 2018 and before do not have it
 
@@ -229,16 +230,27 @@ class Checkpoint:
             raise ValueError(f"model.weights: {leaf.full} in {self.path} has values that are not finite")
         return value
 
-    def _fits_in_order(self) -> bool:
-        """Whether the file has the network's tensors in the network's order, under other names."""
+    def in_order(self) -> dict[str, Tensor]:
+        """The file's tensors under the network's names, if their order alone says which is which.
+
+        Empty if it does not; see :func:`explainers.models.checkpoint_order.by_order`. safetensors files are
+        sorted by name, so that they have no order of their own.
+        """
+        found, own = self._both_in_order()
+        named = {} if self.path.suffix == ".safetensors" else by_order(found, own)
+        return {self.plain[name]: found[other] for name, other in named.items()}
+
+    def _both_in_order(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The tensors of the file and of the network in their order, without counters; nothing if unknown."""
         if any(map(is_lazy, self.own.values())):
-            return False
-        found = {leaf.full: leaf.value for leaf in self.leaves if isinstance(leaf.value, Tensor)}
-        there, own = (
-            [(name.rpartition(".")[2], value.shape) for name, value in state.items()]
-            for state in (found, self.own)
+            return {}, {}
+        there = {self.bare(leaf.full): leaf.value for leaf in self.leaves if isinstance(leaf.value, Tensor)}
+        here = {name: self.own[full] for name, full in self.plain.items()}
+        found, own = (
+            {name: value for name, value in state.items() if not name.endswith(_COUNTER)}
+            for state in (there, here)
         )
-        return there == own
+        return found, own
 
     def misfit(self, key: str | None, error: Exception | None = None) -> str:
         """Why no set fits, and the likely cause; ``error`` is what the network said."""
@@ -248,7 +260,7 @@ class Checkpoint:
         if not self.places:
             there = next(leaf.full for leaf in self.leaves if isinstance(leaf.value, Tensor))
             told = f"{start}no name is known, such as {there}, not {next(iter(self.own))}; "
-            return told + (_RENAME if self._fits_in_order() else "check model.name")
+            return told + (_RENAME if same_kinds(*self._both_in_order()) else "check model.name")
         place = self._nearest(key)
         label, found = self.label(place), self.places[place]
         where = f"its names begin with '{label}.'; without that, " if label else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,13 +29,18 @@ class Taken:
     cast
         Number of tensors per type that became the network's own type, or float32 where that is half
         precision.
+    in_order
+        Whether the file has other names, so that the order of its tensors says which is which; see
+        :mod:`explainers.models.checkpoint_order`.
     """
 
     key: str | None
     others: list[str] = field(default_factory=list)
     cast: dict[str, int] = field(default_factory=dict)
+    in_order: bool = False
 
 
+logger = logging.getLogger(__name__)
 # What was taken for each network that was loaded from a file, or whose weights were in half precision.
 taken_for: WeakKeyDictionary[nn.Module, Taken] = WeakKeyDictionary()
 
@@ -52,7 +58,9 @@ def load_weights(
     """Load the weights in a file into a network; :data:`taken_for` says which.
 
     The state dict may lie in tables of the file, and its names may have a common beginning: a set of weights
-    is every such place under which all names of the network are found.
+    is every such place under which all names of the network are found. Where none is, the tensors are taken
+    in the file's order if this says which is which (:mod:`explainers.models.checkpoint_order`); a line is
+    logged then.
 
     Parameters
     ----------
@@ -73,7 +81,21 @@ def load_weights(
         In one line, if there is no such file, if it holds no state dict, if several sets fit and differ, or
         if values are not finite or of a type that says nothing without others.
     """
-    _take_weights(network, path, read_file(path), key, training_only)
+    content = read_file(path)
+    try:
+        _take_weights(network, path, content, key, training_only)
+    except MisfitError:
+        renamed = {} if key is not None else Checkpoint(path, content, network, training_only).in_order()
+        if not renamed:
+            raise
+        _take_weights(network, path, renamed, None, training_only)
+        taken_for[network] = replace(taken_for[network], in_order=True)
+        logger.warning(
+            "%s has other names than the network: its %d tensors were taken in their order, since their "
+            "kinds and shapes are the network's; see that the accuracy is the published one",
+            path,
+            len(renamed),
+        )
 
 
 def load_or_convert(

@@ -33,10 +33,30 @@ def test_which_weights_were_taken_is_recorded_and_workers_take_the_same(tmp_path
     run = prepare(Job.model_validate(tiny_job(tmp_path / "run", model=table | {"weights_key": "ema"})))
     taken = Run.open(run.root).manifest.weights
     own = load_file(model("gap")["weights"])
-    assert taken == {"key": "ema.module", "others": ["model"], "cast": {"float16": len(own)}}
+    assert taken == {
+        "key": "ema.module",
+        "others": ["model"],
+        "cast": {"float16": len(own)},
+        "in_order": False,
+    }
     loaded = classifier_of(run).network.state_dict()
     weights = {name: value for name, value in own.items() if value.is_floating_point()}
     assert all(torch.equal(loaded[name], (0.9 * value).half().float()) for name, value in weights.items())
     assert _taken(taken) == (
         f"those at ema.module in the file; model would fit as well; {len(own)} tensors were cast from float16"
+    )
+
+
+def test_that_weights_were_taken_in_order_is_recorded_and_workers_take_the_same(tmp_path: Path) -> None:
+    own = classifier_of(prepare(Job.model_validate(tiny_job(tmp_path / "own")))).network.state_dict()
+    renamed = {name.replace("features", "body").replace("head", "top"): value for name, value in own.items()}
+    assert not renamed.keys() & own.keys()
+    torch.save(renamed, tmp_path / "renamed.pth")
+    table = model("gap") | {"weights": str(tmp_path / "renamed.pth")}
+    run = prepare(Job.model_validate(tiny_job(tmp_path / "run", model=table)))
+    assert run.manifest.weights == {"key": "", "others": [], "cast": {}, "in_order": True}
+    loaded = classifier_of(run).network.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in own.items() if value.is_floating_point())
+    assert _taken(run.manifest.weights) == (
+        "those of the whole file, in its order, since its names are not the network's"
     )

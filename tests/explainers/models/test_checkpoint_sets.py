@@ -269,11 +269,115 @@ def test_what_does_not_fit_is_told_with_what_its_names_begin_with(content, told,
     assert told in refusal(content, tmp_path)
 
 
-def test_a_file_of_other_names_says_how_to_rename_where_all_tensors_are_there_in_order(tmp_path):
-    renamed = {f"_{name.replace('.', '_', name.count('.') - 1)}": value for name, value in STATE.items()}
-    assert "dict(zip(network.state_dict(), weights.values()))" in refusal(renamed, tmp_path)
-    backwards = dict(reversed(renamed.items()))
-    assert refusal(backwards, tmp_path).endswith("check model.name")
+# Other names, in the network's order
+
+
+def renamed(state, *changes):
+    """The same tensors under names in which parts are replaced."""
+    names = list(state)
+    for old, new in changes:
+        names = [re.sub(old, new, name) for name in names]
+    return dict(zip(names, state.values(), strict=True))
+
+
+OTHER = renamed(STATE, ("conv", "stem"), ("norm", "_bn1"), ("fc", "classifier"))
+
+
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"state_dict": state, "epoch": 3}])
+def test_other_names_in_the_networks_order_are_taken_and_this_is_noted_and_told(wrap, tmp_path, caplog):
+    found, taken = load(wrap(OTHER), tmp_path)
+    assert same(found, {name: value for name, value in STATE.items() if "num_batches" not in name})
+    assert taken.in_order
+    assert "file.pth has other names than the network: its 8 tensors were taken in their order" in caplog.text
+    caplog.clear()
+    assert not load(STATE, tmp_path)[1].in_order
+    assert not caplog.text
+
+
+def test_counters_of_batches_do_not_matter_to_the_order(tmp_path):
+    without = {name: value for name, value in OTHER.items() if not name.endswith("num_batches_tracked")}
+    assert same(load(without, tmp_path)[0], {name: STATE[name] for name in ("conv.weight", "fc.bias")})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        dict(reversed(OTHER.items())),
+        {name: value for name, value in OTHER.items() if name != "stem.bias"},
+        {**OTHER, "classifier.weight": torch.ones(2, 5)},
+        {**OTHER, "more.weight": torch.ones(1)},
+        renamed(OTHER, ("running_var", "running_std")),
+    ],
+    ids=["backwards", "one too few", "another shape", "one too many", "another kind"],
+)
+def test_tensors_of_other_kinds_shapes_or_order_are_refused(content, tmp_path):
+    assert refusal(content, tmp_path).endswith("check model.name")
+
+
+def test_a_safetensors_file_has_no_order_of_its_own(tmp_path):
+    same_order = dict(zip(["a.weight", "b.weight", "b.bias"], torch.ones(3, 2, 2), strict=True))
+    save_file(same_order, tmp_path / "file.safetensors")
+    layers = {"x": nn.Linear(2, 2, bias=False), "y": nn.Linear(2, 2)}
+    found = nn.Sequential(OrderedDict(layers))
+    with pytest.raises(ValueError, match="no name is known"):
+        load_weights(found, tmp_path / "file.safetensors")
+
+
+def test_values_that_are_not_finite_are_refused_in_order_too(tmp_path):
+    broken = {**OTHER, "stem.bias": torch.tensor([1.0, torch.nan, 0, 0])}
+    assert "has values that are not finite" in refusal(broken, tmp_path)
+
+
+class Attention(nn.Module):
+    """Layers that could change places with each other, and blocks that are counted."""
+
+    def __init__(self, names):
+        super().__init__()
+        for name in names:
+            self.add_module(name, nn.Linear(3, 3))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 3)) for _ in range(12))
+
+
+def loaded(own, content, folder):
+    torch.save(content, folder / "file.pth")
+    load_weights(own, folder / "file.pth")
+    return own.state_dict()
+
+
+def test_neighbours_of_one_shape_are_told_apart_by_numbers_alone(tmp_path):
+    state = Attention(["first1", "first2"]).state_dict()
+    other = renamed(state, ("first", "map"), ("blocks", "layers"))
+    assert same(loaded(Attention(["first1", "first2"]), other, tmp_path), state)
+    told = r"some could be confused; if both are the same network, .*dict\(zip\(network\.state_dict\(\)"
+    for own, found in (
+        (["q", "k"], renamed(state, ("first1", "key"), ("first2", "query"), ("blocks", "layers"))),
+        (["q", "k"], other),
+        (["first1", "first2"], renamed(state, ("first1", "a"), ("first2", "b"), ("blocks", "layers"))),
+        (["first1", "first2"], renamed(state, ("first1", "f2"), ("first2", "f1"), ("blocks", "layers"))),
+    ):
+        with pytest.raises(ValueError, match=told):
+            loaded(Attention(own), found, tmp_path)
+
+
+def test_blocks_whose_numbers_do_not_grow_are_refused(tmp_path):
+    """As in a file that was sorted by name, where block 10 comes before block 2."""
+    state = Attention([]).state_dict()
+    order = sorted(range(12), key=str)
+    moved = {
+        f"layers.{number}.{rest}": state[f"blocks.{number}.{rest}"]
+        for number in order
+        for rest in ("0.weight", "0.bias", "1.weight", "1.bias")
+    }
+    with pytest.raises(ValueError, match="some could be confused"):
+        loaded(Attention([]), moved, tmp_path)
+
+
+def test_a_name_of_the_network_is_given_to_no_other_tensor(tmp_path):
+    layers = {"one": nn.Linear(2, 2), "norm": nn.LayerNorm(2), "two": nn.Linear(2, 2)}
+    own = nn.Sequential(OrderedDict(layers))
+    swapped = renamed(own.state_dict(), ("one", "0"), ("two", "one"), ("0", "two"), ("norm", "ln"))
+    with pytest.raises(ValueError, match="does not fit the network"):
+        loaded(own, swapped, tmp_path)
 
 
 def test_another_file_than_the_networks_is_a_misfit_and_leaves_no_record(tmp_path):
