@@ -41,13 +41,15 @@ def refuse_values(raw: Mapping[str, Any]) -> None:
     for key, value, _ in _every(raw):
         if isinstance(value, str) and has_credential(value):
             raise _credential(key)
-    tracking, cluster = raw.get("tracking"), raw.get("cluster")
+    tracking = raw.get("tracking")
     if isinstance(tracking, str) and not is_plain_address(tracking):
         raise _credential("tracking")
-    arguments = cluster.get("arguments") if isinstance(cluster, Mapping) else None
-    found = credential_key(arguments) if isinstance(arguments, Mapping) else None
-    if found is not None:
-        raise _credential(f"cluster.arguments.{found}")
+    for key in ("cluster", "dataset"):
+        table = raw.get(key)
+        arguments = table.get("arguments") if isinstance(table, Mapping) else None
+        found = credential_key(arguments) if isinstance(arguments, Mapping) else None
+        if found is not None:
+            raise _credential(f"{key}.arguments.{found}")
 
 
 def _every(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
@@ -93,7 +95,8 @@ def _complaint_about_text(text: str) -> str | None:
 
 def _credential(key: str) -> ValueError:
     """Return the error for a password or a token; it names the key and never the value."""
-    instead = _INSTEAD.get(key.partition(".")[0], _OTHERWISE)
+    of_callable = key.startswith("dataset.arguments")
+    instead = _OTHERWISE if of_callable else _INSTEAD.get(key.partition(".")[0], _OTHERWISE)
     return ValueError(
         f"{key}: holds a password or a token, which would be written into the run folder and shown by "
         f"Prefect and MLflow; leave it out and {instead}"

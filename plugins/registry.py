@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from plugins.addresses import import_address
 from plugins.reasons import first_line
 
 if TYPE_CHECKING:
@@ -221,14 +222,3 @@ def complaints(error: ValidationError, unknown: str = "unknown key") -> str:
         told.append(f"{key}: {words}" if key else words)
     more = f"; and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
     return "; ".join(told[:_MOST_TOLD]) + more
-
-
-def import_address(address: str, kind: str) -> Any:
-    """The object at ``package.module:Name``; a wrong address is a ValueError that says what is wrong."""
-    module, _, name = address.partition(":")
-    try:
-        if module.startswith("."):
-            raise ImportError("a relative module has no place to start from; write package.module:Name")
-        return getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as error:  # importing a foreign module may raise anything
-        raise ValueError(f"cannot load {kind} {address!r}: {first_line(error)}") from error

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
-import importlib.util
 import re
-import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +15,7 @@ from torch import nn
 from explainers.models.model_spec import ModelSpec, Preprocessing, is_file
 from explainers.models.regular import check_file
 from explainers.models.transforms import of_steps, of_torchvision
+from plugins.addresses import import_callable
 from plugins.reasons import first_line
 
 # torchvision
@@ -235,31 +233,13 @@ def called_network(spec: ModelSpec) -> nn.Module:
 
 
 def _callable(source: str) -> Any:
-    path, _, name = source.rpartition(":")
-    if path.endswith(".py") and Path(path).exists():
-        check_file("model.source", Path(path))
+    path = Path(source.rpartition(":")[0])
+    if path.suffix == ".py" and path.exists():
+        check_file("model.source", path)
     try:
-        module = _file_module(Path(path)) if path.endswith(".py") else importlib.import_module(path)
-        return getattr(module, name)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"model.source: cannot load {source!r}: {first_line(error)}") from error
-
-
-def _file_module(path: Path) -> Any:
-    path = path.resolve()
-    # The name contains a hash of the path, so that two files model.py are two modules.
-    name = f"floodlit_model_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    if module_spec is None or module_spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module  # dataclasses and pickle look up a class's module there
-    try:
-        module_spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+        return import_callable(source)
+    except ValueError as error:
+        raise ValueError(f"model.source: {error}") from error
 
 
 def published_weights(spec: ModelSpec) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from explainers.models.black_box import BlackBox
 from explainers.numerics.batching import in_chunks
-from plugins.registry import import_address
+from plugins.addresses import import_address
 
 # From a classifier, logits (n, K) and targets (n,) int64 to numbers (n, ...).
 Score = Callable[[BlackBox, Tensor, Tensor], Tensor]

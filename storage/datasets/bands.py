@@ -91,6 +91,15 @@ def read_image(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -
     return read_bands(path, how, notes)
 
 
+def of_values(given: Image.Image | NDArray[Any], how: Reading, notes: Notes) -> Image.Image | NDArray[Any]:
+    """Convert a Pillow image, or an array of the shape (H, W), (C, H, W) or (H, W, C), to what
+    :func:`read_image` gives.
+    """
+    if isinstance(given, Image.Image):
+        return as_image(given, how, notes)
+    return _finished(_Values(_bands_of(given, how.bands.channels)), how, notes)
+
+
 def as_image(image: Image.Image, how: Reading, notes: Notes) -> Image.Image | NDArray[Any]:
     """Convert an image that Pillow has opened to what :func:`read_image` gives."""
     if how.bands == RGB:
@@ -143,6 +152,11 @@ def _of_array(data: bytes, channels: int) -> NDArray[Any]:
         raise
     except Exception as error:  # a damaged header is Python text, for which almost any error is raised
         raise UnreadableError(f"not an .npy file of numbers: {one_line(error)}") from error
+    return _bands_of(values, channels)
+
+
+def _bands_of(values: NDArray[Any], channels: int) -> NDArray[Any]:
+    """Return the values of an array of the shape (H, W), (C, H, W) or (H, W, C) as (C, H, W)."""
     if values.ndim not in {2, 3}:
         raise UnreadableError(f"has the shape {values.shape}; an image is (H, W), (C, H, W) or (H, W, C)")
     values = values[None] if values.ndim == 2 else np.moveaxis(values, _bands_axis(values.shape, channels), 0)

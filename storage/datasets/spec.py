@@ -89,11 +89,14 @@ class DatasetSpec(BaseModel):
         What the items are.
     scanned
         The keys of folders in which every file is read as an item, so that no run can lie there.
+    shown_as
+        What the kind is called where its key ``kind`` takes more than one value.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     modality: ClassVar[Literal["image", "text", "tensor"]] = "image"
     scanned: ClassVar[tuple[str, ...]] = ()
+    shown_as: ClassVar[str] = ""
 
     kind: str = Field(description="what the dataset is")
     limit: int | None = Field(
@@ -145,7 +148,7 @@ class DatasetSpec(BaseModel):
         if not isinstance(given, Mapping):
             return given
         given = {key: value for key, value in given.items() if value is not None}
-        kind, known = kinds.name_of(cls), cls.key_names()
+        kind, known = given.get("kind", kinds.name_of(cls)), cls.key_names()
         for key in known:
             if cls.model_fields[key].is_required() and key not in given:
                 raise ValueError(f'kind = "{kind}" needs the key {key}')
@@ -173,7 +176,9 @@ class DatasetSpec(BaseModel):
                 raise ValueError(f"is missing or no text; choose from {', '.join(kinds.names())}")
             cls = kinds.get(kind)
         except ValueError as error:
-            told = PydanticCustomError("value_error", "{told}", {"told": str(error)})
+            told = PydanticCustomError(
+                "value_error", "{told}", {"told": str(error)}
+            )  # its braces stay as they are
             raise ValidationError.from_exception_data(
                 "dataset", [InitErrorDetails(type=told, loc=("kind",), input=None)]
             ) from error
@@ -285,7 +290,15 @@ class KindRegistry(Registry[type[DatasetSpec]]):
     def name_of(self, cls: type[DatasetSpec]) -> str:
         """The name of a kind."""
         names = get_args(cls.model_fields["kind"].annotation)
-        return str(names[0]) if names else cls.__name__
+        return str(names[0]) if names else cls.shown_as or cls.__name__
+
+    def get(self, name: str) -> type[DatasetSpec]:
+        """The kind called ``name``; an address of a callable is of the kind that calls it."""
+        if ":" not in name:
+            return super().get(name)
+        from storage.datasets.kinds.torch_dataset import TorchDataset
+
+        return TorchDataset
 
     def usable(self) -> list[type[DatasetSpec]]:
         """All kinds by name, without plug-ins that cannot be used: :meth:`names` says why they cannot."""
@@ -296,7 +309,7 @@ class KindRegistry(Registry[type[DatasetSpec]]):
     def _complaint(self, cls: Any) -> str | None:
         if not issubclass(cls, DatasetSpec):
             return f"{cls.__qualname__} is not a subclass of {DatasetSpec.__module__}.DatasetSpec"
-        if not get_args(cls.model_fields["kind"].annotation):
+        if not (cls.shown_as or get_args(cls.model_fields["kind"].annotation)):
             return f'{cls.__qualname__} has no name; write its key as kind: Literal["NAME"]'
         return f"{cls.__qualname__} has no method open" if cls.open is DatasetSpec.open else None
 

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from storage.datasets.bands import as_image
 from storage.datasets.dataset import Dataset, Sample, known, spread
+from storage.datasets.map_style import class_names
 from storage.datasets.notes import Notes
 from storage.datasets.reading import RGB, Bands, Reading
 from storage.datasets.spec import DatasetSpec, register
@@ -52,15 +53,8 @@ class TorchvisionSet(DatasetSpec):
             except OSError as error:
                 raise UnreadableError(one_line(error)) from error
 
-        classes = _class_names(data)
+        classes = class_names(data)
         return Dataset(samples, classes, load, lambda: [self.name, *known(samples)], published=True)
-
-
-def _class_names(data: Any) -> list[str]:
-    """Names of a set's classes. ImageNet has several per class, and their synsets, which come first then."""
-    names = [name if isinstance(name, str) else ", ".join(name) for name in getattr(data, "classes", [])]
-    synsets = getattr(data, "wnids", None)
-    return names if synsets is None else [" ".join(both) for both in zip(synsets, names, strict=True)]
 
 
 def open_set(name: str, root: Path | None, split: str | None) -> Any:
