@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 from PIL import Image
 from torch.utils.data import Subset, TensorDataset
 
 from flows.job import Job
 from places import ROOT
-from runs import tiny_job
+from runs import completed, scores_of, tiny_job
 from storage.datasets.dataset import Dataset
 from storage.datasets.map_style import MapStyle
 from storage.datasets.masks import OBJECT
@@ -26,6 +27,7 @@ from storage.datasets.opening import open_dataset
 from storage.datasets.reading import Bands, Reading
 from storage.datasets.spec import DatasetSpec
 from storage.files import UnreadableError
+from storage.samples import read_samples
 
 RED = Image.new("RGB", (6, 4), (200, 0, 0))
 PIXELS = np.arange(3 * 4 * 6, dtype=np.uint8).reshape(3, 4, 6)
@@ -413,3 +415,44 @@ def test_no_items_and_wrong_keys_are_refused(code: Callable[[str], Path], tmp_pa
         ValueError, match=r"dataset.arguments.api_token: holds a password or a token, .*variable"
     ):
         Job.model_validate(raw)
+
+
+DIGITS = """
+from storage.datasets import digits
+
+class Own:
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        if index == 4:
+            raise OSError("gone")
+        made = digits.sample("test", index, 0)
+        return {"image": made.image, "label": made.label, "boxes": [made.box], "mask": made.mask}
+"""
+
+
+def test_a_whole_job_gives_what_the_same_images_give_as_another_kind(
+    code: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = code(DIGITS)
+    changes: dict[str, Any] = {"explainers": [{"name": "gradcam"}], "controls": False}
+    changes["metrics"] = [{"name": "pointing_game"}, {"name": "pixel_precision"}]
+    tables = {"own": {"kind": f"{path}:Own"}, "digits": {"kind": "digits", "limit": 6}}
+    own, other = (
+        completed(tiny_job(tmp_path / name, dataset=each, **changes)) for name, each in tables.items()
+    )
+    here, there = (read_samples(run.root) for run in (own, other))
+    kept = [0, 1, 2, 3, 5]
+    assert [row["status"] for row in here] == ["ok"] * 4 + ["failed", "ok"]
+    assert here[4]["error"] == "UnreadableError: raised OSError: gone"
+    for key in ("label", "boxes"):
+        assert [here[row][key] for row in kept] == [there[row][key] for row in kept]
+    for array in ("inputs", "masks"):
+        made, wanted = (zarr.open_array(run.root / f"{array}.zarr", mode="r")[:] for run in (own, other))
+        assert (made[kept] == wanted[kept]).all()
+    scores, wanted_scores = scores_of(own.root), scores_of(other.root)
+    compared = [key for key in scores if key[0] != "000004"]
+    assert len(compared) == 5 * len(own.columns)
+    for sample, *rest in compared:
+        assert scores[sample, *rest] == wanted_scores[f"test/{sample}", *rest]
