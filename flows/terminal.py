@@ -144,13 +144,18 @@ def unscored(summary: pa.Table) -> list[str]:
     ]
 
 
+def given_to(run: Run) -> list[str]:
+    """Return one line per explainer whose maps another program made: what is known of them."""
+    return [f"{name}: {entry.given}" for name, entry in run.explainers.items() if entry.given]
+
+
 def notes_of(run: Run) -> list[str]:
-    """Return the lines on what was done to the images of a run and which files were left out."""
+    """Return the lines on what was done to the images of a run, which files were left out, and given maps."""
     from storage.datasets.notes import lines
     from storage.samples import read_samples
 
     samples = read_samples(run.root) if run.samples.exists() else []
-    return lines(samples, run.manifest.left_out)
+    return [*lines(samples, run.manifest.left_out), *given_to(run)]
 
 
 def standing_table(summary: pa.Table, costs: pa.Table) -> Table:

@@ -64,7 +64,7 @@ class Reasons:
         metric = metrics.get(next(n for n, entry in self._run.metrics.items() if column in entry.columns))
         needs = explainer_class(self._run, explainer).needs
         if Need.EXPLAINER in metric.needs and ExplainerNeed.GIVEN in needs:
-            return f"the metric does not apply to {explainer}: it explains again, and the maps are given"
+            return "the metric does not apply to maps that another program made: it explains again"
         excluded = needs & getattr(metric, "excludes", frozenset())
         if excluded:
             return f"the metric does not apply to {explainer}: {_EXCLUDED[min(excluded)]}"

@@ -21,12 +21,14 @@ from explainers.given_maps import MapsParameters
 from explainers.models.loading import ModelSpec, load
 from flows.given_maps import with_given_maps
 from flows.job import Job, JobError
+from flows.terminal import notes_of, unscored
 from places import ROOT
 from runs import completed, explained, maps_of, model, prepared, scores_of, tiny_job, wait_for
 from storage.datasets.kinds.digits import Digits
 from storage.datasets.opening import open_dataset
 from storage.files import UnreadableError
 from storage.maps import read
+from storage.parquet import read_table
 from storage.query import query
 from storage.records import Step, read_record
 from storage.run import Run
@@ -289,10 +291,25 @@ def test_metrics_that_explain_again_have_no_values_for_given_maps_and_say_why(se
     rows = query(several.root, "SELECT explainer, metric, n, reason FROM summary").to_pylist()
     again = [row for row in rows if row["metric"] in {"randomisation", "max_sensitivity"}]
     for row in again:
-        told = f"the metric does not apply to {row['explainer']}: it explains again, and the maps are given"
+        told = "the metric does not apply to maps that another program made: it explains again"
         expected = (0, told) if row["explainer"] in {"maps", "images"} else (10, None)
         assert (row["n"], row["reason"]) == expected
     assert len(again) == 8
+    lines = unscored(read_table(several.summary))
+    assert lines[0].startswith("n = 0 for randomisation, randomisation_ssim, max_sensitivity, average_sensit")
+    assert lines[0].endswith(f" of maps, images: {told}")
+    assert len(lines) == 1
+
+
+def test_what_is_known_of_given_maps_is_told_with_the_notes(several: Run) -> None:
+    unknown = (
+        "the file does not state their classes, so it is not known that they are those which are explained"
+    )
+    by = "samples, made by another program; "
+    assert notes_of(several)[-2:] == [
+        f"maps: maps of 9 of 10 {by}{unknown}",
+        f"images: maps of 9 of 10 {by}{unknown}",
+    ]
 
 
 def test_labels_tell_entries_of_one_explainer_apart(several: Run) -> None:
