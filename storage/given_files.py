@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storage.datasets.arrays import check_size, read_array_file, read_member
-from storage.datasets.decoding import contents, decoded
+from storage.datasets.decoding import contents, decoded, is_animated, loaded
 from storage.datasets.depth import has_deep_colours
 from storage.datasets.formats import ARRAY, formats, is_hidden
+from storage.datasets.notes import Notes
 from storage.datasets.tiff import TIFF, read_tiff
 from storage.errors import LONGEST, one_line
 from storage.files import UnreadableError
@@ -84,7 +85,10 @@ class Members:
     def _archive(self) -> zipfile.ZipFile:
         return zipfile.ZipFile(self._path)
 
-    def shape(self, place: int) -> tuple[int, ...]:
+    def shape(self, place: int) -> tuple[int, ...] | None:
+        return _or_none(partial(self._shape, place))
+
+    def _shape(self, place: int) -> tuple[int, ...]:
         with self._archive.open(self._members[place]) as file:
             return _header(file)[0]
 
@@ -108,15 +112,15 @@ class Folder:
         return len(self._files)
 
     def shape(self, place: int) -> tuple[int, ...] | None:
-        path = self._root / self._files[place]
-        try:
-            if path.suffix.lower() == ARRAY:
-                with path.open("rb") as file:
-                    return _header(file)[0]
-            with Image.open(path, formats=formats()) as image:
-                return image.height, image.width
-        except Exception:  # a damaged file raises almost any error; it is one map that cannot be read
-            return None
+        return _or_none(partial(self._shape, self._root / self._files[place]))
+
+    @staticmethod
+    def _shape(path: Path) -> tuple[int, ...]:
+        if path.suffix.lower() == ARRAY:
+            with path.open("rb") as file:
+                return _header(file)[0]
+        with Image.open(path, formats=formats()) as image:
+            return image.height, image.width
 
     def read(self, places: Sequence[int]) -> list[NDArray[Any] | str]:
         return [_or_reason(partial(_of_file, self._root / self._files[at])) for at in places]
@@ -217,9 +221,10 @@ def _of_zarr(path: Path) -> tuple[Entries, NDArray[np.int64] | None]:
             raise ValueError(f"the group has no array maps; it has: {', '.join(group)}")
         array = group["maps"]
         besides = {key: np.asarray(group[key][:]) for key in ("ids", "targets") if key in group}
+        shape = _numbers(array, path)
     except Exception as error:  # Zarr raises almost any error for damaged metadata
         raise ValueError(f"{path} is no Zarr array of maps: {one_line(error, LONGEST)}") from error
-    stacked = Stacked(_numbers(array, path), lambda places: array.oindex[places], besides.get("ids"))
+    stacked = Stacked(shape, lambda places: array.oindex[places], besides.get("ids"))
     return stacked, _classes(besides.get("targets"), path)
 
 
@@ -229,7 +234,9 @@ def _of_file(path: Path) -> NDArray[Any]:
     if data.startswith(b"\x93NUMPY"):
         check_size(BytesIO(data), len(data))
         return np.lib.format.read_array(BytesIO(data), allow_pickle=False)
-    if data.startswith(TIFF) and (held := read_tiff(data, 1, [])) is not None:
+    frames: Notes = []
+    if data.startswith(TIFF) and (held := read_tiff(data, 1, frames)) is not None:
+        _check_plain(bool(frames), held[1])
         return held[0]
     return decoded(data, _of_image)
 
@@ -238,13 +245,22 @@ def _of_image(image: Image.Image) -> NDArray[Any]:
     """Return the grey values of an image, as they are in the file."""
     if has_deep_colours(image):
         raise UnreadableError("is in colours of 16 bits; a map is grey")
-    image.load()
+    declared, _ = loaded(image)
+    _check_plain(is_animated(image), declared)
     if image.mode in {"1", "L", "I", "F"} or image.mode.startswith("I;16"):
         return np.asarray(image)
     colours = np.asarray(image.convert("RGBA"))
     if (colours[..., :1] != colours[..., 1:3]).any() or (colours[..., 3] != 255).any():
         raise UnreadableError("is in colours or transparent; a map is grey: write its values, not a picture")
     return colours[..., 0]
+
+
+def _check_plain(several: bool, orientation: int) -> None:
+    """Raise UnreadableError for a file of several images, or one that is to be turned to be seen."""
+    if several:
+        raise UnreadableError("holds several images; a map is one")
+    if orientation != 1:
+        raise UnreadableError(f"has the EXIF orientation {orientation}; write the map upright, without one")
 
 
 def _or_reason(read: Callable[[], NDArray[Any]]) -> NDArray[Any] | str:
@@ -255,6 +271,14 @@ def _or_reason(read: Callable[[], NDArray[Any]]) -> NDArray[Any] | str:
         raise
     except Exception as error:  # damaged files raise almost any error
         return one_line(error, LONGEST)
+
+
+def _or_none(read: Callable[[], tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Return the shape that ``read`` reads; None for a damaged file, of which reading the map says more."""
+    try:
+        return read()
+    except Exception:  # damaged files raise almost any error
+        return None
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

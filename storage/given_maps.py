@@ -14,6 +14,7 @@ from storage.datasets.dataset import Sample
 from storage.datasets.geometry import prepare_image
 from storage.files import UnreadableError, sha256_of_json, sha256_of_path
 from storage.given_files import Entries, open_entries
+from storage.places import files_under
 
 _NAMED = 3  # ids that a message names
 
@@ -141,7 +142,7 @@ def _opened(path: Path, stamp: str) -> tuple[GivenMaps, str]:  # noqa: ARG001
 
 def _stamp(path: Path) -> str:
     """Return what changes if somebody writes to a file, or to one below a folder."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [path / name for name in files_under(path)] if path.is_dir() else [path]
     looked = [(str(file), file.stat()) for file in files]
     return sha256_of_json([(name, at.st_size, at.st_mtime_ns, at.st_ino) for name, at in looked])
 
@@ -197,7 +198,7 @@ def as_map(entry: NDArray[Any], axis: int | None) -> NDArray[np.float32]:
         raise UnreadableError(f"its map is of the type {values.dtype}, which holds no numbers")
     with np.errstate(over="ignore"):
         plain = values.astype(np.float32, copy=False)
-    if values.dtype in (np.uint8, np.uint16):
+    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
         plain = plain / np.float32(np.iinfo(values.dtype).max)
     return plain
 

@@ -138,7 +138,7 @@ def _curves(run: Run, explainer: str, column: str) -> Floats:
 
 def control_pairs(run: Run) -> list[tuple[int, int]]:
     """All pairs of an explainer and a control of a run, as indices into ``run.explainers``."""
-    controls = [i for i, name in enumerate(run.explainers) if name in CONTROLS]
+    controls = [i for i, (name, each) in enumerate(run.explainers.items()) if (each.name or name) in CONTROLS]
     return [(i, c) for c in controls for i in range(len(run.explainers)) if i not in controls]
 
 

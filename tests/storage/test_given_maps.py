@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import tifffile
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from storage import given_files
 from storage.datasets.dataset import Sample
@@ -102,6 +104,7 @@ def test_values_are_those_of_the_file_apart_from_images() -> None:
     for values, expected in (
         (np.array([0, 51, 255], np.uint8), [0, 0.2, 1]),
         (np.array([0, 13107, 65535], np.uint16), [0, 0.2, 1]),
+        (np.array([0, 13107, 65535], ">u2"), [0, 0.2, 1]),
         (np.array([-128, 127], np.int8), [-128, 127]),
         (np.array([0, 2**20], np.uint32), [0, 2**20]),
         (np.array([-1e300, 1e-300, np.nan]), [-np.inf, 0, np.nan]),
@@ -161,3 +164,30 @@ def test_a_folder_has_changed_if_one_of_its_files_has(tmp_path: Path) -> None:
     assert sha256_of_path(tmp_path) != whole
     (tmp_path / "c.npy").rename(tmp_path / "b.npy")
     assert len(open_unchanged(tmp_path, whole).entries) == 2
+
+
+def test_images_that_are_no_single_upright_grey_map_are_not_read(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8))
+    exif = Image.Exif()
+    exif[274] = 6
+    grey.save(tmp_path / "a.png")
+    grey.save(tmp_path / "b.png", save_all=True, append_images=[grey.rotate(90)])
+    grey.save(tmp_path / "c.png", exif=exif)
+    tifffile.imwrite(tmp_path / "d.tif", np.ones((2, 6, 8), np.float32), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "e.tif", -np.ones((6, 8), np.float16), byteorder=">")
+    Image.fromarray(np.arange(48, dtype=">u2").reshape(6, 8)).save(tmp_path / "f.tif")
+    (tmp_path / "g.npy").write_bytes(b"\x93NUMPY")
+    entries = open_given(tmp_path).entries
+    found = dict(zip("abcdefg", entries.read(range(7)), strict=True))
+    np.testing.assert_array_equal(found["a"], np.asarray(grey))
+    assert (found["b"], found["c"]) == (
+        "holds several images; a map is one",
+        "has the EXIF orientation 6; write the map upright, without one",
+    )
+    assert np.shape(found["d"]) == (2, 6, 8)  # of which no axis is a single channel
+    np.testing.assert_array_equal(found["e"], -np.ones((1, 6, 8)))
+    np.testing.assert_array_equal(
+        as_map(np.asarray(found["f"]), None), np.arange(48).reshape(6, 8) / np.float32(65535)
+    )
+    assert isinstance(found["g"], str)
+    assert [entries.shape(place) for place in range(7)] == [*[(6, 8)] * 6, None]
