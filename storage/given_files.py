@@ -8,25 +8,18 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from io import BytesIO
 from pathlib import Path, PurePath
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from storage.datasets.arrays import check_size, read_array_file, read_member
-from storage.datasets.decoding import contents, decoded, is_animated, loaded
-from storage.datasets.depth import has_deep_colours
-from storage.datasets.formats import ARRAY, formats, is_hidden
-from storage.datasets.notes import Notes
-from storage.datasets.tiff import TIFF, read_tiff
+from storage.datasets.formats import ARRAY, is_hidden
 from storage.errors import LONGEST, one_line
-from storage.files import UnreadableError
+from storage.given_images import IMAGES, header_of, read_map, shape_of_map
 from storage.places import files_under
 
-IMAGES = (".png", ".tif", ".tiff")  # formats that keep the values that were written
 MOST_COMPRESSED = 1 << 30  # bytes of a compressed array of an .npz file, which is read as a whole
 _ZARR = ("zarr.json", ".zarray", ".zgroup")
 
@@ -47,6 +40,10 @@ class Entries(Protocol):
 
     def read(self, places: Sequence[int]) -> list[NDArray[Any] | str]:
         """Return some entries as they are in the file, or the reason why one cannot be read."""
+        ...
+
+    def files(self, places: Sequence[int]) -> list[Path] | None:
+        """Return the files of some entries; None where every entry may be in any file."""
         ...
 
 
@@ -70,6 +67,9 @@ class Stacked:
     def read(self, places: Sequence[int]) -> list[NDArray[Any] | str]:
         return list(np.asarray(self._read(np.asarray(places, np.int64))))
 
+    def files(self, places: Sequence[int]) -> None:  # noqa: ARG002
+        return None
+
 
 class Members:
     """The arrays of an ``.npz`` file, one per sample."""
@@ -90,10 +90,13 @@ class Members:
 
     def _shape(self, place: int) -> tuple[int, ...]:
         with self._archive.open(self._members[place]) as file:
-            return _header(file)[0]
+            return header_of(file)[0]
 
     def read(self, places: Sequence[int]) -> list[NDArray[Any] | str]:
         return [_or_reason(partial(read_member, self._archive, self._members[at])) for at in places]
+
+    def files(self, places: Sequence[int]) -> None:  # noqa: ARG002
+        return None
 
 
 class Folder:
@@ -112,18 +115,13 @@ class Folder:
         return len(self._files)
 
     def shape(self, place: int) -> tuple[int, ...] | None:
-        return _or_none(partial(self._shape, self._root / self._files[place]))
-
-    @staticmethod
-    def _shape(path: Path) -> tuple[int, ...]:
-        if path.suffix.lower() == ARRAY:
-            with path.open("rb") as file:
-                return _header(file)[0]
-        with Image.open(path, formats=formats()) as image:
-            return image.height, image.width
+        return _or_none(partial(shape_of_map, self._root / self._files[place]))
 
     def read(self, places: Sequence[int]) -> list[NDArray[Any] | str]:
-        return [_or_reason(partial(_of_file, self._root / self._files[at])) for at in places]
+        return [_or_reason(partial(read_map, file)) for file in self.files(places)]
+
+    def files(self, places: Sequence[int]) -> list[Path]:
+        return [self._root / self._files[place] for place in places]
 
 
 def open_entries(path: Path) -> tuple[Entries, NDArray[np.int64] | None]:
@@ -181,7 +179,7 @@ def _rows_of(
     with archive.open(info) as file:
         check_size(file, info.file_size)
     with archive.open(info) as file:
-        shape, fortran, dtype = _header(file)
+        shape, fortran, dtype = header_of(file)
         offset = file.tell()
     if dtype.kind not in "biuf":
         raise ValueError(f"maps are of the type {dtype}, which holds no numbers")
@@ -228,41 +226,6 @@ def _of_zarr(path: Path) -> tuple[Entries, NDArray[np.int64] | None]:
     return stacked, _classes(besides.get("targets"), path)
 
 
-def _of_file(path: Path) -> NDArray[Any]:
-    """Read the map in an image or an ``.npy`` file, with the values of the file."""
-    data = contents(path)
-    if data.startswith(b"\x93NUMPY"):
-        check_size(BytesIO(data), len(data))
-        return np.lib.format.read_array(BytesIO(data), allow_pickle=False)
-    frames: Notes = []
-    if data.startswith(TIFF) and (held := read_tiff(data, 1, frames)) is not None:
-        _check_plain(bool(frames), held[1])
-        return held[0]
-    return decoded(data, _of_image)
-
-
-def _of_image(image: Image.Image) -> NDArray[Any]:
-    """Return the grey values of an image, as they are in the file."""
-    if has_deep_colours(image):
-        raise UnreadableError("is in colours of 16 bits; a map is grey")
-    declared, _ = loaded(image)
-    _check_plain(is_animated(image), declared)
-    if image.mode in {"1", "L", "I", "F"} or image.mode.startswith("I;16"):
-        return np.asarray(image)
-    colours = np.asarray(image.convert("RGBA"))
-    if (colours[..., :1] != colours[..., 1:3]).any() or (colours[..., 3] != 255).any():
-        raise UnreadableError("is in colours or transparent; a map is grey: write its values, not a picture")
-    return colours[..., 0]
-
-
-def _check_plain(several: bool, orientation: int) -> None:
-    """Raise UnreadableError for a file of several images, or one that is to be turned to be seen."""
-    if several:
-        raise UnreadableError("holds several images; a map is one")
-    if orientation != 1:
-        raise UnreadableError(f"has the EXIF orientation {orientation}; write the map upright, without one")
-
-
 def _or_reason(read: Callable[[], NDArray[Any]]) -> NDArray[Any] | str:
     """Return what ``read`` reads, or the reason why it cannot."""
     try:
@@ -279,13 +242,6 @@ def _or_none(read: Callable[[], tuple[int, ...]]) -> tuple[int, ...] | None:
         return read()
     except Exception:  # damaged files raise almost any error
         return None
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, order and type of an array from the beginning of its file."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
 
 
 def _numbers(array: Any, path: Path) -> tuple[int, ...]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.datasets.dataset import Sample
 from storage.datasets.geometry import prepare_image
-from storage.files import UnreadableError, sha256_of_json, sha256_of_path
+from storage.files import UnreadableError, sha256_of_path
 from storage.given_files import Entries, open_entries
 from storage.places import files_under
 
@@ -117,34 +117,68 @@ def open_given(path: Path) -> GivenMaps:
     return GivenMaps(path, *open_entries(path))
 
 
-def open_unchanged(path: Path, sha256: str) -> GivenMaps:
+Stamp = tuple[int, int, int]  # what changes if somebody writes to a file: its size, its time and its inode
+
+
+class Snapshot(NamedTuple):
+    """Maps as they were when this process opened them: the SHA-256 of the contents, a stamp of each file."""
+
+    given: GivenMaps
+    sha256: str
+    stamps: dict[Path, Stamp | None]
+
+    def lasts(self, places: Sequence[int]) -> bool:
+        """Whether nobody has written to the files of some entries since."""
+        files = self.given.entries.files(places)
+        if files is None:
+            return _stamps(self.given.path) == self.stamps
+        return all(self.stamps.get(file) == _stamp(file) for file in files)
+
+
+def open_unchanged(path: Path, sha256: str, wanted: Sequence[tuple[int, str]] = ()) -> Snapshot:
     """Open maps whose contents have the SHA-256 that the run has recorded.
 
-    The contents are read once per process, and again where the size or the time of a file has changed.
+    The contents are read once per process, and again where somebody has written to a file that is wanted.
+
+    Parameters
+    ----------
+    wanted
+        The rows and ids of the samples whose maps are wanted.
 
     Raises
     ------
     UnreadableError
-        If they have changed.
+        If the contents have changed.
     """
-    opened = _opened(path, _stamp(path))
-    if opened[1] != sha256:
+    found = _snapshot(path)
+    places = [place for row, name in wanted if (place := found.given.place(row, name)) is not None]
+    if found.sha256 != sha256 or not found.lasts(places):
+        _snapshot.cache_clear()
+        found = _snapshot(path)
+    if found.sha256 != sha256:
         raise UnreadableError(
             f"{path} has changed since the job was planned; restore it, or run the job again in a new store"
         )
-    return opened[0]
+    return found
 
 
 @lru_cache(maxsize=4)
-def _opened(path: Path, stamp: str) -> tuple[GivenMaps, str]:  # noqa: ARG001
-    return open_given(path), sha256_of_path(path)
+def _snapshot(path: Path) -> Snapshot:
+    stamps = _stamps(path)  # first, so that what changes while it is read is noticed
+    return Snapshot(open_given(path), sha256_of_path(path), stamps)
 
 
-def _stamp(path: Path) -> str:
-    """Return what changes if somebody writes to a file, or to one below a folder."""
+def _stamps(path: Path) -> dict[Path, Stamp | None]:
     files = [path / name for name in files_under(path)] if path.is_dir() else [path]
-    looked = [(str(file), file.stat()) for file in files]
-    return sha256_of_json([(name, at.st_size, at.st_mtime_ns, at.st_ino) for name, at in looked])
+    return {file: _stamp(file) for file in files}
+
+
+def _stamp(file: Path) -> Stamp | None:
+    try:
+        about = file.stat()
+    except OSError:
+        return None
+    return about.st_size, about.st_mtime_ns, about.st_ino
 
 
 def channel_axis(

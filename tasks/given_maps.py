@@ -57,14 +57,17 @@ def given_maps(run: Run, name: str, shard: int, targets: NDArray[np.int64]) -> G
         If the files have changed since the job was planned.
     """
     entry = run.explainers[name]
-    path, sha256 = Path(entry.parameters["path"]), entry.files["path"]
-    given = open_unchanged(path, sha256)
-    k, samples = run.targets_per_image, read_samples_of_shard(run.root, shard)
+    k, first, samples = run.targets_per_image, run.bounds(shard)[0], read_samples_of_shard(run.root, shard)
+    names = [(first + row, sample["sample_id"]) for row, sample in enumerate(samples)]
+    path = Path(entry.parameters["path"])
+    snapshot = open_unchanged(path, entry.files["path"], names)
+    given = snapshot.given
+    places = [given.place(*each) for each in names]
     maps = np.full((len(targets), *entry.grid), np.nan, np.float32)
     able, reasons = targets.copy(), Counter[str]()
     for rows in chunks(len(samples), run.batch_images):
         wanted = [row for row in range(rows.start, rows.stop) if (targets[row * k : row * k + k] >= 0).any()]
-        entries = _entries(given, run.bounds(shard)[0], wanted, samples)
+        entries = _entries(given, {row: places[row] for row in wanted})
         for row in wanted:
             for each in (each for each in range(row * k, row * k + k) if targets[each] >= 0):
                 try:
@@ -72,7 +75,8 @@ def given_maps(run: Run, name: str, shard: int, targets: NDArray[np.int64]) -> G
                 except UnreadableError as error:
                     able[each] = NO_TARGET
                     reasons[str(error)] += 1
-    open_unchanged(path, sha256)  # so that nothing that changed while it was read is stored
+    if not snapshot.lasts([place for place in places if place is not None]):
+        raise UnreadableError(f"{path} changed while it was read; run the job again")
     for reason, count in reasons.most_common(_MOST_REASONS):
         logger.warning("%s: %d maps of shard %d failed: %s", name, count, shard, reason)
     return Given(maps, able, dict(reasons.most_common(_MOST_REASONS)))
@@ -85,15 +89,12 @@ class _Entry(NamedTuple):
     read: NDArray[Any] | str
 
 
-def _entries(
-    given: GivenMaps, first: int, rows: list[int], samples: list[dict[str, Any]]
-) -> dict[int, _Entry]:
-    """Read the entries of some rows of a shard that begins with the sample ``first``."""
-    places = {row: given.place(first + row, samples[row]["sample_id"]) for row in rows}
+def _entries(given: GivenMaps, places: dict[int, int | None]) -> dict[int, _Entry]:
+    """Read the entries of some rows of a shard."""
     known = {row: place for row, place in places.items() if place is not None}
     read = given.entries.read(list(known.values())) if known else []
     found = {row: _Entry(known[row], values) for row, values in zip(known, read, strict=True)}
-    return {row: found.get(row, _Entry(-1, _NO_MAP)) for row in rows}
+    return {row: found.get(row, _Entry(-1, _NO_MAP)) for row in places}
 
 
 def _map(
@@ -117,5 +118,5 @@ def _map(
         values = values[found[0]] if given.several else values
     if values.shape != wanted:
         has, wants = ("x".join(map(str, shape)) for shape in (values.shape, wanted))
-        raise UnreadableError(f"the map is {has}, and its image is {wants}" if whole else f"the map is {has}")
+        raise UnreadableError(f"the map is {has}, and {'its image is' if whole else 'others are'} {wants}")
     return in_view(values, run.geometry) if whole else values

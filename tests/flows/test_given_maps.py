@@ -459,7 +459,7 @@ def test_runs_with_given_maps_are_compared_with_others(captum: Run, own: Run) ->
 
 def test_a_job_that_is_killed_goes_on_with_given_maps(maps: np.ndarray, own: Run, tmp_path: Path) -> None:
     np.savez(tmp_path / "maps.npz", maps=maps)
-    raw = small(tmp_path / "run", explainers=[given(tmp_path / "maps.npz")], batch={"shard": 2})
+    raw = small(tmp_path / "run", explainers=[given(tmp_path / "maps.npz")], batch={"shard": 1})
     script = f"import json, runs; runs.completed(json.loads({json.dumps(json.dumps(raw))}))"
     done = tmp_path / "run" / "done" / "saliency" / "maps"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -467,9 +467,11 @@ def test_a_job_that_is_killed_goes_on_with_given_maps(maps: np.ndarray, own: Run
         wait_for(lambda: len(list(done.glob("shard-*.json"))) >= 3)
         process.kill()
     left = len(list(done.glob("shard-*.json")))
-    assert 3 <= left < COUNT / 2
+    assert 3 <= left < COUNT
     run = completed(raw)
     assert not verify(run.root)
     np.testing.assert_array_equal(read(run.saliency("maps") / "maps", 0, COUNT), maps)
     scores, expected = scores_of(run.root), scores_of(own.root)
-    assert scores == {(s, t, "maps", m): value for (s, t, _, m), value in expected.items()}
+    assert len(scores) == len(expected)
+    for (sample, target, _, metric), (value, status) in expected.items():  # in batches of another size
+        assert scores[sample, target, "maps", metric] == (pytest.approx(value, abs=1e-5), status)

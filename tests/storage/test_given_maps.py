@@ -154,16 +154,32 @@ def test_ids_are_found_with_and_without_suffix(tmp_path: Path) -> None:
 def test_a_folder_has_changed_if_one_of_its_files_has(tmp_path: Path) -> None:
     for name in ("a", "b"):
         np.save(tmp_path / f"{name}.npy", np.ones((2, 2)))
-    whole = sha256_of_path(tmp_path)
-    assert len(open_unchanged(tmp_path, whole).entries) == 2
+    whole, both = sha256_of_path(tmp_path), [(0, "a"), (1, "b")]
+    first = open_unchanged(tmp_path, whole, both)
+    assert open_unchanged(tmp_path, whole, both) is first
     np.save(tmp_path / "b.npy", np.zeros((2, 2)))
+    assert (first.lasts([0]), first.lasts([1])) == (True, False)
+    assert open_unchanged(tmp_path, whole, both[:1]) is first  # whose own file is what it was
     with pytest.raises(UnreadableError, match="has changed since the job was planned"):
-        open_unchanged(tmp_path, whole)
+        open_unchanged(tmp_path, whole, both)
     (tmp_path / "b.npy").rename(tmp_path / "c.npy")
     np.save(tmp_path / "c.npy", np.ones((2, 2)))
     assert sha256_of_path(tmp_path) != whole
     (tmp_path / "c.npy").rename(tmp_path / "b.npy")
-    assert len(open_unchanged(tmp_path, whole).entries) == 2
+    assert len(open_unchanged(tmp_path, whole, both).given.entries) == 2
+
+
+def test_an_array_has_changed_if_a_chunk_is_gone(tmp_path: Path) -> None:
+    """Zarr itself would read zeros."""
+    array = zarr.create_array(str(tmp_path / "a.zarr"), shape=(4, 2, 2), chunks=(2, 2, 2), dtype="f4")
+    array[:] = 1
+    whole = sha256_of_path(tmp_path / "a.zarr")
+    first = open_unchanged(tmp_path / "a.zarr", whole, [(0, "a")])
+    assert first.lasts([0])
+    (tmp_path / "a.zarr" / "c" / "1" / "0" / "0").unlink()
+    assert not first.lasts([0])
+    with pytest.raises(UnreadableError, match="has changed since the job was planned"):
+        open_unchanged(tmp_path / "a.zarr", whole, [(0, "a")])
 
 
 def test_images_that_are_no_single_upright_grey_map_are_not_read(tmp_path: Path) -> None:
@@ -186,8 +202,7 @@ def test_images_that_are_no_single_upright_grey_map_are_not_read(tmp_path: Path)
     )
     assert np.shape(found["d"]) == (2, 6, 8)  # of which no axis is a single channel
     np.testing.assert_array_equal(found["e"], -np.ones((1, 6, 8)))
-    np.testing.assert_array_equal(
-        as_map(np.asarray(found["f"]), None), np.arange(48).reshape(6, 8) / np.float32(65535)
-    )
+    deep = np.arange(48, dtype=np.float32).reshape(6, 8) / np.float32(65535)
+    np.testing.assert_array_equal(as_map(np.asarray(found["f"]), 0), deep)
     assert isinstance(found["g"], str)
-    assert [entries.shape(place) for place in range(7)] == [*[(6, 8)] * 6, None]
+    assert [entries.shape(place) for place in range(7)] == [*[(6, 8)] * 4, (1, 6, 8), (6, 8), None]
