@@ -51,7 +51,7 @@ def status(directory: Store) -> None:
     from collections import Counter
 
     from flows.resume import remaining, tolerated
-    from flows.terminal import notes_of
+    from flows.terminal import layer_of, notes_of
     from storage.records import failures, read_record
     from storage.run import Run
     from storage.verify import check_results
@@ -82,6 +82,8 @@ def status(directory: Store) -> None:
         done = f"{opened.shards - len(lacking)}/{opened.shards}"
         table.add_row(*map(text, (stage, name, done, _ranges(lacking), told)))
     console.print(table)
+    if opened.layer is not None:
+        tell(f"layer {layer_of(opened)}")
     if accuracy is not None:
         tell(accuracy.told())
     for line in noted:
@@ -257,8 +259,10 @@ def layers(
 ) -> None:
     """List the layers that could be the target layer of a job's model, from the logits backwards.
 
-    The layer that the job takes is marked with *. The cost is the number of operations (of products and
-    convolutions) behind the layer, as a share of the whole network's.
+    The layer that the job takes is marked with *. The shape is that of one image's activations. The units are
+    what can be masked, and the prefix is the number of tokens before those of the patches. The network is cut
+    by fx, by export or by replay. The cost is the number of operations (of products and convolutions) behind
+    the layer, as a share of the whole network's.
     """
     from flows.job import Job
     from flows.job_file import read_job
@@ -267,6 +271,12 @@ def layers(
     table = Table("", "layer", "shape", "grid", "units", "prefix", "cut", "cost", "what was seen")
     with refusals():
         rows = list(layers_of(read_job(job, Job)))
+    marked = "; ".join(dict.fromkeys(row.choice or "named by the job" for row in rows if row.default))
+    table.caption = text(
+        f"*: what the job takes ({marked or 'no layer can be taken'}). cost: operations behind the layer, as "
+        "a share of the network's"
+    )
+    table.caption_justify = "left"
     for row in rows:
         place, layout = row.place, row.place.layout
         assert layout is not None

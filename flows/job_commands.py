@@ -139,7 +139,7 @@ def _train(path: Path, store: str | None, server: Callable[[], str]) -> None:
 
 def _results(job: Any) -> None:
     """Print the tables of a complete run, the failed images and where the results are."""
-    from flows.terminal import given_to, score_tables, standing_table, unscored
+    from flows.terminal import given_to, layer_of, score_tables, standing_table, unscored
     from storage.datasets.notes import lines as lines_on
     from storage.parquet import read_table
     from storage.run import Run
@@ -166,6 +166,7 @@ def _results(job: Any) -> None:
     uri = job.tracking or default_uri(job.store)
     taken = done.manifest.weights
     lines = {"weights": _taken(taken)} if taken and any(taken.values()) else {}
+    lines |= {"layer": layer_of(done)} if done.layer is not None else {}
     lines |= {"outputs": done.manifest.outputs} if done.manifest.outputs else {}
     lines |= {
         "maps": f"{done.root}/saliency.zarr/<explainer>/maps",

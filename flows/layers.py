@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from explainers.models.classifier import Classifier
 from explainers.models.cutting import cut
 from explainers.models.finding import Place, places
 from explainers.models.loading import load
@@ -32,12 +33,15 @@ class Row:
         How the network is cut there; empty if it is not.
     cost
         Operations of the part behind it, as a share of the whole network's; None if it is not cut there.
+    choice
+        How the job's layer was chosen, in words; empty if the job names it.
     """
 
     place: Place
     default: bool
     way: str = ""
     cost: float | None = None
+    choice: str = ""
 
 
 def layers_of(job: Job) -> Iterator[Row]:
@@ -56,7 +60,8 @@ def layers_of(job: Job) -> Iterator[Row]:
     classifier = load(job.model, input_size=size, modality="image")
     with closing(classifier):
         try:
-            chosen = {each.layer: each.layout for each in classifier.at_each_layer}
+            chosen = {each.layer: each for each in classifier.at_each_layer}
+            layouts = {layer: each.layout for layer, each in chosen.items()}
         except ValueError:  # there is none, and the rows say why
             chosen = {}
         inputs = classifier.normalised(classifier.probed)
@@ -64,16 +69,21 @@ def layers_of(job: Job) -> Iterator[Row]:
         named = set()
         for place in places(classifier):
             named.add(place.layer)
-            if place.layout is not None and place.parts is not None:
-                cost = _operations(place.parts.head, place.values) / whole
-                yield Row(place, place.layer in chosen, place.parts.way, cost)
-            elif place.layout is not None:
-                yield Row(place, place.layer in chosen)
-        for layer, layout in chosen.items():
-            if layer not in named:  # a tensor has one name here, of several that it has
-                parts = cut(classifier.network, layer, inputs)
-                place = Place(layer, parts.backbone(inputs), layout, reach="no row above has this name")
-                yield Row(place, True, parts.way, _operations(parts.head, place.values) / whole)
+            if place.layout is None:
+                continue
+            cost = None if place.parts is None else _operations(place.parts.head, place.values) / whole
+            way = "" if place.parts is None else place.parts.way
+            yield Row(place, place.layer in chosen, way, cost, _choice(chosen.get(place.layer)))
+        for layer in chosen.keys() - named:  # a tensor has one name here, of several that it has
+            parts = cut(classifier.network, layer, inputs)
+            place = Place(layer, parts.backbone(inputs), layouts[layer], reach="no row above has this name")
+            cost = _operations(parts.head, place.values) / whole
+            yield Row(place, True, parts.way, cost, _choice(chosen[layer]))
+
+
+def _choice(classifier: Classifier | None) -> str:
+    """How a classifier's layer was chosen; other places that were not tried have rows of their own."""
+    return "" if classifier is None else classifier.target_layer.choice.partition(";")[0]
 
 
 @torch.no_grad()

@@ -199,7 +199,9 @@ def _open_run(
     scored: dict[str, tuple[Parameters, Metric]],
 ) -> Run:
     """Write the manifest of the checked job, and create its run or open the existing one."""
-    layer = classifier.layer_in_use if isinstance(classifier, Classifier) else None
+    layer, choice = None, ""
+    if isinstance(classifier, Classifier) and classifier.layer_in_use is not None:
+        layer, choice = classifier.layer_in_use, classifier.at_each_layer[0].target_layer.choice
     images = len(dataset.samples)
     reads = any(Need.ACTIVATIONS in each.explainer.needs for each in chosen.values())
     activations = classifier.activation_shape if reads and isinstance(classifier, Classifier) else None
@@ -230,6 +232,7 @@ def _open_run(
         shard_rows=job.batch.shard
         or shard_images(images, len(chosen), job.cluster.expected_workers, pixels, size),
         probes=seen,
+        layer_choice=choice,
         targets_per_image=targets,
         input_shape=classifier.input_shape,
         activation_shape=activations,

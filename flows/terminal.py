@@ -158,6 +158,14 @@ def notes_of(run: Run) -> list[str]:
     return [*lines(samples, run.manifest.left_out), *given_to(run)]
 
 
+def layer_of(run: Run) -> str:
+    """Name the target layer of a run, or several, and say how it was chosen if the job names none."""
+    layers = run.layer if isinstance(run.layer, tuple) else (run.layer,)
+    names = ", ".join(layer for layer in layers if layer is not None)
+    choice = run.manifest.layer_choice
+    return f"{names} ({choice})" if choice else names
+
+
 def standing_table(summary: pa.Table, costs: pa.Table) -> Table:
     """Draw the rows of :func:`tasks.results.ranking_table.ranking_table` as one table."""
     rows = ranking_table(summary, costs)

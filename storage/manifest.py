@@ -143,6 +143,8 @@ class Manifest(_Entry):
         The number of files in the dataset's folder that are no samples, by what they are, e.g. ``*.txt``.
     map_dtype
         NumPy type of the maps.
+    layer_choice
+        How the target layer was chosen where the job names none, and which other places there are, in words.
     probes
         What the probes at load saw, by the name of the probe; see :mod:`explainers.models.probes_at_load`. It
         is that of the job that created the run, for people to read.
@@ -176,6 +178,7 @@ class Manifest(_Entry):
     masks: bool = False
     left_out: dict[str, int] = Field(default_factory=dict)
     map_dtype: Literal["float32", "float16"] = "float32"
+    layer_choice: str = ""
     probes: dict[str, str] = Field(default_factory=dict)
     explainers: dict[str, ExplainerEntry]
     metrics: dict[str, MetricEntry]
@@ -233,6 +236,7 @@ def continued(root: Path, known: Manifest, wanted: Manifest, now: str) -> Manife
         "metrics": wanted.metrics,
         # A job whose explainers read no activations has no shape; the arrays of the run stay.
         "activation_shape": wanted.activation_shape or known.activation_shape,
+        "layer_choice": known.layer_choice or wanted.layer_choice,
     }
     added = {
         "explainers": sorted(set(wanted.explainers) - set(known.explainers)),
@@ -274,7 +278,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _compared(manifest: Manifest) -> dict[str, Any]:
     """Return the fields that must not change; those of the identity have the names of the job's keys."""
     # The fingerprint says whether the weights are the same, wherever they were in their file.
-    apart = {"job", "identity", "versions", "weights", "labels", "probes", "outputs"}
+    apart = {"job", "identity", "versions", "weights", "labels", "probes", "outputs", "layer_choice"}
     apart |= {"shard_rows", "hash", "created", "updates", "left_out"}
     return manifest.identity | manifest.model_dump(mode="json", exclude=apart)
 

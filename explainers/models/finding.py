@@ -62,6 +62,8 @@ class Place:
         How its cells follow a patch that is moved over the input, in a few words.
     parts
         The network, cut there; None if it was not cut.
+    earlier
+        For each other grid on which there are earlier places, the last of them, with its grid.
     """
 
     layer: str
@@ -71,6 +73,7 @@ class Place:
     reach: str = ""
     follows: str = ""
     parts: Cut | None = None
+    earlier: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,14 @@ class TargetLayer:
         The network, cut there, if it was cut to find the layer.
     seen
         The answers of probes at load that the search has asked already, by the names of the probes.
+    choice
+        How it was chosen, and which other places there are, in words; empty if it was named.
     """
 
     layer: str
     parts: Cut | None = None
     seen: Mapping[str, str] = field(default_factory=dict)
+    choice: str = ""
 
 
 def resolve_layer(classifier: Classifier, layer: str | None) -> TargetLayer:
@@ -103,10 +109,14 @@ def resolve_layer(classifier: Classifier, layer: str | None) -> TargetLayer:
     if layer is None:
         known = architecture_of(classifier.network)
         if known:
-            return TargetLayer(known.layer(classifier.network))
+            network = getattr(classifier.network, "visual", classifier.network)  # the tower of a CLIP
+            return TargetLayer(known.layer(classifier.network), choice=f"known for {type(network).__name__}")
         found = find_layer(classifier)
         seen = {} if found.parts is None else {"cells": found.reach, "patch": found.follows}
-        return TargetLayer(found.layer, found.parts, seen)
+        others = (
+            f"; earlier, on other grids and not tried: {', '.join(found.earlier)}" if found.earlier else ""
+        )
+        return TargetLayer(found.layer, found.parts, seen, f"found{others}")
     name, colon, side = layer.partition(":")
     names = [module_name for module_name, _ in classifier.network.named_modules() if module_name]
     if name not in names:
@@ -222,7 +232,17 @@ def places(classifier: Classifier) -> Iterator[Place]:
             else:
                 on_grids.append((candidate, layout))
         for start in range(0, len(on_grids), _WINDOW):
-            yield from _judged(classifier, logits, on_grids[start : start + _WINDOW])
+            judged = _judged(classifier, logits, on_grids[start : start + _WINDOW])
+            for position, place in enumerate(judged, start):
+                yield replace(place, earlier=_on_other_grids(on_grids[position:]))
+
+
+def _on_other_grids(places: Sequence[tuple[Candidate, Layout]]) -> tuple[str, ...]:
+    """The first place for each grid but that of the very first place, with its grid."""
+    found: dict[tuple[int, int], str] = {}
+    for candidate, layout in places:
+        found.setdefault(layout.grid, f"{candidate.layer} ({layout.grid[0]}x{layout.grid[1]})")
+    return tuple(found.values())[1:]
 
 
 def _layout(classifier: Classifier, candidate: Candidate) -> tuple[Layout | None, str]:

@@ -15,12 +15,16 @@ from runs import model, prepared, tiny_job, toml
 runner = CliRunner()
 
 
-def listed(tmp_path: Path, **changes: object) -> list[list[str]]:
-    """The cells of the rows that ``floodlit layers`` prints."""
+def printed(tmp_path: Path, **changes: object) -> str:
     job = toml(tiny_job(tmp_path / "run", **changes), tmp_path / "job.toml")
     result = runner.invoke(app, ["layers", str(job)])
     assert result.exit_code == 0, result.output
-    rows = [line.split("│")[1:-1] for line in result.output.splitlines() if line.startswith("│")]
+    return result.output
+
+
+def listed(tmp_path: Path, **changes: object) -> list[list[str]]:
+    """The cells of the rows that ``floodlit layers`` prints."""
+    rows = [line.split("│")[1:-1] for line in printed(tmp_path, **changes).splitlines() if "│" in line]
     return [[cell.strip() for cell in row] for row in rows]
 
 
@@ -61,3 +65,37 @@ def test_a_job_that_is_none_ends_with_one_line_and_exit_code_2(tmp_path: Path) -
         assert result.exit_code == 2
         assert len(result.output.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == [job]
+
+
+NETWORK = """
+from torch import nn
+
+def net():
+    pieces = [nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 5, 2, 2), nn.ReLU(), nn.Conv2d(5, 6, 2, 2)]
+    return nn.Sequential(*pieces, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 24))
+"""
+CHOICE = "found; earlier, on other grids and not tried: 2 (8x8), 0 (16x16)"
+
+
+def test_how_the_layer_was_chosen_stands_below_the_table(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NETWORK)
+    own = {"source": f"{tmp_path}/net.py:net"}
+    assert "*: what the job takes (named by the job). cost: " in printed(tmp_path, model=own | {"layer": "0"})
+    assert "*: what the job takes (found). cost: " in printed(tmp_path, model=own)
+    published = {"source": "timm", "name": "test_resnet", "weights": "none", "num_classes": 24}
+    assert "*: what the job takes (known for ResNet). cost: " in printed(tmp_path, model=published)
+
+
+def test_a_run_says_how_its_layer_was_chosen_and_which_others_there_are(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NETWORK)
+    free, reads = [{"name": "all_ones"}], [{"name": "all_ones"}, {"name": "gradcam"}]
+    raw = tiny_job(tmp_path / "run", model={"source": f"{tmp_path}/net.py:net"}, explainers=free)
+    assert prepared(raw).manifest.layer_choice == ""
+    assert "layer" not in runner.invoke(app, ["status", str(tmp_path / "run")]).output
+    run = prepared(raw | {"explainers": reads})  # it learns its layer now
+    assert (run.layer, run.manifest.layer_choice) == ("3", CHOICE)
+    assert f"layer 3 ({CHOICE})\n" in runner.invoke(app, ["status", str(run.root)]).output
+    assert prepared(raw | {"explainers": reads}).manifest == run.manifest
+    named = prepared(tiny_job(tmp_path / "named", model=raw["model"] | {"layer": "3"}))
+    assert named.manifest.layer_choice == ""
+    assert "layer 3\n" in runner.invoke(app, ["status", str(named.root)]).output
