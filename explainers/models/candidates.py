@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
+from explainers.models.hookable import hookable
 from explainers.models.own_thread import own_thread
 
 _Edge = tuple[Node, int]  # an operation, and which of its results
@@ -193,7 +194,7 @@ def watched(
     """Within the block, call ``note`` for what modules take and return: those of ``names``, or else all."""
     mine = own_thread()
     with ExitStack() as hooks:
-        for name, module in network.named_modules():
+        for name, module in hookable(network).items():
             if not name or (names is not None and name not in names):
                 continue
 

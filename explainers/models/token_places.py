@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from explainers.models.attention_calls import Attention, watching
 from explainers.models.compute import eager
 from explainers.models.cutting import Cut, cut
+from explainers.models.hookable import hookable
 from explainers.models.layout import Layout, layout_of
 from explainers.models.own_thread import own_thread
 
@@ -49,7 +50,7 @@ def _around_attention(network: nn.Module, inputs: Tensor) -> list[tuple[str, Ten
     """The modules that are running at the first attention, the outermost first, with their tokens."""
     running: list[tuple[str, Any]] = []
     first: list[tuple[str, Any]] = []
-    names = {module: name for name, module in network.named_modules()}
+    names = {module: name for name, module in hookable(network).items()}
     calls = dict.fromkeys(names.values(), 0)
     mine = own_thread()
 

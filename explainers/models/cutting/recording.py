@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from explainers.models.hookable import hookable
 from explainers.models.own_thread import own_thread
 from explainers.models.replacing import replace_on
 
@@ -98,7 +99,7 @@ def calls_of(
                 raise StoppedError
 
     with ExitStack() as undo:
-        for module in network.modules():
+        for module in hookable(network).values():
             undo.callback(module.register_forward_pre_hook(begin).remove)
             undo.callback(module.register_forward_hook(end).remove)
         with suppress(StoppedError):

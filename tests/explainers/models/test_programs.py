@@ -8,10 +8,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import toys
+from explainers.base import OF_LAYER, Need
+from explainers.controls import CONTROLS
 from explainers.models.classifier import Classifier
 from explainers.models.compute import Compute
 from explainers.models.loading import ModelSpec, load, network_of
 from explainers.models.tensors import TensorClassifier
+from explainers.registry import explainers
+from explainers.requirements import unmet
+from tasks.in_memory import explain
 
 ROWS = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(1))
 
@@ -183,6 +189,73 @@ def test_a_program_is_not_cut_and_says_what_to_do(tmp_path):
         assert "explainers that need no layer" in str(refused.value)
     with pytest.raises(ValueError, match="cannot be cut"):
         Classifier(torch.jit.script(network), input_size=(16, 16)).layer  # noqa: B018
+
+
+PROGRAMS = {
+    "traced": lambda network, path: torch.jit.trace(network, IMAGES).save(path),
+    "scripted": lambda network, path: torch.jit.script(network).save(path),
+    "exported": lambda network, path: torch.export.save(
+        torch.export.export(network, (IMAGES,), dynamic_shapes=({0: torch.export.Dim("batch")},)), path
+    ),
+}
+IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_every_explainer_that_needs_no_layer_and_no_attention_gives_the_networks_maps(kind, tmp_path):
+    """The list is that of docs/explainers.md."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 4, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    path = tmp_path / f"net.{'pt2' if kind == 'exported' else 'pt'}"
+    PROGRAMS[kind](network.eval(), str(path))
+    source = "exported" if kind == "exported" else "torchscript"
+    served = set()
+    with (
+        load(ModelSpec(source=source, weights=str(path), crop=16)) as program,
+        Classifier(network, input_size=(16, 16)) as classifier,
+    ):
+        for name in explainers.names():
+            cls = explainers.get(name)
+            if cls.needs & OF_LAYER:
+                with pytest.raises(ValueError, match=r"^model\.layer: .* is a program"):
+                    explain(program, IMAGES, name, targets=None if Need.PREDICTION in cls.needs else 1)
+                continue
+            if name == "ptame" or Need.GIVEN in cls.needs or unmet(cls.needs, program):
+                continue  # a trained head knows its network, and given maps need none
+            served.add(name)
+            small = toys.SMALL.get(name, {}) | ({"window": 8, "stride": 8} if name == "occlusion" else {})
+            found, wanted = (
+                explain(each, IMAGES, name, targets=1, **small) for each in (program, classifier)
+            )
+            torch.testing.assert_close(found.maps, wanted.maps, rtol=1e-3, atol=1e-5)
+    assert served == {
+        *("rise", "occlusion", "pami", "moxi", "shapley", "kernel_shap", "lime"),
+        *("integrated_gradients", "smoothgrad", "gradient_shap", "input_x_gradient", *CONTROLS),
+    }
+
+
+def test_erasure_explains_numbers_that_a_program_reads(tmp_path):
+    scripted(tmp_path / "net.pt")
+    spec = ModelSpec(source="torchscript", weights=str(tmp_path / "net.pt"))
+    program = load(spec, input_size=(3, 8), modality="tensor")
+    with program, TensorClassifier(made(), (3, 8)) as classifier:
+        found, wanted = (explain(each, ROWS, "erasure", targets=1).maps for each in (program, classifier))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+    assert wanted.std() > 0
+
+
+def test_a_module_of_torchscript_inside_a_network_does_not_keep_it_from_being_cut():
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU())
+    network = nn.Sequential(
+        torch.jit.script(inner), nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    network.append(nn.Linear(5, 3))
+    with Classifier(network, input_size=(16, 16)) as classifier:
+        assert (classifier.layer, classifier.grid) == ("1", (4, 4))
+        assert classifier.lacks_patches == "no attention can be intercepted"
 
 
 def other_files(folder):
