@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from storage.datasets.arrays import check_size, read_array_file, read_member
 from storage.datasets.formats import ARRAY, is_hidden
 from storage.errors import LONGEST, one_line
+from storage.files import UnreadableError
 from storage.given_images import IMAGES, header_of, read_map, shape_of_map
 from storage.places import files_under
 
@@ -39,7 +40,13 @@ class Entries(Protocol):
         ...
 
     def read(self, places: Sequence[int]) -> list[NDArray[Any] | str]:
-        """Return some entries as they are in the file, or the reason why one cannot be read."""
+        """Return some entries as they are in the file, or the reason why one cannot be read.
+
+        Raises
+        ------
+        UnreadableError
+            If several entries cannot be read, because a part of an array is damaged.
+        """
         ...
 
     def files(self, places: Sequence[int]) -> list[Path] | None:
@@ -65,7 +72,10 @@ class Stacked:
         return self._shape[1:]
 
     def read(self, places: Sequence[int]) -> list[NDArray[Any] | str]:
-        return list(np.asarray(self._read(np.asarray(places, np.int64))))
+        try:
+            return list(np.asarray(self._read(np.asarray(places, np.int64))))
+        except RuntimeError as error:  # a damaged chunk of a Zarr array
+            raise UnreadableError(f"maps cannot be read: {one_line(error, LONGEST)}") from error
 
     def files(self, places: Sequence[int]) -> None:  # noqa: ARG002
         return None

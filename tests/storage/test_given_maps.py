@@ -182,6 +182,16 @@ def test_an_array_has_changed_if_a_chunk_is_gone(tmp_path: Path) -> None:
         open_unchanged(tmp_path / "a.zarr", whole, [(0, "a")])
 
 
+def test_a_damaged_chunk_is_an_error_and_no_map(tmp_path: Path) -> None:
+    array = zarr.create_array(str(tmp_path / "a.zarr"), shape=(4, 9, 9), chunks=(2, 9, 9), dtype="f4")
+    array[:] = np.random.default_rng(0).random((4, 9, 9))
+    (tmp_path / "a.zarr" / "c" / "1" / "0" / "0").write_bytes(b"no chunk")
+    entries = open_given(tmp_path / "a.zarr").entries
+    assert len(entries.read([0, 1])) == 2
+    with pytest.raises(UnreadableError, match=r"^maps cannot be read: Zstd decompression error"):
+        entries.read([1, 2])
+
+
 def test_images_that_are_no_single_upright_grey_map_are_not_read(tmp_path: Path) -> None:
     grey = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8))
     exif = Image.Exif()
