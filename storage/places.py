@@ -11,6 +11,7 @@ import errno
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -186,6 +187,22 @@ def files_under(root: Path) -> dict[str, int]:
         sizes = {p.relative_to(root).as_posix(): p.stat().st_size for p in paths if p.is_file()}
     # Sorted by the parts of the path, as pathlib sorts paths.
     return {name: sizes[name] for name in sorted(sizes, key=lambda name: name.split("/"))}
+
+
+def texts_of(root: Path, names: Sequence[str]) -> list[str]:
+    """Read small text files in UTF-8 by their paths from a folder; on S3 many of them at once.
+
+    Raises
+    ------
+    OSError, UnicodeDecodeError
+        If one cannot be read.
+    """
+    if not is_remote(root):
+        return [(root / name).read_text(encoding="utf-8-sig") for name in names]
+    remote = cast(Any, root)
+    keys = [f"{remote.path}/{name}" for name in names]
+    found = remote.fs.cat(keys) if keys else {}  # by key, without the scheme
+    return [found[key].decode("utf-8-sig") for key in keys]
 
 
 def remove_tree(path: Path) -> None:

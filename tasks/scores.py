@@ -163,5 +163,5 @@ def _batch(
         boxes=[torch.tensor(sample["boxes"], dtype=torch.float32).reshape(-1, 4) for sample in samples],
         forwards=run.batch_forwards,
         masks=stored["masks"] == OBJECT if run.manifest.masks else None,
-        ignored=stored["masks"] == IGNORED if run.job["dataset"].get("mask_ignore") else None,
+        ignored=stored["masks"] == IGNORED if run.manifest.masks else None,
     )

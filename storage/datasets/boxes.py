@@ -119,6 +119,19 @@ def placed(boxes: Sequence[Box], size: tuple[int, int], relative: bool, notes: N
     return kept
 
 
+def of_pixels(first: tuple[float, float], last: tuple[float, float], origin: int) -> Box:
+    """Return the box around pixels that are named by their own numbers, as annotations name them.
+
+    Parameters
+    ----------
+    first, last
+        (column, row) of the first and the last pixel that belong to the object.
+    origin
+        The number of the first column and row of an image: 1 in PASCAL VOC, 0 in ImageNet.
+    """
+    return first[0] - origin, first[1] - origin, last[0] - origin + 1, last[1] - origin + 1
+
+
 def is_share(box: Box, beyond: float = _BEYOND) -> bool:
     """Whether a box lies within 0..1, where shares of the width and the height lie, or little beyond."""
     return all(-beyond <= side <= 1 + beyond for side in box)

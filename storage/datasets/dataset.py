@@ -40,6 +40,9 @@ class Sample:
         its width and height.
     labels
         The class indices of an item that may have several labels, and has no ``label``.
+    frame
+        (width, height) of the image in whose pixels the boxes are, where that is published: an image of
+        another size is not the one that they belong to. None if it is not known.
     """
 
     sample_id: str
@@ -47,6 +50,7 @@ class Sample:
     label: int | None = None
     boxes: tuple[Box, ...] = ()
     labels: tuple[int, ...] = ()
+    frame: tuple[int, int] | None = None
 
     @property
     def every_label(self) -> tuple[int, ...]:
@@ -120,7 +124,19 @@ class Dataset:
             (width, height) of the image that :meth:`load` gives.
         notes
             A list to which is appended what was done to the boxes.
+
+        Raises
+        ------
+        UnreadableError
+            If the boxes are in pixels of an image of another size; the message is one line.
         """
+        frame = self.samples[index].frame
+        if frame not in (None, size):
+            wants, has = ("{}x{}".format(*each) for each in (frame, size))
+            raise UnreadableError(
+                f"its boxes are in pixels of an image of {wants}, and this one is {has}; give the "
+                "original files"
+            )
         return placed(self.samples[index].boxes, size, self.relative_boxes, notes)
 
     @cached_property
@@ -152,7 +168,16 @@ class Drawn(Sequence[Sample]):
 
 def known(samples: Sequence[Sample]) -> list[Any]:
     """Return the facts about samples that belong to a dataset's fingerprint."""
-    return [(s.sample_id, s.label, s.boxes, *((s.labels,) if s.labels else ())) for s in samples]
+    return [
+        (
+            s.sample_id,
+            s.label,
+            s.boxes,
+            *((s.labels,) if s.labels else ()),
+            *({"frame": s.frame},) * bool(s.frame),
+        )
+        for s in samples
+    ]
 
 
 def existing(path: Path, what: Literal["file", "folder"]) -> Path:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,11 +13,35 @@ from PIL import Image
 
 from storage.datasets.bands import read_image
 from storage.datasets.dataset import Dataset, Sample, known
-from storage.datasets.masks import decode_mask
+from storage.datasets.decoding import contents as bytes_of
+from storage.datasets.decoding import decoded
+from storage.datasets.masks import mask_of
 from storage.datasets.notes import Notes
 from storage.datasets.reading import DEFAULT, Reading
 from storage.files import UnreadableError
 from storage.places import files_under, is_remote
+
+
+@dataclass(frozen=True)
+class MaskFiles:
+    """The masks of a dataset of image files.
+
+    Attributes
+    ----------
+    names
+        Mask files as paths from ``root``, by sample id.
+    root
+        Their folder; None if they lie in that of the images.
+    read
+        Function that makes the mask of a sample from a file that Pillow opened, and appends to a list how;
+        the values are those of :mod:`storage.datasets.masks`.
+    """
+
+    names: Mapping[str, str]
+    root: Path | None = None
+    read: Callable[[Image.Image, Sample, Reading, Notes], Image.Image] = lambda image, _, how, notes: mask_of(
+        image, how, notes
+    )
 
 
 def of_files(
@@ -25,8 +49,10 @@ def of_files(
     samples: list[Sample],
     classes: list[str],
     how: Reading = DEFAULT,
-    masks: Mapping[str, str] | None = None,
+    masks: MaskFiles | None = None,
     left_out: Mapping[str, int] | None = None,
+    *,
+    published: bool = False,
 ) -> Dataset:
     """Make a dataset of image files.
 
@@ -41,17 +67,20 @@ def of_files(
     how
         How the files are read.
     masks
-        Mask files as paths from ``root``, by sample id.
+        The masks; None if no image has one.
     left_out
         The number of files in the folder that are no samples, by what they are.
+    published
+        Whether the set is published with the numbers of its classes.
     """
     names = [sample.sample_id for sample in samples]
-    files = [masks.get(name) for name in names] if masks else []
+    mask_root = (masks and masks.root) or root
+    files = [masks.names.get(name) for name in names] if masks else []
     shown = [replace(s, sample_id=printable(s.sample_id), uri=printable(s.uri)) for s in samples]
 
     def contents() -> list[Any]:
         # Sizes in place of contents: reading every image would make the start of a job slow.
-        of_masks = _sizes(root, [name or "" for name in files])
+        of_masks = _sizes(mask_root, [name or "" for name in files])
         named = zip(files, of_masks, strict=True)
         return [
             *known(shown),
@@ -66,10 +95,11 @@ def of_files(
 
     def mask(index: int, notes: Notes) -> Image.Image | None:
         name = files[index]
-        if name is None:
+        if masks is None or name is None:
             return None
         try:
-            return decode_mask(_found(root, name), how, notes)
+            data = bytes_of(_found(mask_root, name))
+            return decoded(data, lambda image: masks.read(image, shown[index], how, notes))
         except UnreadableError as error:
             raise UnreadableError(f"its mask {PurePath(name).name}: {error}") from error
 
@@ -81,6 +111,7 @@ def of_files(
         masks=mask if any(files) else None,
         relative_boxes=how.relative_boxes,
         left_out=left_out or {},
+        published=published,
     )
 
 

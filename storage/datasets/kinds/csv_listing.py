@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from storage.datasets.boxes import check_unit
 from storage.datasets.dataset import Dataset, Sample, existing, spread
-from storage.datasets.image_files import of_files
+from storage.datasets.image_files import MaskFiles, of_files
 from storage.datasets.listing import read_listing
 from storage.datasets.reading import RGB, Bands, Reading
 from storage.datasets.spec import ImageFilesSpec, register
@@ -73,5 +73,5 @@ class CsvListing(ImageFilesSpec):
             else Sample(e.file, str(images / e.file), e.labels[0], tuple(e.boxes))
             for e in entries
         ]
-        masks = {e.file: e.mask for e in entries if e.mask is not None}
+        masks = MaskFiles({e.file: e.mask for e in entries if e.mask is not None})
         return of_files(images, spread(samples, self.limit), listing.classes, self.reading(bands), masks)

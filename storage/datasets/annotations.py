@@ -1,0 +1,87 @@
+"""The XML files in which PASCAL VOC and ImageNet describe the objects of an image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+from storage.datasets.boxes import of_pixels
+from storage.datasets.geometry import Box
+from storage.errors import one_line
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """One object of an image.
+
+    Attributes
+    ----------
+    name
+        Its class, as the file names it.
+    box
+        Its box in pixel edges.
+    difficult
+        Whether the file marks it as difficult, which evaluations of PASCAL VOC leave out.
+    """
+
+    name: str
+    box: Box
+    difficult: bool = False
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The objects of an image, and the (width, height) of the image in whose pixels they are.
+
+    The size is None where the file states none.
+    """
+
+    size: tuple[int, int] | None
+    objects: tuple[Annotated, ...]
+
+
+def read_annotation(text: str, origin: int) -> Annotation:
+    """Read the text of an annotation file.
+
+    Parameters
+    ----------
+    text
+        The file's text.
+    origin
+        The number that the first column and row of an image has: 1 in PASCAL VOC, 0 in ImageNet. The last
+        pixel of a box belongs to it.
+
+    Raises
+    ------
+    ValueError
+        If it is not such a file; the message is one line.
+    """
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"is not XML: {one_line(error)}") from error
+    if root.tag != "annotation":
+        raise ValueError(f"begins with <{root.tag}>, not with <annotation>")
+    sides = [root.findtext(f"size/{side}") or "0" for side in ("width", "height")]
+    try:
+        width, height = (int(side) for side in sides)
+        objects = tuple(_object(each, origin) for each in root.findall("object"))
+    except ValueError as error:
+        raise ValueError(f"is not an annotation: {one_line(error)}") from error
+    return Annotation((width, height) if width > 0 and height > 0 else None, objects)
+
+
+def _object(element: ElementTree.Element, origin: int) -> Annotated:
+    """Read one object; raise ValueError if it has no name or no box."""
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        raise ValueError("an object has no name")
+    sides = [element.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+    if None in sides:
+        raise ValueError(f"the object {name} has no box")
+    x0, y0, x1, y1 = (float(side or "") for side in sides)
+    if not (x0 <= x1 and y0 <= y1 and all(map(math.isfinite, (x0, y0, x1, y1)))):
+        raise ValueError(f"the box {x0:g},{y0:g},{x1:g},{y1:g} of {name} is not xmin,ymin,xmax,ymax")
+    difficult = (element.findtext("difficult") or "0").strip() == "1"
+    return Annotated(name, of_pixels((x0, y0), (x1, y1), origin), difficult)
