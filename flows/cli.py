@@ -23,6 +23,7 @@ for command in (
     inspect_commands.components,
     inspect_commands.doctor,
     inspect_commands.layers,
+    inspect_commands.look,
     list_commands.explainers,
     list_commands.metrics,
     list_commands.datasets,

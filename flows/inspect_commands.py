@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from flows.terminal import DONE, FAILED, USAGE, console, fail, tell, text
+from flows.terminal import DONE, FAILED, USAGE, console, fail, listed, tell, text
 from storage.credentials import without_credentials
 
 Store = Annotated[Path, typer.Argument(metavar="DIR", help="run folder, as `floodlit run` made it")]
@@ -292,3 +292,32 @@ def layers(
             text(f"refused: {place.refused}" if place.refused else place.reach),
         )
     console.print(table)
+
+
+def look(
+    what: Annotated[
+        Path,
+        typer.Argument(
+            metavar="JOB.toml|FOLDER|LIST.csv", help="a job file, a folder of images, or a listing"
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE.png", help="file of the picture; by default look-NAME.png here"),
+    ] = None,
+) -> None:
+    """Show what a dataset holds, and ten of its images as the job's model will see them, in a picture.
+
+    Boxes are green in the picture, masks pink, and yellow where they do not count. No network is loaded. The
+    job file needs no table but [dataset]; without a model, images are shown as they are read. All items are
+    counted, and 100 of them are read. The exit code is 1 if none of these can be used.
+    """
+    from flows.look import look as looked
+
+    with refusals():
+        found = looked(what, output)
+    listed(found.facts)
+    for line in found.more:
+        tell(line)
+    if found.nothing:
+        raise typer.Exit(FAILED)

@@ -27,7 +27,7 @@ from explainers.models.compute import Compute
 from explainers.models.loading import ModelSpec
 from explainers.models.model_spec import MOST_CHANNELS
 from explainers.registry import MethodRegistry, explainers
-from flows.locations import anchored, folder_of, lies_in, refuse_store
+from flows.locations import anchored, lies_in, located_dataset, located_model, refuse_store
 from flows.values import LARGEST, refuse_values
 from storage.datasets.spec import DatasetSpec
 from storage.errors import FloodlitError
@@ -236,18 +236,8 @@ class Located(Strict):
             )
         return self
 
-    @field_validator("dataset")
-    @classmethod
-    def _dataset_paths_are_absolute(cls, dataset: DatasetSpec, info: ValidationInfo) -> DatasetSpec:
-        return dataset.with_paths(lambda path: anchored(path, info))
-
-    @field_validator("model")
-    @classmethod
-    def _model_paths_are_absolute(cls, model: ModelSpec, info: ValidationInfo) -> ModelSpec:
-        try:
-            return model.relative_to(folder_of(info))
-        except OSError as error:  # a name that is too long for a file
-            raise ValueError(f"{error.strerror}; shorten the name or the path") from error
+    _dataset_paths_are_absolute = field_validator("dataset")(located_dataset)
+    _model_paths_are_absolute = field_validator("model")(located_model)
 
     @model_validator(mode="after")
     def _results_are_no_data(self) -> Self:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.environment import keep_logs_off_the_terminal
-from flows.terminal import FAILED, console, fail, tell
+from flows.terminal import FAILED, console, fail, listed, tell
 from storage.credentials import without_credentials
 
 
@@ -126,7 +126,7 @@ def _train(path: Path, store: str | None, server: Callable[[], str]) -> None:
     _tell_places(job.store, server)
     made = train_ptame(job)
     uri = job.tracking or default_uri(job.store)
-    _listed(
+    listed(
         {
             "head": made["head"],
             "registered": made["registered"],
@@ -176,7 +176,7 @@ def _results(job: Any) -> None:
         "Prefect UI": f"{_command('prefect')} server start, then http://127.0.0.1:4200",
         "MLflow": f"{_command('mlflow')} ui --backend-store-uri {uri}, then http://127.0.0.1:5000",
     }
-    _listed(lines)
+    listed(lines)
 
 
 def _taken(taken: dict[str, Any]) -> str:
@@ -189,13 +189,6 @@ def _taken(taken: dict[str, Any]) -> str:
         parts.append(f"{', '.join(name or 'the whole file' for name in taken['others'])} would fit as well")
     parts += [f"{count} tensors were cast from {kind}" for kind, count in taken["cast"].items()]
     return "; ".join(parts)
-
-
-def _listed(lines: dict[str, str]) -> None:
-    """Print one line per entry, with the values aligned."""
-    width = max(map(len, lines))
-    for key, value in lines.items():
-        tell(f"{key:<{width}}  {value}")
 
 
 def _command(name: str) -> str:

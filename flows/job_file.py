@@ -6,16 +6,16 @@ import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from flows.job import JobError, Located
+from flows.job import JobError
 from plugins.registry import complaints
 from storage.files import UnreadableError, regular
 
 LARGEST = 4_000_000  # bytes; the names of all 21,841 classes of ImageNet take less than one
 UNKNOWN = "unknown key; docs/job.md lists the keys of a job, and docs/training.md those of a training"
 
-JobType = TypeVar("JobType", bound=Located)
+JobType = TypeVar("JobType", bound=BaseModel)
 
 
 def read_job(path: Path, kind: type[JobType], store: str | Path | None = None) -> JobType:
@@ -26,7 +26,7 @@ def read_job(path: Path, kind: type[JobType], store: str | Path | None = None) -
     path
         The TOML file, in UTF-8, of at most 4 MB.
     kind
-        Class of the job.
+        Class of the job, or of a part of its tables.
     store
         Place of the results, which replaces the file's own. A relative path starts at the working directory.
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pydantic import ValidationInfo
 
+from explainers.models.model_spec import ModelSpec
+from storage.datasets.spec import DatasetSpec
 from storage.places import is_remote
 
 _LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
@@ -41,6 +43,25 @@ def anchored(path: Path, info: ValidationInfo) -> Path:
     if len(os.fsencode(found)) > _LONGEST_PATH:
         raise ValueError(f"the path has more than {_LONGEST_PATH} bytes; shorten it")
     return found
+
+
+def located_dataset(dataset: DatasetSpec, info: ValidationInfo) -> DatasetSpec:
+    """Return a job's table ``[dataset]`` with absolute paths."""
+    return dataset.with_paths(lambda path: anchored(path, info))
+
+
+def located_model(model: ModelSpec, info: ValidationInfo) -> ModelSpec:
+    """Return a job's table ``[model]`` with absolute paths.
+
+    Raises
+    ------
+    ValueError
+        If a path is too long.
+    """
+    try:
+        return model.relative_to(folder_of(info))
+    except OSError as error:  # a name that is too long for a file
+        raise ValueError(f"{error.strerror}; shorten the name or the path") from error
 
 
 def refuse_store(store: Path) -> None:

@@ -46,6 +46,13 @@ def tell(told: object) -> None:
     console.print(text(told), soft_wrap=True)
 
 
+def listed(lines: dict[str, str]) -> None:
+    """Print one line per entry, with the values aligned."""
+    width = max(map(len, lines))
+    for key, value in lines.items():
+        tell(f"{key:<{width}}  {value}")
+
+
 def fail(message: str, code: int) -> typer.Exit:
     """Print one line, without passwords, on standard error; return the exception that the caller raises."""
     print(f"floodlit: {shown(without_credentials(message))}", file=sys.stderr)  # noqa: T201

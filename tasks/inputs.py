@@ -17,9 +17,9 @@ from prefect.cache_policies import NO_CACHE
 from explainers.models.modality import MODALITIES
 from explainers.models.text import TextClassifier
 from storage.datasets.dataset import Dataset, Sample
-from storage.datasets.geometry import prepare_image, size_of
-from storage.datasets.masks import BACKGROUND, OBJECT, prepare_mask
-from storage.datasets.notes import BOX_CROPPED, LABELS_CUT, MASK_CROPPED, MASK_EMPTY, MASK_FULL
+from storage.datasets.geometry import as_input, size_of
+from storage.datasets.masks import notes_on, prepare_mask
+from storage.datasets.notes import LABELS_CUT
 from storage.maps import shard_file, write_shard
 from storage.records import Step
 from storage.run import Run
@@ -91,41 +91,22 @@ def _row(run: Run, dataset: Dataset, index: int, out: np.ndarray) -> Row:
 
 def _put_mask(run: Run, dataset: Dataset, index: int, out: np.ndarray, row: Row) -> None:
     """Write the mask of an image into ``out``, if it has one; a mask that cannot be used fails the row."""
-    assert dataset.masks is not None
     if row["status"] != "ok":
         return
     try:
-        mask = dataset.masks(index, row["notes"])
+        mask = dataset.mask(index, (row["width"], row["height"]), row["notes"])
         if mask is None:
             return
-        if mask.size != (row["width"], row["height"]):
-            has, wants = "{}x{}".format(*mask.size), f"{row['width']}x{row['height']}"
-            turned = mask.size == (row["height"], row["width"])
-            advice = "; see dataset.exif if it belongs to the image as it is stored" if turned else ""
-            raise ValueError(f"its mask is {has}, but the image is {wants}{advice}")
         out[:] = prepare_mask(mask, run.geometry)
-        row["notes"] += _about(np.asarray(mask), out)
+        row["notes"] += notes_on(np.asarray(mask), out)
     except Exception as error:
         row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 
 
-def _about(mask: np.ndarray, prepared: np.ndarray) -> list[str]:
-    """Return the notes on a mask that is of little use, before and after its preparation."""
-    if not (mask == OBJECT).any():
-        return [MASK_EMPTY]
-    notes = [] if (mask == BACKGROUND).any() else [MASK_FULL]
-    return notes if (prepared == OBJECT).any() else [*notes, MASK_CROPPED]
-
-
 def _put_image(run: Run, image: Any, sample: Sample, out: np.ndarray, row: Row) -> None:
     row["width"], row["height"] = size_of(image)
-    pixels, boxes = prepare_image(image, sample.boxes, **run.geometry)
-    if pixels.shape[1:] != run.input_size:
-        has, wants = "x".join(map(str, pixels.shape[1:])), "x".join(map(str, run.input_size))
-        raise ValueError(f"is {has}, but the run's inputs are {wants}; set model.resize and model.crop")
-    out[:] = pixels
+    out[:], boxes = as_input(image, sample.boxes, run.geometry, run.input_size, row["notes"])
     row["boxes"] = [list(box) for box in boxes]
-    row["notes"] += [BOX_CROPPED] * (len(sample.boxes) - len(boxes))
 
 
 def _put_text(run: Run, text: str, sample: Sample, out: np.ndarray, row: Row) -> None:  # noqa: ARG001

@@ -139,6 +139,34 @@ class Dataset:
             )
         return placed(self.samples[index].boxes, size, self.relative_boxes, notes)
 
+    def mask(self, index: int, size: tuple[int, int], notes: Notes) -> Image.Image | None:
+        """Return the mask of an image with the values of :mod:`storage.datasets.masks`; None if it has none.
+
+        Parameters
+        ----------
+        index
+            Index of the sample.
+        size
+            (width, height) of the image that :meth:`load` gives.
+        notes
+            A list to which is appended how the mask was read.
+
+        Raises
+        ------
+        ValueError
+            If the mask cannot be read, or is not as large as its image; the message is one line.
+        """
+        found = None if self.masks is None else self.masks(index, notes)
+        if found is not None and found.size != size:
+            has, wants = "{}x{}".format(*found.size), "{}x{}".format(*size)
+            advice = (
+                "; see dataset.exif if it belongs to the image as it is stored"
+                if found.size == size[::-1]
+                else ""
+            )
+            raise ValueError(f"its mask is {has}, but the image is {wants}{advice}")
+        return found
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the ids, labels, boxes and classes, and of the items.

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from storage.datasets.notes import BOX_CROPPED, Notes
+
 Box = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax in pixel edges: a 5x5 image is (0, 0, 5, 5)
 Side = int | Sequence[int]  # the side of a square, or (height, width), in pixels
 
@@ -92,6 +94,39 @@ def prepare_image(
     scale = width / old[0], height / old[1]
     moved = (_move(box, scale, offset, (pixels.shape[2], pixels.shape[1])) for box in boxes)
     return np.ascontiguousarray(pixels), [box for box in moved if has_area(box)]
+
+
+def as_input(
+    image: Image.Image | NDArray[Any],
+    boxes: Sequence[Box],
+    geometry: Mapping[str, Any],
+    size: tuple[int, ...] | None,
+    notes: Notes,
+) -> tuple[NDArray[Any], list[Box]]:
+    """Prepare an image for a network that takes inputs of one size.
+
+    Parameters
+    ----------
+    image, boxes
+        As for :func:`prepare_image`.
+    geometry
+        The keyword arguments of :func:`prepare_image`.
+    size
+        (H, W) of the inputs; None if any size will do.
+    notes
+        A list to which is appended which boxes were cropped away.
+
+    Raises
+    ------
+    ValueError
+        If the image becomes an input of another size.
+    """
+    pixels, moved = prepare_image(image, boxes, **geometry)
+    if size is not None and pixels.shape[1:] != size:
+        has, wants = "x".join(map(str, pixels.shape[1:])), "x".join(map(str, size))
+        raise ValueError(f"is {has}, but the run's inputs are {wants}; set model.resize and model.crop")
+    notes += [BOX_CROPPED] * (len(boxes) - len(moved))
+    return pixels, moved
 
 
 def has_area(box: Box) -> bool:

@@ -13,7 +13,16 @@ from PIL import Image
 from storage.datasets.decoding import contents, decoded, is_animated, loaded, turned, with_alpha
 from storage.datasets.depth import grey_factor, has_deep_colours
 from storage.datasets.geometry import of_masks, prepare_image
-from storage.datasets.notes import MASK_ALPHA, MASK_FRAME, MASK_LOSSY, MASK_VALUES, Notes
+from storage.datasets.notes import (
+    MASK_ALPHA,
+    MASK_CROPPED,
+    MASK_EMPTY,
+    MASK_FRAME,
+    MASK_FULL,
+    MASK_LOSSY,
+    MASK_VALUES,
+    Notes,
+)
 from storage.datasets.reading import DEFAULT, Reading
 from storage.files import UnreadableError
 
@@ -79,6 +88,14 @@ def prepare_mask(mask: Image.Image, geometry: Mapping[str, Any]) -> NDArray[np.u
     # prepare_image takes RGB images.
     pixels: NDArray[np.uint8] = prepare_image(mask.convert("RGB"), [], **of_masks(geometry))[0][0]
     return pixels
+
+
+def notes_on(mask: NDArray[np.uint8], prepared: NDArray[np.uint8]) -> Notes:
+    """Return the notes on a mask that is of little use, from its values before and after its preparation."""
+    if not (mask == OBJECT).any():
+        return [MASK_EMPTY]
+    notes = [] if (mask == BACKGROUND).any() else [MASK_FULL]
+    return notes if (prepared == OBJECT).any() else [*notes, MASK_CROPPED]
 
 
 def _check_values(image: Image.Image, named: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def map_of(run: Run, explainer: str, row: int) -> np.ndarray:
 
 
 def sheet(
-    rows: int, columns: int, size: tuple[int, ...], *, above: int, below: int
+    rows: int, columns: int, size: Sequence[float], *, above: int, below: int, inches: float = INCHES
 ) -> tuple[Figure, np.ndarray]:
     """Make a figure and its (rows, columns) axes.
 
@@ -111,23 +112,30 @@ def sheet(
         Lines of text above the first row.
     below
         Lines of text below every row.
+    inches
+        Width of a cell.
     """
-    cell = INCHES * size[0] / size[1] + LINE_INCHES * below
-    figure = Figure(figsize=(INCHES * columns, cell * rows + LINE_INCHES * above), layout="constrained")
+    cell = inches * size[0] / size[1] + LINE_INCHES * below
+    figure = Figure(figsize=(inches * columns, cell * rows + LINE_INCHES * above), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def draw_image(axis: Any, pixels: np.ndarray, sample: dict[str, Any], target: int) -> None:
     """Draw the image (H, W, 3) uint8 with its boxes, and :func:`caption` below it."""
     axis.imshow(pixels)
-    for xmin, ymin, xmax, ymax in sample["boxes"]:
+    draw_boxes(axis, sample["boxes"])
+    # A name may contain dollar signs, which Matplotlib would read as mathematics.
+    label_below(axis, caption(sample, target), math=False)
+
+
+def draw_boxes(axis: Any, boxes: Iterable[Sequence[float]]) -> None:
+    """Draw boxes (xmin, ymin, xmax, ymax) over an image, in its pixels."""
+    for xmin, ymin, xmax, ymax in boxes:
         axis.add_patch(
             Rectangle(
                 (xmin - 0.5, ymin - 0.5), xmax - xmin, ymax - ymin, fill=False, edgecolor="lime", linewidth=1
             )
         )
-    # A name may contain dollar signs, which Matplotlib would read as mathematics.
-    _label(axis, caption(sample, target), math=False)
 
 
 def caption(sample: dict[str, Any], target: int) -> str:
@@ -155,7 +163,7 @@ def draw_map(axis: Any, pixels: np.ndarray, saliency: np.ndarray, below: str = "
     there = np.isfinite(saliency).all()
     if there:
         axis.imshow(saliency, cmap="inferno", alpha=0.6, vmin=0, vmax=1)
-    _label(axis, below if there else "no map")
+    label_below(axis, below if there else "no map")
 
 
 def heading(sample: dict[str, Any]) -> str:
@@ -214,7 +222,8 @@ def _numbered(number: int, name: str | None) -> str:
     return str(number) if name is None else f"{number} {shown(name)}"
 
 
-def _label(axis: Any, below: str, *, math: bool = True) -> None:
+def label_below(axis: Any, below: str, *, math: bool = True) -> None:
+    """Write lines below an image; ``math`` says whether dollar signs are mathematics."""
     axis.set_xticks([])
     axis.set_yticks([])
     axis.set_xlabel(below, fontsize=7, parse_math=math)
