@@ -143,6 +143,8 @@ class Manifest(_Entry):
         The number of files in the dataset's folder that are no samples, by what they are, e.g. ``*.txt``.
     map_dtype
         NumPy type of the maps.
+    later_layer
+        The target layer, or several, if the first job of the run used none and a later one does.
     layer_choice
         How the target layer was chosen where the job names none, and which other places there are, in words.
     probes
@@ -178,6 +180,7 @@ class Manifest(_Entry):
     masks: bool = False
     left_out: dict[str, int] = Field(default_factory=dict)
     map_dtype: Literal["float32", "float16"] = "float32"
+    later_layer: str | tuple[str, ...] | None = None
     layer_choice: str = ""
     probes: dict[str, str] = Field(default_factory=dict)
     explainers: dict[str, ExplainerEntry]
@@ -192,8 +195,9 @@ class Manifest(_Entry):
 
         A run whose first job used none learns its layer from the explainers that are added later.
         """
+        # Runs of earlier versions have no `later_layer`.
         of_explainers = (entry.layer for entry in self.explainers.values() if entry.layer is not None)
-        recorded = self.identity.get("layer") or next(of_explainers, None)
+        recorded = self.identity.get("layer") or self.later_layer or next(of_explainers, None)
         return tuple(recorded) if isinstance(recorded, list) else recorded
 
 
@@ -236,6 +240,7 @@ def continued(root: Path, known: Manifest, wanted: Manifest, now: str) -> Manife
         "metrics": wanted.metrics,
         # A job whose explainers read no activations has no shape; the arrays of the run stay.
         "activation_shape": wanted.activation_shape or known.activation_shape,
+        "later_layer": known.later_layer or (wanted.layer if known.layer is None else None),
         "layer_choice": known.layer_choice or wanted.layer_choice,
     }
     added = {
@@ -278,7 +283,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _compared(manifest: Manifest) -> dict[str, Any]:
     """Return the fields that must not change; those of the identity have the names of the job's keys."""
     # The fingerprint says whether the weights are the same, wherever they were in their file.
-    apart = {"job", "identity", "versions", "weights", "labels", "probes", "outputs", "layer_choice"}
+    apart = {"job", "identity", "versions", "weights", "labels", "probes", "outputs"}
+    apart |= {"layer_choice", "later_layer"}  # the layers are compared as `Manifest.layer` gives them
     apart |= {"shard_rows", "hash", "created", "updates", "left_out"}
     return manifest.identity | manifest.model_dump(mode="json", exclude=apart)
 

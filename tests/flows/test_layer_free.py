@@ -1,13 +1,15 @@
 """Jobs whose explainers need no layer: the network is not cut, and any network that gives logits serves."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
+from explainers.base import Batch, Description, Explanation, Need, Parameters, statuses_of
 from explainers.models import classifier
+from explainers.models.classifier import Classifier
 from explainers.models.finding import TargetLayer
 from flows.job import JobError
 from runs import completed, explained, model, prepared, tiny_job
@@ -142,3 +144,50 @@ def test_a_run_is_extended_at_its_layer_even_if_another_one_would_be_found_now(
     assert prepared(job(tmp_path / "other", [CAM], model("vit"))).layer == earlier
     extended = prepared(job(tmp_path / "run", [CAM, {"name": "eigencam"}], model("vit")))
     assert extended.layer == extended.manifest.explainers["eigencam"].layer == found
+
+
+class GradientAlone:
+    """A plug-in that takes gradients at the layer, and reads no cached activations."""
+
+    name: ClassVar[str] = f"{__name__}:GradientAlone"
+    title: ClassVar[str] = "gradient at the layer"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
+    Parameters: ClassVar[type[Parameters]] = Parameters
+
+    def __init__(self, classifier: Classifier, parameters: Parameters) -> None:  # noqa: ARG002
+        self.classifier = classifier
+
+    def describe(self) -> Description:
+        return Description(self.classifier.grid)
+
+    def explain(self, batch: Batch) -> Explanation:
+        activations = self.classifier.activations(batch.inputs).detach().requires_grad_()
+        logits = self.classifier.head(activations).gather(1, batch.targets[:, None])
+        (gradient,) = torch.autograd.grad(logits.sum(), activations)
+        maps = self.classifier.spatial(gradient * activations).sum(1).detach()
+        return Explanation(maps, statuses_of(maps))
+
+
+PLUG_IN = {"name": GradientAlone.name}
+
+
+def test_the_layer_of_an_explainer_that_reads_no_activations_is_recorded_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classifier, "resolve_layer", lambda _, layer: TargetLayer(layer or "blocks.1:input"))
+    first = prepared(job(tmp_path / "first", [PLUG_IN], model("vit")))
+    assert prepared(job(tmp_path / "later", FREE, model("vit"))).layer is None
+    later = prepared(job(tmp_path / "later", [*FREE, PLUG_IN], model("vit")))
+    monkeypatch.undo()  # another layer is found from now on
+    for run in (first, later):
+        assert run.layer == "blocks.1:input"
+        assert run.manifest.explainers[GradientAlone.name].layer is None  # it reads no cached activations
+        assert run.manifest.activation_shape is None
+        found = classifier_of(run)
+        assert found.layer == "blocks.1:input"
+    assert prepared(job(tmp_path / "later", [*FREE, PLUG_IN], model("vit"))).manifest == later.manifest
+    extended = prepared(job(tmp_path / "later", [*FREE, PLUG_IN, CAM], model("vit")))
+    assert extended.manifest.explainers["gradcam"].layer == "blocks.1:input"
+    other = model("vit") | {"layer": "blocks.0:input"}
+    with pytest.raises(JobError, match="layer was"):
+        prepared(job(tmp_path / "later", [*FREE, PLUG_IN], other))

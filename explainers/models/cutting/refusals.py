@@ -24,6 +24,15 @@ def never_called(name: str) -> CutError:
     return CutError(f"model.layer: {name!r} is never called as a module; name one inside or after it")
 
 
+def called_less_often(times: int, before: int) -> CutError:
+    """For some inputs, a module runs less often than for those on which the network was cut."""
+    return CutError(
+        f"model.layer: for some inputs the network calls the layer {times} times, and for those on which it "
+        f"was tried {before} times; name one that is always called as often, or choose explainers that need "
+        "no layer"
+    )
+
+
 def of_no_consequence(layer: str) -> CutError:
     """The logits do not depend on the layer."""
     return CutError(f"model.layer: the logits do not depend on {layer!r}; name another layer")

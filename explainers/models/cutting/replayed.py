@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from explainers.models.cutting.recording import Call, StoppedError, Stub, calls_of, give, record
-from explainers.models.cutting.refusals import never_called
+from explainers.models.cutting.refusals import called_less_often, never_called
 from explainers.models.own_thread import own_thread
 from explainers.numerics.batching import out_of_memory
 
@@ -156,7 +156,7 @@ class Backbone(nn.Module):
                 self.network(inputs)
             except StoppedError:
                 return seen[-1]
-        raise RuntimeError(f"the layer is called {len(seen)} times for these inputs, not {self.calls} times")
+        raise called_less_often(len(seen), self.calls)
 
 
 class Head(nn.Module):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from explainers.models.compute import plainly
+from explainers.models.cutting.refusals import CutError
 from explainers.models.frozen import Frozen
 from explainers.models.probes_at_load import layer, output, rows
 from explainers.models.probes_at_load.rows import Asked, RefusedError
@@ -118,7 +119,7 @@ def _answer(name: str, each: Probe, asked: Asked) -> str:
         asked.classifier.grid  # noqa: B018  where the network cannot be cut, this says why
     try:
         return each.ask(asked)
-    except RefusedError:
+    except (RefusedError, CutError):
         raise
     except (Exception, SystemExit) as error:
         raise ValueError(

@@ -428,3 +428,38 @@ def test_published_sizes_pass(name):
     seen = probe(Classifier(published(name)(), layer=layer, input_size=(224, 224), mean=MEAN, std=STD))
     assert seen["cells"] == "all of 7x7 cells reach the logits"
     assert seen["patch"].startswith("correlation")
+
+
+class Repeating(nn.Module):
+    """Runs a layer twice for batches brighter than a threshold, and once for others."""
+
+    def __init__(self, threshold):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.conv, self.fc = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+        self.threshold = threshold
+
+    def forward(self, inputs):
+        maps = self.stem(inputs)
+        for _ in range(1 + int(float(inputs.detach().mean()) > self.threshold)):
+            maps = self.conv(maps).relu()
+        return self.fc(maps.mean((2, 3)))
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.4, 0.6, 0.9])
+def test_a_layer_that_runs_as_often_as_the_batch_is_bright_is_refused(threshold):
+    with (
+        Classifier(Repeating(threshold), input_size=(16, 16), layer="conv") as classifier,
+        pytest.raises(ValueError, match=r"^model\.source: the logits of an input depend on the other inputs"),
+    ):
+        probe(classifier)
+
+
+def test_a_layer_that_runs_less_often_for_some_inputs_is_refused_there_in_one_line():
+    with Classifier(Repeating(0.2), input_size=(16, 16), layer="conv") as classifier:
+        torch.testing.assert_close(
+            classifier.head(classifier.activations(classifier.probed)), classifier.logits(classifier.probed)
+        )
+        told = r"^model\.layer: for some inputs the network calls the layer 1 times, and .* 2 times; "
+        with pytest.raises(ValueError, match=told):
+            classifier.activations(torch.zeros(2, 3, 16, 16))
