@@ -75,6 +75,8 @@ def _warn(size: int) -> None:
     logger.warning("out of memory: this step continues with chunks of at most %s rows", size)
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether ``error`` says that the device, or the host's allocator, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)

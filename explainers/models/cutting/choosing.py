@@ -96,9 +96,9 @@ def cut(network: nn.Module, layer: str, inputs: Tensor) -> Cut:
             spare = spare or Cut(backbone, best, way)
         except CutError as error:
             refusals.append(error)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
         except Exception as error:  # a network's own code may stop with an exception of any kind
+            if out_of_memory(error):
+                raise
             refusals.append(stopped(layer, first_line(error)))
     if spare is not None:
         return spare
@@ -147,9 +147,9 @@ class _Asked:
         """Whether a cheaper head gives the network's own logits as well."""
         try:
             self.check(backbone, head)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception:  # it says in a way of its own that what it left out is needed
+        except Exception as error:  # it says in a way of its own that what it left out is needed
+            if out_of_memory(error):
+                raise
             return False
         return head.intact
 

@@ -538,3 +538,22 @@ def test_a_path_that_opens_for_red_images_alone_is_refused(gate):
     assert torch.equal(network(inputs), forward(inputs))
     with pytest.raises(ValueError, match=r"^model\.layer: the network has a path around 'conv'"):
         cut(network, "conv", inputs)
+
+
+class Hungry(nn.Module):
+    """Wants 4 PiB of memory from its second call on."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.calls = nn.Conv2d(3, 4, 1), 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls > 1:
+            torch.empty(1 << 50)
+        return self.conv(x).mean((2, 3))
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_layer():
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        cut(Hungry().eval(), "conv", torch.rand(2, 3, 8, 8))
