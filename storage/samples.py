@@ -132,10 +132,14 @@ def read_hits(root: Path, shards: int) -> tuple[int, int, bool]:
         labelled += len(equal) - equal.null_count
         correct += pc.sum(equal).as_py() or 0
         # A list without a single label: the image may have any number of them.
-        lists = known["labels"].filter(pc.is_null(known["label"])).to_pylist()
-        predictions = found["prediction"].filter(pc.is_null(known["label"])).to_pylist()
-        hits = [p in own for own, p in zip(lists, predictions, strict=True) if own and p is not None]
-        labelled, correct, several = labelled + len(hits), correct + sum(hits), several or any(lists)
+        alone = pc.is_null(known["label"])
+        lists = known["labels"].filter(alone).combine_chunks()
+        images = pc.list_parent_indices(lists)  # of every label in a list
+        predictions = found["prediction"].filter(alone).combine_chunks().take(images)
+        hits = pc.equal(pc.list_flatten(lists), predictions)
+        labelled += pc.count_distinct(images.filter(pc.is_valid(predictions))).as_py()
+        correct += pc.count_distinct(images.filter(hits)).as_py()
+        several = several or len(images) > 0
     return labelled, correct, several
 
 

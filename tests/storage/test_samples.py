@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from storage import samples
 
@@ -97,3 +99,32 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
         ]
         hashes.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
     assert hashes[0] == hashes[1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.none() | st.integers(0, 3),
+            st.none() | st.lists(st.integers(0, 3)),
+            st.none() | st.integers(0, 3),
+        ),
+        min_size=1,
+    )
+)
+def test_hits_are_those_that_are_counted_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory,
+    facts: list[tuple[int | None, list[int] | None, int | None]],
+) -> None:
+    root = tmp_path_factory.mktemp("hits")
+    halves = [facts[: len(facts) // 2], facts[len(facts) // 2 :]]
+    for shard, part in enumerate(halves):
+        rows = [input_row(f"{i}", label=label, labels=labels) for i, (label, labels, _) in enumerate(part)]
+        found = [{"sample_id": f"{i}", "prediction": prediction} for i, (*_, prediction) in enumerate(part)]
+        samples.write_sample_inputs(root, shard, rows)
+        samples.write_sample_predictions(root, shard, found)
+    every = [([label] if label is not None else labels or [], p) for label, labels, p in facts]
+    known = [(labels, p) for labels, p in every if labels and p is not None]
+    several = any(label is None and labels for label, labels, _ in facts)
+    expected = (len(known), sum(p in labels for labels, p in known), several)
+    assert samples.read_hits(root, 2) == expected
