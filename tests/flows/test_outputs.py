@@ -15,6 +15,7 @@ from PIL import Image
 from flows.explain import explain
 from flows.job import Job, JobError
 from runs import assert_same_results, completed, maps_of, prepared
+from storage.query import query
 from storage.run import Run
 from storage.samples import merge_samples, read_samples
 from storage.verify import verify
@@ -141,6 +142,11 @@ def test_every_label_of_an_image_is_explained_up_to_the_stated_number(server: st
         assert row["excluded_by"] == {
             "ok": 0, "all_zero": 0, "constant": 0, "not_finite": 0, "failed": 2, "no_label": 3
         }  # fmt: skip
+    sql = (
+        "SELECT DISTINCT status, target, value FROM scores WHERE status IN ('failed', 'no_label') ORDER BY 1"
+    )
+    nothing = [{"status": status, "target": None, "value": None} for status in ("failed", "no_label")]
+    assert query(run.root, sql).to_pylist() == nothing
     told = read_accuracy(run)
     assert told is not None
     assert told.told().startswith("the most probable class is a label of 3 of 3 images (1.000); labels: ")
