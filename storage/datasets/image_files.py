@@ -75,7 +75,7 @@ def of_files(
     """
     names = [sample.sample_id for sample in samples]
     mask_root = (masks and masks.root) or root
-    files = [masks.names.get(name) for name in names] if masks else []
+    files = [masks.names.get(name) for name in names] if masks and masks.names else []
     shown = [replace(s, sample_id=printable(s.sample_id), uri=printable(s.uri)) for s in samples]
 
     def contents() -> list[Any]:

@@ -103,21 +103,26 @@ class MapStyle:
     def _sample(self, place: int) -> Sample:
         if place not in self._samples:
             index = self._chosen[place]
-            item, uri = self._facts(index), f"{self._name}[{index}]"
-            name = f"{index:06d}" if item.name is None else item.name
-            self._samples[place] = Sample(name, uri, item.label, item.boxes, item.labels)
+            facts = self._facts(index)
+            name = facts.get("name") or f"{index:06d}"
+            self._samples[place] = Sample(
+                name,
+                f"{self._name}[{index}]",
+                facts.get("label"),
+                facts.get("boxes", ()),
+                facts.get("labels", ()),
+            )
         return self._samples[place]
 
-    def _facts(self, index: int) -> Item:
+    def _facts(self, index: int) -> dict[str, Any]:
         """What is known of an item; nothing if it cannot be read, which is said when it is loaded."""
         try:
             if self._lists.keys() < self._form - {"mask"}:
-                return self._read(index)
-            return Item(
-                None, self._form, **{_FIELDS[part]: of(index) for part, (_, of) in self._lists.items()}
-            )
+                item = self._read(index)
+                return {field: getattr(item, field) for field in _FIELDS.values()}
+            return {_FIELDS[part]: of(index) for part, (_, of) in self._lists.items()}
         except Exception:
-            return Item(None, self._form)
+            return {}
 
     def _checked(self, place: int) -> Item:
         """An item that says the same as the other items, and as the lists of the dataset."""

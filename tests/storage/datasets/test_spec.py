@@ -62,6 +62,39 @@ def test_what_a_run_is_has_the_hash_that_it_had(table: dict[str, Any], recorded:
     assert DatasetSpec.model_validate(told) == DatasetSpec.model_validate(table)
 
 
+# A kind, a path, and the fingerprint that runs recorded of this dataset then.
+FINGERPRINTS = [
+    ("folder", "images", "afe7a3dee2f92878acc0d32db005583067f8fff1abd602f57762bceaf69c17c4"),
+    ("csv", "boxes.csv", "4d2dc9937fbf6b2ca2ce92f38559ae8ae2d79aa24cdba0689fb6a69f12442e8e"),
+    ("csv", "masks.csv", "a7cb658b19273a722c9b8543146562d0aaa2733ea601ed8c3dfd3749c74b8300"),
+    ("csv", "labels.csv", "68722af875e2e3ab1ca34227098521d735992ca9e4bbb4facf7e0c57fc827ae9"),
+    ("text", "texts.csv", "515a5b7d2e4be40343d557a9da2f10ffa1455dc6d2e5f1914f221f5b11070ff4"),
+    ("tensors", "rows.csv", "19e7bf067e5674fc5a04579a6726b56f0d5f3cdc6af1d63afade89457f486d89"),
+]
+
+
+@pytest.mark.parametrize(("kind", "path", "recorded"), FINGERPRINTS)
+def test_a_dataset_has_the_fingerprint_that_it_had(
+    kind: str, path: str, recorded: str, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    for size, name in enumerate(("cat/a.png", "cat/b.png", "dog/c.png"), 1):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).write_bytes(b"x" * size)
+    (tmp_path / "a-mask.png").write_bytes(b"xxxx")
+    for name, text in {
+        "boxes": "file,label,xmin,ymin,xmax,ymax\ncat/a.png,3,1,2,30,40\ndog/c.png,4,0,0,9,9\n",
+        "masks": "file,label,mask\ncat/a.png,cat,../a-mask.png\ndog/c.png,dog,\n",
+        "labels": "file,labels\ncat/a.png,1;2\ndog/c.png,\n",
+        "texts": "text,label\ngood,1\nbad,0\n",
+        "rows": "a,b,label\n1,2.5,0\n3,-1,1\n",
+    }.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    given = {"images": images} if kind == "csv" else {}
+    spec = DatasetSpec.model_validate({"kind": kind, "path": tmp_path / path, **given})
+    assert open_dataset(spec).fingerprint == recorded
+
+
 @pytest.mark.parametrize("key", ["boxes", "a" * 1000])
 def test_a_key_of_another_kind_is_refused_and_the_own_ones_are_told(key: str) -> None:
     with pytest.raises(ValidationError) as refused:
@@ -190,3 +223,16 @@ def test_a_plug_in_that_cannot_be_used_is_told_and_the_form_goes_without(
         DatasetSpec.model_validate({"kind": "own"})
     assert DatasetSpec.model_validate({"kind": "digits"}).kind == "digits"
     assert "CsvListing" in Job.model_json_schema()["$defs"]
+
+
+def test_a_job_imports_its_own_kind_and_none_of_the_libraries_of_others() -> None:
+    program = (
+        "import sys\n"
+        "from storage.datasets.spec import DatasetSpec\n"
+        "DatasetSpec.model_validate({'kind': 'csv', 'path': 'a.csv'})\n"
+        "ours = {name for name in sys.modules if name.startswith('storage.datasets.kinds.')}\n"
+        "print(sorted(ours | {'torch', 'torchvision', 'sklearn', 'prefect'} & sys.modules.keys()))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    told = subprocess.check_output([sys.executable, "-P", "-c", program], text=True, env=environment)
+    assert told.strip() == "['storage.datasets.kinds.csv_listing']"
