@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import types
 
-from storage.datasets.listing import number_labels, records
+from storage.datasets.listing import check_labels, number_labels, records, split_labels
 from storage.errors import LONGEST, one_line
 from storage.files import memory_bytes
 from storage.places import for_arrow
 
-LABEL, ID = "label", "id"
+LABEL, LABELS, ID = "label", "labels", "id"
+_NAMED = frozenset({LABEL, LABELS, ID})  # columns that may be whole numbers too
 _STRING = pa.large_string()  # Arrow's plain strings hold at most 2 GiB per column
 _BLOCK = 1 << 26  # bytes that are read at once; a row of a CSV file must not be longer
 
@@ -80,9 +81,9 @@ class Columns:
         column = self._columns[name]
         kind = column.type.value_type if types.is_dictionary(column.type) else column.type
         text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-        named = name in {LABEL, ID} and (types.is_integer(kind) or types.is_boolean(kind))
+        named = name in _NAMED and (types.is_integer(kind) or types.is_boolean(kind))
         if not (text or named or types.is_null(kind)):
-            may = "whole numbers or texts" if name in {LABEL, ID} else "texts"
+            may = "whole numbers or texts" if name in _NAMED else "texts"
             raise ValueError(f"{self.path}: column {name} holds {kind}; it must hold {may}")
         return column.cast(_STRING)
 
@@ -106,15 +107,18 @@ class Columns:
         return numbers
 
     def known(self) -> dict[str, Any]:
-        """Return ``ids``, and ``labels`` with ``classes``, if the file has these columns.
+        """Return ``ids``, and ``labels`` or ``several`` with ``classes``, if the file has these columns.
 
-        Labels are numbered by :func:`storage.datasets.listing.number_labels`.
+        ``several`` are those of a column ``labels``, any number per row. Labels are numbered by
+        :func:`storage.datasets.listing.number_labels`.
 
         Raises
         ------
         ValueError
             If an id is missing or occurs twice, or if the labels are invalid; the message is one line.
         """
+        if LABEL in self.names and LABELS in self.names:
+            raise ValueError(f"{self.path} has the columns {LABEL} and {LABELS}; rename or remove one")
         known: dict[str, Any] = {}
         if ID in self.names:
             known["ids"] = self._cells(ID)
@@ -122,6 +126,13 @@ class Columns:
         if LABEL in self.names:
             numbered = number_labels(self.path, self._cells(LABEL), self.place)
             known["labels"], known["classes"] = numbered
+        if LABELS in self.names:
+            each = [self._labels(row, cell) for row, cell in enumerate(self._lists())]
+            rows = [row for row, labels in enumerate(each) for _ in labels]
+            flat = [label for labels in each for label in labels]
+            numbers, known["classes"] = number_labels(self.path, flat, lambda at: self.place(rows[at]))
+            left = iter(numbers)
+            known["several"] = [[next(left) for _ in labels] for labels in each]
         return known
 
     def place(self, row: int) -> str:
@@ -134,6 +145,25 @@ class Columns:
     def _cells(self, name: str) -> list[str]:
         """Return the cells of a column as texts without blanks at their ends; a missing cell is empty."""
         return [(cell or "").strip() for cell in self.strings(name).to_pylist()]
+
+    def _lists(self) -> list[Any]:
+        """Return the cells of the column ``labels``: texts, or lists as Parquet files may have them."""
+        column = self._columns[LABELS]
+        if types.is_list(column.type) or types.is_large_list(column.type):
+            lists: list[Any] = column.to_pylist()
+            return lists
+        return self._cells(LABELS)
+
+    def _labels(self, row: int, cell: Any) -> list[str]:
+        """Return the labels of a cell of the column ``labels``."""
+        try:
+            if not isinstance(cell, list):
+                return split_labels(cell or "")
+            labels = [str(label).strip() for label in cell]
+            check_labels(labels, ";".join(labels))
+            return labels
+        except ValueError as error:
+            raise ValueError(f"{self.path}, {self.place(row)}: {error}") from error
 
     def _check_ids(self, ids: list[str]) -> None:
         """Raise ValueError if an id is missing or occurs twice."""

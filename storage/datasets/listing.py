@@ -256,7 +256,8 @@ def _check_header(path: Path, columns: list[str]) -> None:
 
 def _add(drafts: dict[str, _Draft], line: int, row: Mapping[str, str]) -> None:
     """Add a row to the draft of its file; raise ValueError if it contradicts earlier rows."""
-    file, labels, box, mask = row["file"], _labels(row), read_box(row), row.get("mask") or None
+    file, box, mask = row["file"], read_box(row), row.get("mask") or None
+    labels = split_labels(row["labels"]) if "labels" in row else [row["label"]]
     if not file:
         raise ValueError("the file is missing")
     draft = drafts.setdefault(_same(file), _Draft(line, file, labels, [], mask))
@@ -272,16 +273,19 @@ def _add(drafts: dict[str, _Draft], line: int, row: Mapping[str, str]) -> None:
         draft.boxes.append(box)
 
 
-def _labels(row: Mapping[str, str]) -> list[str]:
-    """Return the labels of a row; raise ValueError if one is missing or written twice."""
-    if "labels" not in row:
-        return [row["label"]]
-    labels = [label.strip() for label in row["labels"].split(";")] if row["labels"] else []
+def split_labels(cell: str) -> list[str]:
+    """Return the labels of a cell, between semicolons; see :func:`check_labels`."""
+    labels = [label.strip() for label in cell.split(";")] if cell else []
+    check_labels(labels, cell)
+    return labels
+
+
+def check_labels(labels: Sequence[str], cell: str) -> None:
+    """Raise ValueError if one of the labels of a cell is missing or written twice."""
     for label in labels:
         if not label or labels.count(label) > 1:
             wrong = f"label {label} is written twice" if label else "a label is missing beside a semicolon"
-            raise ValueError(f"{wrong} in {row['labels']}")
-    return labels
+            raise ValueError(f"{wrong} in {cell}")
 
 
 def _same(file: str) -> str:

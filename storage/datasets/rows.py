@@ -31,7 +31,10 @@ def of_rows(
         row = chosen[index]
         sample_id = f"{row:06d}" if table.ids is None else table.ids[row]
         return Sample(
-            sample_id, f"{path.name}#{row:06d}", None if table.labels is None else table.labels[row]
+            sample_id,
+            f"{path.name}#{row:06d}",
+            None if table.labels is None else table.labels[row],
+            labels=() if table.several is None else tuple(table.several[row]),
         )
 
     samples = Drawn(len(chosen), sample)

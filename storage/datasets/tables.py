@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.datasets.arrays import read_archive, read_array_file
-from storage.datasets.columns import ID, LABEL, Columns
+from storage.datasets.columns import ID, LABEL, LABELS, Columns
 from storage.datasets.listing import LARGEST, problem_with
 from storage.files import UnreadableError
 
@@ -34,7 +34,9 @@ class Table:
     ids
         One id per row, all different; None if the file has no ids.
     labels
-        One class index per row; None if the file has no labels.
+        One class index per row; None if the file has no labels, or several per row.
+    several
+        The class indices of each row, any number of them; None if the file has no column ``labels``.
     classes
         Class names by label; empty if the labels are numbers.
     features
@@ -43,6 +45,7 @@ class Table:
 
     ids: list[str] | None = None
     labels: list[int] | None = None
+    several: list[list[int]] | None = None
     classes: list[str] = field(default_factory=list)
     features: list[str] = field(default_factory=list)
 
@@ -123,14 +126,14 @@ class Tensors(Table):
 
 
 def read_texts(path: Path, column: str) -> Texts:
-    """Read the texts in a column of a CSV or Parquet file, and its columns ``label`` and ``id`` if any.
+    """Read the texts in a column of a CSV or Parquet file, and its labels and ids if it has any.
 
     Raises
     ------
     ValueError
         If the file cannot be read or is invalid. The message is one line with the file and the reason.
     """
-    wanted = (column, LABEL, ID)
+    wanted = (column, LABEL, LABELS, ID)
     columns = Columns(path, wanted, strings=wanted)
     if column not in columns.names:
         there = ", ".join(columns.present)
@@ -142,8 +145,8 @@ def read_tensors(path: Path) -> Tensors:
     """Read the numbers of an ``.npz``, ``.npy``, CSV or Parquet file.
 
     An ``.npz`` file holds them in ``inputs``, (N, T) or (N, C, T), and may have ``labels`` (N,), which are
-    whole numbers. An ``.npy`` file holds ``inputs`` only. In CSV and Parquet every column except ``label``
-    and ``id`` is a feature, and a missing number is NaN.
+    whole numbers. An ``.npy`` file holds ``inputs`` only. In CSV and Parquet every column except ``label``,
+    ``labels`` and ``id`` is a feature, and a missing number is NaN.
 
     Raises
     ------
@@ -167,15 +170,16 @@ def read_tensors(path: Path) -> Tensors:
 
 def _of_columns(path: Path) -> Tensors:
     """Read the columns of a CSV or Parquet file as features."""
-    columns = Columns(path, None, strings=(LABEL, ID))
-    features = [name for name in columns.names if name not in {LABEL, ID}]
+    known = (LABEL, LABELS, ID)
+    columns = Columns(path, None, strings=known)
+    features = [name for name in columns.names if name not in known]
     for name in features:
         if _INDEX.fullmatch(name):
             raise ValueError(f"{path}: column {name!r} holds only row numbers; write the file without it")
-        if name.casefold() in {LABEL, ID}:
+        if name.casefold() in known:
             raise ValueError(f"{path}: rename the column {name!r}: is it {name.casefold()}, or a feature?")
     if not features:
-        raise ValueError(f"{path} has no column of numbers besides {LABEL} and {ID}")
+        raise ValueError(f"{path} has no column of numbers besides {', '.join(known)}")
     inputs = np.empty((columns.rows, len(features)), np.float32)
     for place, name in enumerate(features):
         inputs[:, place] = columns.numbers(name)

@@ -92,6 +92,22 @@ def test_samples_say_what_the_model_read(texts: Run) -> None:
     assert all(sample["label"] == 1 for sample in (first, second, empty, long))
 
 
+def test_every_label_of_a_text_is_explained(tmp_path: Path) -> None:
+    job = text_job(tmp_path, target="labels", explainers=[{"name": "erasure"}], controls=False)
+    with (tmp_path / "texts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["text", "labels"], ["good film", "1;0"], ["a bad plot", "0"], ["dull", ""]]
+        )
+    run = scored(prepared(job))
+    targets = query(run.root, "SELECT targets FROM samples")["targets"].to_pylist()
+    assert targets == [[1, 0], [0], []]
+    rows = query(run.root, "SELECT target, status FROM scores WHERE metric = 'sparseness'").to_pylist()
+    assert [(row["target"], row["status"] == "no_label") for row in rows] == [
+        *[(1, False), (0, False), (0, False)],
+        *[(None, True)] * 3,
+    ]
+
+
 def test_texts_take_maps_of_another_program(texts: Run, tmp_path: Path) -> None:
     stored = zarr.open_array(str(texts.saliency("pami") / "maps"), mode="r")[:]
     np.save(tmp_path / "maps.npy", stored)

@@ -141,6 +141,48 @@ def test_labels_are_whole_numbers_or_names_in_sorted_order(
         assert (labels(dataset), dataset.classes) == (expected, classes)
 
 
+@pytest.mark.parametrize("opened", [texts, tensors])
+def test_rows_may_have_several_labels_between_semicolons_or_in_lists(tmp_path: Path, opened: Any) -> None:
+    def several(dataset: Dataset) -> list[tuple[int, ...]]:
+        assert labels(dataset) == [None] * 4
+        return [sample.labels for sample in dataset.samples]
+
+    cells, rows = ["cat; dog", "", "owl", "dog;cat"], ["1", "2", "3", "4"]
+    value = "text" if opened is texts else "x"
+    written = table(tmp_path / "a.csv", [value, "labels"], list(zip(rows, cells, strict=True)))
+    given = rows if opened is texts else [1.0, 2.0, 3.0, 4.0]
+    split = [["cat", "dog"], None, ["owl"], ["dog", "cat"]]
+    lists = parquet(tmp_path / "a.parquet", **{value: given, "labels": pa.array(split)})
+    for dataset in (opened(written), opened(lists)):
+        assert several(dataset) == [(0, 1), (), (2,), (1, 0)]
+        assert (dataset.classes, dataset.features) == (
+            ["cat", "dog", "owl"],
+            [] if opened is texts else ["x"],
+        )
+    numbers = pa.array([[7, 300], [], None, [0]], pa.large_list(pa.uint16()))
+    dataset = opened(parquet(tmp_path / "b.parquet", **{value: given, "labels": numbers}))
+    assert (several(dataset), dataset.classes) == ([(7, 300), (), (), (0,)], [])
+    assert [sample.sample_id for sample in opened(written, limit=2).samples] == ["000000", "000002"]
+    assert [sample.labels for sample in opened(written, limit=2).samples] == [(0, 1), (2,)]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "told"),
+    [
+        ("text,labels", "a,cat;", "line 2: a label is missing beside a semicolon in cat;"),
+        ("text,labels", "a,cat;dog;cat", "line 2: label cat is written twice in cat;dog;cat"),
+        ("text,labels", "a,cat;3", "line 2: label 'cat' is a name, but 3 in line 2 is a number"),
+        ("text,labels", "a,1.5;2", "line 2: label 1.5 is no class index"),
+        ("text,label,labels", "a,1,1", "has the columns label and labels; rename or remove one"),
+    ],
+)
+def test_wrong_lists_of_labels_are_told_with_their_line(
+    tmp_path: Path, header: str, row: str, told: str
+) -> None:
+    (tmp_path / "a.csv").write_text(f"{header}\n{row}\n")
+    assert told in refusal(texts, tmp_path / "a.csv")
+
+
 def in_csv_without_text(path: Path) -> Path:
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
     return table(path.with_name("n.csv"), ["x", "label"], [(row["x"], row["label"]) for row in rows])
@@ -317,7 +359,7 @@ def test_a_column_without_numbers_is_refused_by_name_and_line(tmp_path: Path) ->
     path = parquet(tmp_path / "b.parquet", age=[1, 2], city=[[1], [2]])
     assert "column city holds list<" in refusal(tensors, path)
     path = table(tmp_path / "c.csv", ["label", "id"], [(1, 1)])
-    assert "no column of numbers besides label and id" in refusal(tensors, path)
+    assert "no column of numbers besides label, labels, id" in refusal(tensors, path)
 
 
 def test_the_row_numbers_pandas_writes_are_no_feature(tmp_path: Path) -> None:
