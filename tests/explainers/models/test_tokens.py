@@ -11,9 +11,11 @@ import transformers
 from timm.layers import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
+from towers import tower
 
 from explainers.base import Need
 from explainers.models.classifier import Classifier
+from explainers.models.clip import Clip
 from explainers.requirements import unmet
 from families import condition, pixels, stirred
 
@@ -43,7 +45,7 @@ def eva(network: nn.Module, inputs: Tensor, keep: Tensor) -> Tensor:
     tokens, rope = network._pos_embed(network.patch_embed(inputs))
     tokens = network.norm_pre(tokens[:, chosen(tokens, keep)])
     for block in network.blocks:
-        tokens = block(tokens, rope=rope[keep])
+        tokens = block(tokens, rope=None if rope is None else rope[keep])
     return network.forward_head(network.norm(tokens))
 
 
@@ -78,6 +80,16 @@ def convit(network: nn.Module, inputs: Tensor, keep: Tensor) -> Tensor:
     return network.forward_head(network.norm(tokens))
 
 
+def clip_of(trunk: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The logits of a CLIP are the scaled cosines of what its tower gives with the classes."""
+
+    def by_hand(network: Clip, inputs: Tensor, keep: Tensor) -> Tensor:
+        found = F.normalize(trunk(network.visual.trunk, inputs, keep), dim=1)
+        return network.logit_scale * found @ network.class_embeddings.T
+
+    return by_hand
+
+
 # network, the pass by hand, whether patches are dropped, whether some patch is needed, prefix tokens
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor], bool, bool, int]] = {
     "deit3": (lambda: made("deit3_small_patch16_224"), vit, True, False, 1),
@@ -98,6 +110,9 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor], bool, 
     "dinov3": (lambda: made("vit_small_patch16_dinov3", global_pool="token"), eva, False, False, 5),
     "dynamic size": (lambda: made("vit_tiny_patch16_224", dynamic_img_size=True), vit, True, False, 1),
     "eva02, mean": (lambda: made("eva02_tiny_patch14_224", patch_size=16), eva, False, True, 1),
+    "open_clip EVA01": (lambda: tower("EVA01"), clip_of(eva), True, False, 1),
+    "open_clip EVA02": (lambda: tower("EVA02"), clip_of(eva), False, False, 1),
+    "open_clip MobileCLIP-B": (lambda: tower("MobileCLIP-B"), clip_of(vit), True, False, 1),
 }
 
 
@@ -180,6 +195,12 @@ def test_logits_of_some_patches_are_those_behind_hugging_faces_own_attention_mas
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found[:1], whole[:1], rtol=1e-4, atol=1e-4)
     assert (found - whole)[1:].abs().amax(1).min() > 0.01
+
+
+def test_a_tower_of_convolutions_with_attention_at_its_end_is_refused_in_one_line() -> None:
+    refused = pytest.raises(ValueError, match=r"^Clip cannot be run on a subset of patches: no module takes")
+    with torch.no_grad(), Classifier(tower("MobileCLIP-S1"), input_size=(256, 256)) as classifier, refused:
+        classifier.logits_of_patches(pixels(1, (256, 256)), torch.ones(1, 64).bool())
 
 
 def test_a_stem_whose_tokens_see_the_whole_image_is_refused() -> None:

@@ -6,8 +6,9 @@ import pytest
 import timm
 import torch
 import transformers
-from timm.layers import Attention
+from timm.layers import Attention, apply_rot_embed_cat
 from torch import Tensor, nn
+from towers import tower
 
 from explainers.base import Batch
 from explainers.models.classifier import Classifier
@@ -179,3 +180,47 @@ def test_which_of_timms_families_can_be_read_and_why_not(name: str, reason: str 
         Classifier(timm.create_model(name, **SMALL, **options, **size), input_size=(64, 64)) as classifier,
     ):
         assert unread_attention(classifier) == reason
+
+
+def queries_and_keys(module: nn.Module, tokens: Tensor) -> Tensor:
+    """(2, B, heads, T, d) of an attention module of timm, whose class token comes first."""
+    if getattr(module, "qkv", None) is None:
+        both = torch.cat([module.q_proj(tokens), module.k_proj(tokens)], 2)
+    else:
+        biases = [getattr(module, f"{name}_bias", None) for name in "qkv"]
+        bias = module.qkv.bias if biases[0] is None else torch.cat(biases)
+        both = nn.functional.linear(tokens, module.qkv.weight, bias)[..., : 2 * tokens.shape[2]]
+    return both.unflatten(2, (2, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+@pytest.mark.parametrize("family", ["EVA01", "EVA02", "MobileCLIP-B"])
+def test_matrices_of_open_clips_towers_are_the_softmax_of_their_queries_and_keys(family: str) -> None:
+    network, expected = tower(family), []
+
+    def see(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        q, k = queries_and_keys(module, args[0])
+        if kwargs.get("rope") is not None:  # EVA02 rotates the patches by their places
+            turned = apply_rot_embed_cat(torch.stack([q, k])[:, :, :, 1:], kwargs["rope"])
+            q, k = torch.cat([torch.stack([q, k])[:, :, :, :1], turned], 3)
+        expected.append((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1))
+
+    modules = [block.attn for block in network.visual.trunk.blocks]
+    handles = [module.register_forward_pre_hook(see, with_kwargs=True) for module in modules]
+    matrices: list[Tensor] = []
+    with torch.no_grad():
+        with explicit_attention(matrices.append):
+            logits = network(pixels(2))
+        for handle in handles:
+            handle.remove()
+        torch.testing.assert_close(logits, network(pixels(2)), rtol=1e-4, atol=1e-4)
+    assert len(matrices) == len(modules)
+    for found, given in zip(matrices, expected, strict=True):
+        torch.testing.assert_close(found, given, rtol=1e-4, atol=1e-6)
+        assert found.std(-1).mean() > 0.01
+    with Classifier(network, input_size=(64, 64)) as classifier:
+        assert attention_tokens(classifier).read.nonzero().flatten().tolist() == [0]
+
+
+def test_attention_at_the_end_of_convolutions_is_refused_in_one_line() -> None:
+    with Classifier(tower("MobileCLIP-S1"), input_size=(256, 256)) as classifier:
+        assert unread_attention(classifier) == "its tokens are no patches in the order of the rows of a grid"
