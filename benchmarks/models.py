@@ -16,7 +16,8 @@ measured again when its row is deleted. A row says
   head gives the network's logits on other inputs and other numbers of inputs, every cell of the grid reaches
   the logits, the change on the grid follows a patch, maps are those of a layer named by hand where one is
   known, and tokens and attention matrices, where they can be had, give the network's logits;
-- "refused", if Floodlit refuses it in one line; "wrong", if it is accepted and fails a check;
+- "refused", if Floodlit refuses it in one line; "wrong", if it is accepted and fails a check; "unclear", if
+  random weights hide where the cells lie;
 - "failed", if something else went wrong: another error, or a limit that was reached.
 
 With ``--small``, networks that take inputs of any size get at most 224 pixels a side.

@@ -95,6 +95,14 @@ def test_the_moving_patch_finds_cells_that_lie_elsewhere(
         assert checks.follows(scrambled).startswith("patch: ")
 
 
+def test_cells_that_change_nearly_alike_are_said_to_tell_nothing(checks: ModuleType) -> None:
+    def mixed(maps: Tensor) -> Tensor:
+        return maps.mean((2, 3), keepdim=True) + 0.01 * maps.flip(2, 3)
+
+    with grid(mixed) as washed_out:
+        assert checks.follows(washed_out).startswith("unclear: all cells change nearly alike; patch: ")
+
+
 def test_cells_that_the_head_does_not_read_are_found(checks: ModuleType) -> None:
     with grid(read=lambda maps: maps[:, :, 1:].mean((2, 3))) as deaf:
         assert checks.reach(deaf).startswith("reach: 4 of 8x4 cells do not reach the logits, such as (0, 0)")
@@ -234,7 +242,7 @@ def test_a_sweep_adds_the_rows_that_are_missing(
     models.main(command)
     assert asked == [["resnet18", "resnet34"], ["resnet34"]]
     told = capsys.readouterr().out
-    assert "works 2, refused 0, wrong 0, failed 0, of 2" in told
+    assert "works 2, refused 0, wrong 0, unclear 0, failed 0, of 2" in told
     assert "for 2 models\n  resnet18: 26 passes, 6 s" in told
 
 

@@ -22,6 +22,8 @@ _ROUNDING = 1e-6  # of the largest logit: random weights may hardly let the logi
 _PLACES = (3, 4)  # of the moving patch, from top to bottom and from left to right
 _FOLLOWS = 0.7  # the least correlation of where the grid changes with where the patch is
 _SEEN = 0.6  # the same of what a cell sees with where the cell is
+_ALIKE = (1.001, 1.1)  # the strongest change over the mean one; below it, the cells are one
+UNCLEAR = "unclear"
 _FLOOR = 1e-4  # of the largest change: less counts as much
 _TRIED = 32  # cells without a gradient that are replaced
 _LEFT_OUT = 0.75  # of the rows and columns that a stride leaves, at least
@@ -146,8 +148,21 @@ def follows(classifier: Classifier) -> str | None:
         if not (patch >= _FOLLOWS or seen >= _SEEN)
     ]
     if told:
-        return f"patch: the change, and what cells see, do not follow their places: {' and '.join(told)}"
+        wrong = f"patch: the change, and what cells see, do not follow their places: {' and '.join(told)}"
+        return f"{UNCLEAR}: all cells change nearly alike; {wrong}" if _nearly_alike(classifier) else wrong
     return None
+
+
+@torch.no_grad()
+def _nearly_alike(classifier: Classifier) -> bool:
+    """Whether a patch changes all cells nearly alike, so that random weights hide where the cells lie."""
+    inputs = fresh(classifier, 1, 3)
+    height, width = classifier.input_shape[1:]
+    shown = inputs.clone()
+    shown[..., : height // 3, : width // 3] = 1
+    maps = classifier.spatial(classifier.activations(torch.cat([inputs, shown])))
+    change = (maps[1] - maps[0]).abs().mean(0)
+    return bool(_ALIKE[0] < change.max() / change.mean().clamp(min=1e-30) < _ALIKE[1])
 
 
 @torch.no_grad()

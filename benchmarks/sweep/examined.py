@@ -147,7 +147,8 @@ def examine(entry: Entry, device: str) -> dict[str, Any]:
     -------
     dict
         A value for each of ``COLUMNS``. ``status`` is "works", "refused" (in one line, before any work),
-        "wrong" (accepted, and a check of its own fails) or "failed" (another error than a refusal).
+        "wrong" (accepted, and a check of its own fails), "unclear" (accepted, and random weights hide where
+        the cells lie) or "failed" (another error than a refusal).
     """
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -223,7 +224,9 @@ def _fill(row: dict[str, Any], entry: Entry, table: dict[str, Any], device: str)
             if lacks is None:
                 wrong.append(check(classifier))
     told = [each for each in wrong if each is not None]
-    row["status"], row["reason"] = "wrong" if told else "works", "; ".join(told)
+    unclear = all(each.startswith(checks.UNCLEAR) for each in told)
+    row["status"] = "works" if not told else checks.UNCLEAR if unclear else "wrong"
+    row["reason"] = "; ".join(told)
 
 
 def _cost_of_finding(classifier: Classifier, counted: Counted) -> dict[str, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sweep.listed import LARGEST, SOURCES
 
-STATES = ("works", "refused", "wrong", "failed")
+STATES = ("works", "refused", "wrong", "unclear", "failed")
 _TITLES = {
     "torchvision": "torchvision",
     "timm": "timm",
@@ -35,6 +35,8 @@ that is moved over the input.
 - It is *refused* if a job without a layer ends with one line before any work. A layer that the job names, or
   an explainer that needs no layer, may still do.
 - It is *wrong* if it is accepted and fails a check.
+- It is *unclear* if it is accepted and passes the checks but for one: with random weights all cells change
+  nearly alike, wherever the patch is, so that nothing is known of where they lie.
 - It *failed* if another error, or a limit of time or memory, ended the check.
 """
 
