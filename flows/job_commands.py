@@ -168,6 +168,7 @@ def _results(job: Any) -> None:
     lines = {"weights": _taken(taken)} if taken and any(taken.values()) else {}
     lines |= {"layer": layer_of(done)} if done.layer is not None else {}
     lines |= {"outputs": done.manifest.outputs} if done.manifest.outputs else {}
+    lines |= {"dataset": done.manifest.dataset_read} if done.manifest.dataset_read else {}
     lines |= {
         "maps": f"{done.root}/saliency.zarr/<explainer>/maps",
         "scores": f"{done.root}/scores/ (Parquet), {done.summary}",

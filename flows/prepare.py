@@ -32,6 +32,7 @@ from flows.recorded_layer import with_recorded_layer
 from flows.targets import check_targets, targets_per_image
 from plugins.reasons import first_line
 from storage.datasets.dataset import Dataset
+from storage.datasets.index import keep_index
 from storage.datasets.opening import open_dataset
 from storage.manifest import Manifest, MetricEntry
 from storage.run import Run
@@ -66,7 +67,7 @@ def prepare(job: Job) -> Run:
     """
     try:
         bands = bands_of(job.dataset, job.model)
-        dataset = open_dataset(job.dataset, bands)
+        dataset = open_dataset(job.dataset, bands, job.store)
         geometry, size, stored = form_of(job.model, dataset, bands)
         classifier = load(with_recorded_layer(job), input_size=size, modality=dataset.modality)
         with closing(classifier):
@@ -229,6 +230,7 @@ def _open_run(
         labels=labels.told,
         masks=dataset.masks is not None,
         left_out=dict(dataset.left_out),
+        dataset_read=dataset.told,
         shard_rows=job.batch.shard
         or shard_images(images, len(chosen), job.cluster.expected_workers, pixels, size),
         probes=seen,
@@ -245,4 +247,6 @@ def _open_run(
             for name, (parameters, metric) in scored.items()
         },
     )
-    return Run.create_or_open(job.store, manifest)
+    run = Run.create_or_open(job.store, manifest)
+    keep_index(run.root, dataset)
+    return run

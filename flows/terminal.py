@@ -157,12 +157,13 @@ def given_to(run: Run) -> list[str]:
 
 
 def notes_of(run: Run) -> list[str]:
-    """Return the lines on what was done to the images of a run, which files were left out, and given maps."""
+    """Return the lines on how the dataset was read, its notes, and maps that were given."""
     from storage.datasets.notes import lines
     from storage.samples import read_samples
 
     samples = read_samples(run.root) if run.samples.exists() else []
-    return [*lines(samples, run.manifest.left_out), *given_to(run)]
+    read = [f"dataset: {run.manifest.dataset_read}"] if run.manifest.dataset_read else []
+    return [*read, *lines(samples, run.manifest.left_out), *given_to(run)]
 
 
 def layer_of(run: Run) -> str:

@@ -141,6 +141,8 @@ class Manifest(_Entry):
         Whether the images' masks are stored beside the images.
     left_out
         The number of files in the dataset's folder that are no samples, by what they are, e.g. ``*.txt``.
+    dataset_read
+        How the dataset was read where the job leaves that open, e.g. from which columns, in words.
     map_dtype
         NumPy type of the maps.
     later_layer
@@ -179,6 +181,7 @@ class Manifest(_Entry):
     labels: str = ""
     masks: bool = False
     left_out: dict[str, int] = Field(default_factory=dict)
+    dataset_read: str = ""
     map_dtype: Literal["float32", "float16"] = "float32"
     later_layer: str | tuple[str, ...] | None = None
     layer_choice: str = ""
@@ -236,6 +239,7 @@ def continued(root: Path, known: Manifest, wanted: Manifest, now: str) -> Manife
     update: dict[str, Any] = {
         "job": wanted.job,
         "left_out": wanted.left_out,
+        "dataset_read": wanted.dataset_read,
         "explainers": wanted.explainers,
         "metrics": wanted.metrics,
         # A job whose explainers read no activations has no shape; the arrays of the run stay.
@@ -285,7 +289,7 @@ def _compared(manifest: Manifest) -> dict[str, Any]:
     # The fingerprint says whether the weights are the same, wherever they were in their file.
     apart = {"job", "identity", "versions", "weights", "labels", "probes", "outputs"}
     apart |= {"layer_choice", "later_layer"}  # the layers are compared as `Manifest.layer` gives them
-    apart |= {"shard_rows", "hash", "created", "updates", "left_out"}
+    apart |= {"shard_rows", "hash", "created", "updates", "left_out", "dataset_read"}
     return manifest.identity | manifest.model_dump(mode="json", exclude=apart)
 
 

@@ -71,8 +71,13 @@ def read_table(
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[pq.ParquetFile]:
+def opened(path: Path, checked: bool = False) -> Iterator[pq.ParquetFile]:
     """Open a file to read parts of it in the block.
+
+    Parameters
+    ----------
+    checked
+        Whether the checksums of its pages are compared, which only some files have.
 
     Raises
     ------
@@ -81,7 +86,7 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
     """
     try:
         source, filesystem = for_arrow(regular(path))
-        with pq.ParquetFile(source, filesystem=filesystem) as file:
+        with pq.ParquetFile(source, filesystem=filesystem, page_checksum_verification=checked) as file:
             yield file
     except _DAMAGE as error:
         if is_away(error):

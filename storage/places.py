@@ -162,6 +162,16 @@ def for_arrow(path: Path) -> tuple[str, Any]:
     return (remote.path, remote.fs) if is_remote(path) else (str(path), None)
 
 
+def read_part(path: Path, offset: int, size: int) -> bytes:
+    """Read bytes from the middle of a file; fewer if the file ends before."""
+    if is_remote(path):
+        remote = cast(Any, path)
+        return cast(bytes, remote.fs.cat_file(remote.path, start=offset, end=offset + size)) if size else b""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
 def folders_in(root: Path) -> list[str]:
     """Return the sorted names of the folders in a folder."""
     if not is_remote(root):

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.contents import Entry, blocked, listed
+from storage.datasets.index import NAME as INDEX
+from storage.datasets.index import is_whole
 from storage.errors import LONGEST, one_line
 from storage.files import FILE, FOLDER, LINK, UnreadableError, make_room, regular, sha256_of_file
 from storage.layout import DRAWN, SIGNED, TABLES
@@ -174,6 +176,8 @@ class _Check:
         yield from self._lost_records()
         yield from self._of_signed_files()
         yield from self._of_metadata()
+        if self._entries.get(INDEX) is not None and not is_whole(self._run.root):
+            yield Problem(None, Path(INDEX), "is damaged; run the job again, which writes it anew")
         for path, entry in self._entries.items():
             known = path in self._obstacles or path in self._signed
             reason = None if known else self._stranger(path, entry)
@@ -283,7 +287,7 @@ class _Check:
             return "is a link, which may lead out of the run; the run replaces it only where it needs a file"
         if entry.kind != FILE:
             return f"is {entry.kind}, not a file"
-        known = path == "run.json" or (path.endswith("/zarr.json") and expected_file)
+        known = path in {"run.json", INDEX} or (path.endswith("/zarr.json") and expected_file)
         if known or recorded or path.startswith(f"{DRAWN}/"):
             return None
         if self._writer(path) in self._damaged:

@@ -6,6 +6,7 @@ The classifier and the dataset are loaded once per worker process.
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,12 +76,12 @@ def dataset_of(run: Run) -> Dataset:
     bands = RGB
     if manifest.modality == "image" and manifest.input_dtype != "int32":  # which only texts have
         bands = Bands(manifest.input_shape[0], manifest.input_dtype)
-    return _dataset(DatasetSpec.model_validate(run.job["dataset"]), bands)
+    return _dataset(DatasetSpec.model_validate(run.job["dataset"]), bands, run.root)
 
 
 @lru_cache(maxsize=1)
-def _dataset(spec: DatasetSpec, bands: Bands) -> Dataset:
-    return open_dataset(spec, bands)
+def _dataset(spec: DatasetSpec, bands: Bands, root: Path) -> Dataset:
+    return open_dataset(spec, bands, root)
 
 
 def explainer_class(run: Run, name: str) -> type[Explainer]:

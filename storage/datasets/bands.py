@@ -32,6 +32,7 @@ from storage.datasets.tiff import TIFF, read_tiff
 from storage.errors import one_line
 from storage.files import UnreadableError
 
+NUMPY = b"\x93NUMPY"  # the first bytes of an ``.npy`` file
 _AS_THEY_ARE = frozenset({"LA", "RGBA", "RGBX", "CMYK"})  # Pillow's modes of 2 and 4 bands
 
 
@@ -71,8 +72,12 @@ def read_bands(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -
         message is the reason in one line.
     """
     notes = [] if notes is None else notes
-    data = contents(path)
-    if data.startswith(b"\x93NUMPY"):
+    return _read_bands(contents(path), how, notes)
+
+
+def _read_bands(data: bytes, how: Reading, notes: Notes) -> NDArray[Any]:
+    """Read the contents of an image file as an array of ``how.bands``."""
+    if data.startswith(NUMPY):
         found = _Values(_of_array(data, how.bands.channels))
     elif data.startswith(TIFF) and (held := read_tiff(data, how.bands.channels, notes)) is not None:
         values, orientation = held
@@ -98,6 +103,13 @@ def of_values(given: Image.Image | NDArray[Any], how: Reading, notes: Notes) -> 
     if isinstance(given, Image.Image):
         return as_image(given, how, notes)
     return _finished(_Values(_bands_of(given, how.bands.channels)), how, notes)
+
+
+def read_encoded(data: bytes, how: Reading, notes: Notes) -> Image.Image | NDArray[Any]:
+    """Read the contents of an image file as :func:`read_image` reads the file."""
+    if how.bands == RGB and not data.startswith(NUMPY):
+        return decoded(data, lambda image: rgb(image, how, notes))
+    return _read_bands(data, how, notes)
 
 
 def as_image(image: Image.Image, how: Reading, notes: Notes) -> Image.Image | NDArray[Any]:

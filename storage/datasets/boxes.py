@@ -45,7 +45,10 @@ def read_box(row: Mapping[str, str]) -> Box | None:
 
 
 def check_unit(
-    path: Path, boxes: Iterable[tuple[str, Sequence[Box]]], unit: Literal["pixels", "relative"] | None
+    path: Path | str,
+    boxes: Iterable[tuple[str, Sequence[Box]]],
+    unit: Literal["pixels", "relative"] | None,
+    key: str = "dataset.boxes",
 ) -> None:
     """Check that the boxes of a listing are in the unit that the job says, or else clearly in pixels.
 
@@ -56,7 +59,9 @@ def check_unit(
     boxes
         The images of the listing with their boxes.
     unit
-        ``dataset.boxes``. None: pixels, unless a box lies within 0..1 or little beyond.
+        What the job says. None: pixels, unless a box lies within 0..1 or little beyond.
+    key
+        The job's key that says it.
 
     Raises
     ------
@@ -70,7 +75,7 @@ def check_unit(
         for file, box in each:
             if not is_share(box, _ROUNDED):
                 raise ValueError(
-                    f'dataset.boxes: "relative" needs boxes within 0..1, and {path} has {_text(box)} for '
+                    f'{key}: "relative" needs boxes within 0..1, and {path} has {_text(box)} for '
                     f'{file}; set "pixels" or divide the boxes by the size of their image'
                 )
         return
@@ -82,7 +87,7 @@ def check_unit(
     file, box = next(one for one, is_small in zip(each, small, strict=True) if is_small and has_area(one[1]))
     told = "all boxes lie" if all(sized) else f"{sum(sized)} of {len(sized)} boxes lie"
     raise ValueError(
-        f"dataset.boxes: {told} within 0..1, or little beyond, in {path}, e.g. {_text(box)} for {file}; set "
+        f"{key}: {told} within 0..1, or little beyond, in {path}, e.g. {_text(box)} for {file}; set "
         '"relative" if boxes are shares of the width and the height, or "pixels" if they are so small'
     )
 

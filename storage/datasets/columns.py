@@ -194,7 +194,7 @@ def _names(path: Path) -> list[str]:
     suffix = path.suffix.lower()
     if suffix not in {".csv", ".parquet"}:
         raise ValueError(f"dataset.path: {path.name} is neither .csv nor .parquet")
-    names = next(records(path), (1, []))[1] if suffix == ".csv" else _open_parquet(path).schema_arrow.names
+    names = next(records(path), (1, []))[1] if suffix == ".csv" else open_parquet(path).schema_arrow.names
     if not names:
         raise ValueError(f"{path} is empty; it needs a header and rows")
     return names
@@ -231,7 +231,7 @@ def _check_records(path: Path) -> None:
 def _parquet(path: Path, names: list[str], strings: list[str]) -> Any:  # noqa: ARG001
     """Read some columns of a Parquet file as a pyarrow.Table; the file itself says which are texts."""
     try:
-        opened = _open_parquet(path)
+        opened = open_parquet(path)
         size = opened.metadata.num_rows * len(
             names
         )  # a few bytes of the file may stand for any number of rows
@@ -242,7 +242,7 @@ def _parquet(path: Path, names: list[str], strings: list[str]) -> Any:  # noqa: 
         raise ValueError(f"{path} cannot be read: {one_line(error, LONGEST)}") from error
 
 
-def _open_parquet(path: Path) -> Any:
+def open_parquet(path: Path) -> Any:
     """Open a Parquet file; raise ValueError if it is none."""
     try:
         source, filesystem = for_arrow(path)

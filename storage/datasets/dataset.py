@@ -83,6 +83,11 @@ class Dataset:
         Whether boxes are in shares of the image's width and height, and not in pixels.
     left_out
         The number of files in the dataset's folder that are no samples, by what they are.
+    told
+        How the dataset was read where the job leaves that open, in words.
+    index
+        What a kind found in a pass over large files, as a pyarrow.Table, which the run keeps so that no
+        worker has to look for it again; see :mod:`storage.datasets.index`. None where there is no such pass.
     """
 
     samples: Sequence[Sample]
@@ -95,6 +100,8 @@ class Dataset:
     relative_boxes: bool = False
     left_out: Mapping[str, int] = field(default_factory=dict)
     published: bool = False
+    told: str = ""
+    index: Any = None
 
     def load(self, index: int, notes: Notes | None = None) -> Item:
         """Load an item: an image in 8-bit RGB or as an array (C, H, W), a text, or float32 (T,) or (C, T).

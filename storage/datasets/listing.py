@@ -109,7 +109,7 @@ def read_listing(path: Path) -> Listing:
 
 
 def number_labels(
-    path: Path, labels: Sequence[str], place: Callable[[int], str]
+    path: Path | str, labels: Sequence[str], place: Callable[[int], str]
 ) -> tuple[list[int], list[str]]:
     """Turn labels into numbers; return the numbers and the class names.
 

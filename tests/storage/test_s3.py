@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from upath import UPath
 
+import packed
 from flows.server import free_port
 from object_store import ObjectStore
 from runs import create_array
@@ -377,6 +378,10 @@ def photographs(tmp_path: Path) -> Path:
         {"kind": "text", "path": "texts.csv"},
         {"kind": "tensors", "path": "arrays.npz"},
         {"kind": "tensors", "path": "array.npy"},
+        {"kind": "parquet", "path": "rows"},
+        {"kind": "parquet", "path": "rows/part-{01..02}.parquet"},
+        {"kind": "webdataset", "path": "tars"},
+        {"kind": "webdataset", "path": "tars/shard-000001.tar"},
     ],
 )
 def test_a_dataset_is_the_same_in_a_folder_and_on_s3(
@@ -385,6 +390,10 @@ def test_a_dataset_is_the_same_in_a_folder_and_on_s3(
     away = place(f"{s3.empty()}/data")
     if keys["path"] == "":
         (photographs / "mask.png").unlink()
+    if keys["kind"] in {"parquet", "webdataset"}:
+        files = packed.photographs(photographs / "more")
+        packed.as_parquet(files, photographs / "rows")
+        packed.as_tars(files, photographs / "tars")
     put(photographs, away)
 
     def opened(base: Path) -> Any:

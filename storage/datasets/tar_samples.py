@@ -1,0 +1,196 @@
+"""The samples in tar files: members whose names differ only in what follows the first dot.
+
+Of ``cat/0007.jpg``, ``cat/0007.cls`` and ``cat/0007.json`` the first is the image of a sample, and the others
+say what it shows. A field of a JSON member is called ``json.label``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from storage.datasets.column_choice import Choice, choose
+from storage.datasets.column_keys import ColumnKeys
+from storage.datasets.formats import is_hidden, suffixes
+from storage.datasets.image_files import printable
+from storage.datasets.tars import Member, members
+from storage.errors import LONGEST, one_line
+from storage.files import UnreadableError, parse_json
+
+_TRIED = 100  # samples whose members say what the others have
+_SAYING = ("cls", "txt", "json")  # endings of members that are looked at
+_CHOICE, _LEFT_OUT = b"floodlit.choice", b"floodlit.left_out"
+
+Parts = dict[str, Member]  # the members of a sample by what follows the first dot of their names
+
+
+def scan(files: Sequence[Path], keys: ColumnKeys) -> pa.Table:
+    """Pass over the headers of tar files; return one row per sample.
+
+    Returns
+    -------
+    pyarrow.Table
+        The columns ``tar`` (the number of the file), ``name``, ``offset``, ``size`` and ``changed`` of the
+        image, and those that :func:`described` names.
+
+    Raises
+    ------
+    ValueError
+        If a file is no whole tar, or if a sample does not have what the job names or others have. The message
+        is one line that begins with the key.
+    """
+    left_out: Counter[str] = Counter()
+    choice: Choice | None = None
+    columns: dict[str, list[Any]] = {name: [] for name in ("tar", "name", "offset", "size", "changed")}
+    for number, path in enumerate(files):
+        found = _samples(path, _SAYING if choice is None else _endings(choice), left_out)
+        for key, parts in found.items():
+            image = _image(path, key, parts, keys)
+            if image is None:
+                left_out["samples without an image"] += 1
+                continue
+            if choice is None:
+                choice = _choice(path, found, keys)
+                columns |= {name: [] for name in choice.facts}
+            name, *numbers, _ = parts[image]
+            said = [_cell(path, key, parts, each) for each in choice.facts]
+            for cells, value in zip(
+                columns.values(), (number, printable(name), *numbers, *said), strict=True
+            ):
+                cells.append(value)
+    return _table(columns, choice or Choice(), left_out)
+
+
+def described(table: pa.Table) -> tuple[Choice, dict[str, int]]:
+    """Return the choice of columns with which a table was made, and what was left out."""
+    about = table.schema.metadata
+    chosen = json.loads(about[_CHOICE])
+    tuples = {name: tuple(value) for name, value in chosen.items() if isinstance(value, list)}
+    return Choice(**chosen | tuples), json.loads(about[_LEFT_OUT])
+
+
+def _table(columns: Mapping[str, list[Any]], choice: Choice, left_out: Mapping[str, int]) -> pa.Table:
+    made = {}
+    for name, cells in columns.items():
+        try:
+            made[name] = pa.array(cells)
+        except (pa.ArrowException, OverflowError) as error:
+            raise ValueError(
+                f"dataset.path: the values of {name} are of several types: {one_line(error, LONGEST)}"
+            ) from error
+    about = {_CHOICE: json.dumps(asdict(choice)).encode(), _LEFT_OUT: json.dumps(left_out).encode()}
+    return pa.table(made).replace_schema_metadata(about)
+
+
+# Members
+
+
+def _samples(path: Path, said: Sequence[str], left_out: Counter[str]) -> dict[str, Parts]:
+    """The samples of a tar by their keys, in the order of their first members."""
+    found: dict[str, Parts] = {}
+    links: list[str] = []
+    for member in members(path, lambda name: _split(name)[1] in said, links):
+        if is_hidden(PurePosixPath(member.name)):
+            left_out["hidden members"] += 1
+            continue
+        key, ending = _split(member.name)
+        parts = found.setdefault(key, {})
+        if ending in parts:
+            raise ValueError(
+                f"dataset.path: {path} holds both {parts[ending].name} and {member.name}; leave one out"
+            )
+        parts[ending] = member
+    if links:
+        left_out["links and other members that are no files"] += len(links)
+    return found
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The name of a member up to the first dot behind its folders, and what follows, in lower case."""
+    folder, slash, last = name.rpartition("/")
+    stem, _, ending = last.partition(".")
+    return f"{folder}{slash}{stem}", ending.lower()
+
+
+def _image(path: Path, key: str, parts: Parts, keys: ColumnKeys) -> str | None:
+    """The ending of the image of a sample; None if it has none."""
+    if keys.image is not None:
+        return keys.image if keys.image in parts else None
+    images = [ending for ending in parts if f".{ending.rpartition('.')[2]}" in suffixes()]
+    plain = [ending for ending in images if "." not in ending]
+    found = plain or images
+    if len(found) > 1:
+        raise ValueError(
+            f"dataset.image: {key} in {path} has the images {', '.join(found)}; name the ending of one. What "
+            "follows the first dot of a name is its ending"
+        )
+    return found[0] if found else None
+
+
+# What the members say
+
+
+def _endings(choice: Choice) -> list[str]:
+    return [name.split(".")[0] if name.startswith("json.") else name for name in choice.facts]
+
+
+def _choice(path: Path, found: Mapping[str, Parts], keys: ColumnKeys) -> Choice:
+    """Choose what is read from the first samples of a tar."""
+    tried = [(key, parts) for key, parts in found.items() if _image(path, key, parts, keys)][:_TRIED]
+    fields: dict[str, pa.DataType] = {}
+    for ending in dict.fromkeys(ending for _, parts in tried for ending in parts):
+        if ending == "json":
+            values = [_json(path, parts[ending]) for _, parts in tried if ending in parts]
+            for name in dict.fromkeys(name for value in values for name in value):
+                fields[f"json.{name}"] = _kind([value.get(name) for value in values])
+        elif ending in _SAYING:
+            fields[ending] = pa.string()
+    image = keys.image or "the members of image formats"
+    return choose(pa.schema(list(fields.items())), keys, str(path), image, "the names of the images")
+
+
+def _kind(values: list[Any]) -> pa.DataType:
+    try:
+        return pa.array(values).type
+    except (pa.ArrowException, OverflowError):
+        return pa.array(
+            values[:1]
+        ).type  # the values of all samples are refused later if one of another type is read
+
+
+def _cell(path: Path, key: str, parts: Parts, name: str) -> Any:
+    """What a sample says: the text of a member, or the field of a JSON member."""
+    ending, *inner = name.split(".") if name.startswith("json.") else [name]
+    if ending not in parts:
+        raise ValueError(f"dataset.path: {key} in {path} has no member {ending}, which other samples have")
+    if ending != "json":
+        try:
+            return parts[ending].data.decode().strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"dataset.path: {parts[ending].name} in {path} is not text in UTF-8") from error
+    value: Any = _json(path, parts[ending])
+    for part in inner:
+        value = _inside(value, part)
+    return value
+
+
+def _inside(value: Any, part: str) -> Any:
+    if isinstance(value, list):
+        return [_inside(each, part) for each in value]
+    return value.get(part) if isinstance(value, dict) else None
+
+
+def _json(path: Path, member: Member) -> dict[str, Any]:
+    try:
+        value = parse_json(member.data, f"{member.name} in {path}")
+    except UnreadableError as error:
+        raise ValueError(f"dataset.path: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"dataset.path: {member.name} in {path} is no JSON object with fields")
+    return value

@@ -1,0 +1,80 @@
+"""A small folder of photographs that are hard to read alike, and the same files packed in other ways."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import webdataset
+from PIL import Image
+
+CLASSES = ("bird", "cat", "dog")
+
+
+def photographs(root: Path) -> Path:
+    """Write three class folders: images turned by EXIF, transparent, deep, animated and damaged ones."""
+    rng = np.random.default_rng(5)
+
+    def noise(height: int, width: int, channels: int = 3, kind: str = "uint8") -> np.ndarray:
+        top = np.iinfo(kind).max
+        return rng.integers(0, top, (height, width, channels), kind, endpoint=True).squeeze()
+
+    for name in CLASSES:
+        (root / name).mkdir(parents=True)
+    for orientation in (1, 3, 6, 8):
+        exif = Image.Exif()
+        exif[274] = orientation
+        Image.fromarray(noise(20, 33)).save(root / "bird" / f"{orientation}.jpg", exif=exif, quality=90)
+    Image.fromarray(noise(31, 17)).save(root / "cat" / "tall.webp", lossless=True)
+    Image.fromarray(noise(18, 18, 4)).save(root / "cat" / "transparent.png")
+    Image.fromarray(noise(19, 23, 1, "uint16")).save(root / "cat" / "grey16.png")
+    frames = [Image.fromarray(noise(21, 16, 1)) for _ in range(2)]
+    frames[0].save(root / "dog" / "two.gif", save_all=True, append_images=frames[1:])
+    Image.fromarray(noise(40, 16)).save(root / "dog" / "plain.bmp")
+    whole = io.BytesIO()
+    Image.fromarray(noise(30, 30)).save(whole, "PNG")
+    (root / "dog" / "cut.png").write_bytes(whole.getvalue()[:400])
+    return root
+
+
+def files(root: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Yield the path from ``root``, the class and the bytes of every file in class folders, in order."""
+    for path in sorted(root.glob("*/*")):
+        yield path.relative_to(root).as_posix(), path.parent.name, path.read_bytes()
+
+
+def as_csv(root: Path, path: Path) -> Path:
+    """Write a listing of the files, to be read with ``images = root``."""
+    lines = [f"{name},{label}" for name, label, _ in files(root)]
+    path.write_text("\n".join(["file,label", *lines]) + "\n")
+    return path
+
+
+def as_table(root: Path) -> pa.Table:
+    """The files as a table: the image, the name of its class, and its path as the id."""
+    names, labels, contents = zip(*files(root), strict=True)
+    return pa.table({"id": names, "image": pa.array(contents, pa.binary()), "label": labels})
+
+
+def as_parquet(root: Path, folder: Path, rows: int = 4, group: int = 2) -> Path:
+    """Write the files as Parquet files of some rows, in row groups of fewer."""
+    folder.mkdir(parents=True)
+    table = as_table(root)
+    for number, start in enumerate(range(0, len(table), rows)):
+        part = table.slice(start, rows)
+        pq.write_table(part, folder / f"part-{number:02d}.parquet", row_group_size=group)
+    return folder
+
+
+def as_tars(root: Path, folder: Path, rows: int = 4) -> Path:
+    """Write the files as tars of some samples, with the name of the class beside each image."""
+    folder.mkdir(parents=True)
+    every = list(files(root))
+    for number, start in enumerate(range(0, len(every), rows)):
+        with webdataset.TarWriter(str(folder / f"shard-{number:06d}.tar"), encoder=False) as writer:
+            for name, label, contents in every[start : start + rows]:
+                key, _, ending = name.partition(".")
+                writer.write({"__key__": key, ending: contents, "cls": label.encode()})
+    return folder
