@@ -35,7 +35,7 @@ class MapsParameters(base.Parameters):
     covers: Literal["input", "image"] = Field(
         "input",
         description="what a map covers: input, what the network sees; image, the whole image before it is "
-        "resized and cropped",
+        "resized and cropped; has to be said where the maps are as large as the images, and the input is not",
     )
 
 

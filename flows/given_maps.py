@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ def with_given_maps(
         raise ValueError(f"path: {error}") from error
     if asked.covers == "input":
         _check_grid(grid, asked.grid, classifier)
+        if "covers" not in parameters.model_fields_set:
+            _check_said(grid, places, dataset, classifier)
     return parameters.model_copy(update={"grid": grid}), _told(given, places)
 
 
@@ -137,25 +139,44 @@ def _check_grid(grid: tuple[int, ...], said: Sequence[int] | None, classifier: B
         )
 
 
+def _check_said(
+    grid: tuple[int, ...], places: Sequence[int | None], dataset: Dataset, classifier: BlackBox
+) -> None:
+    """Raise ValueError if maps as large as their images may cover these, and the job does not say it."""
+    if classifier.modality != "image" or grid == tuple(classifier.input_shape[1:]):
+        return
+    first = next(_images(places, dataset), None)
+    if first is not None and first[2] == grid:
+        raise ValueError(
+            f"covers: the maps are {_size(grid)}, as large as the images before they are resized and "
+            'cropped; set covers = "image" if they are maps of whole images, else covers = "input"'
+        )
+
+
 def _check_covers(given: GivenMaps, places: Sequence[int | None], dataset: Dataset) -> None:
     """Raise ValueError if the first map of an image that can be read is not as large as the image."""
-    tried = [(row, place) for row, place in enumerate(places) if place is not None][:_TRIED]
-    for row, place in tried:
+    for row, place, size in _images(places, dataset):
         shape = given.entries.shape(place)
+        if shape is None:
+            continue
+        axis = channel_axis(shape, 2, given.several, size)
+        plain = (shape if axis is None else shape[:axis] + shape[axis + 1 :])[given.several :]
+        if plain != size:
+            raise ValueError(
+                f"{given.path}: the map of {dataset.samples[row].sample_id!r} is {_size(plain)}, and its "
+                f"image {_size(size)}, height first; maps that cover images are as large as they"
+            )
+        return
+
+
+def _images(places: Sequence[int | None], dataset: Dataset) -> Iterator[tuple[int, int, tuple[int, int]]]:
+    """Yield the row, the place of the map and the (height, width) of the first images that can be read."""
+    for row, place in [(row, place) for row, place in enumerate(places) if place is not None][:_TRIED]:
         try:
             width, height = size_of(dataset.load(row))  # type: ignore[arg-type]
         except UnreadableError:
             continue
-        if shape is None:
-            continue
-        axis = channel_axis(shape, 2, given.several, (height, width))
-        plain = (shape if axis is None else shape[:axis] + shape[axis + 1 :])[given.several :]
-        if plain != (height, width):
-            raise ValueError(
-                f"{given.path}: the map of {dataset.samples[row].sample_id!r} is {_size(plain)}, and its "
-                f"image {_size((height, width))}, height first; maps that cover images are as large as they"
-            )
-        return
+        yield row, place, (height, width)
 
 
 def _told(given: GivenMaps, places: Sequence[int | None]) -> str:

@@ -365,8 +365,8 @@ def test_the_map_of_the_explained_class_is_taken_where_the_file_states_classes(
 def test_maps_of_whole_images_are_resized_and_cropped_as_the_images(tmp_path: Path) -> None:
     """The map of an image is the image itself, so that it has to end as the network's input."""
     generator = np.random.default_rng(0)
-    (tmp_path / "images").mkdir()
-    (tmp_path / "maps").mkdir()
+    for name in ("images", "maps", "small"):
+        (tmp_path / name).mkdir()
     for row, (width, height) in enumerate([(130, 90), (90, 130), (70, 70)]):
         noise = Image.fromarray(generator.integers(0, 256, (height // 10, width // 10, 3), np.uint8))
         image = noise.resize((width, height), Image.Resampling.BICUBIC)
@@ -390,7 +390,19 @@ def test_maps_of_whole_images_are_resized_and_cropped_as_the_images(tmp_path: Pa
     np.save(tmp_path / "maps" / "0.npy", ramp(64, 64))
     with pytest.raises(JobError, match=r"the map of '0.png' is 64x64, and its image 90x130, height first"):
         prepared(raw | {"store": str(tmp_path / "other")})
-    plain = raw | {"store": str(tmp_path / "other"), "explainers": [given(tmp_path / "maps")]}
+    np.save(tmp_path / "whole.npy", ramp(3, 48, 48))
+    for row in range(3):
+        Image.new("RGB", (48, 48)).save(tmp_path / "small" / f"{row}.png")
+    less = raw | {
+        "dataset": {"kind": "folder", "path": str(tmp_path / "small")},
+        "store": str(tmp_path / "other"),
+    }
+    with pytest.raises(
+        JobError, match=r"lrp: covers: the maps are 48x48, as large as the images before they are"
+    ):
+        prepared(less | {"explainers": [given(tmp_path / "whole.npy", "lrp")]})
+    assert prepared(less | {"explainers": [given(tmp_path / "whole.npy", covers="input")]}).rows == 3
+    plain = raw | {"store": str(tmp_path / "third"), "explainers": [given(tmp_path / "maps")]}
     with pytest.raises(
         JobError, match=r"maps of 3 shapes, e\.g\. 64x64, 130x90, 70x70; .*covers = \"image\""
     ):
