@@ -74,7 +74,10 @@ def layers_of(job: Job) -> Iterator[Row]:
             cost = None if place.parts is None else _operations(place.parts.head, place.values) / whole
             way = "" if place.parts is None else place.parts.way
             yield Row(place, place.layer in chosen, way, cost, _choice(chosen.get(place.layer)))
-        for layer in chosen.keys() - named:  # a tensor has one name here, of several that it has
+        for layer in chosen:
+            if layer in named:
+                continue
+            # A tensor has one name here, of several that it has.
             parts = cut(classifier.network, layer, inputs)
             place = Place(layer, parts.backbone(inputs), layouts[layer], reach="no row above has this name")
             cost = _operations(parts.head, place.values) / whole

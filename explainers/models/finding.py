@@ -113,10 +113,9 @@ def resolve_layer(classifier: Classifier, layer: str | None) -> TargetLayer:
             return TargetLayer(known.layer(classifier.network), choice=f"known for {type(network).__name__}")
         found = find_layer(classifier)
         seen = {} if found.parts is None else {"cells": found.reach, "patch": found.follows}
-        others = (
-            f"; earlier, on other grids and not tried: {', '.join(found.earlier)}" if found.earlier else ""
-        )
-        return TargetLayer(found.layer, found.parts, seen, f"found{others}")
+        others = ", ".join(found.earlier)
+        choice = f"found; earlier, on other grids and not tried: {others}" if others else "found"
+        return TargetLayer(found.layer, found.parts, seen, choice)
     name, colon, side = layer.partition(":")
     names = [module_name for module_name, _ in classifier.network.named_modules() if module_name]
     if name not in names:

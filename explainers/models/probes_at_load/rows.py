@@ -103,15 +103,8 @@ def twice(asked: Asked) -> str:
 def batch(asked: Asked) -> str:
     """Refuse a network whose logits of an input depend on the other inputs of the batch."""
     worst = 0.0
-    for rows in (
-        [0],
-        [1],
-        [2],
-        [3],
-        [0, 2],
-        [3, 1, 0],
-        [0, 1, 2, 3] * 2 + [0],
-    ):  # some do it in larger batches only
+    larger = ([0, 2], [3, 1, 0], [0, 1, 2, 3] * 2 + [0])  # some do it in larger batches only
+    for rows in ([0], [1], [2], [3], *larger):
         there = asked.good[rows]
         if bool(there.any()):
             found = asked.classifier.logits(asked.inputs[rows])[there]
