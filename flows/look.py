@@ -19,7 +19,7 @@ from flows.locations import lies_in, located_dataset, located_model
 from plugins.registry import complaints
 from storage.datasets.dataset import Dataset, spread
 from storage.datasets.geometry import as_input, size_of
-from storage.datasets.masks import OBJECT, notes_on, prepare_mask
+from storage.datasets.masks import OBJECT, notes_on, prepare_mask, united
 from storage.datasets.notes import in_words, lines
 from storage.datasets.opening import open_dataset
 from storage.datasets.reading import RGB
@@ -196,8 +196,8 @@ def _seen(
         pixels, seen.boxes = as_input(image, boxes, how, size, seen.notes)  # type: ignore[arg-type]
         mask = dataset.mask(place, seen.size, seen.notes)
         if mask is not None:
-            prepared = prepare_mask(mask, how)
-            seen.notes += notes_on(np.asarray(mask), prepared)
+            prepared = united(prepare_mask(mask, how))
+            seen.notes += notes_on(united(np.asarray(mask)), prepared)
             seen.covered, seen.mask = float((prepared == OBJECT).mean()), prepared if keep else None
         seen.pixels = pixels if keep else None
         seen.below = "{}x{}".format(*seen.size)

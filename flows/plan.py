@@ -28,7 +28,7 @@ def shard_images(images: int, explainers: int, workers: int, pixels: int, bytes_
     pixels
         Pixels of one input, H * W.
     bytes_each
-        Bytes of one input as it is stored, or of its cached activations if they are more.
+        Bytes of one input as it is stored, of its cached activations or of its masks, whichever are most.
 
     Returns
     -------

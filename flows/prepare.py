@@ -29,7 +29,7 @@ from flows.job import Job, JobError
 from flows.labels import Labels, translated
 from flows.plan import shard_images
 from flows.recorded_layer import with_recorded_layer
-from flows.targets import check_targets, targets_per_image
+from flows.targets import check_targets, masks_per_image, targets_per_image
 from plugins.reasons import first_line
 from storage.datasets.dataset import Dataset
 from storage.datasets.index import keep_index
@@ -210,6 +210,8 @@ def _open_run(
     taken = taken_for.get(classifier.network) if isinstance(classifier, Frozen) else None
     kind = MODALITIES[classifier.modality]
     size = max(size, math.prod(classifier.input_shape) * np.dtype(stored).itemsize)
+    mask_labels = masks_per_image(dataset)
+    size = max(size, mask_labels * math.prod(classifier.input_shape[1:]))
     pixels = math.prod(classifier.input_shape[1:]) * kind.site_pixels
     manifest = Manifest(
         job=job.model_dump(mode="json"),
@@ -229,6 +231,7 @@ def _open_run(
         named_by_dataset=labels.named,
         labels=labels.told,
         masks=dataset.masks is not None,
+        mask_labels=mask_labels,
         left_out=dict(dataset.left_out),
         dataset_read=dataset.told,
         shard_rows=job.batch.shard

@@ -60,3 +60,10 @@ def targets_per_image(job: Job, dataset: Dataset) -> int:
             f"{{labels = {_MOST_LABELS}}}, or another number, to explain the first ones"
         )
     return most
+
+
+def masks_per_image(dataset: Dataset) -> int:
+    """Return the number of masks of an image: one per label; 0 if it has one whatever class is explained."""
+    if dataset.masks is None or not dataset.masks_by_label:
+        return 0
+    return max((len(sample.labels) for sample in dataset.samples), default=0) or 1

@@ -75,7 +75,9 @@ class Layout:
         m, k = self.manifest, self.manifest.targets_per_image
         found = {"inputs.zarr": ArrayLayout(m.rows, m.input_shape, m.input_dtype, m.shard_rows)}
         if m.masks:
-            found["masks.zarr"] = ArrayLayout(m.rows, m.input_shape[1:], "uint8", m.shard_rows)
+            several = (m.mask_labels,) if m.mask_labels else ()
+            shape = (*several, *m.input_shape[1:])
+            found["masks.zarr"] = ArrayLayout(m.rows, shape, "uint8", m.shard_rows)
         if m.activation_shape is not None:
             found["activations.zarr"] = ArrayLayout(m.rows, m.activation_shape, "float32", m.shard_rows)
         for name in m.explainers:

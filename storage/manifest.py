@@ -139,6 +139,9 @@ class Manifest(_Entry):
         How the labels became the model's numbers, in words; empty if there are no labels.
     masks
         Whether the images' masks are stored beside the images.
+    mask_labels
+        The number of masks that are stored per image, one for each of its first labels; 0: one mask, of the
+        object whatever its class is.
     left_out
         The number of files in the dataset's folder that are no samples, by what they are, e.g. ``*.txt``.
     dataset_read
@@ -180,6 +183,7 @@ class Manifest(_Entry):
     named_by_dataset: bool = False
     labels: str = ""
     masks: bool = False
+    mask_labels: int = Field(0, ge=0, le=10**6)
     left_out: dict[str, int] = Field(default_factory=dict)
     dataset_read: str = ""
     map_dtype: Literal["float32", "float16"] = "float32"

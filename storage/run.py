@@ -121,7 +121,10 @@ class Run:
 
     @property
     def masks(self) -> Path:
-        """Array (rows, H, W) uint8 of masks: 1 on the object, 2 where pixels do not count, else 0."""
+        """Array (rows, H, W) uint8 of masks: 1 on the object, 2 where pixels do not count, else 0.
+
+        It is (rows, labels, H, W) if the manifest has ``mask_labels``.
+        """
         return self.root / "masks.zarr"
 
     @property

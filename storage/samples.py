@@ -27,6 +27,7 @@ _FROM_INPUTS = pa.schema(
         ("text", pa.string()),
         ("tokens", pa.list_(pa.string())),  # the tokens of a text that were read
         ("boxes", pa.list_(pa.list_(pa.float64()))),  # each (xmin, ymin, xmax, ymax) in input pixels
+        ("box_labels", pa.list_(pa.int64())),  # the model's class of each box; null: whatever is explained
         ("notes", pa.list_(pa.string())),  # what was done to the image, see storage.datasets.notes
         pa.field("status", pa.string(), nullable=False),
         ("error", pa.string()),
@@ -60,6 +61,7 @@ SAMPLE_COLUMNS = (
     "target_names",
     "probabilities",
     "boxes",
+    "box_labels",
     "width",
     "height",
     "text",
@@ -68,7 +70,7 @@ SAMPLE_COLUMNS = (
     "status",
     "error",
 )
-_ADDED = frozenset(["labels"])  # columns that runs of earlier versions lack
+_ADDED = frozenset(["labels", "box_labels"])  # columns that runs of earlier versions lack
 _MERGED = pa.schema(list({field.name: field for field in (*_FROM_ACTIVATIONS, *_FROM_INPUTS)}.values()))
 
 
@@ -79,7 +81,7 @@ def write_sample_inputs(root: Path, shard: int, rows: Sequence[Mapping[str, Any]
     ----------
     rows
         One mapping per image, in row order, with the keys sample_id, uri, label, labels, label_name, width,
-        height, boxes, text, tokens, notes, status and error. A key that is left out becomes null.
+        height, boxes, box_labels, text, tokens, notes, status and error. A key that is left out becomes null.
     """
     return _write_part(root, "inputs", shard, pa.Table.from_pylist(list(rows), _FROM_INPUTS))
 

@@ -6,7 +6,7 @@ tokenised. Numbers are stored as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +17,8 @@ from prefect.cache_policies import NO_CACHE
 from explainers.models.modality import MODALITIES
 from explainers.models.text import TextClassifier
 from storage.datasets.dataset import Dataset, Sample
-from storage.datasets.geometry import as_input, size_of
-from storage.datasets.masks import notes_on, prepare_mask
+from storage.datasets.geometry import as_input, has_area, move_boxes, size_of
+from storage.datasets.masks import BACKGROUND, OBJECT, notes_on, prepare_mask, united
 from storage.datasets.notes import LABELS_CUT
 from storage.maps import shard_file, write_shard
 from storage.records import Step
@@ -56,7 +56,9 @@ def _read(run: Run, shard: int) -> Outcome:
     start, stop = run.bounds(shard)
     kind = MODALITIES[run.modality]
     stored = np.full((stop - start, *run.manifest.input_shape), kind.nothing, run.manifest.input_dtype)
-    masks = None if dataset.masks is None else np.zeros((stop - start, *run.input_size), np.uint8)
+    several = (run.manifest.mask_labels,) if run.manifest.mask_labels else ()
+    shape = (stop - start, *several, *run.input_size)
+    masks = np.zeros(shape, np.uint8) if run.manifest.masks else None
     rows = []
     for index in range(start, stop):  # unreadable inputs keep the placeholder that ``stored`` begins with
         rows.append(_row(run, dataset, index, stored[index - start]))
@@ -81,7 +83,9 @@ def _row(run: Run, dataset: Dataset, index: int, out: np.ndarray) -> Row:
     try:
         item = dataset.load(index, row["notes"])
         if dataset.modality == "image":
-            sample = replace(sample, boxes=tuple(dataset.boxes(index, size_of(item), row["notes"])))  # type: ignore[arg-type]
+            found = dataset.objects(index, size_of(item), row["notes"])  # type: ignore[arg-type]
+            labels = tuple(label for _, label in found if label is not None)
+            sample = replace(sample, boxes=tuple(box for box, _ in found), box_labels=labels)
         _PUT[run.modality](run, item, sample, out, row)
         row["status"] = "ok"
     except Exception as error:  # decoders raise many kinds of errors for damaged files
@@ -97,16 +101,38 @@ def _put_mask(run: Run, dataset: Dataset, index: int, out: np.ndarray, row: Row)
         mask = dataset.mask(index, (row["width"], row["height"]), row["notes"])
         if mask is None:
             return
-        out[:] = prepare_mask(mask, run.geometry)
-        row["notes"] += notes_on(np.asarray(mask), out)
+        prepared = prepare_mask(mask, run.geometry)
+        if dataset.masks_by_label:
+            _put_by_label(run, dataset.samples[index].labels, prepared, out, row["labels"])
+        else:
+            out[:] = prepared
+        row["notes"] += notes_on(united(np.asarray(mask)), united(prepared))
     except Exception as error:
         row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+
+
+def _put_by_label(
+    run: Run, labels: Sequence[int], masks: np.ndarray, out: np.ndarray, classes: Sequence[int]
+) -> None:
+    """Write the masks of an image's labels into ``out``, at the places of their classes in ``classes``.
+
+    Of two labels that are one class of the model the objects count, and then the ignored pixels.
+    """
+    for label, mask in zip(labels, masks, strict=True):
+        known = run.class_of(label)
+        if known is not None and (place := classes.index(known)) < len(out):
+            counts = (mask == OBJECT) | (out[place] == BACKGROUND)
+            out[place] = np.where(counts, mask, out[place])
 
 
 def _put_image(run: Run, image: Any, sample: Sample, out: np.ndarray, row: Row) -> None:
     row["width"], row["height"] = size_of(image)
     out[:], boxes = as_input(image, sample.boxes, run.geometry, run.input_size, row["notes"])
     row["boxes"] = [list(box) for box in boxes]
+    if sample.box_labels:
+        moved = move_boxes(sample.boxes, size_of(image), **run.geometry)
+        labels = [label for label, box in zip(sample.box_labels, moved, strict=True) if has_area(box)]
+        row["box_labels"] = [run.class_of(label) for label in labels]
 
 
 def _put_text(run: Run, text: str, sample: Sample, out: np.ndarray, row: Row) -> None:  # noqa: ARG001
@@ -140,6 +166,7 @@ def _blank(run: Run, dataset: Dataset, sample: Sample) -> Row:
         "width": None,
         "height": None,
         "boxes": [],
+        "box_labels": None,
         "text": None,
         "tokens": None,
         "notes": [],

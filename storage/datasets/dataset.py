@@ -12,15 +12,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from storage.datasets.boxes import placed
-from storage.datasets.geometry import Box
+from storage.datasets.geometry import Box, size_of
 from storage.datasets.notes import Notes
 from storage.files import UnreadableError, regular, sha256_of_json
 
 Item = Image.Image | str | NDArray[Any]  # arrays are images with other bands than RGB, or plain numbers
+
+Mask = Image.Image | NDArray[np.uint8]  # an array holds one mask per label
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Sample:
     boxes
         Boxes of the objects, in pixels of the image that :meth:`Dataset.load` gives, or in shares of
         its width and height.
+    box_labels
+        The class index of the object in each box; empty if a box counts whatever class is explained.
     labels
         The class indices of an item that may have several labels, and has no ``label``.
     frame
@@ -50,6 +55,7 @@ class Sample:
     label: int | None = None
     boxes: tuple[Box, ...] = ()
     labels: tuple[int, ...] = ()
+    box_labels: tuple[int, ...] = ()
     frame: tuple[int, int] | None = None
 
     @property
@@ -79,6 +85,9 @@ class Dataset:
         Function that returns the mask of an image by its index, and appends to a list how it was read. The
         mask is as large as the image, with the values of :mod:`storage.datasets.masks`. The function returns
         None for an image without a mask. None if no image has a mask.
+    masks_by_label
+        Whether ``masks`` returns an array (labels, H, W) uint8 in place of a mask: the objects of each class,
+        in the order of :attr:`Sample.labels`.
     relative_boxes
         Whether boxes are in shares of the image's width and height, and not in pixels.
     left_out
@@ -96,7 +105,8 @@ class Dataset:
     _contents: Callable[[], list[Any]]
     modality: Literal["image", "text", "tensor"] = "image"
     features: list[str] = field(default_factory=list)
-    masks: Callable[[int, Notes], Image.Image | None] | None = None
+    masks: Callable[[int, Notes], Mask | None] | None = None
+    masks_by_label: bool = False
     relative_boxes: bool = False
     left_out: Mapping[str, int] = field(default_factory=dict)
     published: bool = False
@@ -121,7 +131,13 @@ class Dataset:
         return self._load(index, [] if notes is None else notes)
 
     def boxes(self, index: int, size: tuple[int, int], notes: Notes) -> list[Box]:
+        """Return the boxes of an image, as :meth:`objects` does, without the classes of their objects."""
+        return [box for box, _ in self.objects(index, size, notes)]
+
+    def objects(self, index: int, size: tuple[int, int], notes: Notes) -> list[tuple[Box, int | None]]:
         """Return the boxes of an image in its pixels, as :func:`storage.datasets.boxes.placed` clips them.
+
+        With each box comes the class index of its object; None if it counts whatever class is explained.
 
         Parameters
         ----------
@@ -137,16 +153,22 @@ class Dataset:
         UnreadableError
             If the boxes are in pixels of an image of another size; the message is one line.
         """
-        frame = self.samples[index].frame
+        sample = self.samples[index]
+        frame = sample.frame
         if frame not in (None, size):
             wants, has = ("{}x{}".format(*each) for each in (frame, size))
             raise UnreadableError(
                 f"its boxes are in pixels of an image of {wants}, and this one is {has}; give the "
                 "original files"
             )
-        return placed(self.samples[index].boxes, size, self.relative_boxes, notes)
+        labels = sample.box_labels or (None,) * len(sample.boxes)
+        return [
+            (kept, label)
+            for box, label in zip(sample.boxes, labels, strict=True)
+            for kept in placed([box], size, self.relative_boxes, notes)
+        ]
 
-    def mask(self, index: int, size: tuple[int, int], notes: Notes) -> Image.Image | None:
+    def mask(self, index: int, size: tuple[int, int], notes: Notes) -> Mask | None:
         """Return the mask of an image with the values of :mod:`storage.datasets.masks`; None if it has none.
 
         Parameters
@@ -164,11 +186,11 @@ class Dataset:
             If the mask cannot be read, or is not as large as its image; the message is one line.
         """
         found = None if self.masks is None else self.masks(index, notes)
-        if found is not None and found.size != size:
-            has, wants = "{}x{}".format(*found.size), "{}x{}".format(*size)
+        if found is not None and size_of(found) != size:
+            has, wants = "{}x{}".format(*size_of(found)), "{}x{}".format(*size)
             advice = (
                 "; see dataset.exif if it belongs to the image as it is stored"
-                if found.size == size[::-1]
+                if size_of(found) == size[::-1]
                 else ""
             )
             raise ValueError(f"its mask is {has}, but the image is {wants}{advice}")
@@ -203,16 +225,19 @@ class Drawn(Sequence[Sample]):
 
 def known(samples: Sequence[Sample]) -> list[Any]:
     """Return the facts about samples that belong to a dataset's fingerprint."""
-    return [
-        (
+
+    def told(s: Sample) -> tuple[Any, ...]:
+        more = {"box_labels": s.box_labels, "frame": s.frame}
+        given = {key: value for key, value in more.items() if value}
+        return (
             s.sample_id,
             s.label,
             s.boxes,
             *((s.labels,) if s.labels else ()),
-            *({"frame": s.frame},) * bool(s.frame),
+            *((given,) if given else ()),
         )
-        for s in samples
-    ]
+
+    return [told(sample) for sample in samples]
 
 
 def existing(path: Path, what: Literal["file", "folder"]) -> Path:

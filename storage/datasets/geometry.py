@@ -83,16 +83,11 @@ def prepare_image(
     """
     if interpolation not in _RESAMPLING:
         raise ValueError(f"unknown interpolation {interpolation!r}; choose from {', '.join(_RESAMPLING)}")
-    old = size_of(image)
-    width, height = old if resize is None else _fitted(old, resize, fit)
-    pixels = _resized(image, (width, height), interpolation, resampler)
-    offset = 0, 0
+    resized, offset, size = _placed(size_of(image), resize, crop, fit, centre)
+    pixels = _resized(image, resized, interpolation, resampler)
     if crop is not None:
-        rows, columns = _pair(crop)
-        offset = _offset(width, columns, centre), _offset(height, rows, centre)
-        pixels = _cropped(pixels, offset, (columns, rows), fill)
-    scale = width / old[0], height / old[1]
-    moved = (_move(box, scale, offset, (pixels.shape[2], pixels.shape[1])) for box in boxes)
+        pixels = _cropped(pixels, offset, size, fill)
+    moved = move_boxes(boxes, size_of(image), resize, crop, fit, centre)
     return np.ascontiguousarray(pixels), [box for box in moved if has_area(box)]
 
 
@@ -129,6 +124,24 @@ def as_input(
     return pixels, moved
 
 
+def move_boxes(
+    boxes: Iterable[Box],
+    old: tuple[int, int],
+    resize: Side | None,
+    crop: Side | None,
+    fit: str = "short",
+    centre: str = "round",
+    **_: Any,
+) -> list[Box]:
+    """Move the boxes of an image of the size ``old`` (width, height) as :func:`prepare_image` does.
+
+    No box is dropped: one of which nothing is left has no area.
+    """
+    resized, offset, size = _placed(old, resize, crop, fit, centre)
+    scale = resized[0] / old[0], resized[1] / old[1]
+    return [_move(box, scale, offset, size) for box in boxes]
+
+
 def has_area(box: Box) -> bool:
     """Whether a box is wider and higher than 0."""
     return box[2] > box[0] and box[3] > box[1]
@@ -136,7 +149,21 @@ def has_area(box: Box) -> bool:
 
 def of_masks(geometry: Mapping[str, Any]) -> dict[str, Any]:
     """Return the geometry of images' masks: no interpolation, which would enlarge them, and zeros around."""
-    return {**geometry, "interpolation": "nearest", "fill": (0, 0, 0), "resampler": "pillow"}
+    return {**geometry, "interpolation": "nearest", "fill": (0,), "resampler": "pillow"}
+
+
+def _placed(
+    old: tuple[int, int], resize: Side | None, crop: Side | None, fit: str, centre: str
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Return the size after resizing, the first pixel of the crop, and the size of the result.
+
+    All are (width, height), or (column, row).
+    """
+    width, height = old if resize is None else _fitted(old, resize, fit)
+    if crop is None:
+        return (width, height), (0, 0), (width, height)
+    rows, columns = _pair(crop)
+    return (width, height), (_offset(width, columns, centre), _offset(height, rows, centre)), (columns, rows)
 
 
 def _pair(side: Side) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storage.datasets.bands import read_image
-from storage.datasets.dataset import Dataset, Sample, known
+from storage.datasets.dataset import Dataset, Mask, Sample, known
 from storage.datasets.decoding import contents as bytes_of
 from storage.datasets.decoding import decoded
 from storage.datasets.masks import mask_of
@@ -35,13 +35,16 @@ class MaskFiles:
     read
         Function that makes the mask of a sample from a file that Pillow opened, and appends to a list how;
         the values are those of :mod:`storage.datasets.masks`.
+    by_label
+        Whether ``read`` returns one mask per label of the sample, (labels, H, W) uint8.
     """
 
     names: Mapping[str, str]
     root: Path | None = None
-    read: Callable[[Image.Image, Sample, Reading, Notes], Image.Image] = lambda image, _, how, notes: mask_of(
+    read: Callable[[Image.Image, Sample, Reading, Notes], Mask] = lambda image, _, how, notes: mask_of(
         image, how, notes
     )
+    by_label: bool = False
 
 
 def of_files(
@@ -53,6 +56,7 @@ def of_files(
     left_out: Mapping[str, int] | None = None,
     *,
     published: bool = False,
+    more: Callable[[], list[Any]] = list,
 ) -> Dataset:
     """Make a dataset of image files.
 
@@ -72,6 +76,8 @@ def of_files(
         The number of files in the folder that are no samples, by what they are.
     published
         Whether the set is published with the numbers of its classes.
+    more
+        Function that returns what belongs to the fingerprint besides the samples and the files.
     """
     names = [sample.sample_id for sample in samples]
     mask_root = (masks and masks.root) or root
@@ -86,6 +92,7 @@ def of_files(
             *known(shown),
             _sizes(root, names),
             *(name and (PurePath(name).name, size) for name, size in named),
+            *more(),
         ]
 
     def load(index: int, notes: Notes) -> Image.Image | NDArray[Any]:
@@ -93,7 +100,7 @@ def of_files(
             raise UnreadableError("the name of the file is not UTF-8; rename it")
         return read_image(_found(root, names[index]), how, notes)
 
-    def mask(index: int, notes: Notes) -> Image.Image | None:
+    def mask(index: int, notes: Notes) -> Mask | None:
         name = files[index]
         if masks is None or name is None:
             return None
@@ -109,6 +116,7 @@ def of_files(
         load,
         contents,
         masks=mask if any(files) else None,
+        masks_by_label=masks is not None and masks.by_label,
         relative_boxes=how.relative_boxes,
         left_out=left_out or {},
         published=published,

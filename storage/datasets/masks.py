@@ -74,20 +74,29 @@ def mask_of(image: Image.Image, how: Reading = DEFAULT, notes: Notes | None = No
     return turned(made, declared, left, how, [])
 
 
-def prepare_mask(mask: Image.Image, geometry: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """Resize and crop a mask as its image; return its values (H, W).
+def prepare_mask(mask: Image.Image | NDArray[np.uint8], geometry: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Resize and crop a mask as its image; return its values (H, W), or (labels, H, W) of several.
 
     Parameters
     ----------
     mask
-        A mask that :func:`mask_of` made.
+        A mask that :func:`mask_of` made, or an array (labels, H, W) of masks.
     geometry
         The keyword arguments of :func:`storage.datasets.geometry.prepare_image`. The pixels are not
         interpolated.
     """
-    # prepare_image takes RGB images.
-    pixels: NDArray[np.uint8] = prepare_image(mask.convert("RGB"), [], **of_masks(geometry))[0][0]
-    return pixels
+    single = isinstance(mask, Image.Image)
+    planes = np.asarray(mask)[None] if single else mask
+    pixels: NDArray[np.uint8] = prepare_image(planes, [], **of_masks(geometry))[0]
+    return pixels[0] if single else pixels
+
+
+def united(masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return one mask (H, W) of the objects of all labels, from (labels, H, W) or from a single mask."""
+    if masks.ndim == 2:
+        return masks
+    objects, ignored = (masks == OBJECT).any(0), (masks == IGNORED).any(0)
+    return np.where(objects, OBJECT, np.where(ignored, IGNORED, BACKGROUND)).astype(np.uint8)
 
 
 def notes_on(mask: NDArray[np.uint8], prepared: NDArray[np.uint8]) -> Notes:

@@ -92,7 +92,7 @@ class MetricBatch:
         (B,) float32, probability of the target on the whole input.
     boxes
         One (K, 4) float tensor per image: xmin, ymin, xmax, ymax in input pixels (continuous edges); K may
-        be 0.
+        be 0. Where boxes and masks belong to classes, these are those of the target.
     forwards
         Forward passes per perturbation step. It never changes a result.
     masks

@@ -1,0 +1,161 @@
+"""The file in which COCO describes the objects of images: instances_val2017.json and the like."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.datasets.geometry import Box
+from storage.datasets.masks import BACKGROUND, IGNORED, OBJECT
+from storage.errors import one_line
+from storage.files import UnreadableError
+
+_PARTS = ("images", "annotations", "categories")
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """One object of an image, or a crowd of them.
+
+    Attributes
+    ----------
+    label
+        Its class.
+    box
+        Its box in pixel edges.
+    crowd
+        Whether it is a crowd: its box holds several objects, and its mask is not exact.
+    segmentation
+        Polygons, or a run-length encoding; None if there is none.
+    """
+
+    label: int
+    box: Box
+    crowd: bool
+    segmentation: Any
+
+
+@dataclass
+class Described:
+    """One image of the file, of the size (width, height)."""
+
+    file: str
+    size: tuple[int, int]
+    objects: list[Annotated] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """The images of the file in the order of their ids, and the names of the classes.
+
+    Classes are numbered in the order of the category ids, which have gaps.
+    """
+
+    images: list[Described]
+    classes: list[str]
+
+
+def read_coco(path: Path, choose: Any) -> CocoFile:
+    """Read the images that ``choose`` takes from all of them, and their objects.
+
+    Raises
+    ------
+    ValueError
+        If it is not a file of instances; the message is one line that names the key.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict) or not all(isinstance(found.get(part), list) for part in _PARTS):
+            raise ValueError(f"it has no lists {', '.join(_PARTS)}")
+        categories = sorted(found["categories"], key=lambda each: each["id"])
+        numbers = {each["id"]: number for number, each in enumerate(categories)}
+        if len(numbers) < len(categories):
+            raise ValueError("two categories have one id")
+        chosen = choose(sorted(found["images"], key=lambda each: each["id"]))
+        images = {each["id"]: _image(each) for each in chosen}
+        for annotation in found["annotations"]:
+            if annotation["image_id"] in images:
+                images[annotation["image_id"]].objects.append(_annotated(annotation, numbers))
+        return CocoFile(list(images.values()), [str(each["name"]) for each in categories])
+    except KeyError as error:
+        raise ValueError(
+            f"dataset.path: {path} is not COCO's file of instances: an entry has no {error}; give "
+            "instances_val2017.json or the like, not captions or key points"
+        ) from error
+    except (ValueError, TypeError, OSError, AttributeError) as error:
+        raise ValueError(
+            f"dataset.path: {path} is not COCO's file of instances: {one_line(error)}"
+        ) from error
+
+
+def _image(given: Mapping[str, Any]) -> Described:
+    size = given["width"], given["height"]
+    if not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"the image {given['file_name']} has the size {size[0]}x{size[1]}")
+    return Described(str(given["file_name"]), size)
+
+
+def _annotated(given: Mapping[str, Any], numbers: Mapping[Any, int]) -> Annotated:
+    """Read one annotation; its box is x, y, width and height."""
+    if given["category_id"] not in numbers:
+        raise ValueError(f"the category {given['category_id']} of an annotation is not listed")
+    x, y, width, height = (float(side) for side in given["bbox"])
+    if not all(map(math.isfinite, (x, y, width, height))) or width < 0 or height < 0:
+        raise ValueError(f"the box {given['bbox']} is not x, y, width and height")
+    box = x, y, x + width, y + height
+    crowd = bool(given.get("iscrowd", 0))
+    return Annotated(numbers[given["category_id"]], box, crowd, given.get("segmentation") or None)
+
+
+def masks_of(image: Described, labels: Sequence[int]) -> NDArray[np.uint8]:
+    """Return the mask of each label of an image, (labels, H, W): the union of its objects.
+
+    A crowd is ignored where none of the objects of its class is.
+
+    Raises
+    ------
+    UnreadableError
+        If an object has no segmentation, or one that cannot be read; the message is one line.
+    """
+    width, height = image.size
+    found = np.full((len(labels), height, width), BACKGROUND, np.uint8)
+    # Crowds first, so that objects are drawn over them.
+    for each in sorted(image.objects, key=lambda each: not each.crowd):
+        plane = found[labels.index(each.label)]
+        plane[_pixels(each.segmentation, image.size)] = IGNORED if each.crowd else OBJECT
+    return found
+
+
+def _pixels(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return which pixels (H, W) belong to an object, as pycocotools draws it."""
+    from pycocotools import mask  # imported late, because it belongs to an extra
+
+    width, height = size
+    if segmentation is None:
+        raise UnreadableError("its mask: an object has no segmentation")
+    try:
+        if isinstance(segmentation, Mapping) and tuple(segmentation["size"]) != (height, width):
+            rows, columns = segmentation["size"]
+            raise UnreadableError(f"its mask: an object is in {columns}x{rows} pixels, of {width}x{height}")
+        packed = isinstance(segmentation, Mapping) and isinstance(segmentation["counts"], str)
+        encoded = segmentation if packed else mask.frPyObjects(segmentation, height, width)
+        drawn = mask.decode(mask.merge(encoded) if isinstance(encoded, list) else encoded)
+    except UnreadableError:
+        raise
+    except Exception as error:  # pycocotools raises many kinds of errors for what is no segmentation
+        raise UnreadableError(f"its mask: {type(error).__name__}: {one_line(error)}") from error
+    return np.asarray(drawn, bool)
+
+
+def digest(images: Sequence[Described]) -> str:
+    """Return the hexadecimal SHA-256 of what the file says of images."""
+    told = [(i.file, i.size, [(o.label, o.box, o.crowd, o.segmentation) for o in i.objects]) for i in images]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

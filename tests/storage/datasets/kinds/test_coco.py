@@ -1,0 +1,233 @@
+"""COCO as pycocotools reads it: labels, boxes and masks of each class, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from object_store import ObjectStore
+from storage.datasets.dataset import Dataset
+from storage.datasets.masks import BACKGROUND, IGNORED, OBJECT
+from storage.datasets.opening import open_dataset
+from storage.datasets.spec import DatasetSpec
+from storage.files import UnreadableError
+from storage.places import place
+
+SIZE = (40, 24)
+WIDE = (30, 10)
+CATEGORIES = [(90, "toothbrush"), (1, "person"), (13, "stop sign")]  # ids with gaps, in no order
+
+
+def compressed(region: np.ndarray) -> dict[str, Any]:
+    found = coco_mask.encode(np.asfortranarray(region.astype(np.uint8)))
+    return {"size": list(found["size"]), "counts": found["counts"].decode()}
+
+
+def uncompressed(region: np.ndarray) -> dict[str, Any]:
+    """The lengths of the runs of zeros and ones, column by column, zeros first."""
+    flat = region.T.ravel().astype(np.int8)
+    ends = np.flatnonzero(np.diff(flat, prepend=0, append=2 if flat[-1] == 0 else -1))
+    return {"size": list(region.shape), "counts": np.diff(ends, prepend=0).tolist()}
+
+
+def region(rows: slice, columns: slice) -> np.ndarray:
+    found = np.zeros((SIZE[1], SIZE[0]), bool)
+    found[rows, columns] = True
+    return found
+
+
+TRIANGLE = [[2.0, 2.0, 20.5, 2.0, 2.0, 15.5]]
+CROWD = region(slice(0, 12), slice(0, 40))
+BRUSH = region(slice(5, 20), slice(25, 30))
+
+
+def instances() -> dict[str, Any]:
+    """What COCO's file of instances holds; the images are listed in another order than that of their ids."""
+    images = [(42, "000000000042.jpg", WIDE), (7, "000000000007.jpg", SIZE), (9, "000000000009.jpg", SIZE)]
+    objects = [
+        (7, 1, [2.0, 2.0, 18.5, 13.5], TRIANGLE, 0),
+        (7, 90, [25.0, 5.0, 5.0, 15.0], compressed(BRUSH), 0),
+        (7, 1, [0.25, 20.0, 3.5, 2.0], [[0.25, 20, 3.75, 20, 3.75, 22, 0.25, 22]], 0),
+        (7, 1, [0.0, 0.0, 40.0, 12.0], uncompressed(CROWD), 1),
+        (42, 13, [1.5, 2.0, 3.0, 4.25], [[1.5, 2, 4.5, 2, 4.5, 6.25]], 0),
+    ]
+    return {
+        "info": {},
+        "images": [
+            {"id": number, "file_name": name, "width": size[0], "height": size[1]}
+            for number, name, size in images
+        ],
+        "categories": [{"id": number, "name": name} for number, name in CATEGORIES],
+        "annotations": [
+            {"id": 100 + place_, "image_id": image, "category_id": category, "bbox": box, "area": 1.0}
+            | {"segmentation": segmentation, "iscrowd": crowd}
+            for place_, (image, category, box, segmentation, crowd) in enumerate(objects)
+        ],
+    }
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    (tmp_path / "val2017").mkdir()
+    for image in instances()["images"]:
+        Image.new("RGB", (image["width"], image["height"])).save(tmp_path / "val2017" / image["file_name"])
+    (tmp_path / "instances.json").write_text(json.dumps(instances()))
+    return tmp_path
+
+
+def opened(root: Path, **keys: Any) -> Dataset:
+    table = {"kind": "coco", "path": root / "instances.json", "images": root / "val2017", **keys}
+    return open_dataset(DatasetSpec.model_validate(table))
+
+
+def test_objects_and_their_classes_are_those_of_pycocotools(coco: Path) -> None:
+    found, theirs = opened(coco), COCO(str(coco / "instances.json"))
+    assert found.classes == ["person", "stop sign", "toothbrush"]
+    assert found.published
+    number = {category: place_ for place_, category in enumerate(sorted(theirs.getCatIds()))}
+    assert [sample.sample_id for sample in found.samples] == [
+        theirs.imgs[image]["file_name"] for image in sorted(theirs.getImgIds())
+    ]
+    for sample, image in zip(found.samples, sorted(theirs.getImgIds()), strict=True):
+        single = theirs.loadAnns(theirs.getAnnIds(imgIds=image, iscrowd=False))
+        assert sample.boxes == tuple((x, y, x + w, y + h) for x, y, w, h in (a["bbox"] for a in single))
+        assert sample.box_labels == tuple(number[a["category_id"]] for a in single)
+        everything = theirs.loadAnns(theirs.getAnnIds(imgIds=image))
+        assert sample.labels == tuple(sorted({number[a["category_id"]] for a in everything}))
+    assert [sample.labels for sample in found.samples] == [(0, 2), (), (1,)]
+    assert found.left_out == {"boxes of crowds": 1}
+    assert [sample.sample_id for sample in opened(coco, limit=1).samples] == ["000000000007.jpg"]
+
+
+def test_masks_are_the_union_of_a_classs_objects_over_its_ignored_crowds(coco: Path) -> None:
+    found, theirs = opened(coco), COCO(str(coco / "instances.json"))
+    assert found.masks is not None
+    assert found.masks_by_label
+    person, brush = np.asarray(found.masks(0, []))
+    drawn = {
+        (a["category_id"], a["iscrowd"]): theirs.annToMask(a).astype(bool)
+        for a in theirs.loadAnns(theirs.getAnnIds(imgIds=7))
+        if a["id"] != 100
+    }
+    triangle = theirs.annToMask(theirs.anns[100]).astype(bool)
+    objects = triangle | drawn[1, 0]
+    assert (drawn[1, 1] == CROWD).all()
+    assert (person == np.where(objects, OBJECT, np.where(CROWD, IGNORED, BACKGROUND))).all()
+    assert {BACKGROUND, OBJECT, IGNORED} == set(np.unique(person))
+    # The crowd is one of persons, and does not matter for toothbrushes.
+    assert (brush == np.where(BRUSH, OBJECT, BACKGROUND)).all()
+    # The triangle has about half of its box, in rows and columns that are not exchanged.
+    assert 0.4 < triangle.sum() / (18.5 * 13.5) < 0.6
+    assert triangle[3, 17]
+    assert not triangle[14, 17]
+    assert np.asarray(found.masks(2, [])).shape == (1, WIDE[1], WIDE[0])
+    assert found.masks(1, []) is None
+
+
+def test_an_image_of_another_size_is_an_error_of_that_image(coco: Path) -> None:
+    found = opened(coco)
+    with pytest.raises(UnreadableError, match="of an image of 40x24, and this one is 20x12"):
+        found.boxes(0, (20, 12), [])
+    assert found.objects(2, WIDE, []) == [((1.5, 2.0, 4.5, 6.25), 1)]
+
+
+def test_a_segmentation_that_cannot_be_drawn_is_an_error_of_its_image(coco: Path) -> None:
+    for segmentation, message in (
+        ([], "an object has no segmentation"),
+        ([[1.0, 2.0]], "its mask: "),
+        ({"size": [9, 9], "counts": [81]}, "is in 9x9 pixels, of 40x24"),
+        ({"size": [24, 40]}, "its mask: KeyError"),
+    ):
+        told = instances()
+        told["annotations"][0]["segmentation"] = segmentation
+        (coco / "instances.json").write_text(json.dumps(told))
+        found = opened(coco)
+        assert found.masks is not None
+        with pytest.raises(UnreadableError, match=message):
+            found.masks(0, [])
+        assert np.asarray(found.masks(2, [])).any()
+
+
+def test_a_changed_segmentation_is_another_dataset(coco: Path) -> None:
+    before = opened(coco)
+    told = instances()
+    told["annotations"][0]["segmentation"] = [[3.0, *TRIANGLE[0][1:]]]
+    (coco / "instances.json").write_text(json.dumps(told))
+    assert opened(coco).fingerprint != before.fingerprint
+    told = instances()
+    told["info"] = {"year": 2017}
+    (coco / "instances.json").write_text(json.dumps(told, indent=1))
+    assert opened(coco).fingerprint == before.fingerprint
+
+
+def test_a_file_without_segmentations_has_no_masks(coco: Path) -> None:
+    told = instances()
+    for annotation in told["annotations"]:
+        del annotation["segmentation"], annotation["iscrowd"]
+    (coco / "instances.json").write_text(json.dumps(told))
+    found = opened(coco)
+    assert found.masks is None
+    assert [len(sample.boxes) for sample in found.samples] == [4, 0, 1]
+
+
+def test_the_set_is_read_from_s3_and_nothing_is_decoded_to_open_it(coco: Path, s3: ObjectStore) -> None:
+    (coco / "val2017/000000000042.jpg").write_bytes(b"no image")
+    here = opened(coco)
+    there: Any = place(s3.empty())
+    there.fs.put(f"{coco}/", f"{there.path}/", recursive=True)
+    found = opened(there)
+    assert list(found.samples[0].boxes) == list(here.samples[0].boxes)
+    assert found.fingerprint == here.fingerprint
+    assert np.array_equal(np.asarray(found.load(0)), np.asarray(here.load(0)))
+
+
+def test_what_is_no_file_of_instances_is_refused_in_one_line(coco: Path) -> None:
+    wrong = {
+        "no lists images, annotations, categories": [1, 2],
+        "an entry has no 'category_id'": {
+            **instances(),
+            "annotations": [{"id": 1, "image_id": 7, "caption": "a street"}],
+        },
+        "the category 5 of an annotation is not listed": {
+            **instances(),
+            "annotations": [{"image_id": 7, "category_id": 5, "bbox": [0, 0, 1, 1]}],
+        },
+        r"the box \[0, 0, -1, 1\] is not x, y, width and height": {
+            **instances(),
+            "annotations": [{"image_id": 7, "category_id": 1, "bbox": [0, 0, -1, 1]}],
+        },
+        "two categories have one id": {**instances(), "categories": [{"id": 1, "name": "a"}] * 2},
+        "lists 1 files more than once": {
+            **instances(),
+            "images": [*instances()["images"], {**instances()["images"][0], "id": 1}],
+        },
+    }
+    for message, told in wrong.items():
+        (coco / "instances.json").write_text(json.dumps(told))
+        with pytest.raises(ValueError, match=rf"dataset.path: .*{message}") as refused:
+            opened(coco)
+        assert "\n" not in str(refused.value)
+    (coco / "instances.json").write_text("{")
+    with pytest.raises(ValueError, match=r"dataset.path: .*is not COCO's file of instances"):
+        opened(coco)
+
+
+def test_a_missing_pycocotools_is_refused_with_what_to_install(
+    coco: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        "storage.datasets.kinds.coco.find_spec", lambda name: None if name == "pycocotools" else there(name)
+    )
+    with pytest.raises(
+        ValueError, match=r"^dataset.kind: coco needs an extra: pip install 'floodlit\[coco\]'$"
+    ):
+        opened(coco)
