@@ -298,7 +298,8 @@ def look(
     what: Annotated[
         Path,
         typer.Argument(
-            metavar="JOB.toml|FOLDER|LIST.csv", help="a job file, a folder of images, or a listing"
+            metavar="JOB.toml|FOLDER|FILE",
+            help="a job file, a folder of images, a CSV listing, a Parquet file of images, or a tar",
         ),
     ],
     output: Annotated[

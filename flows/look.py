@@ -33,6 +33,7 @@ LOOKED_AT = 100  # samples that are read
 LARGEST = 512  # pixels of a side of an image that is drawn without a model
 CLASSES = 8  # classes that are named
 PROBLEMS = 3  # items that cannot be used and are named
+_FILES = {".csv": "csv", ".parquet": "parquet", ".tar": "webdataset"}  # kinds by the suffix of a file
 
 
 class Looked(BaseModel):
@@ -68,7 +69,7 @@ class Look:
 
 
 def read_looked(path: Path) -> Looked:
-    """Return what a path stands for: a job file, a folder of images, or a CSV listing.
+    """Return what a path stands for: a job file, a folder of images, a CSV listing, a Parquet file or a tar.
 
     Raises
     ------
@@ -77,14 +78,14 @@ def read_looked(path: Path) -> Looked:
     """
     if path.suffix == ".toml":
         return read_job(path, Looked)
-    if not path.is_dir() and path.suffix.lower() != ".csv":
+    kind = "folder" if path.is_dir() else _FILES.get(path.suffix.lower())
+    if kind is None:
         raise JobError(
-            f"{path} is neither a job file (.toml) nor a folder nor a CSV listing; for another kind of "
-            "dataset write a file with the table [dataset]"
+            f"{path} is neither a job file (.toml) nor a folder nor one of {', '.join(_FILES)}; for another "
+            "kind of dataset write a file with the table [dataset]"
         )
     if not path.exists():
         raise JobError(f"there is no file or folder {path}")
-    kind = "folder" if path.is_dir() else "csv"
     try:
         return Looked.model_validate({"dataset": {"kind": kind, "path": str(path)}})
     except ValidationError as error:
@@ -113,7 +114,7 @@ def look(path: Path, picture: Path | None = None) -> Look:
     count = len(dataset.samples)
     named = _NAMES[dataset.modality] + "s" * (count != 1)
     facts = {"dataset": f"{given.dataset.kind}, {count} {named}"}
-    facts |= _counts(dataset)
+    facts |= ({"read": dataset.told} if dataset.told else {}) | _counts(dataset)
     places = spread(range(len(dataset.samples)), LOOKED_AT)
     if dataset.modality != "image":
         return _look_at_rows(dataset, places, facts)

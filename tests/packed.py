@@ -78,3 +78,23 @@ def as_tars(root: Path, folder: Path, rows: int = 4) -> Path:
                 key, _, ending = name.partition(".")
                 writer.write({"__key__": key, ending: contents, "cls": label.encode()})
     return folder
+
+
+def as_saved(root: Path, folder: Path) -> Path:
+    """Write the files as a dataset of Hugging Face's library, in two shards, with the classes declared."""
+    import datasets  # takes seconds, and few tests need it
+
+    names, labels, contents = zip(*files(root), strict=True)
+    classes = sorted(set(labels))
+    features = {
+        "id": datasets.Value("string"),
+        "image": datasets.Image(),
+        "label": datasets.ClassLabel(names=classes),
+    }
+    images = [
+        {"bytes": data, "path": name.rpartition("/")[2]} for name, data in zip(names, contents, strict=True)
+    ]
+    columns = {"id": names, "image": images, "label": [classes.index(label) for label in labels]}
+    made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    made.save_to_disk(str(folder), num_shards=2)
+    return folder

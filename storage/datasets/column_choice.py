@@ -20,7 +20,7 @@ _NAMES = {
     "label": ("label", "cls", "class", "target"),
     "labels": ("labels", "label"),
     "boxes": ("boxes", "bbox", "bboxes"),
-    "id": ("id", "image_id", "sample_id"),
+    "id": ("id", "image_id", "sample_id", "__key__"),
 }
 _MOST_TOLD = 12  # columns that a message lists
 
@@ -83,6 +83,11 @@ def choose(
         The message is one line that begins with the key.
     """
     return _Chooser(schema, keys, where).choice(image, ids)
+
+
+def holders(schema: pa.Schema, names: Iterable[str]) -> list[str]:
+    """Return the columns of a table that hold these ones, which may be inside others."""
+    return list(dict.fromkeys(name if name in schema.names else name.split(".")[0] for name in names))
 
 
 def is_encoded(kind: pa.DataType) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -18,6 +18,7 @@ from storage.datasets.decoding import LARGEST
 from storage.datasets.geometry import Box
 from storage.datasets.listing import number_labels
 from storage.datasets.reading import Bands
+from storage.errors import LONGEST
 from storage.files import UnreadableError
 
 Place = Callable[[int], str]  # the place of a row, for messages and people
@@ -42,7 +43,7 @@ class Facts:
     classes
         Names of the classes; empty if the labels are numbers.
     declared
-        Whether the table declares the classes with their numbers.
+        Whether the table declares the classes with their numbers, and did not number them in sorted order.
     told
         How the columns were chosen, in words.
     """
@@ -137,6 +138,24 @@ def _encoded(data: bytes | None) -> bytes:
     if len(data) > LARGEST:
         raise UnreadableError(f"has {len(data)} bytes; at most {LARGEST} are read")
     return data
+
+
+def bytes_in(cell: Any, read: Callable[[str], bytes] | None = None) -> bytes | None:
+    """Return the encoded image in a cell: bytes, or a dict of ``bytes`` and ``path``.
+
+    Parameters
+    ----------
+    read
+        Function that reads the file at a path where there are no bytes; None: paths are not followed.
+    """
+    if not isinstance(cell, dict):
+        return cast(bytes | None, cell)
+    data, path = cell["bytes"], cell["path"]
+    if data is None and path and read is not None:
+        return read(path)
+    if data is None and path:
+        raise UnreadableError(f"has no bytes but the path {path[:LONGEST]}, which is not followed")
+    return cast(bytes | None, data)
 
 
 # Cells

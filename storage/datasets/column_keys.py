@@ -47,8 +47,8 @@ class ColumnKeys(ImageFilesSpec):
     id: str | None = Field(
         None,
         min_length=1,
-        description="column of the samples' ids; by default id, image_id or sample_id, else ids are the "
-        "numbers of the rows",
+        description="column of the samples' ids; by default id, image_id, sample_id or __key__, else ids "
+        "are the numbers of the rows",
     )
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import zarr
 from PIL import Image
 from typer.testing import CliRunner
 
+import packed
 from flows import look as looking
 from flows.cli import app
 from flows.look import look, read_looked
@@ -163,6 +165,16 @@ def test_what_is_no_dataset_is_refused_in_one_line(name: str, tmp_path: Path) ->
     refused = runner.invoke(app, ["look", str(tmp_path / name)])
     assert refused.exit_code == 2
     assert len(refused.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("pack", [packed.as_tars, packed.as_parquet])
+def test_files_of_packed_images_tell_how_they_are_read(pack: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = pack(packed.photographs(tmp_path / "files"), tmp_path / "packed", rows=10)
+    lines = said(next(folder.iterdir()))
+    assert f"dataset: {'webdataset' if pack is packed.as_tars else 'parquet'}, 10 images" in lines
+    assert any(line.startswith("read: image from ") and "label from" in line for line in lines)
+    assert any(line.endswith("bird (4), cat (3), dog (3)") for line in lines)
 
 
 def test_texts_and_numbers_are_counted(tmp_path: Path) -> None:

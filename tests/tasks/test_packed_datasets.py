@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from packed import as_csv, as_parquet, as_tars, photographs
+from packed import as_csv, as_parquet, as_saved, as_tars, photographs
 from places import REAL
 from runs import completed, model, prepared, scores_of, tiny_job
 from storage.datasets import tar_samples
@@ -25,6 +25,7 @@ Form = Callable[[Path, Path], dict[str, Any]]
 # Each packs the files below a folder, and returns the table of the job.
 FORMS: dict[str, Form] = {
     "csv": lambda root, to: {"kind": "csv", "path": str(as_csv(root, to)), "images": str(root)},
+    "huggingface": lambda root, to: {"kind": "huggingface", "path": str(as_saved(root, to))},
     "parquet": lambda root, to: {"kind": "parquet", "path": str(as_parquet(root, to))},
     "webdataset": lambda root, to: {"kind": "webdataset", "path": str(as_tars(root, to))},
 }

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import pyarrow as pa
 from pydantic import Field
 
-from storage.datasets.column_choice import Choice, choose
-from storage.datasets.column_facts import facts_in, of_encoded
+from storage.datasets.column_choice import Choice, choose, holders
+from storage.datasets.column_facts import bytes_in, facts_in, of_encoded
 from storage.datasets.column_keys import ColumnKeys
 from storage.datasets.columns import open_parquet
 from storage.datasets.dataset import Dataset
@@ -19,7 +19,6 @@ from storage.datasets.row_groups import Group, RowGroups
 from storage.datasets.shard_files import shard_files
 from storage.datasets.spec import register
 from storage.errors import LONGEST, one_line
-from storage.files import UnreadableError
 from storage.places import Place
 
 
@@ -55,7 +54,7 @@ class Parquet(ColumnKeys):
         table = pa.concat_tables([part.facts for part in parts])
         facts = facts_in(table, choice, self, where, place)
         sizes = [part.sizes for part in parts]
-        return of_encoded(facts, lambda row: _image(images.cell(row)), place, lambda _: sizes, self, bands)
+        return of_encoded(facts, lambda row: bytes_in(images.cell(row)), place, lambda _: sizes, self, bands)
 
 
 def _opened(path: Path) -> Any:
@@ -84,7 +83,7 @@ def _read(path: Path, schema: pa.Schema, choice: Choice) -> _Part:
             for at, (group, start) in enumerate(zip(about, starts, strict=False))
         ]
         try:
-            names = _tops(schema, choice.facts)
+            names = holders(schema, choice.facts)
             facts = file.read(names) if names else pa.table({"": pa.nulls(file.metadata.num_rows)})
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"dataset.path: {path} cannot be read: {one_line(error, LONGEST)}") from error
@@ -95,7 +94,7 @@ def _read(path: Path, schema: pa.Schema, choice: Choice) -> _Part:
 
 def _check(path: Path, here: pa.Schema, schema: pa.Schema, choice: Choice) -> None:
     """Raise ValueError if a file has other columns than the first one."""
-    for name in _tops(schema, [choice.image, *choice.facts]):
+    for name in holders(schema, [choice.image, *choice.facts]):
         kind = schema.field(name).type
         theirs = here.field(name).type if name in here.names else None
         if theirs != kind:
@@ -106,11 +105,6 @@ def _check(path: Path, here: pa.Schema, schema: pa.Schema, choice: Choice) -> No
             )
 
 
-def _tops(schema: pa.Schema, names: list[str]) -> list[str]:
-    """The columns that hold these ones, which may be inside others."""
-    return list(dict.fromkeys(name if name in schema.names else name.split(".")[0] for name in names))
-
-
 def _bytes(group: Any, image: str) -> list[int]:
     """The rows of a row group, and the bytes that its images take, compressed and not."""
     columns = [group.column(at) for at in range(group.num_columns)]
@@ -119,13 +113,3 @@ def _bytes(group: Any, image: str) -> list[int]:
         group.num_rows,
         *(n for each in own for n in (each.total_compressed_size, each.total_uncompressed_size)),
     ]
-
-
-def _image(cell: Any) -> bytes | None:
-    """The bytes of a cell, which may be a struct of bytes and a path."""
-    if not isinstance(cell, dict):
-        return cell
-    data: bytes | None = cell["bytes"]
-    if data is None and cell["path"]:
-        raise UnreadableError(f"has no bytes but the path {cell['path'][:LONGEST]}, which is not followed")
-    return data
