@@ -22,6 +22,7 @@ from explainers.models import cutting, finding, loading
 from explainers.models.classifier import Classifier
 from explainers.models.loading import ModelSpec
 from explainers.models.probes_at_load import probe
+from explainers.numerics.differences import difference
 from explainers.requirements import unmet
 from plugins.reasons import first_line
 from sweep import checks
@@ -57,6 +58,7 @@ COLUMNS = (
 )
 _LIBRARIES = {"open_clip": "open_clip_torch", "huggingface": "transformers"}
 _DIES_OUT = 0.3  # of its size that a signal keeps behind a layer
+_ROUNDING = 2e-5  # of the largest logit: batches of other sizes stay below it
 _NEARLY_NOTHING = 0.05  # a constant parameter below it hides the branch that it scales
 
 
@@ -90,21 +92,28 @@ def calibrate(classifier: Classifier) -> None:
     """Let every BatchNorm normalise by what it sees of four seeded inputs, as after a training.
 
     With the statistics that a new network has, a signal shrinks from layer to layer, and whatever is added to
-    it behind an attention drowns it.
+    it behind an attention drowns it. A network in which this blows up rounding is left as it was.
     """
     norms = [each for each in classifier.network.modules() if isinstance(each, _BatchNorm)]
-    kept = [each.momentum for each in norms]
     if not norms:
         return
+    kept = [(each.momentum, {name: it.clone() for name, it in each.named_buffers()}) for each in norms]
+    inputs = checks.fresh(classifier, 4, 12)
     for each in norms:
         each.train()
         each.momentum = 1.0
     try:
-        classifier.logits(checks.fresh(classifier, 4, 12))
+        classifier.logits(inputs)
     finally:
-        for each, momentum in zip(norms, kept, strict=True):
+        for each, (momentum, _) in zip(norms, kept, strict=True):
             each.eval()
             each.momentum = momentum
+    tried = torch.cat([inputs, classifier.probed])
+    alone = torch.cat([classifier.logits(each[None]) for each in tried])
+    if difference(alone, classifier.logits(tried)) <= _ROUNDING:
+        return
+    for each, (_, buffers) in zip(norms, kept, strict=True):
+        each.load_state_dict(buffers, strict=False)
 
 
 class Counted:
