@@ -7,10 +7,12 @@ tokenised. Numbers are stored as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -28,6 +30,7 @@ from tasks.perform import Outcome, perform
 from tasks.run_parts import classifier_of, dataset_of
 
 Row = dict[str, Any]
+_BLOCK = 16  # inputs that a thread reads in one go
 
 
 @task(name="inputs", cache_policy=NO_CACHE)
@@ -59,11 +62,17 @@ def _read(run: Run, shard: int) -> Outcome:
     several = (run.manifest.mask_labels,) if run.manifest.mask_labels else ()
     shape = (stop - start, *several, *run.input_size)
     masks = np.zeros(shape, np.uint8) if run.manifest.masks else None
-    rows = []
-    for index in range(start, stop):  # unreadable inputs keep the placeholder that ``stored`` begins with
-        rows.append(_row(run, dataset, index, stored[index - start]))
+
+    def one(index: int) -> Row:  # an unreadable input keeps the placeholder that ``stored`` begins with
+        row = _row(run, dataset, index, stored[index - start])
         if masks is not None:
-            _put_mask(run, dataset, index, masks[index - start], rows[-1])
+            _put_mask(run, dataset, index, masks[index - start], row)
+        return row
+
+    # Decoding and resizing release Python's lock, so that threads use all cores of the worker.
+    blocks = [range(first, min(first + _BLOCK, stop)) for first in range(start, stop, _BLOCK)]
+    with ThreadPoolExecutor(torch.get_num_threads() if dataset.parallel else 1) as readers:
+        rows = [row for block in readers.map(lambda block: [one(i) for i in block], blocks) for row in block]
     write_shard(run.inputs, start, stored)
     files = [shard_file(run.inputs, shard)]
     if masks is not None:

@@ -77,6 +77,8 @@ class Dataset:
     published
         Whether the set is published with the numbers of its classes. Otherwise the classes are numbered in
         sorted order here, which says nothing about the numbers that a model gives them.
+    parallel
+        Whether several threads may load items and masks at the same time.
     modality
         Kind of the items.
     features
@@ -112,6 +114,7 @@ class Dataset:
     published: bool = False
     told: str = ""
     index: Any = None
+    parallel: bool = False
 
     def load(self, index: int, notes: Notes | None = None) -> Item:
         """Load an item: an image in 8-bit RGB or as an array (C, H, W), a text, or float32 (T,) or (C, T).

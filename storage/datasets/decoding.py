@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
@@ -19,6 +20,7 @@ from storage.files import UnreadableError, regular
 
 LARGEST = 1 << 30  # bytes of an image file
 _PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+_OPENING = Lock()  # the filters of warnings belong to all threads; opening reads no more than the header
 _ORIENTATION = 274  # the EXIF tag; its value 1 stands for upright
 # What makes an image with an orientation upright, and what undoes it.
 _TURNS = {
@@ -103,7 +105,7 @@ def contents(path: Path) -> bytes:
 
 
 def _opened(data: bytes) -> Image.Image:
-    with warnings.catch_warnings():
+    with _OPENING, warnings.catch_warnings():
         # Pillow warns at the number of pixels at which this module raises an error.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(BytesIO(data), formats=formats())
@@ -195,7 +197,7 @@ def turned(image: Image.Image, declared: int, left: int, how: Reading, notes: No
 def _opaque(image: Image.Image, background: tuple[int, int, int], notes: Notes) -> Image.Image:
     """Return an image in RGB, with its transparent pixels put on a background."""
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy all pixels
     clear = with_alpha(image)
     if clear.getchannel("A").getextrema()[0] == 255:
         return image.convert("RGB")

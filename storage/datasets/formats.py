@@ -17,7 +17,11 @@ ARRAY = ".npy"  # the suffix of NumPy's arrays
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Return the names of Pillow's formats that are read."""
+    """Return the names of Pillow's formats that are read, in the order in which Pillow tries them.
+
+    The most common ones come first, since some formats are told from others only by trying to read them.
+    """
+    Image.preinit()
     Image.init()
     return tuple(name for name in Image.OPEN if name not in _NOT_DECODED)
 

@@ -83,12 +83,12 @@ def prepare_image(
     """
     if interpolation not in _RESAMPLING:
         raise ValueError(f"unknown interpolation {interpolation!r}; choose from {', '.join(_RESAMPLING)}")
-    resized, offset, size = _placed(size_of(image), resize, crop, fit, centre)
-    pixels = _resized(image, resized, interpolation, resampler)
+    resized, offset, window = _placed(size_of(image), resize, crop, fit, centre)
+    made = _resized(image, resized, interpolation, resampler)
     if crop is not None:
-        pixels = _cropped(pixels, offset, size, fill)
+        made = _cropped(made, offset, window, fill)
     moved = move_boxes(boxes, size_of(image), resize, crop, fit, centre)
-    return np.ascontiguousarray(pixels), [box for box in moved if has_area(box)]
+    return np.ascontiguousarray(_planes(made)), [box for box in moved if has_area(box)]
 
 
 def as_input(
@@ -192,13 +192,13 @@ def _fitted(old: tuple[int, int], resize: Side, fit: str) -> tuple[int, int]:
 
 def _resized(
     image: Image.Image | NDArray[Any], size: tuple[int, int], interpolation: str, resampler: str
-) -> NDArray[Any]:
-    """Return the pixels (C, height, width) of the image at the size (width, height)."""
+) -> Image.Image | NDArray[Any]:
+    """Return the image at the size (width, height); as an image if Pillow resizes one, else (C, H, W)."""
     if size == size_of(image):
-        return _planes(image)
+        return image
     if resampler == "pillow":
         if isinstance(image, Image.Image):
-            return _planes(image.resize(size, _RESAMPLING[interpolation]))
+            return image.resize(size, _RESAMPLING[interpolation])
         # As of a colour image, each band is resized by itself; Pillow takes 16 bits as floats.
         bands = image if image.dtype == np.uint8 else image.astype(np.float32)
         made = [np.asarray(Image.fromarray(band).resize(size, _RESAMPLING[interpolation])) for band in bands]
@@ -228,10 +228,16 @@ def _as_type(values: NDArray[Any], kind: np.dtype) -> NDArray[Any]:
 
 
 def _cropped(
-    pixels: NDArray[Any], offset: tuple[int, int], size: tuple[int, int], fill: Sequence[int]
-) -> NDArray[Any]:
+    image: Image.Image | NDArray[Any], offset: tuple[int, int], size: tuple[int, int], fill: Sequence[int]
+) -> Image.Image | NDArray[Any]:
     """Return what lies in a window of a size (width, height); its first pixel may lie outside the image."""
     (left, top), (columns, rows) = offset, size
+    width, height = size_of(image)
+    if left >= 0 and top >= 0 and left + columns <= width and top + rows <= height:
+        if isinstance(image, Image.Image):  # cut first, so that less is made an array
+            return image.crop((left, top, left + columns, top + rows))
+        return image[:, top : top + rows, left : left + columns]
+    pixels = _planes(image)
     window = np.empty((len(pixels), rows, columns), pixels.dtype)
     largest = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
     window[:] = (np.array(fill) * (largest / 255)).astype(pixels.dtype)[:, None, None]

@@ -120,6 +120,7 @@ def of_files(
         relative_boxes=how.relative_boxes,
         left_out=left_out or {},
         published=published,
+        parallel=True,
     )
 
 
