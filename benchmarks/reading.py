@@ -1,4 +1,4 @@
-"""Measures what reading the inputs costs: the stage "inputs" of a job beside a plain loop, and three decoders.
+"""Measures what reading inputs costs: the stage "inputs" of a job beside a plain loop, and three decoders.
 
     python benchmarks/reading.py [--images FOLDER] [--threads 1] [--rounds 9]
 
@@ -139,7 +139,7 @@ def loop(paths: Sequence[Path], threads: int) -> Pixels:
         with Image.open(paths[index]) as image:
             image.load()
         if image.mode != "RGB":
-            image = image.convert("RGB")  # noqa: PLW2901
+            image = image.convert("RGB")
         short = min(image.size)
         width, height = (RESIZE if side == short else int(RESIZE * side / short) for side in image.size)
         left, top = round((width - CROP) / 2), round((height - CROP) / 2)

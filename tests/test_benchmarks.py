@@ -34,6 +34,16 @@ def test_the_benchmark_of_the_gpu_path_runs_on_two_small_images(capsys: pytest.C
         assert rank == "1.0000" if way == "float32" else 0.5 < float(rank) <= 1
 
 
+def test_the_benchmark_of_reading_compares_equal_pixels(capsys: pytest.CaptureFixture[str]) -> None:
+    program("benchmarks/reading.py").main(["--rounds", "1", "--least", "1", "--threads", "2"])
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("32 images, 2 threads, 1 rounds")
+    assert [line.split()[0] for line in told if line.split()[1:]][2:5] == ["plain", "stage", "ratio"]
+    assert min(float(number) for number in told[4].split()[1:]) > 0
+    assert [line.split()[0] for line in told[-3:]] == ["Pillow", "torchvision.io", "OpenCV"]
+    assert told[-3].endswith("0.0000      0       0.0000      0")
+
+
 def test_the_benchmark_of_a_gpus_agreement_says_that_there_is_none() -> None:
     command = [sys.executable, "benchmarks/gpu_agreement.py"]
     unseen = os.environ | {"CUDA_VISIBLE_DEVICES": ""}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ from flows.job import JobError
 from flows.terminal import notes_of, unscored
 from runs import explained, prepared, tiny_job
 from storage.datasets.dataset import Dataset, Sample
-from storage.datasets.masks import IGNORED
+from storage.datasets.masks import IGNORED, prepare_mask
+from storage.records import Step, read_record
 from storage.run import Run
 from storage.samples import read_samples
-from tasks.inputs import _label_names
+from tasks.inputs import _label_names, inputs
 from tasks.results.summary import summarise
 from tasks.scores import scores
 
@@ -97,6 +100,37 @@ def test_image_and_box_are_in_one_frame_whatever_the_orientation(folder: Path) -
     x0, y0, x1, y1 = (round(side) for side in plain["boxes"][0])
     assert stored[:, :, y0 + 1 : y1 - 1, x0 + 1 : x1 - 1].min() > 200
     assert notes_of(run) == [f"turned by EXIF: 1, e.g. {folder / 'lying.jpg'}"]
+
+
+def test_threads_read_the_same_bytes_and_rows_as_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = "file,label,mask\n"
+    for number in range(40):  # more than two blocks of a thread, and one file that cannot be read
+        name = f"{number}.png"
+        if number == 20:
+            (folder / name).write_bytes(b"no image")
+        else:
+            Image.new("RGB", (300, 320), (number, 2 * number, 3)).save(folder / name)
+        listing += f"{name},0,plain.png\n"
+    raw = job(folder, listing, OF_MASKS) | {"batch": {"shard": 40}}
+    seen, files = set(), []
+    for threads in (1, 4):
+        monkeypatch.setattr("tasks.inputs.torch.get_num_threads", lambda count=threads: count)
+        monkeypatch.setattr(
+            "tasks.inputs.prepare_mask",
+            lambda *a, real=prepare_mask: (seen.add(threading.get_ident()), time.sleep(0.01), real(*a))[-1],
+        )
+        run = prepared(raw | {"store": str(folder / f"run{threads}")})
+        inputs.fn(str(run.root), 0)
+        record = read_record(run.root, Step("inputs", 0))
+        assert record is not None
+        files.append([(file.path, file.sha256) for file in record.files])
+        assert record.statuses == {"ok": 39, "failed": 1}
+        assert len(seen) == min(threads, 3)
+        seen.clear()
+        colours = zarr.open_array(str(run.inputs), mode="r")[:, :, 0, 0]
+        assert [tuple(c) for c in colours] == [(n, 2 * n, 3) if n != 20 else (0, 0, 0) for n in range(40)]
+    assert files[0] == files[1]
+    assert len(files[0]) == 3
 
 
 def test_boxes_that_do_not_count_are_counted_and_a_metric_without_any_says_why(folder: Path) -> None:
