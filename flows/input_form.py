@@ -13,7 +13,7 @@ from storage.datasets.dataset import Dataset
 from storage.datasets.depth import own_depth
 from storage.datasets.geometry import prepare_image
 from storage.datasets.reading import RGB, Bands, Stored
-from storage.datasets.spec import DatasetSpec, ImageFilesSpec
+from storage.datasets.spec import DatasetSpec
 from storage.errors import one_line
 
 
@@ -21,7 +21,7 @@ def bands_of(dataset: DatasetSpec, model: ModelSpec) -> Bands:
     """Return what the values of a dataset's images become for a model."""
     if dataset.modality != "image":
         return RGB
-    depth = dataset.depth if isinstance(dataset, ImageFilesSpec) else None
+    depth = getattr(dataset, "depth", None)  # which not every kind has
     return Bands.of(preprocessing(model).channels, depth)
 
 

@@ -1,14 +1,19 @@
 """A small folder of photographs that are hard to read alike, and the same files packed in other ways."""
 
+import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import webdataset
-from PIL import Image
+from PIL import Image, ImageOps
+from pydicom.dataset import Dataset as Header
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 CLASSES = ("bird", "cat", "dog")
 
@@ -97,4 +102,37 @@ def as_saved(root: Path, folder: Path) -> Path:
     columns = {"id": names, "image": images, "label": [classes.index(label) for label in labels]}
     made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     made.save_to_disk(str(folder), num_shards=2)
+    return folder
+
+
+def write_dicom(path: Path, values: np.ndarray, bits: int | None = None, **elements: Any) -> Path:
+    """Write a file of these values: (H, W), or (H, W, 3) in colours."""
+    file = Header()
+    file.file_meta = FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = SecondaryCaptureImageStorage
+    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = generate_uid()
+    file.Rows, file.Columns = values.shape[:2]
+    file.SamplesPerPixel = 3 if values.ndim == 3 else 1
+    file.PhotometricInterpretation = "RGB" if values.ndim == 3 else "MONOCHROME2"
+    if values.ndim == 3:
+        file.PlanarConfiguration = 0
+    file.BitsAllocated = 8 * values.dtype.itemsize
+    file.BitsStored = bits or file.BitsAllocated
+    file.HighBit = file.BitsStored - 1
+    file.PixelRepresentation = int(values.dtype.kind == "i")
+    file.PixelData = values.tobytes()
+    for name, value in elements.items():
+        setattr(file, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file.save_as(path, enforce_file_format=True)
+    return path
+
+
+def as_dicom(root: Path, folder: Path) -> Path:
+    """Write the images that can be read as DICOM files in colours, with the same class folders."""
+    for name, _, data in files(root):
+        with contextlib.suppress(OSError), Image.open(io.BytesIO(data)) as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            write_dicom(folder / name.replace(".", "-"), pixels)
     return folder

@@ -17,7 +17,6 @@ from storage.datasets.arrays import check_size
 from storage.datasets.decoding import (
     check_pixels,
     contents,
-    decode,
     decoded,
     is_animated,
     loaded,
@@ -25,7 +24,7 @@ from storage.datasets.decoding import (
     turned,
 )
 from storage.datasets.depth import has_deep_colours, own_depth, scaled, states_range
-from storage.datasets.formats import ARRAY
+from storage.datasets.dicom import is_dicom, read_dicom
 from storage.datasets.notes import FIRST_FRAME, Notes
 from storage.datasets.reading import ALIKE, DEFAULT, RGB, Reading
 from storage.datasets.tiff import TIFF, read_tiff
@@ -77,7 +76,9 @@ def read_bands(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -
 
 def _read_bands(data: bytes, how: Reading, notes: Notes) -> NDArray[Any]:
     """Read the contents of an image file as an array of ``how.bands``."""
-    if data.startswith(NUMPY):
+    if is_dicom(data):
+        found = _Values(read_dicom(data, how.window, notes), full=True)
+    elif data.startswith(NUMPY):
         found = _Values(_of_array(data, how.bands.channels))
     elif data.startswith(TIFF) and (held := read_tiff(data, how.bands.channels, notes)) is not None:
         values, orientation = held
@@ -88,12 +89,8 @@ def _read_bands(data: bytes, how: Reading, notes: Notes) -> NDArray[Any]:
 
 
 def read_image(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -> Image.Image | NDArray[Any]:
-    """Read an image file as the model takes it: in RGB as :func:`storage.datasets.decoding.decode` reads it,
-    or with :func:`read_bands` if it has other bands or bits, or is an array.
-    """
-    if how.bands == RGB and path.suffix.lower() != ARRAY:
-        return decode(path, how, notes)
-    return read_bands(path, how, notes)
+    """Read an image file as the model takes it, see :func:`read_encoded`."""
+    return read_encoded(contents(path), how, [] if notes is None else notes)
 
 
 def of_values(given: Image.Image | NDArray[Any], how: Reading, notes: Notes) -> Image.Image | NDArray[Any]:
@@ -106,10 +103,15 @@ def of_values(given: Image.Image | NDArray[Any], how: Reading, notes: Notes) -> 
 
 
 def read_encoded(data: bytes, how: Reading, notes: Notes) -> Image.Image | NDArray[Any]:
-    """Read the contents of an image file as :func:`read_image` reads the file."""
-    if how.bands == RGB and not data.startswith(NUMPY):
-        return decoded(data, lambda image: rgb(image, how, notes))
-    return _read_bands(data, how, notes)
+    """Read the contents of an image file as the model takes it: in RGB as
+    :func:`storage.datasets.decoding.decode` reads a file, or with :func:`read_bands` if it has other bands or
+    bits, or is an array or a DICOM file.
+    """
+    if how.bands != RGB or data.startswith(NUMPY):
+        return _read_bands(data, how, notes)
+    if is_dicom(data):  # resized as an image, as any other file of colours
+        return Image.fromarray(np.moveaxis(_read_bands(data, how, notes), 0, -1))
+    return decoded(data, lambda image: rgb(image, how, notes))
 
 
 def as_image(image: Image.Image, how: Reading, notes: Notes) -> Image.Image | NDArray[Any]:

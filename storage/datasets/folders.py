@@ -36,11 +36,9 @@ def image_names(root: Path) -> tuple[list[str], dict[str, int]]:
     left_out: Counter[str] = Counter()
     names: list[str] = []
     arrays: list[str] = []
-    for name in files_under(root) if is_remote(root) else _entries(root, left_out):
+    for name in shown_names(root, left_out):
         path = PurePath(name)
-        if is_hidden(path):
-            left_out["hidden files"] += 1
-        elif path.suffix.lower() == ARRAY:
+        if path.suffix.lower() == ARRAY:
             arrays.append(name)
         elif path.suffix.lower() not in suffixes():
             left_out[f"*{path.suffix.lower()}" if path.suffix else "files without a suffix"] += 1
@@ -50,6 +48,18 @@ def image_names(root: Path) -> tuple[list[str], dict[str, int]]:
         left_out[f"*{ARRAY}"] = len(arrays)
     names = names or arrays
     return sorted(names, key=lambda name: name.split("/")), dict(left_out)
+
+
+def shown_names(root: Path, left_out: Counter[str]) -> Iterator[str]:
+    """Yield the paths from ``root`` of everything below it that is no folder and not hidden.
+
+    What is left out is counted, by what it is.
+    """
+    for name in files_under(root) if is_remote(root) else _entries(root, left_out):
+        if is_hidden(PurePath(name)):
+            left_out["hidden files"] += 1
+        else:
+            yield name
 
 
 def _entries(root: Path, left_out: Counter[str]) -> Iterator[str]:

@@ -19,6 +19,9 @@ FIRST_FRAME = "first of several frames"
 DEEP = "16 bits per value"
 DARK = "16 bits per value, less than a quarter of the range used"
 CUT_VALUES = "values outside dataset.range"
+WINDOWED = "shown through a window"
+WHOLE_RANGE = "shown over the whole range of its bits"
+NARROW = "shown over the whole range of its bits, of which less than a quarter is used"
 BOX_OUTSIDE = "box outside the image"
 BOX_CLIPPED = "box clipped to the image"
 BOX_EMPTY = "box without area"
@@ -34,6 +37,7 @@ MASK_FRAME = "mask is the first of several frames"
 
 # What to do about a kind that is likely a mistake.
 _ADVICE = {
+    NARROW: "set dataset.window to the values that matter, e.g. [40, 400]",
     DARK: "none of the set's 16-bit files uses more; set dataset.range if the values have fewer bits",
     BOX_OUTSIDE: "these boxes do not count; check the unit of the boxes and dataset.exif",
     MASK_FULL: "set dataset.mask_values if other values than 0 are the background",

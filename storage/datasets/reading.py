@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Stored = Literal["uint8", "uint16", "float32"]
+Window = tuple[float, float] | Literal["file", "full"]  # the values of DICOM files that are shown
 ALIKE = frozenset({1, 3})  # channels for which a grey image can stand, or three equal bands
 
 
@@ -51,6 +52,8 @@ class Reading:
         and in files that are read as bands.
     bands
         How many bands an image has, and of what type its values are.
+    window
+        Which values are black and white in DICOM files; see :func:`storage.datasets.dicom.read_dicom`.
     relative_boxes
         Whether boxes are in shares of the image's width and height, and not in pixels.
     mask_values
@@ -63,6 +66,7 @@ class Reading:
     background: tuple[int, int, int] = (255, 255, 255)
     limits: tuple[float, float] | None = None
     bands: Bands = RGB
+    window: Window = "file"
     relative_boxes: bool = False
     mask_values: tuple[int, ...] | None = None
     mask_ignore: tuple[int, ...] = ()

@@ -75,6 +75,9 @@ _FIRST_KEYS = (
 
 _Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e12, le=1e12)]
 # A list in the job file becomes a tuple, since the table must be hashable.
+DicomWindow = (
+    Annotated[tuple[_Number, Annotated[_Number, Field(ge=1)]], Field(strict=False)] | Literal["file", "full"]
+)
 _Range = Annotated[tuple[_Number, _Number], Field(strict=False)]
 
 

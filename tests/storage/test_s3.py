@@ -380,6 +380,7 @@ def photographs(tmp_path: Path) -> Path:
         {"kind": "tensors", "path": "array.npy"},
         {"kind": "parquet", "path": "rows"},
         {"kind": "parquet", "path": "rows/part-{01..02}.parquet"},
+        {"kind": "dicom", "path": "scans"},
         {"kind": "webdataset", "path": "tars"},
         {"kind": "webdataset", "path": "tars/shard-000001.tar"},
     ],
@@ -390,9 +391,10 @@ def test_a_dataset_is_the_same_in_a_folder_and_on_s3(
     away = place(f"{s3.empty()}/data")
     if keys["path"] == "":
         (photographs / "mask.png").unlink()
-    if keys["kind"] in {"parquet", "webdataset"}:
+    if keys["kind"] in {"dicom", "parquet", "webdataset"}:
         files = packed.photographs(photographs / "more")
         packed.as_parquet(files, photographs / "rows")
+        packed.as_dicom(files, photographs / "scans")
         packed.as_tars(files, photographs / "tars")
     put(photographs, away)
 

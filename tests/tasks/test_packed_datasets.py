@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
+from PIL import Image
 
-from packed import as_csv, as_parquet, as_saved, as_tars, photographs
+from packed import as_csv, as_dicom, as_parquet, as_saved, as_tars, photographs
 from places import REAL
 from runs import completed, model, prepared, scores_of, tiny_job
 from storage.datasets import tar_samples
@@ -84,6 +86,22 @@ def test_a_job_that_was_interrupted_goes_on(form: str, root: Path, folder_run: R
     run = completed(raw)
     assert_same(run, folder_run)
     assert next((run.inputs / "c" / "1").rglob("*")).stat().st_mtime_ns == written
+
+
+def test_dicom_files_in_colours_give_the_inputs_of_plain_images(root: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    files = as_dicom(root, tmp_path / "dicom")
+    for path in files.glob("*/*"):
+        (plain / path.parent.name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pydicom.dcmread(path).pixel_array).save(plain / path.parent.name / f"{path.name}.png")
+    raw = job(tmp_path / "run", {"kind": "dicom", "path": str(files)})
+    inputs.fn(str(prepared(raw).root), 1)  # and is interrupted
+    run, other = completed(raw), completed(job(tmp_path / "other", {"kind": "folder", "path": str(plain)}))
+    assert run.rows == 9
+    assert read(run.inputs, 0, 9).tobytes() == read(other.inputs, 0, 9).tobytes()
+    assert [(row["label"], row["status"]) for row in read_samples(run.root)] == [
+        (row["label"], "ok") for row in read_samples(other.root)
+    ]
 
 
 def test_what_was_found_in_tars_is_kept_in_the_run_and_checked(

@@ -12,7 +12,7 @@ from storage.datasets.dataset import Dataset, Sample, existing, spread
 from storage.datasets.image_files import MaskFiles, of_files
 from storage.datasets.listing import read_listing
 from storage.datasets.reading import RGB, Bands, Reading
-from storage.datasets.spec import ImageFilesSpec, register
+from storage.datasets.spec import DicomWindow, ImageFilesSpec, register
 from storage.places import Place
 
 _MaskValue = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -44,6 +44,10 @@ class CsvListing(ImageFilesSpec):
         "these pixels out",
     )
 
+    window: DicomWindow | None = Field(
+        None, description="grey values that are shown of DICOM files, as for kind dicom"
+    )
+
     @model_validator(mode="after")
     def _mask_values_differ(self) -> CsvListing:
         both = set(self.mask_values or ()) & set(self.mask_ignore or ())
@@ -56,6 +60,7 @@ class CsvListing(ImageFilesSpec):
         return replace(
             super().reading(bands),
             relative_boxes=self.boxes == "relative",
+            window=self.window or "file",
             mask_values=self.mask_values,
             mask_ignore=self.mask_ignore or (),
         )

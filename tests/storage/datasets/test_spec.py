@@ -107,7 +107,7 @@ def test_a_key_of_another_kind_is_refused_and_the_own_ones_are_told(key: str) ->
 @pytest.mark.parametrize("table", [None, 3, "csv", ["csv"], {}, {"kind": None}, {"kind": ["csv"]}])
 def test_a_table_without_a_kind_is_refused(table: Any) -> None:
     with pytest.raises(
-        ValidationError, match=r"must be a table with the key kind|choose from coco, csv, digits"
+        ValidationError, match=r"must be a table with the key kind|choose from coco, csv, dicom"
     ):
         DatasetSpec.model_validate(table)
 
