@@ -21,7 +21,7 @@ from explainers.models.text import TextClassifier
 from storage.datasets.dataset import Dataset, Sample
 from storage.datasets.geometry import as_input, has_area, move_boxes, size_of
 from storage.datasets.masks import BACKGROUND, OBJECT, notes_on, prepare_mask, united
-from storage.datasets.notes import LABELS_CUT
+from storage.datasets.notes import LABELS_CUT, SHARED_BOXES, SHARED_MASK
 from storage.maps import shard_file, write_shard
 from storage.records import Step
 from storage.run import Run
@@ -94,6 +94,8 @@ def _row(run: Run, dataset: Dataset, index: int, out: np.ndarray) -> Row:
         if dataset.modality == "image":
             found = dataset.objects(index, size_of(item), row["notes"])  # type: ignore[arg-type]
             labels = tuple(label for _, label in found if label is not None)
+            if sample.boxes and not sample.box_labels and len(row["labels"]) > 1:
+                row["notes"].append(SHARED_BOXES)
             sample = replace(sample, boxes=tuple(box for box, _ in found), box_labels=labels)
         _PUT[run.modality](run, item, sample, out, row)
         row["status"] = "ok"
@@ -115,6 +117,7 @@ def _put_mask(run: Run, dataset: Dataset, index: int, out: np.ndarray, row: Row)
             _put_by_label(run, dataset.samples[index].labels, prepared, out, row["labels"])
         else:
             out[:] = prepared
+            row["notes"] += [SHARED_MASK] * (len(row["labels"]) > 1)
         row["notes"] += notes_on(united(np.asarray(mask)), united(prepared))
     except Exception as error:
         row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}

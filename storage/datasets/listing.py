@@ -1,7 +1,8 @@
 """CSV listings of images with the columns ``file,label`` and, optionally, ``xmin,ymin,xmax,ymax``.
 
 An image with several boxes has several rows. A column ``labels`` in place of ``label`` holds any number of
-labels with semicolons between them. An optional column ``mask`` names the file of an image's mask.
+labels with semicolons between them; a column ``boxlabel`` beside it says of which of them a row's box is. An
+optional column ``mask`` names the file of an image's mask.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ LARGEST = 2**31 - 1  # of a label; more classes than any model has
 # Words that programs write for a cell without a value; -1.#ind and the like are NaN in C.
 _MISSING = frozenset(["nan", "none", "null", "nil", "nat", "na", "n/a", "#n/a", "#na", "<na>"])
 _MISSING |= {"#ref!", "#value!", "#name?", "#num!", "#null!", "#div/0!", "1.#ind", "1.#qnan", "1.#inf"}
-_COLUMNS = ("file", "label", "labels", *BOX_COLUMNS, "mask")
+_COLUMNS = ("file", "label", "labels", *BOX_COLUMNS, "boxlabel", "mask")
 csv.field_size_limit(1 << 26)  # a text may be longer than Python's default limit of 128 KiB
 Row = tuple[int, Mapping[str, str]]  # line number, cells by column
 
@@ -38,6 +39,8 @@ class Entry:
         Class indices, in the order in which they are written; exactly one if the column is ``label``.
     boxes
         Boxes as they are written in the listing.
+    box_labels
+        The class index of each box; empty if the listing does not say.
     mask
         The file of the image's mask, as written in the listing.
     """
@@ -46,6 +49,7 @@ class Entry:
     labels: list[int]
     boxes: list[Box] = field(default_factory=list)
     mask: str | None = None
+    box_labels: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -55,8 +59,8 @@ class _Draft:
     line: int
     file: str
     labels: list[str]
-    boxes: list[Box]
     mask: str | None
+    boxes: list[tuple[Box, str | None]] = field(default_factory=list)
 
 
 @dataclass
@@ -104,7 +108,11 @@ def read_listing(path: Path) -> Listing:
         path, [label for draft in found for label in draft.labels], lambda index: f"line {lines[index]}"
     )
     each = iter(numbers)
-    entries = [Entry(d.file, [next(each) for _ in d.labels], d.boxes, d.mask) for d in found]
+    entries = []
+    for d in found:
+        own = dict(zip(d.labels, each, strict=False))  # takes as many numbers as the image has labels
+        box_labels = [own[label] for _, label in d.boxes if label is not None]
+        entries.append(Entry(d.file, list(own.values()), [box for box, _ in d.boxes], d.mask, box_labels))
     return Listing(entries, classes, several)
 
 
@@ -247,6 +255,8 @@ def _check_header(path: Path, columns: list[str]) -> None:
     missing += [] if "label" in columns or "labels" in columns else ["label"]
     if any(name in columns for name in BOX_COLUMNS):
         missing += [name for name in BOX_COLUMNS if name not in columns]
+    if "boxlabel" in columns and not {"labels", "xmin"} <= set(columns):
+        raise ValueError(f"{path}, line 1: the column boxlabel needs the columns labels and xmin")
     if missing:
         raise ValueError(
             f"{path}, line 1: the header lacks {', '.join(missing)}; it must have file,label (or labels) and "
@@ -260,17 +270,21 @@ def _add(drafts: dict[str, _Draft], line: int, row: Mapping[str, str]) -> None:
     labels = split_labels(row["labels"]) if "labels" in row else [row["label"]]
     if not file:
         raise ValueError("the file is missing")
-    draft = drafts.setdefault(_same(file), _Draft(line, file, labels, [], mask))
+    draft = drafts.setdefault(_same(file), _Draft(line, file, labels, mask))
     if draft.labels != labels:
         here, there = (";".join(each) for each in (labels, draft.labels))
         advice = "" if "labels" in row else f"; if it has both, write {there};{here} into a column labels"
         raise ValueError(f"{file} has label {here} here and {there} in line {draft.line}{advice}")
     if draft.mask != mask:
         raise ValueError(f"{file} has another mask here than in line {draft.line}")
-    if draft.line != line and (box is None or box in draft.boxes):
+    of = row.get("boxlabel")
+    if draft.line != line and (box is None or (box, of) in draft.boxes):
         raise ValueError(f"{file} is listed again, without another box; its first row is line {draft.line}")
+    if of is not None and (of or box) and not (box and of in labels):
+        has = f"a box of {of or 'no label'}" if box else f"no box, and the boxlabel {of}"
+        raise ValueError(f"{file} has {has}; name one of its labels, {row['labels']}, beside each box alone")
     if box is not None:
-        draft.boxes.append(box)
+        draft.boxes.append((box, of))
 
 
 def split_labels(cell: str) -> list[str]:

@@ -32,6 +32,8 @@ MASK_CROPPED = "mask cropped away"
 MASK_ALPHA = "mask read from its alpha channel"
 MASK_LOSSY = "mask is a JPEG file"
 MASK_VALUES = "mask with several values besides 0, all of which count as the object"
+SHARED_BOXES = "boxes that count for each of several labels"
+SHARED_MASK = "mask that counts for each of several labels"
 LABELS_CUT = "labels beyond target.labels, which are not explained"
 MASK_FRAME = "mask is the first of several frames"
 
@@ -41,6 +43,8 @@ _ADVICE = {
     DARK: "none of the set's 16-bit files uses more; set dataset.range if the values have fewer bits",
     BOX_OUTSIDE: "these boxes do not count; check the unit of the boxes and dataset.exif",
     MASK_FULL: "set dataset.mask_values if other values than 0 are the background",
+    SHARED_BOXES: "a listing says in a column boxlabel of which label each box is",
+    SHARED_MASK: "it does not say which object is of which label",
     MASK_EMPTY: "check dataset.mask_values",
     MASK_VALUES: "set dataset.mask_values or mask_ignore if some are another object or a border",
     MASK_LOSSY: "compression changes values near 0, which count as object; write masks as PNG",

@@ -16,9 +16,10 @@ from PIL import Image
 
 from flows.job import JobError
 from flows.terminal import notes_of, unscored
-from runs import explained, prepared, tiny_job
+from runs import explained, prepared, scores_of, tiny_job
 from storage.datasets.dataset import Dataset, Sample
 from storage.datasets.masks import IGNORED, prepare_mask
+from storage.datasets.notes import SHARED_BOXES, SHARED_MASK
 from storage.records import Step, read_record
 from storage.run import Run
 from storage.samples import read_samples
@@ -267,3 +268,29 @@ def test_a_label_that_is_no_class_has_no_name() -> None:
         None, None, "cat", "dog", None, "dog; cat", "cat"
     ]  # fmt: skip
     assert [_label_names(numbers, Sample("id", "uri", label)) for label in (None, 0, 7)] == [None, "0", "7"]
+
+
+def test_boxes_of_several_labels_count_for_their_own_or_are_told(folder: Path) -> None:
+    rows = [("0;1", "0,0,150,320", "0"), ("0;1", "225,0,300,320", "1")]
+    own = "".join(f"a.png,{labels},{box},{of}\n" for labels, box, of in rows)
+    shared = "".join(f"a.png,{labels},{box}\n" for labels, box, _ in rows)
+    header = "file,labels,xmin,ymin,xmax,ymax"
+    for name, listing, wanted in (
+        ("own", f"{header},boxlabel\n{own}", [0.5, 0.25]),
+        ("shared", f"{header}\n{shared}", [0.75, 0.75]),
+    ):
+        raw = job(folder, listing, ["energy_pointing_game"])
+        raw |= {"target": "labels", "explainers": [{"name": "all_ones"}], "store": str(folder / name)}
+        run, _ = scored(raw)
+        values = {target: value for (_, target, *_), (value, _) in scores_of(run.root).items()}
+        assert [values[0], values[1]] == pytest.approx(wanted)
+        told = [note for note in read_samples(run.root)[0]["notes"] if note == SHARED_BOXES]
+        assert told == [SHARED_BOXES] * (name == "shared")
+
+
+def test_a_mask_that_several_labels_share_is_told(folder: Path) -> None:
+    listing = "file,labels,mask\na.png,0;1,plain.png\n"
+    run, _ = scored(job(folder, listing, ["relevance_mass_accuracy"]) | {"target": "labels"})
+    assert SHARED_MASK in read_samples(run.root)[0]["notes"]
+    (line,) = (told for told in notes_of(run) if told.startswith(SHARED_MASK))
+    assert line.endswith("; it does not say which object is of which label")

@@ -73,9 +73,14 @@ class CsvListing(ImageFilesSpec):
         entries = listing.entries
         check_unit(path, [(e.file, e.boxes) for e in entries], self.boxes)
         samples = [
-            Sample(e.file, str(images / e.file), boxes=tuple(e.boxes), labels=tuple(e.labels))
-            if listing.several
-            else Sample(e.file, str(images / e.file), e.labels[0], tuple(e.boxes))
+            Sample(
+                e.file,
+                str(images / e.file),
+                None if listing.several else e.labels[0],
+                tuple(e.boxes),
+                tuple(e.labels) if listing.several else (),
+                tuple(e.box_labels),
+            )
             for e in entries
         ]
         masks = MaskFiles({e.file: e.mask for e in entries if e.mask is not None})

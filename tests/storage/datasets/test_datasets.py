@@ -122,6 +122,21 @@ def test_names_may_hold_digits(photos: Path) -> None:
         assert open_dataset(listing(photos, f'file,label\ncat/b.png,"{name}"\n')).classes == [name]
 
 
+def test_a_column_boxlabel_says_of_which_label_a_box_is(photos: Path) -> None:
+    rows = [
+        *("file,labels,xmin,ymin,xmax,ymax,boxlabel", "cat/b.png,dog;cat,1,1,3,3,cat"),
+        *("dog/a.png,dog,,,,,", "cat/b.png,dog;cat,1,1,3,3,dog", "cat/b.png,dog;cat,0,1,3,3,cat"),
+    ]
+    dataset = open_dataset(listing(photos, "\n".join(rows)))
+    assert [sample.labels for sample in dataset.samples] == [(1, 0), (1,)]
+    assert dataset.samples[0].boxes == ((1, 1, 3, 3), (1, 1, 3, 3), (0, 1, 3, 3))
+    assert [sample.box_labels for sample in dataset.samples] == [(0, 1, 0), ()]
+    rows[1] = "cat/b.png,dog;cat,1,1,3,3,dog"
+    rows[3] = "cat/b.png,dog;cat,1,1,3,3,cat"
+    exchanged = open_dataset(listing(photos, "\n".join(rows)))
+    assert exchanged.fingerprint != dataset.fingerprint
+
+
 def test_an_image_of_a_column_labels_has_any_number_of_them(photos: Path) -> None:
     rows = 'file,labels,xmin,ymin,xmax,ymax\ncat/b.png, dog ;cat,1,1,3,3\ndog/a.png,"",,,,\n'
     rows += "cat/b.png,dog;cat,2,2,4,4\n"
@@ -196,6 +211,22 @@ def test_images_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None:
         ("file,labels\na.png,1;;2\n", "line 2: a label is missing beside a semicolon in 1;;2"),
         ("file,labels\na.png,1;\n", "line 2: a label is missing beside a semicolon in 1;"),
         ("file,labels\n,1\n", "line 2: the file is missing"),
+        (
+            "file,labels,xmin,ymin,xmax,ymax,boxlabel\na.png,1;2,0,0,5,5,3\n",
+            "line 2: a.png has a box of 3; name one of its labels, 1;2, beside each box alone",
+        ),
+        ("file,labels,xmin,ymin,xmax,ymax,boxlabel\na.png,1,0,0,5,5,\n", "a.png has a box of no label; name"),
+        ("file,labels,xmin,ymin,xmax,ymax,boxlabel\na.png,1,,,,,1\n", "a.png has no box, and the boxlabel 1"),
+        (
+            "file,labels,xmin,ymin,xmax,ymax,boxlabel\na.png,1,0,0,5,5,1\na.png,1,0,0,5,5,1\n",
+            "line 3: a.png is listed again, without another box",
+        ),
+        (
+            "file,labels,boxlabel\na.png,1,1\n",
+            "line 1: the column boxlabel needs the columns labels and xmin",
+        ),
+        ("file,label,xmin,ymin,xmax,ymax,boxlabel\na.png,1,0,0,5,5,1\n", "line 1: the column boxlabel needs"),
+        ("file,labels,box_label\na.png,1,1\n", "line 1: rename the column 'box_label' to 'boxlabel'"),
         ("file,labels\na.png,1\nb.png,\nc.png,2;dog\n", "line 4: label 'dog' is a name, but 1 in line 2"),
         ("file,labels\na.png,1;0.5\n", "line 2: label 0.5 is no class index"),
         ("file,label,labels\na.png,1,2\n", "line 1: there are the columns label and labels; rename or"),
