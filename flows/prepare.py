@@ -80,7 +80,7 @@ def prepare(job: Job) -> Run:
             check_targets(job, classifier.num_classes, dataset, labels)
             targets = targets_per_image(job, dataset)
             chosen = choose_explainers(job, classifier, dataset, targets)
-            scored = _check_metrics(job, classifier, dataset)
+            scored = _check_metrics(job, classifier, dataset, labels)
             _check_tracking(job)
             return _open_run(
                 job, dataset, labels, targets, geometry, stored, classifier, seen, chosen, scored
@@ -130,13 +130,15 @@ def _check_shown(job: Job, classifier: BlackBox) -> None:
         )
 
 
-def _check_metrics(job: Job, classifier: BlackBox, dataset: Dataset) -> dict[str, tuple[Parameters, Metric]]:
+def _check_metrics(
+    job: Job, classifier: BlackBox, dataset: Dataset, labels: Labels
+) -> dict[str, tuple[Parameters, Metric]]:
     """Make the job's metrics; raise JobError if one cannot be computed or two give the same column."""
     chosen: dict[str, tuple[Parameters, Metric]] = {}
     columns: set[str] = set()
     for name, parameters in job.metric_parameters().items():
         cls = metrics.get(name)
-        _check_needs(name, cls.needs, dataset)
+        _check_needs(name, cls.needs, dataset, labels)
         try:
             chosen[name] = parameters, cls(classifier, parameters)
         except ValueError as error:
@@ -152,8 +154,8 @@ def _check_metrics(job: Job, classifier: BlackBox, dataset: Dataset) -> dict[str
     return chosen
 
 
-def _check_needs(name: str, needs: frozenset[MetricNeed], dataset: Dataset) -> None:
-    """Raise JobError if the dataset lacks what a metric needs."""
+def _check_needs(name: str, needs: frozenset[MetricNeed], dataset: Dataset, labels: Labels) -> None:
+    """Raise JobError if the dataset lacks what a metric needs, or has it for no class of the model."""
     if MetricNeed.PIXELS in needs and dataset.modality != "image":
         raise JobError(
             f"metrics: {name} scores maps of images, but the dataset's inputs are {dataset.modality}s"
@@ -167,6 +169,16 @@ def _check_needs(name: str, needs: frozenset[MetricNeed], dataset: Dataset) -> N
             without = ", ".join(other for other in metrics.names() if need not in metrics.get(other).needs)
             raise JobError(
                 f"metrics: {name} needs {need}, but the dataset has none; these metrics need none: {without}"
+            )
+    by_label = {
+        MetricNeed.BOXES: lambda: any(sample.box_labels for sample in dataset.samples),
+        MetricNeed.MASKS: lambda: dataset.masks_by_label,
+    }
+    for need, own in by_label.items():
+        if need in needs and labels.indices == {} and own():
+            raise JobError(
+                f"metrics: {name} needs {need} of the explained class, and no class of the dataset is one of "
+                f"the model's: {labels.told}"
             )
 
 

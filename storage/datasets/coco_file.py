@@ -18,6 +18,7 @@ from storage.datasets.masks import BACKGROUND, IGNORED, OBJECT
 from storage.errors import one_line
 from storage.files import UnreadableError
 
+_FARTHEST = 1e6  # pixels; pycocotools takes memory for every pixel along a polygon
 _PARTS = ("images", "annotations", "categories")
 
 
@@ -135,24 +136,57 @@ def masks_of(image: Described, labels: Sequence[int]) -> NDArray[np.uint8]:
 
 
 def _pixels(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return which pixels (H, W) belong to an object, as pycocotools draws it."""
+    """Return which pixels (H, W) belong to an object, as pycocotools draws it.
+
+    pycocotools takes a polygon of four numbers for a box, and leaves pixels behind the last run undefined:
+    both are errors here.
+    """
     from pycocotools import mask  # imported late, because it belongs to an extra
 
     width, height = size
     if segmentation is None:
         raise UnreadableError("its mask: an object has no segmentation")
     try:
-        if isinstance(segmentation, Mapping) and tuple(segmentation["size"]) != (height, width):
+        if isinstance(segmentation, Mapping):
             rows, columns = segmentation["size"]
-            raise UnreadableError(f"its mask: an object is in {columns}x{rows} pixels, of {width}x{height}")
-        packed = isinstance(segmentation, Mapping) and isinstance(segmentation["counts"], str)
-        encoded = segmentation if packed else mask.frPyObjects(segmentation, height, width)
-        drawn = mask.decode(mask.merge(encoded) if isinstance(encoded, list) else encoded)
-    except UnreadableError:
-        raise
-    except Exception as error:  # pycocotools raises many kinds of errors for what is no segmentation
-        raise UnreadableError(f"its mask: {type(error).__name__}: {one_line(error)}") from error
-    return np.asarray(drawn, bool)
+            if (columns, rows) != size:
+                raise ValueError(f"an object is in {columns}x{rows} pixels, of {width}x{height}")
+            runs = _runs(segmentation["counts"])
+            if min(runs, default=-1) < 0 or sum(runs) != width * height:
+                raise ValueError(f"the runs of an object are not {width * height} pixels")
+            return np.asarray(
+                mask.decode(mask.frPyObjects({"size": [rows, columns], "counts": runs}, rows, columns)), bool
+            )
+        for polygon in segmentation:
+            if len(polygon) < 6 or len(polygon) % 2 or not all(abs(side) <= _FARTHEST for side in polygon):
+                raise ValueError(f"an object has a polygon that is none: {str(polygon)[:80]}")
+        return np.asarray(mask.decode(mask.merge(mask.frPyObjects(segmentation, height, width))), bool)
+    except Exception as error:  # what JSON holds may be anything
+        told = (
+            one_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {one_line(error)}"
+        )
+        raise UnreadableError(f"its mask: {told}") from error
+
+
+def _runs(counts: list[int] | str) -> list[int]:
+    """Return the lengths of runs of zeros and ones, from a list or from COCO's compressed text.
+
+    A character holds 5 bits of a number, lowest first, and whether the number goes on. From the fourth number
+    on, they are differences from the number before the last.
+    """
+    if isinstance(counts, list):
+        return counts
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) if bits & 16 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
 
 
 def digest(images: Sequence[Described]) -> str:

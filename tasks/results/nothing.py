@@ -68,13 +68,18 @@ class Reasons:
         excluded = needs & getattr(metric, "excludes", frozenset())
         if excluded:
             return f"the metric does not apply to {explainer}: {_EXCLUDED[min(excluded)]}"
-        if Need.BOXES in metric.needs and not any(sample["boxes"] for sample in self._samples):
+        return self._of_objects(metric.needs) or "the metric is undefined for all maps"
+
+    def _of_objects(self, needs: frozenset[Need]) -> str | None:
+        """Return what the boxes and masks of the run lack for a metric; None if that is not the reason."""
+        if Need.BOXES in needs and not any(sample["boxes"] for sample in self._samples):
             return "no image has a box in the network's input" + _told(self._samples, _OF_BOXES)
-        if Need.MASKS in metric.needs and not self._any_object:
-            return "no image has a pixel of an object in the network's input" + _told(
-                self._samples, _OF_MASKS
-            )
-        return "the metric is undefined for all maps"
+        if Need.MASKS in needs and not self._any_object:
+            what = "no image has a pixel of an object in the network's input"
+            return what + _told(self._samples, _OF_MASKS)
+        if {Need.BOXES, Need.MASKS} & needs and not any(map(self._shows_target, self._samples)):
+            return "no image shows an object of the class that is explained"
+        return None
 
     def _of_given_maps(self, explainer: str) -> str:
         """Return why maps that another program made failed, as the end of a sentence."""
@@ -85,6 +90,12 @@ class Reasons:
                 reasons.update(dict(record.facts.reasons or {}) if record else {})
         told = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(_NAMED))
         return f" ({told})" if told else ""
+
+    def _shows_target(self, sample: dict[str, Any]) -> bool:
+        """Whether boxes or the mask of a sample count for one of its targets."""
+        of_class = self._run.manifest.mask_labels or sample["box_labels"] is not None
+        known = {*(sample["box_labels"] or ()), *(sample["labels"] if self._run.manifest.mask_labels else ())}
+        return not of_class or bool(known.intersection(sample["targets"] or ()))
 
     @cached_property
     def _samples(self) -> list[dict[str, Any]]:

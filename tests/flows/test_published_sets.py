@@ -235,3 +235,19 @@ def test_a_job_on_coco_that_is_killed_and_continued_ends_as_one_that_was_not(
     assert masked["000000000000", 2] == pytest.approx(1)
     assert masked["000000000000", 0] == pytest.approx(0.25)
     assert masked["000000000001", 2] == pytest.approx(0.5)
+
+
+def test_a_class_that_no_image_shows_or_no_model_has_is_told(tmp_path: Path) -> None:
+    from tasks.results.summary import summarise
+
+    raw = job(tmp_path, "three", dataset=coco(tmp_path), target=1)  # no image shows an object of class 1
+    run = completed(raw)
+    reasons = {row["metric"]: row["reason"] for row in summarise(run).to_pylist()}
+    told = "no image shows an object of the class that is explained"
+    assert reasons["energy_pointing_game"] == reasons["relevance_mass_accuracy"] == told
+    wrong = raw | {"target": "predicted", "store": str(tmp_path / "wrong")}
+    wrong["model"] = raw["model"] | {"source": f"{tmp_path}/net.py:twenty"}
+    with pytest.raises(
+        JobError, match="metrics: energy_pointing_game needs boxes of the explained class, and"
+    ):
+        completed(wrong)

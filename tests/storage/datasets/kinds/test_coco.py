@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from object_store import ObjectStore
+from storage.datasets.coco_file import Annotated, Described, masks_of
 from storage.datasets.dataset import Dataset
 from storage.datasets.masks import BACKGROUND, IGNORED, OBJECT
 from storage.datasets.opening import open_dataset
@@ -142,9 +145,15 @@ def test_an_image_of_another_size_is_an_error_of_that_image(coco: Path) -> None:
 def test_a_segmentation_that_cannot_be_drawn_is_an_error_of_its_image(coco: Path) -> None:
     for segmentation, message in (
         ([], "an object has no segmentation"),
-        ([[1.0, 2.0]], "its mask: "),
+        ([[1.0, 2.0]], "a polygon that is none"),
         ({"size": [9, 9], "counts": [81]}, "is in 9x9 pixels, of 40x24"),
         ({"size": [24, 40]}, "its mask: KeyError"),
+        ({"size": [24, 40], "counts": [5]}, "the runs of an object are not 960 pixels"),
+        ({"size": [24, 40], "counts": [0, 10**6]}, "the runs of an object are not 960 pixels"),
+        ({"size": [24, 40], "counts": [-1, 961]}, "the runs of an object are not 960 pixels"),
+        ({"size": [24, 40], "counts": "zzzz"}, "the runs of an object are not 960 pixels"),
+        ([[1, 1, 9, 9]], "a polygon that is none"),
+        ([[1, 1, 9, 9, float("nan"), 3]], "a polygon that is none"),
     ):
         told = instances()
         told["annotations"][0]["segmentation"] = segmentation
@@ -154,6 +163,15 @@ def test_a_segmentation_that_cannot_be_drawn_is_an_error_of_its_image(coco: Path
         with pytest.raises(UnreadableError, match=message):
             found.masks(0, [])
         assert np.asarray(found.masks(2, [])).any()
+
+
+@settings(max_examples=60)
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=70)))
+def test_compressed_and_plain_runs_are_the_region_that_pycocotools_packed(wanted: np.ndarray) -> None:
+    size = wanted.shape[1], wanted.shape[0]
+    for packed in (compressed(wanted), uncompressed(wanted)):
+        one = Described("a.jpg", size, [Annotated(0, (0, 0, 1, 1), False, packed)])
+        assert (masks_of(one, [0])[0] == wanted).all()
 
 
 def test_a_changed_segmentation_is_another_dataset(coco: Path) -> None:
