@@ -30,6 +30,7 @@ from storage.datasets.imagenet_labels import synsets
 from storage.maps import read
 from storage.run import Run
 from storage.samples import read_samples
+from tasks.results.summary import summarise
 
 NETWORK = """
 from collections import OrderedDict
@@ -238,7 +239,6 @@ def test_a_job_on_coco_that_is_killed_and_continued_ends_as_one_that_was_not(
 
 
 def test_a_class_that_no_image_shows_or_no_model_has_is_told(tmp_path: Path) -> None:
-    from tasks.results.summary import summarise
 
     raw = job(tmp_path, "three", dataset=coco(tmp_path), target=1)  # no image shows an object of class 1
     run = completed(raw)

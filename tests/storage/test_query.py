@@ -69,7 +69,7 @@ def test_columns_that_a_run_of_an_earlier_version_lacks_are_null(root: Path) -> 
         ("WITH a AS (SELECT * FROM scores) SELECT * FROM a;", 6),
         ("PIVOT scores ON metric USING avg(value) GROUP BY explainer", 2),
         ("DESCRIBE scores", 8),
-        ("SUMMARIZE samples", 3),
+        ("SUMMARIZE samples", 4),
         ("SHOW TABLES", 2),
         ("-- a remark\nSELECT ';'", 1),
     ],
