@@ -49,9 +49,9 @@ class Choice:
 
     @property
     def facts(self) -> list[str]:
-        """The columns of everything but the image."""
+        """The columns of everything but the image, each once."""
         named = (self.label, self.labels, *self.boxes, self.id)
-        return [name for name in named if name is not None]
+        return list(dict.fromkeys(name for name in named if name is not None))
 
 
 def choose(
@@ -88,6 +88,11 @@ def choose(
 def holders(schema: pa.Schema, names: Iterable[str]) -> list[str]:
     """Return the columns of a table that hold these ones, which may be inside others."""
     return list(dict.fromkeys(name if name in schema.names else name.split(".")[0] for name in names))
+
+
+def declared_classes(schema: pa.Schema, name: str | None) -> tuple[str, ...]:
+    """Return the names of the classes of a column where the table declares them, as Hugging Face's do."""
+    return _classes(_features(schema), name or "")
 
 
 def is_encoded(kind: pa.DataType) -> bool:
@@ -151,6 +156,11 @@ class _Chooser:
     def _image(self) -> str:
         what = "encoded images: bytes, or a struct of bytes and path"
         named = self._named("image", is_encoded, what)
+        if named and named not in self._schema.names:
+            raise ValueError(
+                f"dataset.image: the column {named} of {self._where} lies inside another one, where images "
+                "are not read; write a column of its own"
+            )
         if named:
             return named
         found = [field.name for field in self._schema if is_encoded(field.type)]

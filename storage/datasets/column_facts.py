@@ -198,6 +198,11 @@ def _numbered(
     if choice.classes:
         for row, each in enumerate(cells):
             for label in each:
+                if isinstance(label, str):
+                    raise ValueError(
+                        f"{key}: {place(row)} has label {label[:80]!r}, and the table declares its classes "
+                        "by numbers; write the numbers, or leave the declaration out"
+                    )
                 if label is not None and not -1 <= label < len(choice.classes):
                     raise ValueError(
                         f"{key}: {place(row)} has label {label}, and the table declares "

@@ -62,7 +62,8 @@ class ImageNet(PublishedSpec):
         names = spread(images, self.limit)
         labels = self._labels(root, names)
         samples = [Sample(name, str(root / name), label) for name, label in zip(names, labels, strict=True)]
-        _check_names(names)
+        if not {self.boxes, self.masks, self.labels} <= {None}:
+            _check_names(names)
         if self.boxes is not None and names:
             located = boxes_of(self.boxes, names, labels)
             samples = [

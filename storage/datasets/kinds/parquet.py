@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import pyarrow as pa
 from pydantic import Field
 
-from storage.datasets.column_choice import Choice, choose, holders
+from storage.datasets.column_choice import Choice, choose, declared_classes, holders
 from storage.datasets.column_facts import bytes_in, facts_in, of_encoded
 from storage.datasets.column_keys import ColumnKeys
 from storage.datasets.columns import open_parquet
@@ -51,7 +51,7 @@ class Parquet(ColumnKeys):
             file, number = images.place(row)
             return f"{file.name}#{number:06d}"
 
-        table = pa.concat_tables([part.facts for part in parts])
+        table = pa.concat_tables([part.facts for part in parts], promote_options="default")
         facts = facts_in(table, choice, self, where, place)
         sizes = [part.sizes for part in parts]
         return of_encoded(facts, lambda row: bytes_in(images.cell(row)), place, lambda _: sizes, self, bands)
@@ -103,6 +103,12 @@ def _check(path: Path, here: pa.Schema, schema: pa.Schema, choice: Choice) -> No
                 f"dataset.path: {path} has {has}, which the first file has of type {kind}; name files of one "
                 "kind"
             )
+    label = choice.label or choice.labels
+    if declared_classes(here, label) != choice.classes:
+        raise ValueError(
+            f"dataset.path: {path} does not declare the classes of {label} that the first file does, in "
+            "their order; write all files with the same classes"
+        )
 
 
 def _bytes(group: Any, image: str) -> list[int]:

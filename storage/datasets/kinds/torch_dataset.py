@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from plugins.addresses import import_callable
 from storage.datasets.dataset import Dataset
@@ -35,6 +35,16 @@ class TorchDataset(DatasetSpec):
     arguments: dict[str, Any] | None = Field(
         None, description="keyword arguments with which the callable is called"
     )
+
+    @field_validator("arguments")
+    @classmethod
+    def _arguments_are_kept_in_json(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        # Workers read them from the run's record, which would hold the text of a date.
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            raise ValueError(f"{one_line(error, LONGEST)}; write dates and times as texts") from error
+        return value
 
     def __hash__(self) -> int:
         return hash(json.dumps(self.model_dump(mode="json"), sort_keys=True))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -415,6 +416,12 @@ def test_no_items_and_wrong_keys_are_refused(code: Callable[[str], Path], tmp_pa
         ValueError, match=r"dataset.arguments.api_token: holds a password or a token, .*variable"
     ):
         Job.model_validate(raw)
+
+
+def test_arguments_that_a_worker_would_get_as_texts_are_refused() -> None:
+    """As a date, which the run's record does not keep: workers would call the callable otherwise."""
+    with pytest.raises(ValueError, match=r"arguments\n.*type date is not JSON.*; write dates and times as"):
+        DatasetSpec.model_validate({"kind": "set.py:Squares", "arguments": {"since": date(2020, 1, 1)}})
 
 
 DIGITS = """

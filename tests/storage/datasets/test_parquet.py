@@ -161,6 +161,7 @@ def test_boxes_in_four_columns_are_corners_and_may_be_shares(table: Path) -> Non
         ({"b": [[1.0, 2.0]] * 3}, {"boxes": "b", "box_format": "xyxy"}, "which is not four finite numbers"),
         ({"b": [[9.0, 9.0, 5.0, 9.0]] * 3}, {"boxes": "b", "box_format": "xyxy"}, "dataset.box_format: x.pa"),
         ({"b": ["1,2"] * 3}, {"boxes": "b", "box_format": "xyxy"}, "dataset.boxes: the column b of PATH"),
+        ({"a": [{"b": b""}] * 3}, {"image": "a.b"}, "dataset.image: the column a.b of PATH lies inside"),
     ],
 )  # fmt: skip
 def test_columns_that_cannot_be_meant_are_refused_in_one_line(
@@ -179,6 +180,29 @@ def test_labels_beyond_the_declared_classes_are_refused(table: Path) -> None:
     features = {"label": {"_type": "ClassLabel", "names": ["a", "b"]}}
     told = refused(written(table, {"label": [0, 2, 1]}, features))
     assert told == "dataset.label: x.parquet#000001 has label 2, and the table declares 2 classes"
+    told = refused(written(table, {"label": ["b", "a", "a"]}, features))
+    assert told.startswith(
+        "dataset.label: x.parquet#000000 has label 'b', and the table declares its classes"
+    )
+
+
+@pytest.mark.parametrize("names", [["b", "a"], ["a", "b", "c"], None])
+def test_files_that_declare_other_classes_are_refused(tmp_path: Path, names: list[str] | None) -> None:
+    def features(names: list[str] | None) -> dict[str, Any]:
+        return {"label": {"_type": "ClassLabel", "names": names}} if names else {}
+
+    written(tmp_path / "a.parquet", {"label": [0, 1, 1]}, features(["a", "b"]))
+    written(tmp_path / "b.parquet", {"label": [1, 0, 1]}, features(["a", "b"]))
+    assert [sample.label for sample in opened(tmp_path).samples] == [0, 1, 1, 1, 0, 1]
+    written(tmp_path / "b.parquet", {"label": [1, 0, 1]}, features(names))
+    assert f"{tmp_path}/b.parquet does not declare the classes of label that the first" in refused(tmp_path)
+
+
+def test_a_file_may_say_that_no_label_is_missing(tmp_path: Path) -> None:
+    written(tmp_path / "a.parquet", {"label": [0, 1, 1]})
+    whole = pa.schema([pa.field("image", pa.binary()), pa.field("label", pa.int64(), nullable=False)])
+    pq.write_table(pa.table({"image": [png()], "label": [2]}).cast(whole), tmp_path / "b.parquet")
+    assert [sample.label for sample in opened(tmp_path).samples] == [0, 1, 1, 2]
 
 
 def test_ids_that_are_not_named_and_not_unique_are_not_taken(table: Path) -> None:

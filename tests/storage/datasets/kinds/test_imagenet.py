@@ -369,7 +369,12 @@ def test_folders_that_are_no_classes_are_refused(folders: Path) -> None:
         opened(folders)
 
 
-def test_two_images_of_one_name_are_refused(folders: Path) -> None:
+def test_two_images_of_one_name_are_refused_where_boxes_or_masks_are_found_by_it(
+    folders: Path, tmp_path: Path
+) -> None:
+    """Sets such as ImageNet-R give images of two classes one name, and have neither."""
     save(folders / "n01440764" / "more" / NAMES[5])
-    with pytest.raises(ValueError, match=r"dataset.path: 2 images are called ILSVRC2012_val_00000006"):
-        opened(folders)
+    assert known(opened(folders))[:2] == [(NAMES[5], 0), (NAMES[5], 0)]
+    for given in ({"boxes": annotations(tmp_path / "boxes")}, {"masks": tmp_path / "masks"}):
+        with pytest.raises(ValueError, match=r"dataset.path: 2 images are called ILSVRC2012_val_00000006"):
+            opened(folders, **given)
