@@ -6,7 +6,7 @@ The forms are an ``.npy`` file, an ``.npz`` file, a Zarr array or group, and a f
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path, PurePath
 from typing import Any, Protocol
@@ -22,6 +22,8 @@ from storage.given_images import IMAGES, header_of, read_map, shape_of_map
 from storage.places import files_under
 
 MOST_COMPRESSED = 1 << 30  # bytes of a compressed array of an .npz file, which is read as a whole
+_BESIDES = ("ids", "targets")  # arrays that may stand beside the maps
+_OF_RUNS = ("status", "details")  # what a run stores beside the maps of an explainer
 _ZARR = ("zarr.json", ".zarray", ".zgroup")
 
 
@@ -172,9 +174,8 @@ def _of_archive(path: Path) -> tuple[Entries, NDArray[np.int64] | None]:
                 raise ValueError("holds two arrays of one name")
             if "maps" not in members:
                 return Members(path, members), None
-            besides = {
-                key: read_member(archive, members[key]) for key in ("ids", "targets") if key in members
-            }
+            _check_known(members)
+            besides = {key: read_member(archive, members[key]) for key in _BESIDES if key in members}
             shape, read = _rows_of(path, archive, members["maps"])
     # The header of a damaged array is Python text, for which almost any error is raised.
     except Exception as error:
@@ -228,12 +229,23 @@ def _of_zarr(path: Path) -> tuple[Entries, NDArray[np.int64] | None]:
         if "maps" not in group:
             raise ValueError(f"the group has no array maps; it has: {', '.join(group)}")
         array = group["maps"]
-        besides = {key: np.asarray(group[key][:]) for key in ("ids", "targets") if key in group}
+        _check_known(name for name in group if name not in _OF_RUNS)
+        besides = {key: np.asarray(group[key][:]) for key in _BESIDES if key in group}
         shape = _numbers(array, path)
     except Exception as error:  # Zarr raises almost any error for damaged metadata
         raise ValueError(f"{path} is no Zarr array of maps: {one_line(error, LONGEST)}") from error
     stacked = Stacked(shape, lambda places: array.oindex[places], besides.get("ids"))
     return stacked, _classes(besides.get("targets"), path)
+
+
+def _check_known(names: Iterable[str]) -> None:
+    """Raise ValueError for an array besides the maps that is not read: it may say whose the maps are."""
+    strange = next((name for name in names if name not in {"maps", *_BESIDES}), None)
+    if strange is not None:
+        raise ValueError(
+            f"holds {strange[:60]!r} besides maps, where only {' and '.join(_BESIDES)} are read; call it "
+            "one of these, or leave it out"
+        )
 
 
 def _or_reason(read: Callable[[], NDArray[Any]]) -> NDArray[Any] | str:

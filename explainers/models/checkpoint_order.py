@@ -2,15 +2,15 @@
 
 Libraries that build the same network name its modules differently. If all tensors of both have the same kinds
 (weight, bias, running_mean, ...) and shapes in the same order, the order says which is which, except where
-modules side by side could change places without a difference: the queries and keys of an attention, for
-example.
+modules of one parent could change places without a difference: the queries and keys of an attention, for
+example, or the two projections of a gated network, between which the third one may stand.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, groupby
+from itertools import chain, combinations, groupby
 from typing import Any
 
 from torch import Size, Tensor
@@ -39,7 +39,7 @@ def by_order(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str
     -------
     dict
         Empty if the tensors are not of the same kinds and shapes in the same order, if a name of the network
-        would be given to another tensor, or if modules side by side could be confused. They could not if
+        would be given to another tensor, or if modules of one parent could be confused. They could not if
         their names differ in nothing but numbers that grow, on both sides.
     """
     there, here, kinds = list(found), list(own), _kinds(found)
@@ -57,6 +57,9 @@ def _swaps(
     names: Sequence[str], kinds: Sequence[Any], within: range, depth: int
 ) -> Iterator[tuple[int, int]]:
     """Positions of tensors that change places if modules of one parent do that have the same tensors.
+
+    These are modules or runs of them side by side, and modules with a matrix or a kernel wherever they stand.
+    Normalisations alone do not count there, since they stand where they are applied.
 
     Parameters
     ----------
@@ -78,6 +81,9 @@ def _swaps(
             if held[start:middle] == held[middle : middle + length]:
                 there, other = (children[at : at + length] for at in (start, middle))
                 yield from zip(chain(*there), chain(*other), strict=True)
+    for one, another in combinations(range(len(children)), 2):
+        if held[one] == held[another] and any(len(shape) > 1 for _, shape in held[one]):
+            yield from zip(children[one], children[another], strict=True)
 
 
 def _counted(one: str, other: str) -> bool:

@@ -41,7 +41,7 @@ def test_rows_of_an_archive_are_those_that_numpy_reads(
     path = tmp_path_factory.mktemp("archive") / "a.npz"
     values = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
     values = np.asfortranarray(values) if fortran else values
-    (np.savez_compressed if packed else np.savez)(path, **{before: np.ones(3), "maps": values})
+    (np.savez_compressed if packed else np.savez)(path, ids=[before] * len(values), maps=values)
     entries = open_given(path).entries
     places = data.draw(st.lists(st.integers(0, shape[0] - 1)))
     found = entries.read(places)
@@ -149,6 +149,18 @@ def test_ids_are_found_with_and_without_suffix(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds 2 maps of no sample of the dataset: 'x/2\.png', 'v1\.2'"):
         maps.check_samples(samples("x/1.jpg"), False)
     assert maps.check_samples(samples("x/1.jpg"), True) == [0]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".zarr"])
+def test_an_array_that_may_say_whose_the_maps_are_is_not_passed_over(tmp_path: Path, suffix: str) -> None:
+    """Otherwise maps in another order would be taken as those of the samples by their rows."""
+    path, given = tmp_path / f"a{suffix}", {"maps": np.ones((2, 3, 3)), "names": np.arange(2)}
+    if suffix == ".npz":
+        np.savez(path, **given)  # type: ignore[arg-type]
+    else:
+        zarr.save_group(path, **given)
+    with pytest.raises(ValueError, match=r"holds 'names' besides maps, where only ids and targets are read"):
+        open_given(path)
 
 
 def test_a_folder_has_changed_if_one_of_its_files_has(tmp_path: Path) -> None:

@@ -359,6 +359,22 @@ def test_neighbours_of_one_shape_are_told_apart_by_numbers_alone(tmp_path):
             loaded(Attention(own), found, tmp_path)
 
 
+class Gated(nn.Sequential):
+    """A gated network, whose first and last projection may stand in either order."""
+
+    def __init__(self, *names):
+        super().__init__(
+            OrderedDict(zip(names, (nn.Linear(3, 5), nn.Linear(5, 3), nn.Linear(3, 5)), strict=True))
+        )
+
+
+def test_modules_of_one_shape_are_told_apart_where_another_one_stands_between(tmp_path):
+    state = Gated("w1", "w2", "w3").state_dict()
+    assert same(loaded(Gated("v1", "v2", "v3"), state, tmp_path), renamed(state, ("^w", "v")))
+    with pytest.raises(ValueError, match="some could be confused"):
+        loaded(Gated("up", "down", "gate"), state, tmp_path)
+
+
 def test_blocks_whose_numbers_do_not_grow_are_refused(tmp_path):
     """As in a file that was sorted by name, where block 10 comes before block 2."""
     state = Attention([]).state_dict()
