@@ -33,6 +33,7 @@ from flows.train_job import TrainJob
 from flows.watch import Watch
 from storage.characters import shown
 from storage.datasets.dataset import Dataset
+from storage.datasets.index import keep_index
 from storage.datasets.opening import open_dataset
 from storage.lock import Lock, LostLockError, held
 from storage.training import TrainingFolder
@@ -115,7 +116,7 @@ def prepare_training(job: TrainJob) -> TrainingSetup:
     """
     try:
         bands = bands_of(job.dataset, job.model)
-        dataset = open_dataset(job.dataset, bands)
+        dataset = open_dataset(job.dataset, bands, job.store)
         if dataset.modality != "image":
             raise ValueError(f"dataset.kind: P-TAME explains images, but these are {dataset.modality}s")
         geometry, size, stored = geometry_of(job.model, dataset, bands)
@@ -142,7 +143,9 @@ def prepare_training(job: TrainJob) -> TrainingSetup:
             checkpoint=60 * job.watch.checkpoint,
         )
         _check_images(setup, dataset)
-        return _in_its_folder(job, setup, dataset.fingerprint)
+        setup = _in_its_folder(job, setup, dataset.fingerprint)
+        keep_index(setup.folder.root, dataset)
+        return setup
     except ValueError as error:
         raise JobError(str(error)) from error
 

@@ -164,7 +164,10 @@ def bytes_in(cell: Any, read: Callable[[str], bytes] | None = None) -> bytes | N
 def _cells(table: pa.Table, name: str) -> list[Any]:
     """The cells of a column, which may be inside another one."""
     top = next(one for one in table.column_names if name == one or name.startswith(f"{one}."))
-    cells = table.column(top).to_pylist()
+    try:
+        cells = table.column(top).to_pylist()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"dataset.path: the column {top} holds text that is not UTF-8") from error
     for part in name[len(top) + 1 :].split(".") if name != top else ():
         cells = [_inner(cell, part) for cell in cells]
     return cells

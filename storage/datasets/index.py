@@ -24,7 +24,7 @@ _STATE = b"floodlit.state"
 class Indexed(Protocol):
     """A kind of dataset whose samples are found in a pass over large files."""
 
-    def state(self) -> str:
+    def state_of_files(self) -> str:
         """What the files are now, found without reading them; another text says that they changed."""
 
     def open(self, bands: Bands, found: pa.Table | None = None) -> Dataset:

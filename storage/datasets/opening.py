@@ -29,7 +29,7 @@ def open_dataset(spec: DatasetSpec, bands: Bands = RGB, run: Path | None = None)
         If the dataset does not exist or is empty, or if its listing is invalid. The message is one line.
     """
     if isinstance(spec, Indexed):
-        found = None if run is None else kept_index(run, spec.state())
+        found = None if run is None else kept_index(run, spec.state_of_files())
         opened = spec.open(bands, found)
     else:
         opened = spec.open(bands)

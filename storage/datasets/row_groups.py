@@ -17,7 +17,7 @@ from storage.errors import LONGEST, one_line
 from storage.files import UnreadableError
 from storage.places import for_arrow, is_away
 
-_ROWS = 8  # that are held at once, since an image may have many bytes
+_ROWS = 8  # that are copied out of a page at once
 _BUFFER = 1 << 20  # bytes that are read at once
 
 
@@ -34,8 +34,8 @@ class Group:
 class RowGroups:
     """The cells of one column, one row at a time.
 
-    Rows that are asked for in their order are read in one pass over their row groups, and a row group is
-    never held as a whole. Going back begins the row group again.
+    Rows that are asked for in their order are read in one pass over their row groups, one page at a time.
+    Going back begins the row group again.
 
     Parameters
     ----------

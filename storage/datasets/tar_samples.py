@@ -121,7 +121,7 @@ def _split(name: str) -> tuple[str, str]:
 def _image(path: Path, key: str, parts: Parts, keys: ColumnKeys) -> str | None:
     """The ending of the image of a sample; None if it has none."""
     if keys.image is not None:
-        return keys.image if keys.image in parts else None
+        return keys.image.lower() if keys.image.lower() in parts else None
     images = [ending for ending in parts if f".{ending.rpartition('.')[2]}" in suffixes()]
     plain = [ending for ending in images if "." not in ending]
     found = plain or images

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,8 @@ class Crops(TorchDataset[tuple[Tensor, str]]):
         Whether to flip training images.
     bands
         What the values of the images become.
+    folder
+        The folder of the training, which may hold what a pass over the dataset's files found.
     """
 
     def __init__(
@@ -70,14 +73,16 @@ class Crops(TorchDataset[tuple[Tensor, str]]):
         *,
         flip: bool,
         bands: Bands = RGB,
+        folder: Path | None = None,
     ) -> None:
+        self.folder = folder
         self.spec, self.bands, self.geometry = spec, bands, dict(geometry)
         self.size, self.order, self.flip = size, order, flip
 
     @cached_property
     def dataset(self) -> Dataset:
         """The dataset, opened on first use, because these crops may be sent to another process before."""
-        return open_dataset(self.spec, self.bands)
+        return open_dataset(self.spec, self.bands, self.folder)
 
     def __getitem__(self, drawn: Drawn) -> tuple[Tensor, str]:
         epoch, row = drawn

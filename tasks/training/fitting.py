@@ -194,7 +194,7 @@ def fit(setup: TrainingSetup, rank: int, emit: Emit, stopped: Callable[[], bool]
 def crops_of(setup: TrainingSetup) -> Crops:
     """The images of a setup, as the networks see them."""
     how = setup.geometry, setup.input_size, setup.order
-    return Crops(setup.dataset, *how, flip=setup.flip, bands=setup.bands)
+    return Crops(setup.dataset, *how, flip=setup.flip, bands=setup.bands, folder=setup.folder.root)
 
 
 def _resume(training: Training, folder: TrainingFolder) -> None:

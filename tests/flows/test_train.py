@@ -22,6 +22,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 from pydantic import ValidationError
 
+import packed
 from explainers.models.ptame_head import load_head
 from flows import server as prefect
 from flows.chosen_explainers import _fetched
@@ -33,11 +34,12 @@ from flows.train_job import TrainJob
 from places import ROOT
 from plugins.registry import complaints
 from runs import maps_of, model, tiny_job, toml
+from storage.datasets import tar_samples
 from storage.lock import holder
 from storage.run import RunMismatchError
 from storage.tracking import TrackingError, TrainingLog, registered
 from tasks.training.data import UnusableImagesError
-from tasks.training.fitting import TrainingError
+from tasks.training.fitting import TrainingError, crops_of
 
 STEPS = 40
 
@@ -388,3 +390,12 @@ def test_a_preset_is_changed_where_the_job_says_so(tmp_path: Path) -> None:
     settings = job.loss.settings()
     assert (settings.weights.ce, settings.weights.area, settings.weights.tv) == (0.07278, 0.5, 0.0001)
     assert (settings.learning_rate, settings.weight_decay) == (0.01, 0.133)
+
+
+def test_a_training_passes_over_tars_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tars = packed.as_tars(packed.photographs(tmp_path / "files"), tmp_path / "tars")
+    raw = raw_job(tmp_path / "run", dataset={"kind": "webdataset", "path": str(tars)}, held_out=2, batch=2)
+    setup = prepare_training(TrainJob.model_validate(raw))
+    monkeypatch.setattr(tar_samples, "members", lambda *_: pytest.fail("the tars were passed over again"))
+    assert len(crops_of(setup).dataset.samples) == 10  # as in another process
+    prepare_training(TrainJob.model_validate(raw))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +15,14 @@ import pydicom
 import pytest
 from PIL import Image
 
+from flows.resume import remaining
 from packed import as_csv, as_dicom, as_parquet, as_saved, as_tars, photographs
-from places import REAL
-from runs import completed, model, prepared, scores_of, tiny_job
+from places import REAL, ROOT
+from runs import completed, model, prepared, scores_of, tiny_job, wait_for
 from storage.datasets import tar_samples
 from storage.datasets.index import NAME
 from storage.maps import read
+from storage.records import finished
 from storage.run import Run
 from storage.samples import read_samples
 from storage.verify import verify
@@ -86,6 +92,24 @@ def test_a_job_that_was_interrupted_goes_on(form: str, root: Path, folder_run: R
     run = completed(raw)
     assert_same(run, folder_run)
     assert next((run.inputs / "c" / "1").rglob("*")).stat().st_mtime_ns == written
+
+
+@pytest.mark.faults
+def test_a_job_over_tars_that_was_killed_goes_on(root: Path, folder_run: Run, tmp_path: Path) -> None:
+    raw = job(tmp_path / "run", FORMS["webdataset"](root, tmp_path / "packed"))
+    program = f"import json, runs; runs.completed(json.loads({json.dumps(raw)!r}))"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    victim = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": paths})
+    wait_for(lambda: bool(finished(tmp_path / "run")))
+    victim.kill()
+    victim.wait()
+    begun = Run.open(tmp_path / "run")
+    already = {step: (begun.root / step.path).stat().st_mtime_ns for step in begun.finished()}
+    assert already
+    assert remaining(begun)
+    run = completed(raw)
+    assert_same(run, folder_run)
+    assert {step: (run.root / step.path).stat().st_mtime_ns for step in already} == already
 
 
 def test_dicom_files_in_colours_give_the_inputs_of_plain_images(root: Path, tmp_path: Path) -> None:

@@ -19,7 +19,10 @@ from storage.datasets.row_groups import Group, RowGroups
 from storage.datasets.shard_files import shard_files
 from storage.datasets.spec import register
 from storage.errors import LONGEST, one_line
+from storage.files import memory_bytes
 from storage.places import Place
+
+_ROW = 100  # bytes of memory that a row takes at least
 
 
 @register
@@ -75,6 +78,9 @@ class _Part(NamedTuple):
 def _read(path: Path, schema: pa.Schema, choice: Choice) -> _Part:
     """Read what is known of a file without its images; its columns must be those of the first file."""
     with _opened(path) as file:
+        rows = file.metadata.num_rows  # a few bytes of the file may stand for any number
+        if rows * _ROW > memory_bytes():
+            raise ValueError(f"dataset.path: {path} claims {rows:,} rows, which do not fit into memory")
         _check(path, file.schema_arrow, schema, choice)
         about = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         starts = accumulate((group.num_rows for group in about), initial=0)
@@ -84,7 +90,7 @@ def _read(path: Path, schema: pa.Schema, choice: Choice) -> _Part:
         ]
         try:
             names = holders(schema, choice.facts)
-            facts = file.read(names) if names else pa.table({"": pa.nulls(file.metadata.num_rows)})
+            facts = file.read(names) if names else pa.table({"": pa.nulls(rows)})
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"dataset.path: {path} cannot be read: {one_line(error, LONGEST)}") from error
     return _Part(

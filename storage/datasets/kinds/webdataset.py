@@ -45,7 +45,7 @@ class WebDataset(ColumnKeys):
         description="member or field that holds the samples' ids; by default ids are the names of the images",
     )
 
-    def state(self) -> str:
+    def state_of_files(self) -> str:
         """The sizes and times of the files, and the keys that say what is read of them."""
         files = [(file.name, file.stat()) for file in shard_files(self.path, ".tar")]
         keys = self.model_dump(mode="json", exclude={"path", "limit", "numbering"})
@@ -54,7 +54,7 @@ class WebDataset(ColumnKeys):
     def open(self, bands: Bands = RGB, found: pa.Table | None = None) -> Dataset:
         """Open the samples that a pass over the headers found, or make such a pass."""
         files, where = shard_files(self.path, ".tar"), str(self.path)
-        index = with_state(scan(files, self), self.state()) if found is None else found
+        index = with_state(scan(files, self), self.state_of_files()) if found is None else found
         choice, left_out = described(index)
         tars, names = index["tar"].to_numpy(), index["name"].to_pylist()
         offsets, sizes, changed = (index[name].to_numpy() for name in ("offset", "size", "changed"))

@@ -205,6 +205,11 @@ def test_a_file_may_say_that_no_label_is_missing(tmp_path: Path) -> None:
     assert [sample.label for sample in opened(tmp_path).samples] == [0, 1, 1, 2]
 
 
+def test_text_that_is_not_utf8_is_refused(table: Path) -> None:
+    path = written(table, {"label": pa.array([b"a", b"\xff", b"c"]).view(pa.utf8())})
+    assert refused(path) == "dataset.path: the column label holds text that is not UTF-8"
+
+
 def test_ids_that_are_not_named_and_not_unique_are_not_taken(table: Path) -> None:
     data = opened(written(table, {"id": ["a", "b", "a"]}))
     assert [s.sample_id for s in data.samples] == ["000000", "000001", "000002"]
