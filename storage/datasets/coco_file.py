@@ -80,6 +80,8 @@ def read_coco(path: Path, choose: Any) -> CocoFile:
         numbers = {each["id"]: number for number, each in enumerate(categories)}
         if len(numbers) < len(categories):
             raise ValueError("two categories have one id")
+        if len({each["id"] for each in found["images"]}) < len(found["images"]):
+            raise ValueError("two images have one id, so that their objects cannot be told apart")
         chosen = choose(sorted(found["images"], key=lambda each: each["id"]))
         images = {each["id"]: _image(each) for each in chosen}
         for annotation in found["annotations"]:

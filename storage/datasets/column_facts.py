@@ -189,9 +189,24 @@ def _labels(
         return [each[0] if each else None for each in numbers], [], classes
     if choice.labels is not None:
         lists = [cell or [] for cell in _cells(table, choice.labels)]
+        if not choice.classes and _are_truth_values(lists):
+            raise ValueError(
+                f"dataset.labels: the column {choice.labels} of {where} holds {len(lists[0])} times 0 or 1 "
+                "in every row, which may say of each class whether it is there; write lists of class indices"
+            )
         numbers, classes = _numbered(lists, choice, "dataset.labels", where, place)
         return [], [tuple(dict.fromkeys(each)) for each in numbers], classes
     return [], [], []
+
+
+def _are_truth_values(lists: list[list[Any]]) -> bool:
+    """Whether all lists are of one length and of 0 and 1, as vectors with one place per class are.
+
+    The list [0, 1] may be the labels of every row.
+    """
+    first = len(lists[0]) if lists else 0
+    alike = first > 1 and all(len(each) == first and {0, 1}.issuperset(each) for each in lists)
+    return alike and any(each != [0, 1] for each in lists)
 
 
 def _numbered(

@@ -130,6 +130,11 @@ def labels_of(values: Any, classes: Sequence[str]) -> tuple[int, ...]:
     found = tuple(label_of(value, classes) for value in values)
     if None in found or len(set(found)) < len(found):
         raise UnreadableError(f"has the labels {_shown(values)}; they are class indices, each written once")
+    if found == (1, 0):
+        raise UnreadableError(
+            f"has the labels {_shown(values)}, which may say of each of two classes whether it is there; "
+            "give class indices, of these two [0, 1]"
+        )
     return tuple(label for label in found if label is not None)
 
 

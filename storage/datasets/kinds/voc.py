@@ -85,7 +85,10 @@ class Voc(PublishedSpec):
             (text,) = texts_of(lists, [file.name])
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"dataset.split: {file} cannot be read as text: {one_line(error)}") from error
-        return [line.split()[0] for line in text.splitlines() if line.strip()]
+        names = [line.split()[0] for line in text.splitlines() if line.strip()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"dataset.split: {file} lists {len(names) - len(set(names))} images once more")
+        return names
 
     def _sample(self, image: str, root: Path, annotation: Annotation) -> Sample:
         kept = [each for each in annotation.objects if self.difficult == "keep" or not each.difficult]

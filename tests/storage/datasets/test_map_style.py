@@ -161,6 +161,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"image": RED, "bbox": []}, "has the key 'bbox'; call it 'boxes', or leave it out"),
     ({"image": RED, "label": 1, "labels": [1]}, "has both label and labels"),
     ({"image": RED, "labels": [0, 1, 0]}, r"has the labels \[0, 1, 0\] .*each written once"),
+    ({"image": RED, "labels": [1, 0]}, "may say of each of two classes whether it is there"),
     ({"image": RED, "labels": 3}, "labels are a list"),
     ({"image": RED, "boxes": [1, 2, 3, 4]}, r"boxes of the shape \(4,\); they are \(boxes, 4\)"),
     ({"image": RED, "boxes": [[4, 2, 3, 4]]}, "box 4,2,3,4, which is not xmin,ymin,xmax,ymax"),

@@ -156,6 +156,7 @@ def test_boxes_in_four_columns_are_corners_and_may_be_shares(table: Path) -> Non
         ({"label": [1, -1, 0]}, {}, "dataset.label: PATH, x.parquet#000001: label -1 is negative"),
         ({"label": ["1", "a", "b"]}, {}, "is a name, but 1 in x.parquet#000000 is a number"),
         ({"label": [1] * 3, "labels": [[1]] * 3}, {}, "dataset.label: PATH has the columns label and labels"),
+        ({"labels": [[0, 1, 0], [1, 0, 0], [1, 0, 1]]}, {}, "dataset.labels: the column labels of PATH"),
         ({"id": ["a", "b", "a"]}, {"id": "id"}, "dataset.id: x.parquet#000002: a is also the id of x.pa"),
         ({"id": ["a", None, "c"]}, {"id": "id"}, "dataset.id: x.parquet#000001: the id is missing"),
         ({"b": [[1.0, 2.0]] * 3}, {"boxes": "b", "box_format": "xyxy"}, "which is not four finite numbers"),

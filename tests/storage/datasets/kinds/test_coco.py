@@ -223,6 +223,10 @@ def test_what_is_no_file_of_instances_is_refused_in_one_line(coco: Path) -> None
             "annotations": [{"image_id": 7, "category_id": 1, "bbox": [0, 0, -1, 1]}],
         },
         "two categories have one id": {**instances(), "categories": [{"id": 1, "name": "a"}] * 2},
+        "two images have one id": {  # as of two files that were put together
+            **instances(),
+            "images": [*instances()["images"], {**instances()["images"][0], "file_name": "other.jpg"}],
+        },
         "lists 1 files more than once": {
             **instances(),
             "images": [*instances()["images"], {**instances()["images"][0], "id": 1}],

@@ -179,6 +179,11 @@ def test_what_is_not_certain_is_refused(voc: Path) -> None:
         opened(voc, split="../../secret")
     with pytest.raises(ValueError, match=r"dataset: there is no folder .*ImageSets"):
         opened(voc.parents[1])
+    once = (voc / "ImageSets/Main/val.txt").read_text()
+    (voc / "ImageSets/Main/val.txt").write_text(once + "2007_000001\n")
+    with pytest.raises(ValueError, match=r"dataset.split: .*val.txt lists 1 images once more$"):
+        opened(voc)
+    (voc / "ImageSets/Main/val.txt").write_text(once)
     xml = voc / "Annotations/2007_000004.xml"
     for told, message in (
         (annotation("2007_000004").replace("bus", "lorry"), "'lorry' is none of the 20 classes of VOC"),
