@@ -119,7 +119,7 @@ def look(path: Path, picture: Path | None = None) -> Look:
     if dataset.modality != "image":
         return _look_at_rows(dataset, places, facts)
     target = picture or Path(f"look-{path.resolve().stem}.png")
-    _refuse_inside(target, given.dataset)
+    _check_target(target, given.dataset)
     geometry: dict[str, Any] = {}
     size = None
     if given.model is not None:
@@ -140,8 +140,10 @@ def look(path: Path, picture: Path | None = None) -> Look:
 _NAMES = {"image": "image", "text": "text", "tensor": "array"}
 
 
-def _refuse_inside(picture: Path, dataset: DatasetSpec) -> None:
-    """Raise ValueError if a picture would be an image of the dataset the next time."""
+def _check_target(picture: Path, dataset: DatasetSpec) -> None:
+    """Raise ValueError if a picture may overwrite a job file, or would be an image of the dataset later."""
+    if picture.suffix.lower() != ".png":
+        raise ValueError(f"--out: the picture is a PNG file; call {picture} something.png")
     for key in dataset.scanned:
         folder = getattr(dataset, key)
         if folder is not None and lies_in(picture.absolute(), folder):

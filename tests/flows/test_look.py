@@ -122,6 +122,9 @@ def test_no_network_is_loaded_and_a_job_may_be_unfinished(job: Path) -> None:
     begun.write_text('[dataset]\nkind = "csv"\npath = "data/list.csv"\nlimit = 2\n')
     assert said(begun, "--out", "seen.png")[0] == "dataset: csv, 2 images"
     assert Path("seen.png").exists()
+    refused = runner.invoke(app, ["look", str(begun), "--out", str(begun)])
+    assert refused.exit_code == 2
+    assert begun.read_text().startswith("[dataset]")  # and no picture in place of the job
     begun.write_text('[dataset]\nkind = "csv"\npaht = "data/list.csv"\n')
     refused = runner.invoke(app, ["look", str(begun)])
     assert refused.exit_code == 2
