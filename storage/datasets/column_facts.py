@@ -93,6 +93,7 @@ def of_encoded(
     bands: Bands,
     index: pa.Table | None = None,
     left_out: dict[str, int] | None = None,
+    parallel: bool = False,
 ) -> Dataset:
     """Make a dataset of the rows of a table, whose images are decoded as files are.
 
@@ -102,8 +103,8 @@ def of_encoded(
         Function that returns the encoded image of a row.
     origin
         What belongs to the fingerprint of some rows besides the facts.
-    index
-        See :attr:`storage.datasets.dataset.Dataset.index`.
+    index, parallel
+        See :class:`storage.datasets.dataset.Dataset`.
     """
     chosen = spread(range(facts.rows), keys.limit)
     how = keys.reading(bands)
@@ -129,6 +130,7 @@ def of_encoded(
         published=facts.declared,
         told=facts.told,
         index=index,
+        parallel=parallel,
     )
 
 

@@ -76,7 +76,7 @@ class WebDataset(ColumnKeys):
         facts = facts_in(index, choice, self, where, place)
         if choice.id is None:
             facts = replace(facts, ids=_ids([files[tar].name for tar in tars], names))
-        return of_encoded(facts, read, place, origin, self, bands, index, left_out)
+        return of_encoded(facts, read, place, origin, self, bands, index, left_out, parallel=True)
 
 
 def _ids(tars: Sequence[str], names: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,21 @@ def test_several_labels_boxes_and_ids_are_fields_of_json(tar: Path) -> None:
     assert [s.labels for s in data.samples] == [(), (2, 0)]
     assert [s.boxes for s in data.samples] == [(), ((1, 2, 4.5, 6),)]
     assert [s.sample_id for s in data.samples] == ["p", "q"]
+
+
+def test_one_member_may_be_label_and_id(tar: Path) -> None:
+    data = opened(written(tar, [{"cls": "b"}, {"cls": "a"}]), label="cls", id="cls")
+    assert [(s.sample_id, s.label) for s in data.samples] == [("b", 1), ("a", 0)]
+
+
+def test_threads_read_what_one_reads(packed: tuple[Path, Path]) -> None:
+    data = opened(packed[1])
+    assert data.parallel
+    places = [place for place in range(10) if data.samples[place].sample_id != "dog/cut.png"] * 8
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda place: np.asarray(data.load(place)), places))
+    for place, pixels in zip(places, found, strict=True):
+        np.testing.assert_array_equal(pixels, np.asarray(data.load(place)))
 
 
 def test_one_of_several_images_is_named(tar: Path) -> None:
