@@ -143,7 +143,7 @@ def _results(job: Any) -> None:
     from storage.datasets.notes import lines as lines_on
     from storage.parquet import read_table
     from storage.run import Run
-    from storage.samples import read_samples
+    from storage.samples import each_sample
     from storage.tracking import default_uri
     from tasks.results.accuracy import read_accuracy
 
@@ -154,14 +154,18 @@ def _results(job: Any) -> None:
     accuracy = read_accuracy(done)
     if accuracy is not None:
         tell(accuracy.told())
-    samples = read_samples(done.root)
-    damaged = [sample for sample in samples if sample["status"] != "ok"]
+    read = each_sample(done.root, ["uri", "status", "error"])
+    damaged = [sample for sample in read if sample["status"] != "ok"]
     if damaged:
         first = f"{damaged[0]['uri']}: {damaged[0]['error']}"
         tell(f"{len(damaged)} of {done.rows} images failed, e.g. {first}")
         told = "SELECT uri, error FROM samples WHERE status = 'failed'"
         tell(f'all of them: {_command("floodlit")} query {done.root} "{told}"')
-    for line in (*unscored(summary), *lines_on(samples, done.manifest.left_out), *given_to(done)):
+    for line in (
+        *unscored(summary),
+        *lines_on(each_sample(done.root, ["uri", "notes"]), done.manifest.left_out),
+        *given_to(done),
+    ):
         tell(line)
     uri = job.tracking or default_uri(job.store)
     taken = done.manifest.weights

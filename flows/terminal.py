@@ -159,9 +159,9 @@ def given_to(run: Run) -> list[str]:
 def notes_of(run: Run) -> list[str]:
     """Return the lines on how the dataset was read, its notes, and maps that were given."""
     from storage.datasets.notes import lines
-    from storage.samples import read_samples
+    from storage.samples import each_sample
 
-    samples = read_samples(run.root) if run.samples.exists() else []
+    samples = each_sample(run.root, ["uri", "notes"]) if run.samples.exists() else ()
     read = [f"dataset: {run.manifest.dataset_read}"] if run.manifest.dataset_read else []
     return [*read, *lines(samples, run.manifest.left_out), *given_to(run)]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from storage.errors import LONGEST, one_line
 from storage.files import UnreadableError, regular, replacing
 from storage.places import for_arrow, is_away
 
+GROUP_ROWS = 1 << 16  # least rows of a group, which is in memory while it is written
 # Whatever Arrow raises for a damaged file; an ArrowInvalid is a ValueError, an ArrowKeyError a KeyError.
 _DAMAGE = (pa.ArrowException, ValueError, KeyError, OSError)
 
@@ -27,6 +29,25 @@ def write_table(table: pa.Table, path: Path, group: int | None = None) -> None:
     """
     with replacing(path) as partial:
         pq.write_table(table, partial, compression="zstd", row_group_size=group)
+
+
+def write_tables(tables: Iterable[pa.Table], path: Path) -> None:
+    """Write tables with the same columns as one, whole or not at all; few of them are in memory at a time.
+
+    There must be at least one table.
+    """
+    each = iter(tables)
+    waiting = [next(each)]
+    with (
+        replacing(path) as partial,
+        pq.ParquetWriter(partial, waiting[0].schema, compression="zstd") as writer,
+    ):
+        for table in each:
+            if sum(map(len, waiting)) >= GROUP_ROWS:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+            waiting.append(table)
+        writer.write_table(pa.concat_tables(waiting))
 
 
 def read_table(
@@ -53,21 +74,39 @@ def read_table(
     """
     # pq.read_table would read "explainer=..." in the path as a column of the file.
     with opened(path) as file:
-        there = file.schema_arrow
-        wanted = columns or (schema.names if schema else [])
-        lacking = [name for name in wanted if name in added and name not in there.names]
-        for name in wanted:
-            if name in lacking:
-                continue
-            kind = schema.field(name).type if schema else None
-            if name not in there.names or (kind is not None and there.field(name).type != kind):
-                raise UnreadableError(f"it has no column {name}{f' of type {kind}' if kind else ''}")
+        lacking = _lacking(file.schema_arrow, columns, schema, added)
         table = file.read(None if columns is None else [name for name in columns if name not in lacking])
         for name in lacking:
             assert schema is not None
             field = schema.field(name)
             table = table.append_column(field, pa.nulls(len(table), field.type))
         return table
+
+
+def rows_of(
+    path: Path, columns: list[str], schema: pa.Schema, added: Set[str] = frozenset()
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file of the run, of which a part is in memory at a time; see :func:`read_table`."""
+    with opened(path) as file:
+        lacking = _lacking(file.schema_arrow, columns, schema, added)
+        for batch in file.iter_batches(columns=[name for name in columns if name not in lacking]):
+            for row in batch.to_pylist():
+                yield row | dict.fromkeys(lacking)
+
+
+def _lacking(
+    there: pa.Schema, columns: list[str] | None, schema: pa.Schema | None, added: Set[str]
+) -> list[str]:
+    """Return the wanted columns that a file of an earlier version lacks; it must have the others."""
+    wanted = columns or (schema.names if schema else [])
+    lacking = [name for name in wanted if name in added and name not in there.names]
+    for name in wanted:
+        if name in lacking:
+            continue
+        kind = schema.field(name).type if schema else None
+        if name not in there.names or (kind is not None and there.field(name).type != kind):
+            raise UnreadableError(f"it has no column {name}{f' of type {kind}' if kind else ''}")
+    return lacking
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import errno
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -29,6 +29,8 @@ OPTIONS: dict[str, Any] = {
 }
 ANSWER_SECONDS = 10.0  # time limit for a server's answer when a job starts
 
+# Names with an empty part, with "." or "..", or with unusual characters; joining a path may change them.
+_UNCLEAR = re.compile(r"(?:^|/)\.{0,2}(?:/|$)|[^\w./ -]")
 # The error numbers that s3fs uses for SlowDown, ServiceUnavailable and InternalError.
 _BUSY = {errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EBUSY)}
 
@@ -170,6 +172,15 @@ def read_part(path: Path, offset: int, size: int) -> bytes:
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(size)
+
+
+def addresses(root: Path, names: Iterable[str]) -> list[str]:
+    """Return the paths of files below a folder as text, the same as ``str(root / name)``.
+
+    Making an object of each of a million paths takes seconds, so it is done only for names that may change.
+    """
+    start = str(root / "x")[:-1]
+    return [str(root / name) if _UNCLEAR.search(name) else start + name for name in names]
 
 
 def folders_in(root: Path) -> list[str]:

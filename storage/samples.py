@@ -5,7 +5,7 @@ The same rows give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.layout import sample_part
-from storage.parquet import read_table, write_table
+from storage.parquet import read_table, rows_of, write_table, write_tables
 
 _FROM_INPUTS = pa.schema(
     [
@@ -159,14 +159,18 @@ def merge_samples(root: Path, shards: int) -> Path:
         If a file is missing or damaged, or if the two files of a shard list different images.
     """
     path = root / "samples.parquet"
-    write_table(pa.concat_tables([_joined(root, shard) for shard in range(shards)]), path)
+    write_tables((_joined(root, shard) for shard in range(shards)), path)
     return path
 
 
 def read_samples(root: Path) -> list[dict[str, Any]]:
     """Read the rows of ``samples.parquet``; they are in the order of the arrays' rows."""
-    rows: list[dict[str, Any]] = read_table(root / "samples.parquet", None, _MERGED, _ADDED).to_pylist()
-    return rows
+    return list(each_sample(root, list(SAMPLE_COLUMNS)))
+
+
+def each_sample(root: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield some columns of each row of ``samples.parquet``, of which few are in memory at once."""
+    return rows_of(root / "samples.parquet", columns, _MERGED, _ADDED)
 
 
 def _part(root: Path, stage: str, shard: int) -> Path:

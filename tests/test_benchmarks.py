@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,19 @@ def test_the_benchmark_of_reading_compares_equal_pixels(capsys: pytest.CaptureFi
     assert min(float(number) for number in told[4].split()[1:]) > 0
     assert [line.split()[0] for line in told[-3:]] == ["Pillow", "torchvision.io", "OpenCV"]
     assert told[-3].endswith("0.0000      0       0.0000      0")
+
+
+def test_the_benchmark_of_a_million_images_runs_on_a_few(capsys: pytest.CaptureFixture[str]) -> None:
+    million = program("benchmarks/million.py")
+    million.main(["--rows", "50", "--shard", "16"])
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "50 images in shards of 16"
+    assert [line[:28].strip() for line in told[2:]] == list(million.steps(Path(), 50, 16))
+    for line in told[2:]:
+        seconds, busy, peak = map(float, line[28:].split())
+        assert 0 <= seconds < 60
+        assert 0 <= busy < 60
+        assert 50 < peak < 1000
 
 
 def test_the_benchmark_of_a_gpus_agreement_says_that_there_is_none() -> None:

@@ -29,6 +29,8 @@ def read_box(row: Mapping[str, str]) -> Box | None:
     ValueError
         If the cells are not four finite numbers in order; the message is one line.
     """
+    if BOX_COLUMNS[0] not in row:
+        return None
     cells = [row.get(name, "") for name in BOX_COLUMNS]
     if not any(cells):
         return None

@@ -9,7 +9,7 @@ from storage.datasets.dataset import Dataset, Sample, spread
 from storage.datasets.formats import is_hidden
 from storage.datasets.image_files import of_files, printable
 from storage.datasets.reading import Reading
-from storage.places import folders_in
+from storage.places import addresses, folders_in
 
 
 def of_class_folders(
@@ -43,8 +43,8 @@ def of_class_folders(
     index = {name: label for label, name in enumerate(classes)}
     folders = [name.split("/", 1)[0] for name in images]
     samples = [
-        Sample(name, str(root / name), index.get(folder))
-        for name, folder in zip(images, folders, strict=True)
+        Sample(name, uri, index.get(folder))
+        for name, uri, folder in zip(images, addresses(root, images), folders, strict=True)
         if folder in index or "/" not in name
     ]
     left_out = dict(left_out)

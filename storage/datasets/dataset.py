@@ -26,7 +26,7 @@ Item = Image.Image | str | NDArray[Any]  # arrays are images with other bands th
 Mask = Image.Image | NDArray[np.uint8]  # an array holds one mask per label
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """Facts about an image, a text or an array that are known before it is loaded.
 

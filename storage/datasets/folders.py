@@ -36,12 +36,13 @@ def image_names(root: Path) -> tuple[list[str], dict[str, int]]:
     left_out: Counter[str] = Counter()
     names: list[str] = []
     arrays: list[str] = []
+    known = suffixes()
     for name in shown_names(root, left_out):
-        path = PurePath(name)
-        if path.suffix.lower() == ARRAY:
+        suffix = _suffix(name)
+        if suffix == ARRAY:
             arrays.append(name)
-        elif path.suffix.lower() not in suffixes():
-            left_out[f"*{path.suffix.lower()}" if path.suffix else "files without a suffix"] += 1
+        elif suffix not in known:
+            left_out[f"*{suffix}" if suffix else "files without a suffix"] += 1
         else:
             names.append(name)
     if names and arrays:
@@ -56,10 +57,18 @@ def shown_names(root: Path, left_out: Counter[str]) -> Iterator[str]:
     What is left out is counted, by what it is.
     """
     for name in files_under(root) if is_remote(root) else _entries(root, left_out):
-        if is_hidden(PurePath(name)):
+        # An object for each of a million paths would take seconds.
+        if (name.startswith(".") or "/." in name or "__" in name) and is_hidden(PurePath(name)):
             left_out["hidden files"] += 1
         else:
             yield name
+
+
+def _suffix(name: str) -> str:
+    """Return the suffix of a path as pathlib does, in lower case."""
+    last = name.rpartition("/")[2]
+    dot = last.rfind(".")
+    return last[dot:].lower() if 0 < dot < len(last) - 1 else ""
 
 
 def _entries(root: Path, left_out: Counter[str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -82,7 +83,7 @@ def of_files(
     names = [sample.sample_id for sample in samples]
     mask_root = (masks and masks.root) or root
     files = [masks.names.get(name) for name in names] if masks and masks.names else []
-    shown = [replace(s, sample_id=printable(s.sample_id), uri=printable(s.uri)) for s in samples]
+    shown = [_printable(sample) for sample in samples]
 
     def contents() -> list[Any]:
         # Sizes in place of contents: reading every image would make the start of a job slow.
@@ -141,10 +142,17 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _size(path: Path) -> int:
-    """Return the size of a file in bytes; -1 if it cannot be looked at."""
+def _printable(sample: Sample) -> Sample:
+    if sample.sample_id.isascii() and sample.uri.isascii():
+        return sample
+    return replace(sample, sample_id=printable(sample.sample_id), uri=printable(sample.uri))
+
+
+def _size(path: str | Path) -> int:
+    """Return the size of a file of this machine in bytes; -1 if it cannot be looked at."""
     try:
-        return path.stat().st_size
+        # An object for each of a million paths would take seconds.
+        return os.stat(path).st_size  # noqa: PTH116
     except (OSError, ValueError):  # a name may be too long, or hold a NUL
         return -1
 
@@ -152,6 +160,8 @@ def _size(path: Path) -> int:
 def _sizes(root: Path, names: Sequence[str]) -> list[int]:
     """Return the sizes of files in bytes; -1 for a file that does not exist."""
     if not names or not is_remote(root):
-        return [_size(_found(root, name)) for name in names]
+        base = str(root)
+        paths = (os.path.join(base, n) if n.isascii() else _found(root, n) for n in names)  # noqa: PTH118
+        return [_size(path) for path in paths]
     sizes = files_under(root)  # one listing, because a request per file would take minutes
     return [sizes.get(name, -1) for name in names]

@@ -12,8 +12,10 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from sys import intern
 
 from storage.datasets.boxes import BOX_COLUMNS, read_box
 from storage.datasets.geometry import Box
@@ -27,7 +29,7 @@ csv.field_size_limit(1 << 26)  # a text may be longer than Python's default limi
 Row = tuple[int, Mapping[str, str]]  # line number, cells by column
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
     """One image of a listing.
 
@@ -46,21 +48,21 @@ class Entry:
     """
 
     file: str
-    labels: list[int]
-    boxes: list[Box] = field(default_factory=list)
+    labels: tuple[int, ...]
+    boxes: tuple[Box, ...] = ()
     mask: str | None = None
-    box_labels: list[int] = field(default_factory=list)
+    box_labels: tuple[int, ...] = ()
 
 
-@dataclass
+@dataclass(slots=True)
 class _Draft:
     """The facts that the rows read so far give about one file."""
 
     line: int
     file: str
-    labels: list[str]
+    labels: tuple[str, ...]
     mask: str | None
-    boxes: list[tuple[Box, str | None]] = field(default_factory=list)
+    boxes: tuple[tuple[Box, str | None], ...] = ()
 
 
 @dataclass
@@ -103,16 +105,19 @@ def read_listing(path: Path) -> Listing:
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from error
     found = list(drafts.values())
-    lines = [draft.line for draft in found for _ in draft.labels]
-    numbers, classes = number_labels(
-        path, [label for draft in found for label in draft.labels], lambda index: f"line {lines[index]}"
-    )
+
+    def place(index: int) -> str:
+        lines = (draft.line for draft in found for _ in draft.labels)
+        return f"line {next(islice(lines, index, None))}"
+
+    numbers, classes = number_labels(path, [label for draft in found for label in draft.labels], place)
     each = iter(numbers)
     entries = []
     for d in found:
         own = dict(zip(d.labels, each, strict=False))  # takes as many numbers as the image has labels
-        box_labels = [own[label] for _, label in d.boxes if label is not None]
-        entries.append(Entry(d.file, list(own.values()), [box for box, _ in d.boxes], d.mask, box_labels))
+        box_labels = tuple(own[label] for _, label in d.boxes if label is not None)
+        boxes = tuple(box for box, _ in d.boxes)
+        entries.append(Entry(d.file, tuple(own.values()), boxes, d.mask, box_labels))
     return Listing(entries, classes, several)
 
 
@@ -152,8 +157,8 @@ def number_labels(
             f"{path}, {place(name)}: label {labels[name]!r} is a name, but {labels[number]} in "
             f"{place(number)} is a number; use only names or only numbers"
         )
-    index = {name: position for position, name in enumerate(names)}
-    return [index[label] if names else int(label) for label in labels], names
+    index = {name: position for position, name in enumerate(names)} or {kind: int(kind) for kind in kinds}
+    return [index[label] for label in labels], names
 
 
 def problem_with(label: str) -> str | None:
@@ -232,8 +237,9 @@ def _rows(path: Path) -> Iterator[Row]:
     found = records(path)
     columns = [name.strip() for name in next(found, (1, []))[1]]
     _check_header(path, columns)
+    known = [(name, column) for column, name in enumerate(columns) if name in _COLUMNS]
     for line, cells in found:
-        yield line, {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
+        yield line, {name: cells[column].strip() for name, column in known}
 
 
 def _check_header(path: Path, columns: list[str]) -> None:
@@ -267,7 +273,8 @@ def _check_header(path: Path, columns: list[str]) -> None:
 def _add(drafts: dict[str, _Draft], line: int, row: Mapping[str, str]) -> None:
     """Add a row to the draft of its file; raise ValueError if it contradicts earlier rows."""
     file, box, mask = row["file"], read_box(row), row.get("mask") or None
-    labels = split_labels(row["labels"]) if "labels" in row else [row["label"]]
+    # A million rows have few different labels, which are kept once.
+    labels = tuple(map(intern, split_labels(row["labels"]) if "labels" in row else [row["label"]]))
     if not file:
         raise ValueError("the file is missing")
     draft = drafts.setdefault(_same(file), _Draft(line, file, labels, mask))
@@ -284,7 +291,7 @@ def _add(drafts: dict[str, _Draft], line: int, row: Mapping[str, str]) -> None:
         has = f"a box of {of or 'no label'}" if box else f"no box, and the boxlabel {of}"
         raise ValueError(f"{file} has {has}; name one of its labels, {row['labels']}, beside each box alone")
     if box is not None:
-        draft.boxes.append((box, of))
+        draft.boxes += ((box, of),)
 
 
 def split_labels(cell: str) -> list[str]:
@@ -304,4 +311,5 @@ def check_labels(labels: Sequence[str], cell: str) -> None:
 
 def _same(file: str) -> str:
     """Return one spelling for all paths that lead to the same file, such as ``a.png`` and ``./a.png``."""
-    return os.path.normpath(unicodedata.normalize("NFC", file))
+    same = os.path.normpath(unicodedata.normalize("NFC", file))
+    return file if same == file else same  # one text takes half the memory of two

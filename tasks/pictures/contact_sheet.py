@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from storage.records import failures
 from storage.run import Run
-from storage.samples import read_samples
+from storage.samples import each_sample, read_samples_of_shard
 from tasks.pictures.drawing import (
     caption,
     draw_image,
@@ -35,7 +35,7 @@ def draw_contact_sheet(run: Run) -> None:
     Maps are prepared as for the metrics. If a sample has several targets, the map of the first one is shown.
     Without any such sample no file is written.
     """
-    samples = read_samples(run.root)
+    samples = each_sample(run.root, ["status", "target"])
     lacking = {step.shard for step in failures(run.root) if run.layout.has(step)}
     usable = [
         row
@@ -47,7 +47,10 @@ def draw_contact_sheet(run: Run) -> None:
     if not usable:
         return
     spread = np.linspace(0, len(usable) - 1, min(SAMPLES, len(usable))).round().astype(int)
-    chosen = {usable[i]: samples[usable[i]] for i in spread}
+    wanted = [usable[i] for i in spread]
+    shards = {row // run.manifest.shard_rows for row in wanted}
+    read = {shard: read_samples_of_shard(run.root, shard) for shard in shards}
+    chosen = {row: read[row // run.manifest.shard_rows][row % run.manifest.shard_rows] for row in wanted}
     drawn = {"image": _image_sheet, "text": text_sheet, "tensor": tensor_sheet}[run.modality]
     save(drawn(run, chosen), run.report / "contact_sheet.png")
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from storage.parquet import read_table, write_table
 from storage.run import Run
-from storage.samples import read_samples
+from storage.samples import each_sample
 from storage.scores import read_values, with_curve
 from storage.verify import check_results
 from tasks.metrics.registry import metrics
@@ -174,9 +174,10 @@ def _check_same_images(runs: Sequence[Run], names: Sequence[str], common: set[st
     if len({run.manifest.dataset_fingerprint for run in runs}) == 1:
         return
     facts: dict[str, Any] = {}
+    keys = ["label", "width", "height", "text"]
     for run, name in zip(runs, names, strict=True):
-        for sample in read_samples(run.root):
-            own = [sample[key] for key in ("label", "width", "height", "text")]
+        for sample in each_sample(run.root, ["sample_id", *keys]):
+            own = [sample[key] for key in keys]
             if sample["sample_id"] in common and facts.setdefault(sample["sample_id"], own) != own:
                 raise ValueError(
                     f"{sample['sample_id']} is not the same image in {name} and {names[0]}; compare runs of "

@@ -21,7 +21,7 @@ from storage.datasets.notes import (
 from storage.maps import read
 from storage.records import read_record
 from storage.run import Run
-from storage.samples import read_samples
+from storage.samples import each_sample
 from tasks.metrics.base import Need
 from tasks.metrics.registry import metrics
 from tasks.run_parts import explainer_class
@@ -99,7 +99,9 @@ class Reasons:
 
     @cached_property
     def _samples(self) -> list[dict[str, Any]]:
-        return read_samples(self._run.root)
+        """The samples with boxes or notes."""
+        read = each_sample(self._run.root, ["boxes", "notes"])
+        return [sample for sample in read if sample["boxes"] or sample["notes"]]
 
     @cached_property
     def _any_object(self) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,6 +66,22 @@ def test_samples_are_merged_a_row_an_image_in_array_order(tmp_path: Path) -> Non
     assert (rows[2]["label"], rows[2]["target"], rows[2]["confidence"]) == (7, 9, 0.75)
     assert samples.read_samples_of_shard(tmp_path, 1) == rows[2:]
     assert samples.read_sample_inputs(tmp_path, 1)[0]["label"] == 7
+
+
+@pytest.mark.parametrize(("least", "groups"), [(1, [2, 1, 2]), (3, [3, 2]), (1000, [5])])
+def test_a_large_table_is_written_in_parts_that_change_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int, groups: list[int]
+) -> None:
+    write_parts(tmp_path)
+    samples.write_sample_inputs(tmp_path, 2, [input_row("d", notes=["turned"]), input_row("e")])
+    samples.write_sample_predictions(tmp_path, 2, [prediction_row("d", [1]), prediction_row("e", [2, 3])])
+    monkeypatch.setattr("storage.parquet.GROUP_ROWS", least)
+    file = pq.ParquetFile(samples.merge_samples(tmp_path, 3))
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == groups
+    rows = samples.read_samples(tmp_path)
+    assert rows == [row for shard in range(3) for row in samples.read_samples_of_shard(tmp_path, shard)]
+    some = list(samples.each_sample(tmp_path, ["notes", "sample_id"]))
+    assert some == [{"notes": row["notes"], "sample_id": row["sample_id"]} for row in rows]
 
 
 def test_an_input_that_failed_after_it_was_read_says_so(tmp_path: Path) -> None:

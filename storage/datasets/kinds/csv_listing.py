@@ -13,7 +13,7 @@ from storage.datasets.image_files import MaskFiles, of_files
 from storage.datasets.listing import read_listing
 from storage.datasets.reading import RGB, Bands, Reading
 from storage.datasets.spec import DicomWindow, ImageFilesSpec, register
-from storage.places import Place
+from storage.places import Place, addresses
 
 _MaskValue = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _MaskValues = Annotated[tuple[_MaskValue, ...], Field(strict=False, min_length=1)]
@@ -75,13 +75,13 @@ class CsvListing(ImageFilesSpec):
         samples = [
             Sample(
                 e.file,
-                str(images / e.file),
+                uri,
                 None if listing.several else e.labels[0],
-                tuple(e.boxes),
-                tuple(e.labels) if listing.several else (),
-                tuple(e.box_labels),
+                e.boxes,
+                e.labels if listing.several else (),
+                e.box_labels,
             )
-            for e in entries
+            for e, uri in zip(entries, addresses(images, (e.file for e in entries)), strict=True)
         ]
         masks = MaskFiles({e.file: e.mask for e in entries if e.mask is not None})
         return of_files(images, spread(samples, self.limit), listing.classes, self.reading(bands), masks)

@@ -20,7 +20,7 @@ from storage.datasets.imagenet_masks import masks_of
 from storage.datasets.published import PublishedSpec
 from storage.datasets.reading import RGB, Bands
 from storage.datasets.spec import register
-from storage.places import Place, folders_in
+from storage.places import Place, addresses, folders_in
 
 
 @register
@@ -61,7 +61,7 @@ class ImageNet(PublishedSpec):
         images, left_out = image_names(root)
         names = spread(images, self.limit)
         labels = self._labels(root, names)
-        samples = [Sample(name, str(root / name), label) for name, label in zip(names, labels, strict=True)]
+        samples = list(map(Sample, names, addresses(root, names), labels))
         if not {self.boxes, self.masks, self.labels} <= {None}:
             _check_names(names)
         if self.boxes is not None and names:
