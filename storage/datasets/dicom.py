@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from functools import cache
 from importlib.util import find_spec
 from io import BytesIO
 from typing import Any
@@ -63,13 +65,23 @@ def read_dicom(data: bytes, window: Window, notes: Notes) -> NDArray[np.float64]
     import pydicom
 
     try:
-        with warnings.catch_warnings(), np.errstate(over="ignore"):
-            warnings.simplefilter("ignore")  # pydicom warns of all that is not quite as it should be
+        _quiet()
+        with np.errstate(over="ignore"):
             return _read(pydicom.dcmread(BytesIO(data)), window, notes)
     except (UnreadableError, MemoryError):
         raise
     except Exception as error:  # damaged files raise almost any error
         raise UnreadableError(f"cannot be read as DICOM: {one_line(error, 2 * LONGEST)}") from error
+
+
+@cache
+def _quiet() -> None:
+    """Silence pydicom, which warns of all that is not quite as it should be.
+
+    The filters of warnings belong to all threads, so they are not changed and restored around each file.
+    """
+    warnings.filterwarnings("ignore", module=r"pydicom\b")
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 
 def _read(file: Any, window: Window, notes: Notes) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,14 @@ def test_files_that_pydicom_ships_are_read_as_it_reads_them(name: str) -> None:
     signed, bits = file.PixelRepresentation, file.BitsStored
     expected = (values + signed * 2 ** (bits - 1)) / (2**bits - 1)
     np.testing.assert_allclose(shares(source, "full")[0], expected, atol=1e-6)
+
+
+def test_threads_read_what_one_reads() -> None:
+    files = [shipped(name) for name in SHIPPED]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(read_image, files * 6))
+    for file, image in zip(files * 6, found, strict=True):
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(read_image(file)))
 
 
 def test_a_compressed_file_that_nothing_decodes_is_a_row_with_one_line() -> None:
