@@ -19,6 +19,9 @@ from storage.errors import one_line
 from storage.files import UnreadableError
 
 _FARTHEST = 1e6  # pixels; pycocotools takes memory for every pixel along a polygon
+# The ids of COCO's 80 categories, and the names of the first and the last one.
+_IDS = [number for number in range(1, 91) if number not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}]
+_ENDS = ("person", "toothbrush")
 _PARTS = ("images", "annotations", "categories")
 
 
@@ -57,11 +60,13 @@ class Described:
 class CocoFile:
     """The images of the file in the order of their ids, and the names of the classes.
 
-    Classes are numbered in the order of the category ids, which have gaps.
+    Classes are numbered in the order of the category ids, which have gaps. ``published`` says that they are
+    those of COCO itself, and not of another set in its format.
     """
 
     images: list[Described]
     classes: list[str]
+    published: bool
 
 
 def read_coco(path: Path, choose: Any) -> CocoFile:
@@ -87,7 +92,9 @@ def read_coco(path: Path, choose: Any) -> CocoFile:
         for annotation in found["annotations"]:
             if annotation["image_id"] in images:
                 images[annotation["image_id"]].objects.append(_annotated(annotation, numbers))
-        return CocoFile(list(images.values()), [str(each["name"]) for each in categories])
+        names = [str(each["name"]) for each in categories]
+        published = list(numbers) == _IDS and (names[0], names[-1]) == _ENDS
+        return CocoFile(list(images.values()), names, published)
     except KeyError as error:
         raise ValueError(
             f"dataset.path: {path} is not COCO's file of instances: an entry has no {error}; give "

@@ -200,7 +200,8 @@ def coco(folder: Path) -> dict[str, Any]:
     categories = [{"id": number, "name": f"c{number}"} for number in (90, 5, 1)]
     told = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "instances.json").write_text(json.dumps(told))
-    return {"kind": "coco", "path": f"{folder}/instances.json", "images": f"{folder}/val2017"}
+    paths = {"path": f"{folder}/instances.json", "images": f"{folder}/val2017"}
+    return {"kind": "coco", **paths, "numbering": "model"}
 
 
 @pytest.mark.service
@@ -246,6 +247,7 @@ def test_a_class_that_no_image_shows_or_no_model_has_is_told(tmp_path: Path) -> 
     told = "no image shows an object of the class that is explained"
     assert reasons["energy_pointing_game"] == reasons["relevance_mass_accuracy"] == told
     wrong = raw | {"target": "predicted", "store": str(tmp_path / "wrong")}
+    wrong["dataset"] = {key: value for key, value in raw["dataset"].items() if key != "numbering"}
     wrong["model"] = raw["model"] | {"source": f"{tmp_path}/net.py:twenty"}
     with pytest.raises(
         JobError, match="metrics: energy_pointing_game needs boxes of the explained class, and"

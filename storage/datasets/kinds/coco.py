@@ -45,7 +45,7 @@ class Coco(PublishedSpec):
             found.classes,
             self.reading(bands),
             left_out=left_out,
-            published=True,
+            published=found.published,
             more=lambda: [digest(found.images)],
         )
         if not any(each.segmentation for image in found.images for each in image.objects):
