@@ -100,7 +100,7 @@ class Reasons:
     @cached_property
     def _samples(self) -> list[dict[str, Any]]:
         """The samples with boxes or notes."""
-        read = each_sample(self._run.root, ["boxes", "notes"])
+        read = each_sample(self._run.root, ["boxes", "box_labels", "labels", "targets", "notes"])
         return [sample for sample in read if sample["boxes"] or sample["notes"]]
 
     @cached_property
