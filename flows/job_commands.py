@@ -139,7 +139,7 @@ def _train(path: Path, store: str | None, server: Callable[[], str]) -> None:
 
 def _results(job: Any) -> None:
     """Print the tables of a complete run, the failed images and where the results are."""
-    from flows.terminal import given_to, layer_of, score_tables, standing_table, unscored
+    from flows.terminal import given_to, layer_of, score_tables, standing_table, unscored, unusual_maps
     from storage.datasets.notes import lines as lines_on
     from storage.parquet import read_table
     from storage.run import Run
@@ -165,6 +165,7 @@ def _results(job: Any) -> None:
         *unscored(summary),
         *lines_on(each_sample(done.root, ["uri", "notes"]), done.manifest.left_out),
         *given_to(done),
+        *unusual_maps(done),
     ):
         tell(line)
     uri = job.tracking or default_uri(job.store)

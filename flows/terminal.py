@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -29,8 +30,13 @@ if TYPE_CHECKING:
 # Without a terminal Rich assumes 80 columns, which breaks tables and paths in log files.
 _WIDTH = None if Console().is_terminal else 160
 console = Console(width=_WIDTH, markup=False, emoji=False, highlight=False)
+_SCORES = (
+    "mean and 95 % bootstrap interval over images; ranks count the images that all explainers have scores "
+    "for, and n is told where an explainer has more"
+)
 LINE_SECONDS = 10.0  # between two lines of progress if there is no terminal for a bar
 DONE, FAILED, USAGE = 0, 1, 2  # exit codes
+_UNUSUAL = {"failed": "failed", "not_finite": "hold NaN or infinity", "all_zero": "are zero everywhere"}
 WORDS = {"higher": "higher is better", "lower": "lower is better", None: "for reference"}
 
 
@@ -124,7 +130,7 @@ def score_tables(summary: pa.Table) -> list[Table]:
     tables = []
     for start in range(0, len(explainers), fitting):
         columns = explainers[start : start + fitting]
-        table = Table(title="mean and 95 % bootstrap interval over images", title_justify="left")
+        table = Table(title=_SCORES, title_justify="left")
         table.add_column("metric", no_wrap=True)
         for explainer in columns:
             table.add_column(text(explainer), justify="right", no_wrap=True)
@@ -156,14 +162,38 @@ def given_to(run: Run) -> list[str]:
     return [f"{name}: {entry.given}" for name, entry in run.explainers.items() if entry.given]
 
 
+def unusual_maps(run: Run) -> list[str]:
+    """Return one line per explainer with maps that failed, hold NaN or infinity, or are zero everywhere.
+
+    Maps of images that failed themselves are not counted.
+    """
+    from storage.records import read_record
+    from storage.samples import each_sample
+
+    samples = each_sample(run.root, ["status"]) if run.samples.exists() else ()
+    unread = run.targets_per_image * sum(sample["status"] != "ok" for sample in samples)
+    counts = {name: Counter[str]() for name in run.explainers}
+    for step in run.finished():
+        record = read_record(run.root, step) if step.stage == "saliency" else None
+        if record is not None:
+            counts[record.step.explainer].update(record.statuses)
+    lines = []
+    for name, found in counts.items():
+        found["failed"] = max(0, found["failed"] - unread)
+        told = ", ".join(f"{found[status]:,} {word}" for status, word in _UNUSUAL.items() if found[status])
+        if told:
+            lines.append(f"{name}: of {found.total():,} maps of readable images {told}")
+    return lines
+
+
 def notes_of(run: Run) -> list[str]:
-    """Return the lines on how the dataset was read, its notes, and maps that were given."""
+    """Return the lines on how the dataset was read, its notes, and maps that were given or are unusual."""
     from storage.datasets.notes import lines
     from storage.samples import each_sample
 
     samples = each_sample(run.root, ["uri", "notes"]) if run.samples.exists() else ()
     read = [f"dataset: {run.manifest.dataset_read}"] if run.manifest.dataset_read else []
-    return [*read, *lines(samples, run.manifest.left_out), *given_to(run)]
+    return [*read, *lines(samples, run.manifest.left_out), *given_to(run), *unusual_maps(run)]
 
 
 def layer_of(run: Run) -> str:
@@ -177,7 +207,9 @@ def layer_of(run: Run) -> str:
 def standing_table(summary: pa.Table, costs: pa.Table) -> Table:
     """Draw the rows of :func:`tasks.results.ranking_table.ranking_table` as one table."""
     rows = ranking_table(summary, costs)
-    table = Table(title="rank over metrics, and cost", title_justify="left")
+    table = Table(
+        title="rank over metrics, and cost; won: metrics on which it is first", title_justify="left"
+    )
     for name in rows[0]:
         table.add_column(
             name, no_wrap=name == "explainer", justify="left" if name == "explainer" else "right"

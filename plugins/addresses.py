@@ -35,6 +35,8 @@ def import_callable(address: str) -> Any:
     path, _, name = address.rpartition(":")
     try:
         module = _of_file(Path(path)) if path.endswith(".py") else importlib.import_module(path)
+        if not hasattr(module, name):
+            raise AttributeError(f"it has no attribute {name!r}")
         return getattr(module, name)
     except (Exception, SystemExit) as error:  # importing a foreign module may raise anything
         raise ValueError(f"cannot load {address!r}: {first_line(error)}") from error

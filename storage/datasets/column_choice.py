@@ -212,7 +212,7 @@ class _Chooser:
         if found is not None and self._keys.box_format is None:
             self._told = [
                 *told,
-                f"boxes of {found} left out, since dataset.box_format does not say what they are",
+                f"boxes in the column {found} left out, since dataset.box_format does not say what they are",
             ]
             return ()
         return () if found is None else (found,)

@@ -22,7 +22,7 @@ from storage.places import Place, is_remote
 
 @register
 class HuggingFace(ColumnKeys):
-    """Images of a dataset that Hugging Face's library ``datasets`` reads: a repository or a folder.
+    """Images of a dataset that Hugging Face's library of datasets reads: a repository or a folder.
 
     A folder may be one that ``save_to_disk`` wrote, one of Parquet files, one of class folders, or one of
     images with ``metadata.csv`` or ``metadata.jsonl``. Images are decoded as files are, and not by the

@@ -126,7 +126,7 @@ def test_several_labels_and_boxes_inside_other_columns(table: Path) -> None:
     assert [len(s.boxes) for s in data.samples] == [2, 0, 2]
     plain = opened(path)
     assert plain.samples[0].boxes == ()
-    assert "boxes of objects.bbox left out, since dataset.box_format does not say" in plain.told
+    assert "boxes in the column objects.bbox left out, since dataset.box_format does not say" in plain.told
     assert opened(path, boxes="objects.bbox", box_format="xyxy", limit=1).samples[0].boxes[0] == (1, 2, 3, 2)
 
 
