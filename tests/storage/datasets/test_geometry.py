@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 from places import REAL
 from pngs import chunk
 from storage.datasets.decoding import decode, rgb
-from storage.datasets.geometry import of_masks, prepare_image
+from storage.datasets.geometry import _RESAMPLING, of_masks, prepare_image
 from storage.datasets.masks import decode_mask
 from storage.files import UnreadableError
 
@@ -60,6 +60,27 @@ def test_real_photographs_are_prepared_as_torchvision_does() -> None:
         image = decode(file)
         pixels, _ = prepare_image(image, [], 256, 224, "bilinear")
         assert np.array_equal(pixels, by_torchvision(Image.open(file).convert("RGB"), 256, 224, "bilinear"))
+
+
+SIDES = st.integers(3, 40)
+
+
+@given(st.tuples(SIDES, SIDES), SIDES, SIDES, st.sampled_from(sorted(_RESAMPLING)), st.integers(0, 2**32 - 1))
+def test_cutting_between_the_two_passes_of_resizing_changes_no_pixel(
+    size: tuple[int, int], resize: int, crop: int, interpolation: str, seed: int
+) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image, crop = Image.fromarray(pixels), min(crop, resize)
+    short = min(image.size)
+    width, height = (resize if side == short else resize * side // short for side in image.size)
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
+    whole = np.asarray(image.resize((width, height), _RESAMPLING[interpolation]))
+    found, _ = prepare_image(image, [], resize, crop, interpolation)
+    np.testing.assert_array_equal(
+        found, whole[top : top + crop, left : left + crop].transpose(2, 0, 1), strict=True
+    )
+    assert found.flags.c_contiguous
+    assert found.flags.writeable
 
 
 def test_boxes_by_hand() -> None:
