@@ -36,7 +36,7 @@ _SCORES = (
 )
 LINE_SECONDS = 10.0  # between two lines of progress if there is no terminal for a bar
 DONE, FAILED, USAGE = 0, 1, 2  # exit codes
-_UNUSUAL = {"failed": "failed", "not_finite": "hold NaN or infinity", "all_zero": "are zero everywhere"}
+_UNUSUAL = {"failed": "failed", "not_finite": "with NaN or infinity", "all_zero": "zero everywhere"}
 WORDS = {"higher": "higher is better", "lower": "lower is better", None: "for reference"}
 
 

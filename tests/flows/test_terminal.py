@@ -66,7 +66,7 @@ def test_maps_without_a_value_are_told_by_explainer(run: Run, monkeypatch: pytes
     found = replace(record, statuses={"ok": 1, "failed": 3, "not_finite": 1, "all_zero": 2, "constant": 1})
     monkeypatch.setattr(type(run), "finished", lambda _: {step})
     monkeypatch.setattr("storage.records.read_record", lambda *_: found)
-    told = "2 failed, 1 hold NaN or infinity, 2 are zero everywhere"
+    told = "2 failed, 1 with NaN or infinity, 2 zero everywhere"
     assert unusual_maps(run) == [f"gradcam: of 7 maps of readable images {told}"]
 
 

@@ -247,7 +247,7 @@ def test_files_of_a_folder_that_are_left_out_are_in_the_manifest(folder: Path) -
     raw["model"] |= {"resize": 32, "crop": 32}
     run = explained(prepared(raw))
     assert Run.open(run.root).manifest.left_out == {"*.csv": 1}
-    assert notes_of(run)[-1] == "left out: 1 *.csv"
+    assert "left out: 1 *.csv" in notes_of(run)
     failed = [sample for sample in read_samples(run.root) if sample["status"] != "ok"]
     assert [sample["sample_id"] for sample in failed] == [r"latin\udcff.png"]
     assert "not UTF-8" in failed[0]["error"]
