@@ -158,8 +158,8 @@ def check_order(changes: Tensor, expected: list[int], layout: Layout) -> None:
     On grids of four rows and columns or more it may be a neighbour, since patches may overlap, and on grids
     of eight the one behind it, where a cell changes more than its neighbours. A cell that changes no token,
     as behind a ReLU it may, says nothing; half of the cells have to change some. Tokens farther away than
-    two cells, or than the neighbours on smaller grids, must not change at all: a token that sees more of the
-    image, as behind a normalisation over the whole of it, would tell of patches that are left out.
+    half of the grid must not change at all: a token that sees as much of the image, as behind a normalisation
+    over the whole of it, would tell of patches that are left out.
 
     Raises
     ------
@@ -171,15 +171,16 @@ def check_order(changes: Tensor, expected: list[int], layout: Layout) -> None:
     telling = changed > 0
     most = changes.argmax(1).cpu()[telling] - layout.prefix_tokens
     cells = torch.tensor(expected)[telling] - layout.prefix_tokens
-    rows, columns = (most // w - cells // w).abs(), (most % w - cells % w).abs()
     reach = int(min(h, w) >= 4) + (min(h, w) >= 8) * (changed[telling] > _NEIGHBOURS).int()
     few = 2 * len(cells) < len(expected)
-    if few or bool((most < 0).any() or (torch.maximum(rows, columns) > reach).any()):
+    if few or bool((most < 0).any() or (_apart(most, cells, w) > reach).any()):
         raise ValueError("its tokens are no patches in the order of the rows of a grid")
-    places = torch.arange(h * w)
-    far = torch.maximum(
-        (places // w - cells[:, None] // w).abs(), (places % w - cells[:, None] % w).abs()
-    ) > 1 + int(min(h, w) >= 8)
+    far = _apart(torch.arange(h * w), cells[:, None], w) > -(-max(h, w) // 2)
     of_patches = changes.cpu()[telling, layout.prefix_tokens :]
     if bool(((of_patches > _LEAKS * of_patches.amax(1, keepdim=True)) & far).any()):
-        raise ValueError("its tokens see more of the image than their patches and those beside them")
+        raise ValueError("its tokens see more of the image than their patches and what lies around them")
+
+
+def _apart(one: Tensor, other: Tensor, w: int) -> Tensor:
+    """How many rows or columns lie between cells of a grid w wide, whichever are more."""
+    return torch.maximum((one // w - other // w).abs(), (one % w - other % w).abs())
