@@ -52,6 +52,7 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
@@ -164,9 +165,12 @@ class DatasetSpec(BaseModel):
         return given
 
     @model_serializer(mode="wrap")
-    def _without_keys_that_are_not_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_keys_that_are_not_given(
+        self, dump: SerializerFunctionWrapHandler, asked: SerializationInfo
+    ) -> dict[str, Any]:
         given = {key: value for key, value in dump(self).items() if value is not None}
-        return (dict.fromkeys(_FIRST_KEYS) if self.kind in _FIRST_KINDS else {}) | given
+        all_keys = self.kind in _FIRST_KINDS and not asked.exclude_unset
+        return (dict.fromkeys(_FIRST_KEYS) if all_keys else {}) | given
 
     @staticmethod
     def _of_its_kind(given: Any) -> DatasetSpec:
