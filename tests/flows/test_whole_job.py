@@ -194,8 +194,8 @@ def test_labels_that_the_model_does_not_have_are_refused(
 ) -> None:
     """Torchvision's STL10 has images of label -1."""
 
-    def opened(spec: DatasetSpec, bands: Bands) -> Dataset:
-        dataset = open_dataset(spec, bands)
+    def opened(spec: DatasetSpec, bands: Bands, run: Path) -> Dataset:
+        dataset = open_dataset(spec, bands, run)
         samples = [replace(dataset.samples[0], label=label), *dataset.samples[1:]]
         return replace(dataset, samples=samples)
 

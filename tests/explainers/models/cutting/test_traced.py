@@ -97,7 +97,7 @@ class Branching(nn.Module):
         self.conv = nn.Conv2d(3, 3, 1)
 
     def forward(self, x):
-        return self.inner(self.conv(x)) if x.sum() > 0 else self.inner(x)
+        return self.inner(self.conv(x)) if x.sum() >= 0 else self.inner(x)  # as for all values in [0, 1]
 
 
 class Skipping(Branching):
