@@ -1,14 +1,17 @@
-"""The XML files in which PASCAL VOC and ImageNet describe the objects of an image."""
+"""The files that are published beside images: lists, and the XML files of PASCAL VOC and ImageNet."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from xml.etree import ElementTree
 
 from storage.datasets.boxes import of_pixels
 from storage.datasets.geometry import Box
 from storage.errors import one_line
+from storage.places import texts_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,47 @@ class Annotation:
 
     size: tuple[int, int] | None
     objects: tuple[Annotated, ...]
+
+
+def text_of(path: Path, key: str) -> str:
+    """Read a text file; a ValueError begins with the job's key ``dataset.KEY`` that names the file."""
+    try:
+        return texts_of(path.parent, [path.name])[0]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"dataset.{key}: {path} cannot be read as text: {one_line(error)}") from error
+
+
+def lines_of(path: Path, key: str) -> list[str]:
+    """Read the lines of a text file as :func:`text_of` does, without empty ones and blanks at their ends."""
+    return [line.strip() for line in text_of(path, key).splitlines() if line.strip()]
+
+
+def read_annotations(folder: Path, files: Sequence[str], key: str, origin: int) -> Iterator[Annotation]:
+    """Read the annotation files of a folder; yield what each says.
+
+    Parameters
+    ----------
+    folder, files
+        The folder, and the paths of the files from there.
+    key
+        The key of the job's table ``[dataset]`` that messages name.
+    origin
+        As for :func:`read_annotation`.
+
+    Raises
+    ------
+    ValueError
+        If a file cannot be read or is no annotation file; the message is one line.
+    """
+    try:
+        texts = texts_of(folder, files)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"dataset.{key}: a file of {folder} cannot be read: {one_line(error)}") from error
+    for file, text in zip(files, texts, strict=True):
+        try:
+            yield read_annotation(text, origin)
+        except ValueError as error:
+            raise ValueError(f"dataset.{key}: {folder / file} {error}") from error
 
 
 def read_annotation(text: str, origin: int) -> Annotation:

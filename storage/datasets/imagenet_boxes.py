@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from storage.datasets.annotations import read_annotation
+from storage.datasets.annotations import lines_of, read_annotations
 from storage.datasets.boxes import of_pixels
 from storage.datasets.geometry import Box
 from storage.datasets.imagenet_labels import KAGGLE, SYNSET, kaggle_rows, stem, synsets
-from storage.errors import one_line
-from storage.places import files_under, texts_of
+from storage.places import files_under
 
 _SIZES, _LABELS = "image_sizes.txt", "class_labels.txt"  # the files of the WSOL evaluation beside its boxes
 
@@ -60,7 +59,7 @@ def boxes_of(path: Path, names: Sequence[str], labels: Sequence[int]) -> list[Lo
     if path.is_dir():
         found = _of_annotations(path, wanted)
     elif path.is_file():
-        lines = _lines(path)
+        lines = lines_of(path, "boxes")
         found = _of_kaggle(path, lines, wanted) if lines[:1] == [KAGGLE] else _of_wsol(path, lines, wanted)
     else:
         raise ValueError(f"dataset.boxes: there is no file or folder {path}")
@@ -74,15 +73,8 @@ def _of_annotations(path: Path, wanted: dict[str, int]) -> dict[str, Located]:
     files = {stem(name): name for name in files_under(path) if name.lower().endswith(".xml")}
     present = {name: files[name] for name in wanted if name in files}
     found: dict[str, Located] = {}
-    try:
-        texts = texts_of(path, list(present.values()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"dataset.boxes: a file of {path} cannot be read: {one_line(error)}") from error
-    for (name, file), text in zip(present.items(), texts, strict=True):
-        try:
-            annotation = read_annotation(text, origin=0)
-        except ValueError as error:
-            raise ValueError(f"dataset.boxes: {path / file} {error}") from error
+    annotations = read_annotations(path, list(present.values()), "boxes", origin=0)
+    for (name, file), annotation in zip(present.items(), annotations, strict=True):
         each = found[name] = Located(size=annotation.size)
         for one in annotation.objects:
             if not SYNSET.fullmatch(one.name):
@@ -143,7 +135,7 @@ def _of_wsol(path: Path, lines: Sequence[str], wanted: dict[str, int]) -> dict[s
 def _beside(path: Path, count: int) -> list[tuple[str, list[int]]]:
     """Read a file of the WSOL evaluation: in each line an image and so many whole numbers."""
     found = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(lines_of(path, "boxes"), start=1):
         file, *values = line.split(",")
         if len(values) != count or not all(value.isdecimal() for value in values):
             raise ValueError(
@@ -161,10 +153,3 @@ def _box(sides: Sequence[str], where: str) -> Box:
     if x1 < x0 or y1 < y0:
         raise ValueError(f"{where}: {','.join(sides)} is not xmin,ymin,xmax,ymax")
     return of_pixels((x0, y0), (x1, y1), origin=0)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in texts_of(path.parent, [path.name])[0].splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"dataset.boxes: {path} cannot be read as text: {one_line(error)}") from error

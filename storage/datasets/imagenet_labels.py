@@ -13,8 +13,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from storage.datasets.annotations import lines_of, text_of
 from storage.errors import one_line
-from storage.places import texts_of
 
 VALIDATION = 50_000  # images of the validation set
 SYNSET = re.compile(r"n\d{8}")
@@ -89,7 +89,7 @@ def labels_of(path: Path, numbering: Path | None, names: Sequence[str]) -> list[
         If the file is none of these, or does not say of which class an image is. The message is one line that
         names the key.
     """
-    lines = [line.strip() for line in _text(path, "labels").splitlines() if line.strip()]
+    lines = lines_of(path, "labels")
     of_kit = bool(lines) and all(line.isdecimal() for line in lines)
     if not of_kit and numbering is not None:
         raise ValueError(
@@ -207,7 +207,7 @@ def _kit_classes(path: Path) -> dict[int, int]:
 
 def _of_map(path: Path) -> list[tuple[int, str]]:
     pairs = []
-    for number, line in enumerate(_text(path, "synsets").splitlines(), start=1):
+    for number, line in enumerate(text_of(path, "synsets").splitlines(), start=1):
         if not line.strip():
             continue
         found = _PAIR.fullmatch(line.strip())
@@ -233,10 +233,3 @@ def _of_matlab(path: Path) -> list[tuple[int, str]]:
             f"dataset.synsets: {path} is not the development kit's meta.mat: {type(error).__name__}: "
             f"{one_line(error)}"
         ) from error
-
-
-def _text(path: Path, key: str) -> str:
-    try:
-        return texts_of(path.parent, [path.name])[0]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"dataset.{key}: {path} cannot be read as text: {one_line(error)}") from error

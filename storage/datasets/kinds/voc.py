@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
-from storage.datasets.annotations import Annotation, read_annotation
+from storage.datasets.annotations import Annotation, lines_of, read_annotations
 from storage.datasets.dataset import Dataset, Sample, existing, spread
 from storage.datasets.image_files import MaskFiles, of_files
 from storage.datasets.masks import BACKGROUND, IGNORED, OBJECT
 from storage.datasets.published import PublishedSpec
 from storage.datasets.reading import RGB, Bands
 from storage.datasets.spec import register
-from storage.errors import one_line
 from storage.files import UnreadableError
-from storage.places import Place, files_under, texts_of
+from storage.places import Place, files_under
 
 # In the order of their numbers in the masks, which begin with 1.
 CLASSES = (
@@ -81,11 +80,7 @@ class Voc(PublishedSpec):
             found = [Path(name).stem for name in files_under(lists) if name.endswith(".txt")]
             splits = ", ".join(name for name in found if "_" not in name)
             raise ValueError(f"dataset.split: {lists} has no list {self.split}; it has {splits}")
-        try:
-            (text,) = texts_of(lists, [file.name])
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"dataset.split: {file} cannot be read as text: {one_line(error)}") from error
-        names = [line.split()[0] for line in text.splitlines() if line.strip()]
+        names = [line.split()[0] for line in lines_of(file, "split")]
         if len(set(names)) < len(names):
             raise ValueError(f"dataset.split: {file} lists {len(names) - len(set(names))} images once more")
         return names
@@ -120,16 +115,8 @@ def _annotations(root: Path, names: Sequence[str]) -> list[Annotation]:
             "the objects of some test sets were never published: take another split"
         )
     files = [f"{name}.xml" for name in names]
-    try:
-        texts = texts_of(folder, files)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"dataset.path: a file of {folder} cannot be read: {one_line(error)}") from error
     found = []
-    for file, text in zip(files, texts, strict=True):
-        try:
-            annotation = read_annotation(text, origin=1)
-        except ValueError as error:
-            raise ValueError(f"dataset.path: {folder / file} {error}") from error
+    for file, annotation in zip(files, read_annotations(folder, files, "path", origin=1), strict=True):
         for each in annotation.objects:
             if each.name not in CLASSES:
                 raise ValueError(
