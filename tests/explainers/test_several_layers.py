@@ -342,6 +342,21 @@ def test_each_layer_is_asked_the_probes(both: Classifier) -> None:
         assert "head" not in probe(classifier, of_layers=False)
 
 
+def test_the_probes_of_all_layers_share_the_logits_of_their_inputs(
+    both: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+
+    def logits(self: Classifier, inputs: torch.Tensor) -> torch.Tensor:
+        passes.append(len(inputs))
+        return whole(self, inputs)
+
+    whole = Classifier.logits
+    monkeypatch.setattr(Classifier, "logits", logits)
+    probe(both, of_layers=True)
+    assert passes == [4]
+
+
 def test_the_door_scores_maps_of_several_layers_and_explains_them_again(
     both: Classifier, tmp_path: Path
 ) -> None:

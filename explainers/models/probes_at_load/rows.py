@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,19 +31,21 @@ class Asked:
 
     def __init__(self, classifier: Any) -> None:
         self.classifier = classifier
-        self.inputs = _four(classifier)
+        self.inputs = inputs = _four(classifier)
+        self._logits = cache(lambda: classifier.logits(inputs))  # copies for other layers share them
 
     def at_each_layer(self) -> list[Asked]:
         """The same questions to the classifier of images at each of its target layers."""
-        found = [copy(self) for _ in self.classifier.at_each_layer]
-        for each, classifier in zip(found, self.classifier.at_each_layer, strict=True):
-            each.classifier = classifier
+        found = []
+        for classifier in self.classifier.at_each_layer:
+            found.append(copy(self))
+            found[-1].classifier = classifier
         return found
 
-    @cached_property
+    @property
     def logits(self) -> Tensor:
-        """(4, K) logits of the inputs."""
-        found: Tensor = self.classifier.logits(self.inputs)
+        """(4, K) logits of the inputs, which are computed once."""
+        found: Tensor = self._logits()
         return found
 
     @property
