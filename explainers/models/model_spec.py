@@ -53,10 +53,11 @@ def as_layers(value: Any) -> Any:
     ValueError
         In one line: it is none of these, or a layer is named twice.
     """
-    names = [value] if value is None or isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not names:
-        raise ValueError("must be the name of a layer, or a list of names")
-    if names[0] is not None and not all(isinstance(name, str) and name for name in names):
+    if value is None:
+        return None
+    names = [value] if isinstance(value, str) else value
+    listed = isinstance(names, list | tuple) and len(names) > 0
+    if not listed or not all(isinstance(name, str) and name for name in names):
         raise ValueError("must be the name of a layer, or a list of names")
     twice = [name for position, name in enumerate(names) if name in names[:position]]
     if twice:

@@ -306,6 +306,8 @@ def test_where_maps_have_both_signs_the_mean_of_their_positive_parts_is_pytorch_
         ([""], "must be the name of a layer, or a list of names"),
         ("", "must be the name of a layer, or a list of names"),
         ([3], "must be the name of a layer, or a list of names"),
+        ([None], "must be the name of a layer, or a list of names"),
+        ([None, "features"], "must be the name of a layer, or a list of names"),
         (3, "must be the name of a layer, or a list of names"),
         (["features", None], "must be the name of a layer, or a list of names"),
         (["features", "features"], "names 'features' twice; name each layer once"),
