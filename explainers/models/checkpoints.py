@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -81,14 +80,14 @@ def load_weights(
         In one line, if there is no such file, if it holds no state dict, if several sets fit and differ, or
         if values are not finite or of a type that says nothing without others.
     """
-    content = read_file(path)
+    checkpoint = Checkpoint(path, read_file(path), network, training_only)
     try:
-        _take_weights(network, path, content, key, training_only)
+        _take_weights(network, checkpoint, key)
     except MisfitError:
-        renamed = {} if key is not None else Checkpoint(path, content, network, training_only).in_order()
+        renamed = {} if key is not None else checkpoint.in_order()
         if not renamed:
             raise
-        _take_weights(network, path, renamed, None, training_only)
+        _take_weights(network, Checkpoint(path, renamed, network, training_only), None)
         taken_for[network] = replace(taken_for[network], in_order=True)
         logger.warning(
             "%s has other names than the network: its %d tensors were taken in their order, since their "
@@ -111,8 +110,9 @@ def load_or_convert(
     because a library takes a set without asking.
     """
     content = read_file(path)
+    checkpoint = Checkpoint(path, content, network, training_only)
     try:
-        _take_weights(network, path, content, key, training_only)
+        _take_weights(network, checkpoint, key)
     except MisfitError:
         tables = [value for value in content.values() if isinstance(value, Mapping)]
         sets = sum(any(isinstance(value, Tensor) for value in table.values()) for table in tables)
@@ -121,10 +121,7 @@ def load_or_convert(
         convert()
 
 
-def _take_weights(
-    network: nn.Module, path: Path, content: Any, key: str | None, training_only: tuple[str, ...]
-) -> None:
-    checkpoint = Checkpoint(path, content, network, training_only)
+def _take_weights(network: nn.Module, checkpoint: Checkpoint, key: str | None) -> None:
     place, others = checkpoint.chosen(key)
     state, cast = checkpoint.values(place)
     try:
