@@ -167,16 +167,16 @@ def check_order(changes: Tensor, expected: list[int], layout: Layout) -> None:
         If it is another, or if a token farther away changes.
     """
     h, w = layout.grid
-    changed = (changes > 0).sum(1).cpu()
-    telling = changed > 0
-    most = changes.argmax(1).cpu()[telling] - layout.prefix_tokens
-    cells = torch.tensor(expected)[telling] - layout.prefix_tokens
-    reach = int(min(h, w) >= 4) + (min(h, w) >= 8) * (changed[telling] > _NEIGHBOURS).int()
+    changes = changes.cpu()
+    telling = (changes > 0).any(1)
+    changes, cells = changes[telling], torch.tensor(expected)[telling] - layout.prefix_tokens
+    most = changes.argmax(1) - layout.prefix_tokens
+    reach = int(min(h, w) >= 4) + (min(h, w) >= 8) * ((changes > 0).sum(1) > _NEIGHBOURS).int()
     few = 2 * len(cells) < len(expected)
     if few or bool((most < 0).any() or (_apart(most, cells, w) > reach).any()):
         raise ValueError("its tokens are no patches in the order of the rows of a grid")
     far = _apart(torch.arange(h * w), cells[:, None], w) > -(-max(h, w) // 2)
-    of_patches = changes.cpu()[telling, layout.prefix_tokens :]
+    of_patches = changes[:, layout.prefix_tokens :]
     if bool(((of_patches > _LEAKS * of_patches.amax(1, keepdim=True)) & far).any()):
         raise ValueError("its tokens see more of the image than their patches and what lies around them")
 
