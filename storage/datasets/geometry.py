@@ -84,12 +84,13 @@ def prepare_image(
     if interpolation not in _RESAMPLING:
         raise ValueError(f"unknown interpolation {interpolation!r}; choose from {', '.join(_RESAMPLING)}")
     resized, offset, window = _placed(size_of(image), resize, crop, fit, centre)
+    made = _resized(image, resized, interpolation, resampler)
     within = all(0 <= first <= side - cut for first, cut, side in zip(offset, window, resized, strict=True))
-    if isinstance(image, Image.Image) and resampler == "pillow" and within:
-        pixels = _planes(_window(image, resized, offset, window, interpolation))
+    if isinstance(made, Image.Image) and within:  # cut first, so that less is made an array
+        (left, top), (columns, rows) = offset, window
+        pixels = _planes(made.crop((left, top, left + columns, top + rows)))
     else:
-        pixels = _resized(image, resized, interpolation, resampler)
-        pixels = pixels if crop is None else _cropped(pixels, offset, window, fill)
+        pixels = _planes(made) if crop is None else _cropped(_planes(made), offset, window, fill)
     moved = move_boxes(boxes, size_of(image), resize, crop, fit, centre)
     return np.ascontiguousarray(pixels), [box for box in moved if has_area(box)]
 
@@ -193,35 +194,15 @@ def _fitted(old: tuple[int, int], resize: Side, fit: str) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _window(
-    image: Image.Image,
-    size: tuple[int, int],
-    offset: tuple[int, int],
-    window: tuple[int, int],
-    interpolation: str,
-) -> Image.Image:
-    """Resize an image to a size (width, height), and return a window of a size that lies inside of it.
-
-    Pillow resizes the rows, rounds to 8 bits, and resizes the columns. So columns outside of the window can
-    be cut off in between, which saves time and changes no pixel.
-    """
-    (left, top), (columns, rows), how = offset, window, _RESAMPLING[interpolation]
-    if size == image.size:
-        return image.crop((left, top, left + columns, top + rows))
-    if columns < size[0]:
-        image = image.resize((size[0], image.height), how).crop((left, 0, left + columns, image.height))
-    return image.resize((columns, size[1]), how).crop((0, top, columns, top + rows))
-
-
 def _resized(
     image: Image.Image | NDArray[Any], size: tuple[int, int], interpolation: str, resampler: str
-) -> NDArray[Any]:
-    """Return the pixels (C, height, width) of the image at the size (width, height)."""
+) -> Image.Image | NDArray[Any]:
+    """Return the image at the size (width, height); as an image if Pillow resizes one, else (C, H, W)."""
     if size == size_of(image):
-        return _planes(image)
+        return image
     if resampler == "pillow":
         if isinstance(image, Image.Image):
-            return _planes(image.resize(size, _RESAMPLING[interpolation]))
+            return image.resize(size, _RESAMPLING[interpolation])
         # As of a colour image, each band is resized by itself; Pillow takes 16 bits as floats.
         bands = image if image.dtype == np.uint8 else image.astype(np.float32)
         made = [np.asarray(Image.fromarray(band).resize(size, _RESAMPLING[interpolation])) for band in bands]
