@@ -48,20 +48,20 @@ def refusals() -> Iterator[None]:
 
 def status(directory: Store) -> None:
     """Show what is done, failed and missing in a run folder (exit code 1 until everything is done)."""
-    from collections import Counter
+    from collections import Counter, defaultdict
 
     from flows.resume import remaining, tolerated
     from flows.terminal import layer_of, notes_of
-    from storage.records import failures, read_record
+    from storage.records import failures
     from storage.run import Run
     from storage.verify import check_results
     from tasks.results.accuracy import read_accuracy
 
     with refusals():
         opened = Run.open(directory)
-        noted = notes_of(opened)
-        records = [read_record(opened.root, step) for step in opened.finished()]
-        missing = remaining(opened)
+        records = opened.records()  # read once, since there may be many thousands
+        noted = notes_of(opened, records)
+        missing = remaining(opened, records)
         accuracy = read_accuracy(opened)
         failed = {step: told for step, told in failures(opened.root).items() if step in missing}
         complete = not missing or tolerated(opened, missing)
@@ -70,15 +70,14 @@ def status(directory: Store) -> None:
     table = Table(title=title, title_justify="left")
     for column in ("stage", "explainer", "done", "missing shards", "rows by status"):
         table.add_column(column)
+    counts: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for record in records:
+        counts[record.step.stage, record.step.explainer].update(record.statuses)
     stages = [("inputs", ""), ("activations", "")]
     stages += [(stage, name) for name in opened.explainers for stage in ("saliency", "scores")]
     for stage, name in stages:
         lacking = [step.shard + 1 for step in missing if (step.stage, step.explainer) == (stage, name)]
-        counts: Counter[str] = Counter()
-        for record in records:
-            if record is not None and (record.step.stage, record.step.explainer) == (stage, name):
-                counts.update(record.statuses)
-        told = ", ".join(f"{count} {key}" for key, count in sorted(counts.items()))
+        told = ", ".join(f"{count} {key}" for key, count in sorted(counts[stage, name].items()))
         done = f"{opened.shards - len(lacking)}/{opened.shards}"
         table.add_row(*map(text, (stage, name, done, _ranges(lacking), told)))
     console.print(table)
@@ -86,6 +85,8 @@ def status(directory: Store) -> None:
         tell(f"layer {layer_of(opened)}")
     if accuracy is not None:
         tell(accuracy.told())
+    if opened.manifest.dataset_read:
+        tell(f"dataset: {opened.manifest.dataset_read}")
     for line in noted:
         tell(line)
     for step, why in failed.items():

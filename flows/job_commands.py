@@ -139,8 +139,7 @@ def _train(path: Path, store: str | None, server: Callable[[], str]) -> None:
 
 def _results(job: Any) -> None:
     """Print the tables of a complete run, the failed images and where the results are."""
-    from flows.terminal import given_to, layer_of, score_tables, standing_table, unscored, unusual_maps
-    from storage.datasets.notes import lines as lines_on
+    from flows.terminal import layer_of, notes_of, score_tables, standing_table, unscored
     from storage.parquet import read_table
     from storage.run import Run
     from storage.samples import each_sample
@@ -161,12 +160,7 @@ def _results(job: Any) -> None:
         tell(f"{len(damaged)} of {done.rows} images failed, e.g. {first}")
         told = "SELECT uri, error FROM samples WHERE status = 'failed'"
         tell(f'all of them: {_command("floodlit")} query {done.root} "{told}"')
-    for line in (
-        *unscored(summary),
-        *lines_on(each_sample(done.root, ["uri", "notes"]), done.manifest.left_out),
-        *given_to(done),
-        *unusual_maps(done),
-    ):
+    for line in (*unscored(summary), *notes_of(done, done.records())):
         tell(line)
     uri = job.tracking or default_uri(job.store)
     taken = done.manifest.weights

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from flows.plan import Done, pending_steps
-from storage.records import Step, failures, read_record
+from storage.records import DoneRecord, Step, failures
 from storage.run import Run
 
 
@@ -30,14 +30,13 @@ def tolerated(run: Run, lost: dict[Step, set[Step]]) -> bool:
     return given_up and len(lost) <= run.tolerance * len(run.explainers) * 2 * run.shards
 
 
-def remaining(run: Run) -> dict[Step, set[Step]]:
-    """Return the pending steps of a run, computed from its done-records."""
-    steps = run.finished()
-    records = {step: record for step in steps if (record := read_record(run.root, step))}
+def remaining(run: Run, records: Sequence[DoneRecord] | None = None) -> dict[Step, set[Step]]:
+    """Return the pending steps of a run, computed from its done-records, which are read if none are given."""
+    records = run.records() if records is None else records
     done = Done(
-        steps=steps,
-        metrics={step: set(record.facts.metrics or ()) for step, record in records.items()},
-        dropped={step for step, record in records.items() if record.facts.cached is False},
+        steps={record.step for record in records},
+        metrics={record.step: set(record.facts.metrics or ()) for record in records},
+        dropped={record.step for record in records if record.facts.cached is False},
     )
     # The manifest says it, since a command that only looks must not import what a run folder names.
     reads = {name: entry.layer is not None for name, entry in run.explainers.items()}

@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -25,6 +26,7 @@ from storage.credentials import without_credentials
 from tasks.results.ranking_table import ranking_table
 
 if TYPE_CHECKING:
+    from storage.records import DoneRecord
     from storage.run import Run
 
 # Without a terminal Rich assumes 80 columns, which breaks tables and paths in log files.
@@ -157,25 +159,23 @@ def unscored(summary: pa.Table) -> list[str]:
     ]
 
 
-def given_to(run: Run) -> list[str]:
-    """Return one line per explainer whose maps another program made: what is known of them."""
-    return [f"{name}: {entry.given}" for name, entry in run.explainers.items() if entry.given]
-
-
-def unusual_maps(run: Run) -> list[str]:
+def unusual_maps(run: Run, records: Iterable[DoneRecord]) -> list[str]:
     """Return one line per explainer with maps that failed, hold NaN or infinity, or are zero everywhere.
 
     Maps of images that failed themselves are not counted.
+
+    Parameters
+    ----------
+    records
+        All done-records of the run.
     """
-    from storage.records import read_record
     from storage.samples import each_sample
 
     samples = each_sample(run.root, ["status"]) if run.samples.exists() else ()
     unread = run.targets_per_image * sum(sample["status"] != "ok" for sample in samples)
     counts = {name: Counter[str]() for name in run.explainers}
-    for step in run.finished():
-        record = read_record(run.root, step) if step.stage == "saliency" else None
-        if record is not None:
+    for record in records:
+        if record.step.stage == "saliency":
             counts[record.step.explainer].update(record.statuses)
     lines = []
     for name, found in counts.items():
@@ -186,14 +186,20 @@ def unusual_maps(run: Run) -> list[str]:
     return lines
 
 
-def notes_of(run: Run) -> list[str]:
-    """Return the lines on how the dataset was read, its notes, and maps that were given or are unusual."""
+def notes_of(run: Run, records: Iterable[DoneRecord]) -> list[str]:
+    """Return the lines on what was done to the dataset's images, and on maps that were given or are unusual.
+
+    Parameters
+    ----------
+    records
+        As for :func:`unusual_maps`.
+    """
     from storage.datasets.notes import lines
     from storage.samples import each_sample
 
     samples = each_sample(run.root, ["uri", "notes"]) if run.samples.exists() else ()
-    read = [f"dataset: {run.manifest.dataset_read}"] if run.manifest.dataset_read else []
-    return [*read, *lines(samples, run.manifest.left_out), *given_to(run), *unusual_maps(run)]
+    given = [f"{name}: {entry.given}" for name, entry in run.explainers.items() if entry.given]
+    return [*lines(samples, run.manifest.left_out), *given, *unusual_maps(run, records)]
 
 
 def layer_of(run: Run) -> str:

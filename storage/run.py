@@ -25,7 +25,7 @@ from storage.manifest import (
 )
 from storage.metadata import create_arrays, sign_arrays
 from storage.places import is_there, place, remove_tree
-from storage.records import StageFacts, Step, finished, read_record, write_record
+from storage.records import DoneRecord, StageFacts, Step, finished, read_record, write_record
 from storage.run_json import JobFacts, job_facts, problems, read_manifest, write_manifest
 
 
@@ -113,6 +113,17 @@ class Run:
     def finished(self) -> set[Step]:
         """Return the recorded steps of this run; records of any other step are ignored."""
         return {step for step in finished(self.root) if self.layout.has(step)}
+
+    def records(self, stage: str | None = None) -> list[DoneRecord]:
+        """Read the done-records of this run, or those of one stage, sorted by step; each is a file.
+
+        Raises
+        ------
+        storage.records.DamagedRecordError
+            If one is damaged.
+        """
+        steps = sorted(step for step in self.finished() if stage in {None, step.stage})
+        return [record for step in steps if (record := read_record(self.root, step))]
 
     @property
     def inputs(self) -> Path:
@@ -310,14 +321,13 @@ class Run:
         never names files that are gone.
         """
         sign_arrays(self.root, self.layout, without=self.activations.name)
-        for step in self.finished():
-            record = read_record(self.root, step) if step.stage == "activations" else None
-            if record is None or not record.facts.cached:
+        for record in self.records("activations"):
+            if not record.facts.cached:
                 continue
             kept = [Path(f.path) for f in record.files if Path(f.path).parts[0] != self.activations.name]
             write_record(
                 self.root,
-                step,
+                record.step,
                 rows=record.rows,
                 statuses=record.statuses,
                 files=kept,

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.parquet import write_table
-from storage.records import Agreement, read_record
+from storage.records import Agreement
 from storage.run import Run
 from storage.scores import read_values
 
@@ -34,10 +34,9 @@ def write_costs(run: Run) -> pa.Table:
           or does not fit the device in float32.
     """
     rows = []
-    finished = run.finished()
+    records = run.records("saliency")
     for name in run.explainers:
-        steps = [step for step in finished if (step.stage, step.explainer) == ("saliency", name)]
-        facts = [record.facts for step in steps if (record := read_record(run.root, step))]
+        facts = [record.facts for record in records if record.step.explainer == name]
         costs = [each.cost for each in facts if each.cost is not None]
         maps = sum(cost.explained for cost in costs)
         scored = read_values(run, name)

@@ -19,7 +19,6 @@ from storage.datasets.notes import (
     kinds_of,
 )
 from storage.maps import read
-from storage.records import read_record
 from storage.run import Run
 from storage.samples import each_sample
 from tasks.metrics.base import Need
@@ -39,7 +38,7 @@ _EXCLUDED = {
 class Reasons:
     """The reasons why metrics have no value in a run, whose samples have been merged.
 
-    Samples and masks are read once, whatever the number of such metrics and explainers.
+    Samples, masks and done-records are read once, whatever the number of such metrics and explainers.
     """
 
     def __init__(self, run: Run) -> None:
@@ -83,12 +82,8 @@ class Reasons:
 
     def _of_given_maps(self, explainer: str) -> str:
         """Return why maps that another program made failed, as the end of a sentence."""
-        reasons: Counter[str] = Counter()
-        for step in self._run.finished():
-            if (step.stage, step.explainer) == ("saliency", explainer):
-                record = read_record(self._run.root, step)
-                reasons.update(dict(record.facts.reasons or {}) if record else {})
-        told = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(_NAMED))
+        reasons = self._reasons[explainer].most_common(_NAMED)
+        told = ", ".join(f"{reason}: {count}" for reason, count in reasons)
         return f" ({told})" if told else ""
 
     def _shows_target(self, sample: dict[str, Any]) -> bool:
@@ -96,6 +91,14 @@ class Reasons:
         of_class = self._run.manifest.mask_labels or sample["box_labels"] is not None
         known = {*(sample["box_labels"] or ()), *(sample["labels"] if self._run.manifest.mask_labels else ())}
         return not of_class or bool(known.intersection(sample["targets"] or ()))
+
+    @cached_property
+    def _reasons(self) -> dict[str, Counter[str]]:
+        """By explainer, the reasons why given maps failed, each with the number of maps."""
+        found = {name: Counter[str]() for name in self._run.explainers}
+        for record in self._run.records("saliency"):
+            found[record.step.explainer].update(dict(record.facts.reasons or {}))
+        return found
 
     @cached_property
     def _samples(self) -> list[dict[str, Any]]:

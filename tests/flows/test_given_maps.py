@@ -306,7 +306,7 @@ def test_what_is_known_of_given_maps_is_told_with_the_notes(several: Run) -> Non
         "the file does not state their classes, so it is not known that they are those which are explained"
     )
     by = "samples, made by another program; "
-    notes = notes_of(several)
+    notes = notes_of(several, several.records())
     assert [line for line in notes if by in line] == [
         f"maps: maps of 9 of 10 {by}{unknown}",
         f"images: maps of 9 of 10 {by}{unknown}",

@@ -100,7 +100,7 @@ def test_image_and_box_are_in_one_frame_whatever_the_orientation(folder: Path) -
     assert np.abs(stored[0].astype(int) - stored[1]).max() < 30
     x0, y0, x1, y1 = (round(side) for side in plain["boxes"][0])
     assert stored[:, :, y0 + 1 : y1 - 1, x0 + 1 : x1 - 1].min() > 200
-    assert notes_of(run) == [f"turned by EXIF: 1, e.g. {folder / 'lying.jpg'}"]
+    assert notes_of(run, run.records()) == [f"turned by EXIF: 1, e.g. {folder / 'lying.jpg'}"]
 
 
 def test_threads_read_the_same_bytes_and_rows_as_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_boxes_that_do_not_count_are_counted_and_a_metric_without_any_says_why(f
         assert (row["n"] == 0, row["reason"]) == ((False, None) if metric == "sparseness" else (True, reason))
     of_boxes = ", ".join(metric for metric in summary if metric != "sparseness")
     assert unscored(summary_of(run)) == [f"n = 0 for {of_boxes}: {reason}"]
-    assert notes_of(run) == [
+    assert notes_of(run, run.records()) == [
         f"box cropped away: 1, e.g. {folder / 'wide.png'}",
         f"box outside the image: 1, e.g. {folder / 'a.png'}: 900,900,990,990 in 300x320; these boxes do not "
         "count; check the unit of the boxes and dataset.exif",
@@ -203,7 +203,7 @@ def test_pixels_that_are_ignored_are_neither_object_nor_background(folder: Path)
 def test_a_mask_that_covers_its_image_and_an_empty_one_are_said(folder: Path) -> None:
     rows = "a.png,0,trimap.png\n"
     run, _ = scored(job(folder, MASKS + rows, OF_MASKS))
-    assert notes_of(run) == [
+    assert notes_of(run, run.records()) == [
         f"mask covers the whole image: 1, e.g. {folder / 'a.png'}; set dataset.mask_values if other values "
         "than 0 are the background",
         "mask with several values besides 0, all of which count as the object: 1, e.g. "
@@ -247,7 +247,7 @@ def test_files_of_a_folder_that_are_left_out_are_in_the_manifest(folder: Path) -
     raw["model"] |= {"resize": 32, "crop": 32}
     run = explained(prepared(raw))
     assert Run.open(run.root).manifest.left_out == {"*.csv": 1}
-    assert "left out: 1 *.csv" in notes_of(run)
+    assert "left out: 1 *.csv" in notes_of(run, run.records())
     failed = [sample for sample in read_samples(run.root) if sample["status"] != "ok"]
     assert [sample["sample_id"] for sample in failed] == [r"latin\udcff.png"]
     assert "not UTF-8" in failed[0]["error"]
@@ -257,7 +257,7 @@ def test_a_damaged_table_of_samples_is_named(folder: Path) -> None:
     run = explained(prepared(job(folder, MASKS + "a.png,0,plain.png\n", OF_MASKS)))
     run.samples.write_bytes(b"no table")
     with pytest.raises(ValueError, match=r"samples\.parquet cannot be read"):
-        notes_of(run)
+        notes_of(run, run.records())
 
 
 def test_a_label_that_is_no_class_has_no_name() -> None:
@@ -293,5 +293,5 @@ def test_a_mask_that_several_labels_share_is_told(folder: Path) -> None:
     listing = "file,labels,mask\na.png,0;1,plain.png\n"
     run, _ = scored(job(folder, listing, ["relevance_mass_accuracy"]) | {"target": "labels"})
     assert SHARED_MASK in read_samples(run.root)[0]["notes"]
-    (line,) = (told for told in notes_of(run) if told.startswith(SHARED_MASK))
+    (line,) = (told for told in notes_of(run, run.records()) if told.startswith(SHARED_MASK))
     assert line.endswith("; it does not say which object is of which label")
