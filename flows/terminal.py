@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -159,7 +159,7 @@ def unscored(summary: pa.Table) -> list[str]:
     ]
 
 
-def unusual_maps(run: Run, records: Iterable[DoneRecord]) -> list[str]:
+def unusual_maps(run: Run, records: Sequence[DoneRecord]) -> list[str]:
     """Return one line per explainer with maps that failed, hold NaN or infinity, or are zero everywhere.
 
     Maps of images that failed themselves are not counted.
@@ -169,24 +169,23 @@ def unusual_maps(run: Run, records: Iterable[DoneRecord]) -> list[str]:
     records
         All done-records of the run.
     """
-    from storage.samples import each_sample
-
-    samples = each_sample(run.root, ["status"]) if run.samples.exists() else ()
-    unread = run.targets_per_image * sum(sample["status"] != "ok" for sample in samples)
+    of_images = (record for record in records if record.step.stage == "activations")
+    unusable = {record.step.shard: record.statuses.get("failed", 0) for record in of_images}
     counts = {name: Counter[str]() for name in run.explainers}
-    for record in records:
-        if record.step.stage == "saliency":
-            counts[record.step.explainer].update(record.statuses)
+    for record in (record for record in records if record.step.stage == "saliency"):
+        found = counts[record.step.explainer]
+        found.update(record.statuses)
+        unread = run.targets_per_image * unusable.get(record.step.shard, 0)
+        found["failed"] -= min(unread, record.statuses.get("failed", 0))
     lines = []
     for name, found in counts.items():
-        found["failed"] = max(0, found["failed"] - unread)
         told = ", ".join(f"{found[status]:,} {word}" for status, word in _UNUSUAL.items() if found[status])
         if told:
             lines.append(f"{name}: of {found.total():,} maps of readable images {told}")
     return lines
 
 
-def notes_of(run: Run, records: Iterable[DoneRecord]) -> list[str]:
+def notes_of(run: Run, records: Sequence[DoneRecord]) -> list[str]:
     """Return the lines on what was done to the dataset's images, and on maps that were given or are unusual.
 
     Parameters
