@@ -16,7 +16,7 @@ from storage.datasets.column_keys import ColumnKeys
 from storage.datasets.dataset import Dataset, Drawn, Sample, known, spread
 from storage.datasets.decoding import LARGEST
 from storage.datasets.geometry import Box
-from storage.datasets.listing import number_labels
+from storage.datasets.labels import number_lists
 from storage.datasets.reading import Bands
 from storage.errors import LONGEST
 from storage.files import UnreadableError
@@ -230,14 +230,12 @@ def _numbered(
                     )
         # Hugging Face writes -1 for an image whose label is not known.
         return [[label for label in each if label not in {None, -1}] for each in cells], list(choice.classes)
-    flat = ["" if label is None else str(label).strip() for each in cells for label in each]
-    rows = [row for row, each in enumerate(cells) for _ in each]
+    texts = [["" if label is None else str(label).strip() for label in each] for each in cells]
     try:
-        numbers, classes = number_labels(where, flat, lambda at: place(rows[at]))
+        numbers, classes = number_lists(where, texts, place)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
-    left = iter(numbers)
-    return [[next(left) for _ in each] for each in cells], classes
+    return list(numbers), classes
 
 
 def _ids(table: pa.Table, choice: Choice, named: bool, place: Place) -> tuple[list[str], str]:

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import types
 
-from storage.datasets.listing import check_labels, number_labels, records, split_labels
+from storage.datasets.labels import check_labels, number_labels, number_lists, split_labels
+from storage.datasets.listing import records
 from storage.errors import LONGEST, one_line
 from storage.files import memory_bytes
 from storage.places import for_arrow
@@ -110,7 +111,7 @@ class Columns:
         """Return ``ids``, and ``labels`` or ``several`` with ``classes``, if the file has these columns.
 
         ``several`` are those of a column ``labels``, any number per row. Labels are numbered by
-        :func:`storage.datasets.listing.number_labels`.
+        :func:`storage.datasets.labels.number_labels`.
 
         Raises
         ------
@@ -128,11 +129,8 @@ class Columns:
             known["labels"], known["classes"] = numbered
         if LABELS in self.names:
             each = [self._labels(row, cell) for row, cell in enumerate(self._lists())]
-            rows = [row for row, labels in enumerate(each) for _ in labels]
-            flat = [label for labels in each for label in labels]
-            numbers, known["classes"] = number_labels(self.path, flat, lambda at: self.place(rows[at]))
-            left = iter(numbers)
-            known["several"] = [[next(left) for _ in labels] for labels in each]
+            numbers, known["classes"] = number_lists(self.path, each, self.place)
+            known["several"] = list(numbers)
         return known
 
     def place(self, row: int) -> str:

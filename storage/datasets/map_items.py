@@ -18,7 +18,7 @@ from PIL import Image
 from storage.datasets.bands import of_values
 from storage.datasets.boxes import is_share
 from storage.datasets.geometry import Box, has_area
-from storage.datasets.listing import LARGEST
+from storage.datasets.labels import LARGEST
 from storage.datasets.masks import mask_of
 from storage.datasets.notes import MASK_VALUES, Notes, kind_of
 from storage.datasets.reading import Reading

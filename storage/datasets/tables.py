@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from storage.datasets.arrays import read_archive, read_array_file
 from storage.datasets.columns import ID, LABEL, LABELS, Columns
-from storage.datasets.listing import LARGEST, problem_with
+from storage.datasets.labels import LARGEST, problem_with
 from storage.files import UnreadableError
 
 _HASHED = 64  # rows that are hashed at once, since an array on the disk may not fit into memory
