@@ -11,7 +11,7 @@ from PIL import Image
 from storage.datasets.dataset import Sample
 from storage.datasets.image_files import MaskFiles
 from storage.datasets.imagenet_labels import SYNSET, stem, synsets
-from storage.datasets.masks import BACKGROUND, IGNORED, OBJECT
+from storage.datasets.masks import mask_values
 from storage.datasets.notes import Notes
 from storage.files import UnreadableError
 from storage.places import files_under, folders_in
@@ -73,5 +73,4 @@ def _mask(image: Image.Image, sample: Sample, ids: Mapping[str, int], notes: Not
     if strange.any():
         red, green, blue = pixels[strange][0]
         raise UnreadableError(f"has the colour {red},{green},{blue}, which is no class of ImageNet-S")
-    made = np.where(values == own, OBJECT, np.where(values == _IGNORED, IGNORED, BACKGROUND))
-    return Image.fromarray(made.astype(np.uint8))
+    return Image.fromarray(mask_values(values == own, values == _IGNORED))

@@ -95,7 +95,11 @@ def united(masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return one mask (H, W) of the objects of all labels, from (labels, H, W) or from a single mask."""
     if masks.ndim == 2:
         return masks
-    objects, ignored = (masks == OBJECT).any(0), (masks == IGNORED).any(0)
+    return mask_values((masks == OBJECT).any(0), (masks == IGNORED).any(0))
+
+
+def mask_values(objects: NDArray[np.bool_], ignored: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return OBJECT where an object is, IGNORED where pixels do not count otherwise, and else BACKGROUND."""
     return np.where(objects, OBJECT, np.where(ignored, IGNORED, BACKGROUND)).astype(np.uint8)
 
 
@@ -123,7 +127,7 @@ def _by_values(image: Image.Image, how: Reading) -> NDArray[np.uint8]:
     values = _values(image)
     ignored = np.isin(values, how.mask_ignore)
     there = values != 0 if how.mask_values is None else np.isin(values, how.mask_values)
-    return np.where(ignored, IGNORED, np.where(there, OBJECT, BACKGROUND)).astype(np.uint8)
+    return mask_values(there & ~ignored, ignored)
 
 
 def _values(image: Image.Image) -> NDArray:

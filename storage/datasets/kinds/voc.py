@@ -14,7 +14,7 @@ from pydantic import Field
 from storage.datasets.annotations import Annotation, lines_of, read_annotations
 from storage.datasets.dataset import Dataset, Sample, existing, spread
 from storage.datasets.image_files import MaskFiles, of_files
-from storage.datasets.masks import BACKGROUND, IGNORED, OBJECT
+from storage.datasets.masks import mask_values
 from storage.datasets.published import PublishedSpec
 from storage.datasets.reading import RGB, Bands
 from storage.datasets.spec import register
@@ -137,4 +137,4 @@ def _masks(image: Image.Image, sample: Sample, *_: Any) -> NDArray[np.uint8]:
         strange = values[(values > len(CLASSES)) & (values != _VOID)][0]
         raise UnreadableError(f"has the value {strange}, which is no class of VOC")
     own = np.array(sample.labels).reshape(-1, 1, 1) + 1
-    return np.where(values == own, OBJECT, np.where(values == _VOID, IGNORED, BACKGROUND)).astype(np.uint8)
+    return mask_values(values == own, values == _VOID)
