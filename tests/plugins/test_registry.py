@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from distributions import install
 from explainers.base import Parameters
 from explainers.gradcam import GradCam
 from explainers.registry import MethodRegistry, explainers
@@ -50,14 +51,7 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Distributio
     """Makes an installed distribution of one module, with one entry point."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def install(module: str, text: str, entry: str) -> None:
-        (tmp_path / f"{module}.py").write_text(text)
-        about = tmp_path / f"{module}-1.2.dist-info"
-        about.mkdir()
-        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.2\n")
-        (about / "entry_points.txt").write_text(f"[{GROUP}]\n{entry}\n")
-
-    return install
+    return lambda module, text, entry: install(tmp_path, module, text, GROUP, entry)
 
 
 def test_the_methods_of_this_package_are_found_without_being_imported() -> None:
@@ -116,14 +110,8 @@ def test_a_plug_in_with_the_name_of_another_class_is_refused_when_everything_is_
 
 
 def test_a_plug_in_never_takes_the_place_of_a_class_of_the_package(tmp_path: Path) -> None:
-    (tmp_path / "taker.py").write_text(MODULE.format(name="gradcam"))
-    (tmp_path / "taker-1.0.dist-info").mkdir()
-    (tmp_path / "taker-1.0.dist-info/METADATA").write_text(
-        "Metadata-Version: 2.1\nName: taker\nVersion: 1.0\n"
-    )
-    (tmp_path / "taker-1.0.dist-info/entry_points.txt").write_text(
-        "[floodlit.explainers]\nother = taker:Foreign\n"
-    )
+    text = MODULE.format(name="gradcam")
+    install(tmp_path, "taker", text, "floodlit.explainers", "other = taker:Foreign")
     program = (
         "from explainers.registry import explainers\n"
         "try:\n"

@@ -15,6 +15,7 @@ from PIL import Image
 from prefect.utilities.schema_tools.validation import is_valid
 from pydantic import ValidationError
 
+from distributions import install
 from flows.job import Job
 from places import ROOT
 from runs import tiny_job
@@ -151,15 +152,11 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(kinds, "_classes", dict(kinds._classes))
     monkeypatch.setattr(kinds, "_complete", False)
 
-    def install(module: str, text: str, entry: str) -> Path:
-        (folder / f"{module}.py").write_text(text)
-        about = folder / f"{module}-1.2.dist-info"
-        about.mkdir()
-        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.2\n")
-        (about / "entry_points.txt").write_text(f"[floodlit.datasets]\n{entry}\n")
+    def installed(module: str, text: str, entry: str) -> Path:
+        install(folder, module, text, "floodlit.datasets", entry)
         return folder
 
-    return install
+    return installed
 
 
 def test_the_kind_of_the_documentation_is_one_file_and_no_edit_elsewhere(
