@@ -195,8 +195,8 @@ class DatasetSpec(BaseModel):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Of this class itself the schema is the choice between the kinds."""
-        if BaseModel in cls.__bases__:
+        """Return how pydantic validates: a kind takes its own tables, and DatasetSpec those of every kind."""
+        if BaseModel in cls.__bases__:  # DatasetSpec, which has no name yet while its own body is read
             return core_schema.no_info_plain_validator_function(cls._of_its_kind)
         return handler(source)
 
