@@ -38,7 +38,7 @@ def image_names(root: Path) -> tuple[list[str], dict[str, int]]:
     arrays: list[str] = []
     known = suffixes()
     for name in shown_names(root, left_out):
-        suffix = _suffix(name)
+        suffix = suffix_of(name)
         if suffix == ARRAY:
             arrays.append(name)
         elif suffix not in known:
@@ -64,7 +64,7 @@ def shown_names(root: Path, left_out: Counter[str]) -> Iterator[str]:
             yield name
 
 
-def _suffix(name: str) -> str:
+def suffix_of(name: str) -> str:
     """Return the suffix of a path as pathlib does, in lower case."""
     last = name.rpartition("/")[2]
     dot = last.rfind(".")

@@ -12,7 +12,7 @@ from pydantic import Field
 from storage.datasets.class_folders import of_class_folders
 from storage.datasets.dataset import Dataset, existing
 from storage.datasets.dicom import NEEDED, is_dicom, is_installed
-from storage.datasets.folders import shown_names
+from storage.datasets.folders import shown_names, suffix_of
 from storage.datasets.reading import RGB, Bands, Reading
 from storage.datasets.spec import DatasetSpec, DicomWindow, register
 from storage.files import UnreadableError, regular
@@ -65,7 +65,7 @@ class Dicom(DatasetSpec):
 
 def _counts(root: Path, name: str, left_out: Counter[str]) -> bool:
     """Whether a file is one of DICOM; others are counted. Names may be numbers with dots."""
-    suffix = PurePath(name).suffix.lower()
+    suffix = suffix_of(name)
     if suffix in _SUFFIXES:
         return True
     if suffix[1:].isdecimal() or not suffix:
