@@ -21,6 +21,7 @@ from storage.files import UnreadableError
 MAGIC = 128, b"DICM"  # where every file says what it is
 NEEDED = "needs an extra: pip install 'floodlit[dicom]'"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
+_CONTRADICTS = "has values that its description (bits stored, rescale slope) does not allow"
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
@@ -66,7 +67,7 @@ def read_dicom(data: bytes, window: Window, notes: Notes) -> NDArray[np.float64]
 
     try:
         _quiet()
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # no such share is returned
             return _read(pydicom.dcmread(BytesIO(data)), window, notes)
     except (UnreadableError, MemoryError):
         raise
@@ -146,6 +147,8 @@ def _by_window(file: Any, values: NDArray[Any]) -> NDArray[np.float64]:
 def _by_table(file: Any, values: NDArray[Any]) -> NDArray[np.float64]:
     from pydicom.pixels import apply_voi
 
+    if np.isnan(values).any():  # which would become whole numbers
+        raise UnreadableError(_CONTRADICTS)
     entries, first, bits = (int(number) for number in file.VOILUTSequence[0].LUTDescriptor)
     last = first + (entries or 1 << 16) - 1
     # pydicom takes whole numbers, and counts those beyond 16 bits from 0 again.
@@ -169,5 +172,5 @@ def _within(shares: NDArray[Any]) -> NDArray[np.float64]:
     """Return the shares, which are not within [0, 1] only if a file contradicts itself."""
     shares = np.asarray(shares, np.float64)
     if not (np.isfinite(shares).all() and shares.min() >= 0 and shares.max() <= 1):
-        raise UnreadableError("has values that its description (bits stored, rescale slope) does not allow")
+        raise UnreadableError(_CONTRADICTS)
     return shares

@@ -185,6 +185,10 @@ def damaged(path: Path) -> Path:
     return path
 
 
+UNKNOWN = {"RescaleSlope": "nan", "RescaleIntercept": 0}
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # NumPy's would be lines of their own
 @pytest.mark.parametrize(
     ("make", "told"),
     [
@@ -192,6 +196,7 @@ def damaged(path: Path) -> Path:
         (lambda p: written(p, RAMP, 12, PhotometricInterpretation="HSV"), "interpretation HSV"),
         (damaged, "cannot be read as DICOM: "),
         (lambda p: written(p, RAMP, 12, RescaleSlope=0, RescaleIntercept=1), "does not allow"),
+        (lambda p: written(p, RAMP, 12, **UNKNOWN, VOILUTSequence=[table(0, [7, 8], 8)]), "does not allow"),
         (lambda p: written(p, RAMP, 12, WindowCenter=5, WindowWidth=0), "Window Width must be greater"),
         (lambda p: written(p, RAMP, 12, Rows=60000, Columns=60000), "at most"),
     ],
