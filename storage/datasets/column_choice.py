@@ -207,15 +207,15 @@ class _Chooser:
         if all(_is_number(self._kinds.get(name)) for name in BOX_COLUMNS):
             self._told.append(f"boxes from {', '.join(BOX_COLUMNS)}")
             return BOX_COLUMNS
-        told = list(self._told)
         found = self._first("boxes", _are_boxes)
-        if found is not None and self._keys.box_format is None:
-            self._told = [
-                *told,
-                f"boxes in the column {found} left out, since dataset.box_format does not say what they are",
-            ]
+        if found is None:
             return ()
-        return () if found is None else (found,)
+        if self._keys.box_format is None:
+            self._told[-1] = (
+                f"boxes in the column {found} left out, since dataset.box_format does not say what they are"
+            )
+            return ()
+        return (found,)
 
 
 def _flat(columns: Iterable[tuple[str, pa.DataType]]) -> Iterable[tuple[str, pa.DataType]]:
