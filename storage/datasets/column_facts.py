@@ -171,14 +171,15 @@ def _cells(table: pa.Table, name: str) -> list[Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"dataset.path: the column {top} holds text that is not UTF-8") from error
     for part in name[len(top) + 1 :].split(".") if name != top else ():
-        cells = [_inner(cell, part) for cell in cells]
+        cells = inside(cells, part)
     return cells
 
 
-def _inner(cell: Any, part: str) -> Any:
-    if isinstance(cell, list):
-        return [_inner(each, part) for each in cell]
-    return None if cell is None else cell[part]
+def inside(value: Any, part: str) -> Any:
+    """The field of a value with fields, or those of each in a list; None where there is none."""
+    if isinstance(value, list):
+        return [inside(each, part) for each in value]
+    return value.get(part) if isinstance(value, dict) else None
 
 
 def _labels(

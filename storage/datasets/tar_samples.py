@@ -10,12 +10,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import reduce
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from storage.datasets.column_choice import Choice, choose
+from storage.datasets.column_facts import inside
 from storage.datasets.column_keys import ColumnKeys
 from storage.datasets.formats import is_hidden, suffixes
 from storage.datasets.image_files import printable
@@ -59,7 +61,7 @@ def scan(files: Sequence[Path], keys: ColumnKeys) -> pa.Table:
                 choice = _choice(path, found, keys)
                 columns |= {name: [] for name in choice.facts}
             name, *numbers, _ = parts[image]
-            said = [_cell(path, key, parts, each) for each in choice.facts]
+            said = _said(path, key, parts, choice)
             for cells, value in zip(
                 columns.values(), (number, printable(name), *numbers, *said), strict=True
             ):
@@ -137,7 +139,13 @@ def _image(path: Path, key: str, parts: Parts, keys: ColumnKeys) -> str | None:
 
 
 def _endings(choice: Choice) -> list[str]:
-    return [name.split(".")[0] if name.startswith("json.") else name for name in choice.facts]
+    return [_part(name)[0] for name in choice.facts]
+
+
+def _part(name: str) -> tuple[str, list[str]]:
+    """The ending of the member that a name stands for, and the names of the fields that lead into it."""
+    ending, *fields = name.split(".") if name.startswith("json.") else [name]
+    return ending, fields
 
 
 def _choice(path: Path, found: Mapping[str, Parts], keys: ColumnKeys) -> Choice:
@@ -164,26 +172,26 @@ def _kind(values: list[Any]) -> pa.DataType:
         ).type  # the values of all samples are refused later if one of another type is read
 
 
-def _cell(path: Path, key: str, parts: Parts, name: str) -> Any:
-    """What a sample says: the text of a member, or the field of a JSON member."""
-    ending, *inner = name.split(".") if name.startswith("json.") else [name]
+def _said(path: Path, key: str, parts: Parts, choice: Choice) -> list[Any]:
+    """What a sample says: for each fact the text of a member, or the field of a JSON member."""
+    read = {ending: _value(path, key, parts, ending) for ending in dict.fromkeys(_endings(choice))}
+    found = []
+    for name in choice.facts:
+        ending, fields = _part(name)
+        found.append(reduce(inside, fields, read[ending]))
+    return found
+
+
+def _value(path: Path, key: str, parts: Parts, ending: str) -> Any:
+    """What a member holds: text, or in JSON an object."""
     if ending not in parts:
         raise ValueError(f"dataset.path: {key} in {path} has no member {ending}, which other samples have")
-    if ending != "json":
-        try:
-            return parts[ending].data.decode().strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"dataset.path: {parts[ending].name} in {path} is not text in UTF-8") from error
-    value: Any = _json(path, parts[ending])
-    for part in inner:
-        value = _inside(value, part)
-    return value
-
-
-def _inside(value: Any, part: str) -> Any:
-    if isinstance(value, list):
-        return [_inside(each, part) for each in value]
-    return value.get(part) if isinstance(value, dict) else None
+    if ending == "json":
+        return _json(path, parts[ending])
+    try:
+        return parts[ending].data.decode().strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"dataset.path: {parts[ending].name} in {path} is not text in UTF-8") from error
 
 
 def _json(path: Path, member: Member) -> dict[str, Any]:
