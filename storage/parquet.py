@@ -19,16 +19,18 @@ GROUP_ROWS = 1 << 16  # least rows of a group, which is in memory while it is wr
 _DAMAGE = (pa.ArrowException, ValueError, KeyError, OSError)
 
 
-def write_table(table: pa.Table, path: Path, group: int | None = None) -> None:
+def write_table(table: pa.Table, path: Path, group: int | None = None, checked: bool = False) -> None:
     """Write a table, whole or not at all.
 
     Parameters
     ----------
     group
         Rows per row group. None leaves the choice to Arrow.
+    checked
+        Whether its pages get checksums, which :func:`opened` can compare.
     """
     with replacing(path) as partial:
-        pq.write_table(table, partial, compression="zstd", row_group_size=group)
+        pq.write_table(table, partial, compression="zstd", row_group_size=group, write_page_checksum=checked)
 
 
 def write_tables(tables: Iterable[pa.Table], path: Path) -> None:

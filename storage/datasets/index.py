@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from storage.datasets.dataset import Dataset
 from storage.datasets.reading import Bands
-from storage.files import UnreadableError, replacing
-from storage.parquet import opened
+from storage.files import UnreadableError
+from storage.parquet import opened, write_table
 
 NAME = "dataset.parquet"
 _STATE = b"floodlit.state"
@@ -62,8 +61,7 @@ def keep_index(run: Path, dataset: Dataset) -> None:
     index: pa.Table | None = dataset.index
     if index is None or kept_index(run, state_of(index)) is not None:
         return
-    with replacing(run / NAME) as partial:
-        pq.write_table(index, partial, compression="zstd", write_page_checksum=True)
+    write_table(index, run / NAME, checked=True)
 
 
 def with_state(index: pa.Table, state: str) -> pa.Table:
