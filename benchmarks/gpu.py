@@ -53,7 +53,7 @@ from explainers.models.compute import Compute, tf32
 from explainers.models.loading import ModelSpec, load, preprocessing
 from explainers.registry import explainers
 from explainers.requirements import unmet
-from storage.datasets.decoding import decode
+from storage.datasets.bands import read_image
 from storage.datasets.formats import suffixes
 from storage.datasets.geometry import prepare_image
 from tasks.results.agreement import agreement_of
@@ -80,7 +80,7 @@ def pixels(spec: ModelSpec, folder: Path | None, count: int, size: int) -> Tenso
         return torch.nn.functional.interpolate(coarse, size, mode="bilinear")
     how = preprocessing(spec)
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes())
-    images = [prepare_image(decode(file), [], **how.geometry)[0] for file in files[:count]]
+    images = [prepare_image(read_image(file), [], **how.geometry)[0] for file in files[:count]]
     return torch.from_numpy(np.stack(images)).float() / 255
 
 

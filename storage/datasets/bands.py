@@ -47,13 +47,13 @@ class _Values(NamedTuple):
     full: bool = False
 
 
-def read_bands(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -> NDArray[Any]:
-    """Read an image file as an array of ``how.bands``.
+def read_image(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -> Image.Image | NDArray[Any]:
+    """Read an image file as the model takes it.
 
     Parameters
     ----------
     path
-        An ``.npy`` file, a TIFF file of any number of bands, or an image file that Pillow reads.
+        An ``.npy`` file, a DICOM or TIFF file of any number of bands, or an image file that Pillow reads.
     how
         How it is read.
     notes
@@ -61,8 +61,10 @@ def read_bands(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -
 
     Returns
     -------
-    NDArray
-        (C, H, W): uint8 or uint16, whose largest value is 1 for the network, or float32 in [0, 1].
+    Image or NDArray
+        An image in RGB, see :func:`storage.datasets.decoding.rgb`. If the model takes other bands or bits, or
+        the file is an ``.npy`` file, an array (C, H, W): uint8 or uint16, whose largest value is 1 for the
+        network, or float32 in [0, 1].
 
     Raises
     ------
@@ -70,8 +72,7 @@ def read_bands(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -
         If the file cannot be read, has another number of bands, or has values whose range is not known. The
         message is the reason in one line.
     """
-    notes = [] if notes is None else notes
-    return _read_bands(contents(path), how, notes)
+    return read_encoded(contents(path), how, [] if notes is None else notes)
 
 
 def _read_bands(data: bytes, how: Reading, notes: Notes) -> NDArray[Any]:
@@ -88,11 +89,6 @@ def _read_bands(data: bytes, how: Reading, notes: Notes) -> NDArray[Any]:
     return _finished(found, how, notes)
 
 
-def read_image(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -> Image.Image | NDArray[Any]:
-    """Read an image file as the model takes it, see :func:`read_encoded`."""
-    return read_encoded(contents(path), how, [] if notes is None else notes)
-
-
 def of_values(given: Image.Image | NDArray[Any], how: Reading, notes: Notes) -> Image.Image | NDArray[Any]:
     """Convert a Pillow image, or an array of the shape (H, W), (C, H, W) or (H, W, C), to what
     :func:`read_image` gives.
@@ -103,10 +99,7 @@ def of_values(given: Image.Image | NDArray[Any], how: Reading, notes: Notes) -> 
 
 
 def read_encoded(data: bytes, how: Reading, notes: Notes) -> Image.Image | NDArray[Any]:
-    """Read the contents of an image file as the model takes it: in RGB as
-    :func:`storage.datasets.decoding.decode` reads a file, or with :func:`read_bands` if it has other bands or
-    bits, or is an array or a DICOM file.
-    """
+    """Read the contents of an image file as :func:`read_image` reads a file."""
     if how.bands != RGB or data.startswith(NUMPY):
         return _read_bands(data, how, notes)
     if is_dicom(data):  # resized as an image, as any other file of colours

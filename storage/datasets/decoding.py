@@ -37,26 +37,6 @@ _BACK = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # the oth
 Found = TypeVar("Found")
 
 
-def decode(path: Path, how: Reading = DEFAULT, notes: Notes | None = None) -> Image.Image:
-    """Decode all pixels of the image in a file, as RGB; see :func:`rgb`.
-
-    Parameters
-    ----------
-    path
-        The file.
-    how
-        How it is read.
-    notes
-        A list to which is appended what was done to the image.
-
-    Raises
-    ------
-    UnreadableError
-        If the file cannot be decoded; the message is the reason in one line.
-    """
-    return decoded(contents(path), lambda image: rgb(image, how, notes))
-
-
 def decoded(data: bytes, read: Callable[[Image.Image], Found]) -> Found:
     """Open the image in the contents of a file and apply ``read``; every error is an UnreadableError."""
     try:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from storage.datasets.bands import as_image, read_bands, read_image
+from storage.datasets.bands import as_image, read_image
 from storage.datasets.depth import own_depth, scaled
 from storage.datasets.notes import CUT_VALUES, DARK, DEEP, FIRST_FRAME, TURNED, kind_of
 from storage.datasets.reading import RGB, Bands, Reading
@@ -52,7 +52,7 @@ def array(path: Path, bands: np.ndarray) -> Path:
 def test_arrays_have_their_bands_first_or_last(tmp_path: Path, last: bool, kind: str) -> None:
     bands = values((6, 5, 9), "uint16" if kind == ">u2" else kind).astype(kind)
     path = array(tmp_path / "a.npy", np.moveaxis(bands, 0, -1) if last else bands)
-    found = read_bands(path, how(6))
+    found = read_image(path, how(6))
     assert found.dtype == {"uint8": np.uint8, "uint16": np.uint16, ">u2": np.uint16}.get(kind, np.float32)
     np.testing.assert_array_equal(found, bands.astype(found.dtype))
 
@@ -74,7 +74,7 @@ def test_arrays_have_their_bands_first_or_last(tmp_path: Path, last: bool, kind:
 def test_every_layout_of_a_tiff_file_gives_the_same_bands(tmp_path: Path, keys: Any, kind: str) -> None:
     bands = values((6, 20, 31), kind)
     contiguous = keys.get("planarconfig") == "contig"
-    found = read_bands(
+    found = read_image(
         tiff(tmp_path / "a.tif", np.moveaxis(bands, 0, -1) if contiguous else bands, **keys), how(6)
     )
     assert found.dtype == kind
@@ -98,7 +98,7 @@ def test_the_number_of_channels_tells_the_axis_of_the_bands(
     tmp_path: Path, channels: int, shape: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
     stored = values(shape, "uint8")
-    found = read_bands(array(tmp_path / "a.npy", stored), how(channels))
+    found = read_image(array(tmp_path / "a.npy", stored), how(channels))
     assert found.shape == expected
     if channels == 3 and 3 not in shape:  # grey stands for three equal colours
         assert (found == stored.reshape(found.shape[1:])).all()
@@ -120,7 +120,7 @@ def test_other_numbers_of_bands_are_told(
     tmp_path: Path, channels: int, shape: tuple[int, ...], told: str
 ) -> None:
     with pytest.raises(UnreadableError, match=f"^{told}") as refusal:
-        read_bands(array(tmp_path / "a.npy", values(shape, "uint8")), how(channels))
+        read_image(array(tmp_path / "a.npy", values(shape, "uint8")), how(channels))
     assert "\n" not in str(refusal.value)
 
 
@@ -128,15 +128,15 @@ def test_pillows_images_keep_their_own_bands(tmp_path: Path) -> None:
     pixels = values((7, 5, 4), "uint8")
     for name in ("a.png", "a.tif"):
         Image.fromarray(pixels).save(tmp_path / name)
-        np.testing.assert_array_equal(read_bands(tmp_path / name, how(4)), np.moveaxis(pixels, -1, 0))
+        np.testing.assert_array_equal(read_image(tmp_path / name, how(4)), np.moveaxis(pixels, -1, 0))
     Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(read_bands(tmp_path / "grey.png", how(1)), pixels[None, ..., 0])
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.png", how(1)), pixels[None, ..., 0])
     Image.fromarray(np.repeat(pixels[..., :1], 3, -1)).save(tmp_path / "grey-in-rgb.png")
-    np.testing.assert_array_equal(read_bands(tmp_path / "grey-in-rgb.png", how(1)), pixels[None, ..., 0])
+    np.testing.assert_array_equal(read_image(tmp_path / "grey-in-rgb.png", how(1)), pixels[None, ..., 0])
     Image.fromarray(pixels[..., :3]).save(tmp_path / "rgb.png")
     for channels, told in ((1, "3 bands of different colours"), (4, "3 bands"), (6, "3 bands")):
         with pytest.raises(UnreadableError, match=f"has {told}, and the model takes {channels}"):
-            read_bands(tmp_path / "rgb.png", how(channels))
+            read_image(tmp_path / "rgb.png", how(channels))
 
 
 def test_three_bands_of_eight_bits_are_read_as_ever(tmp_path: Path) -> None:
@@ -150,10 +150,10 @@ def test_of_several_pages_that_are_no_bands_the_first_is_read_and_noted(tmp_path
     frames = values((4, 5, 9))
     notes: list[str] = []
     path = tiff(tmp_path / "a.tif", frames, photometric="minisblack", metadata=None)
-    np.testing.assert_array_equal(read_bands(path, how(1), notes), frames[:1])
+    np.testing.assert_array_equal(read_image(path, how(1), notes), frames[:1])
     assert [kind_of(note) for note in notes] == [FIRST_FRAME, DEEP]
     with pytest.raises(UnreadableError, match="has 4 bands, and the model takes 6"):
-        read_bands(path, how(6))
+        read_image(path, how(6))
 
 
 # Bits
@@ -217,7 +217,7 @@ def test_values_that_have_no_place_between_black_and_white_are_refused(given: np
 def test_a_pgm_file_has_its_own_range_whatever_that_of_the_dataset_is(tmp_path: Path, stored: str) -> None:
     path = tmp_path / "a.pgm"
     path.write_bytes(b"P5 3 1 4095\n" + np.array([0, 1000, 4095], ">u2").tobytes())
-    with_range, without = (read_bands(path, how(1, stored, limits=limits)) for limits in ((0, 4095), None))
+    with_range, without = (read_image(path, how(1, stored, limits=limits)) for limits in ((0, 4095), None))
     np.testing.assert_array_equal(with_range, without)
     shares = with_range[0, 0] / {"uint8": 255, "uint16": 65535, "float32": 1}[stored]
     np.testing.assert_allclose(shares, [0, 1000 / 4095, 1], atol=1 / 255)
@@ -250,7 +250,7 @@ def test_a_range_may_reach_beyond_the_type_of_the_values(kind: str, stored: Any)
 def test_sixteen_bits_that_use_little_of_their_range_are_noted(tmp_path: Path) -> None:
     for largest, kinds in ((4095, [DEEP, DARK]), (65535, [DEEP])):
         notes: list[str] = []
-        read_bands(array(tmp_path / "a.npy", np.full((2, 3), largest, np.uint16)), how(1), notes)
+        read_image(array(tmp_path / "a.npy", np.full((2, 3), largest, np.uint16)), how(1), notes)
         assert [kind_of(note) for note in notes] == kinds
 
 
@@ -258,26 +258,26 @@ def test_sixteen_bits_that_use_little_of_their_range_are_noted(tmp_path: Path) -
 def test_sixteen_bits_of_grey_and_of_colours_are_kept(tmp_path: Path, name: str) -> None:
     colours = values((5, 9, 3))
     Image.fromarray(colours[..., 0]).save(tmp_path / name)
-    np.testing.assert_array_equal(read_bands(tmp_path / name, how(1)), colours[None, ..., 0])
+    np.testing.assert_array_equal(read_image(tmp_path / name, how(1)), colours[None, ..., 0])
     np.testing.assert_array_equal(
-        read_bands(tmp_path / name, how(3, "uint16")), np.stack([colours[..., 0]] * 3)
+        read_image(tmp_path / name, how(3, "uint16")), np.stack([colours[..., 0]] * 3)
     )
     if name == "a.png":
         cv2.imwrite(str(tmp_path / name), colours[..., ::-1])
     else:
         tiff(tmp_path / name, colours, photometric="rgb")
-    np.testing.assert_array_equal(read_bands(tmp_path / name, how(3, "uint16")), np.moveaxis(colours, -1, 0))
+    np.testing.assert_array_equal(read_image(tmp_path / name, how(3, "uint16")), np.moveaxis(colours, -1, 0))
 
 
 def test_sixteen_bits_of_transparent_colours_are_refused_or_kept_as_four_bands(tmp_path: Path) -> None:
     colours = values((5, 9, 4))
     cv2.imwrite(str(tmp_path / "a.png"), colours[..., [2, 1, 0, 3]])
-    np.testing.assert_array_equal(read_bands(tmp_path / "a.png", how(4)), np.moveaxis(colours, -1, 0))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", how(4)), np.moveaxis(colours, -1, 0))
     with pytest.raises(UnreadableError, match=r"transparent pixels; set dataset.depth = 8"):
-        read_bands(tmp_path / "a.png", how(3, "uint16"))
+        read_image(tmp_path / "a.png", how(3, "uint16"))
     colours[..., 3] = 65535
     cv2.imwrite(str(tmp_path / "a.png"), colours[..., [2, 1, 0, 3]])
-    found = read_bands(tmp_path / "a.png", how(3, "uint16"))
+    found = read_image(tmp_path / "a.png", how(3, "uint16"))
     np.testing.assert_array_equal(found, np.moveaxis(colours[..., :3], -1, 0))
 
 
@@ -297,9 +297,9 @@ def test_bands_are_turned_as_pillow_turns_colours(tmp_path: Path, orientation: i
         tmp_path / "a.tif", deep, photometric="minisblack", planarconfig="separate", extratags=[entry]
     )
     notes: list[str] = []
-    np.testing.assert_array_equal(read_bands(path, how(6), notes)[2], upright.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(read_image(path, how(6), notes)[2], upright.astype(np.uint16) * 257)
     assert notes.count(TURNED) == (orientation != 1)
-    stored = read_bands(path, how(6, exif="ignore"))
+    stored = read_image(path, how(6, exif="ignore"))
     np.testing.assert_array_equal(stored, deep)
 
 
@@ -338,7 +338,7 @@ def test_a_tiff_file_that_claims_more_than_is_read_is_refused(tmp_path: Path) ->
     with tifffile.TiffFile(path, mode="r+b") as file:
         file.pages[0].tags[257].overwrite(2**28)  # type: ignore[union-attr]
     with pytest.raises(UnreadableError, match=r"pixels; at most|claims"):
-        read_bands(path, how(6))
+        read_image(path, how(6))
 
 
 @pytest.mark.parametrize("page", [0, 1])
@@ -348,7 +348,7 @@ def test_a_small_tiff_file_does_not_become_large(
 ) -> None:
     monkeypatch.setattr("storage.datasets.tiff._ROOM", 1 << 20)
     path = tiff(tmp_path / "a.tif", values((2, 16, 16)), photometric="minisblack", compression=compression)
-    np.testing.assert_array_equal(read_bands(path, how(2)), values((2, 16, 16)))
+    np.testing.assert_array_equal(read_image(path, how(2)), values((2, 16, 16)))
     # A strip that has room for 512 bytes becomes 2 MiB.
     bomb, size = compress(bytes(2 << 20)), path.stat().st_size
     with tifffile.TiffFile(path, mode="r+b") as file:
@@ -358,7 +358,7 @@ def test_a_small_tiff_file_does_not_become_large(
     with path.open("ab") as end:
         end.write(bomb)
     with pytest.raises(UnreadableError, match="becomes more than 1048576 bytes"):
-        read_bands(path, how(2))
+        read_image(path, how(2))
 
 
 @pytest.mark.parametrize("orientation", [0, 9])
@@ -366,27 +366,27 @@ def test_an_orientation_that_does_not_exist_turns_nothing(tmp_path: Path, orient
     bands = values((2, 3, 4))
     tag = [(274, "H", 1, orientation, True)]
     path = tiff(tmp_path / "a.tif", bands, planarconfig="separate", photometric="minisblack", extratags=tag)
-    np.testing.assert_array_equal(read_bands(path, how(2)), bands)
+    np.testing.assert_array_equal(read_image(path, how(2)), bands)
 
 
 def test_eight_bits_with_a_sign_are_not_read_as_without(tmp_path: Path) -> None:
     path = tiff(tmp_path / "a.tif", np.array([[-128, 0, 127]], np.int8))
     with pytest.raises(UnreadableError, match=r"int8 from -128 to 127 .* set dataset\.range"):
-        read_bands(path, how(1))
-    np.testing.assert_array_equal(read_bands(path, how(1, "uint8", limits=(-128, 127))), [[[0, 128, 255]]])
+        read_image(path, how(1))
+    np.testing.assert_array_equal(read_image(path, how(1, "uint8", limits=(-128, 127))), [[[0, 128, 255]]])
 
 
 def test_a_fourth_band_that_is_called_transparency_changes_no_other_band(tmp_path: Path) -> None:
     bands = values((4, 5, 4), "uint8")
     path = tiff(tmp_path / "a.tif", bands, photometric="rgb", extrasamples=["assocalpha"])
-    np.testing.assert_array_equal(read_bands(path, how(4)), np.moveaxis(bands, -1, 0))
+    np.testing.assert_array_equal(read_image(path, how(4)), np.moveaxis(bands, -1, 0))
 
 
 def test_further_frames_of_four_bands_are_noted(tmp_path: Path) -> None:
     first, second = (Image.new("RGBA", (4, 4), (value, 2, 3, 4)) for value in (1, 9))
     first.save(tmp_path / "a.png", save_all=True, append_images=[second])
     notes: list[str] = []
-    assert (read_bands(tmp_path / "a.png", how(4), notes)[0] == 1).all()
+    assert (read_image(tmp_path / "a.png", how(4), notes)[0] == 1).all()
     assert notes == [FIRST_FRAME]
 
 
@@ -396,20 +396,20 @@ def test_a_compression_that_only_pillow_reads_is_read_or_refused_with_what_to_do
 ) -> None:
     grey = Image.fromarray(values((5, 7)))
     grey.save(tmp_path / "one.tif", compression=compression)
-    np.testing.assert_array_equal(read_bands(tmp_path / "one.tif", how(1))[0], np.asarray(grey))
+    np.testing.assert_array_equal(read_image(tmp_path / "one.tif", how(1))[0], np.asarray(grey))
     grey.save(tmp_path / "two.tif", compression=compression, save_all=True, append_images=[grey])
     # Later versions of Python have Zstandard themselves.
     if find_spec("imagecodecs") or (name == "ZSTD" and find_spec("compression")):
-        np.testing.assert_array_equal(read_bands(tmp_path / "two.tif", how(2)), [np.asarray(grey)] * 2)
+        np.testing.assert_array_equal(read_image(tmp_path / "two.tif", how(2)), [np.asarray(grey)] * 2)
     else:
         with pytest.raises(UnreadableError, match=f"{name}, which is not read here; write it with deflate"):
-            read_bands(tmp_path / "two.tif", how(2))
+            read_image(tmp_path / "two.tif", how(2))
 
 
 def test_deep_files_whose_zero_is_white_are_refused(tmp_path: Path) -> None:
     path = tiff(tmp_path / "a.tif", values((5, 9)), photometric="miniswhite")
     with pytest.raises(UnreadableError, match="photometric interpretation 0"):
-        read_bands(path, how(1))
+        read_image(path, how(1))
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.tif"])

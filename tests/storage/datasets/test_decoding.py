@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 
 from pngs import chunk, png
 from storage.datasets import decoding
-from storage.datasets.decoding import decode, rgb
+from storage.datasets.bands import read_image
+from storage.datasets.decoding import rgb
 from storage.datasets.notes import (
     COMPOSITED,
     CUT_VALUES,
@@ -55,7 +56,7 @@ def test_a_clear_value_of_few_bits_is_scaled_as_the_pixels_are(
 ) -> None:
     (tmp_path / "a.png").write_bytes(png(np.arange(4), depth, 0, transparent=b"\0\2"))
     notes: list[str] = []
-    found = np.asarray(decode(tmp_path / "a.png", Reading(background=(9, 9, 9)), notes))
+    found = np.asarray(read_image(tmp_path / "a.png", Reading(background=(9, 9, 9)), notes))
     assert found[0, :, 0].tolist() == [0, factor, 9, 3 * factor]
     assert notes == [COMPOSITED]
 
@@ -65,7 +66,7 @@ def test_a_clear_colour_of_sixteen_bits_is_refused(tmp_path: Path) -> None:
     colours = np.array([[256] * 3, [0] * 3])
     (tmp_path / "a.png").write_bytes(png(colours, 16, 2, transparent=b"\1\0" * 3))
     with pytest.raises(UnreadableError, match="16 bits per colour and a transparent colour"):
-        decode(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "avif"])
@@ -81,22 +82,22 @@ def test_an_image_is_upright_or_as_it_is_stored_whatever_its_format(
     tagged.getexif()[274] = orientation
     upright = ImageOps.exif_transpose(tagged)
     notes: list[str] = []
-    assert near(decode(path, notes=notes), upright)
+    assert near(read_image(path, notes=notes), upright)
     assert notes == ([TURNED] if orientation != 1 else [])
-    assert near(decode(path, STORED, notes), corner())
+    assert near(read_image(path, STORED, notes), corner())
     assert notes[1:] == ([NOT_TURNED] if orientation != 1 else [])
 
 
 def test_damaged_exif_data_do_not_matter_and_a_damaged_png_is_not_read_as_black(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     corner().save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    assert near(decode(path), corner())
+    assert near(read_image(path), corner())
     corner().resize((400, 400)).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     middle = whole.index(b"IDAT") + 40
     (tmp_path / "a.png").write_bytes(whole[:middle] + b"junk" + whole[middle + 4 :])
     with pytest.raises(UnreadableError):
-        decode(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 def clear(mode: str) -> Image.Image:
@@ -144,7 +145,7 @@ def test_half_clear_pixels_are_mixed_and_opaque_images_are_left_as_they_are() ->
 def test_a_clear_value_of_sixteen_bits_is_found_before_scaling(tmp_path: Path) -> None:
     values = np.array([[4095, 4094]], np.uint16)  # both become the same 8 bits
     Image.fromarray(values).save(tmp_path / "a.png", transparency=4094)
-    pixels = np.asarray(decode(tmp_path / "a.png", Reading(limits=(0, 4095), background=(1, 2, 3))))
+    pixels = np.asarray(read_image(tmp_path / "a.png", Reading(limits=(0, 4095), background=(1, 2, 3))))
     assert pixels.tolist() == [[[255, 255, 255], [1, 2, 3]]]
 
 
@@ -154,7 +155,7 @@ def test_the_first_frame_is_read_and_said(suffix: str, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
     notes: list[str] = []
-    assert near(decode(path, notes=notes), frames[0])
+    assert near(read_image(path, notes=notes), frames[0])
     assert notes == [FIRST_FRAME]
 
 
@@ -164,12 +165,12 @@ def test_sixteen_bits_are_scaled_by_their_full_range_or_by_the_stated_one(tmp_pa
     dark: list[str] = []
     for suffix in ("png", "tiff", "pgm", "jp2"):
         Image.fromarray(grey * 257).save(tmp_path / f"full.{suffix}")
-        assert (np.asarray(decode(tmp_path / f"full.{suffix}", notes=deep))[..., 0] == grey).all()
+        assert (np.asarray(read_image(tmp_path / f"full.{suffix}", notes=deep))[..., 0] == grey).all()
     for suffix in ("png", "tiff", "jp2"):
         Image.fromarray(grey * 16).save(tmp_path / f"twelve.{suffix}")
-        read = decode(tmp_path / f"twelve.{suffix}", Reading(limits=(0, 4095)))
+        read = read_image(tmp_path / f"twelve.{suffix}", Reading(limits=(0, 4095)))
         assert (np.asarray(read)[..., 0] == grey).all()
-        assert np.asarray(decode(tmp_path / f"twelve.{suffix}", notes=dark)).max() == 15
+        assert np.asarray(read_image(tmp_path / f"twelve.{suffix}", notes=dark)).max() == 15
     assert deep == [DEEP] * 4
     assert [kind_of(note) for note in dark] == [DEEP, DARK] * 3
     told = lines([{"uri": "a.png", "notes": dark[:2]}], {})
@@ -183,7 +184,7 @@ def test_sixteen_bits_are_scaled_by_their_full_range_or_by_the_stated_one(tmp_pa
 
 def test_a_pgm_file_states_its_own_range(tmp_path: Path) -> None:
     (tmp_path / "a.pgm").write_bytes(b"P5 2 1 4095\n" + np.array([4095, 0], ">u2").tobytes())
-    assert np.asarray(decode(tmp_path / "a.pgm"))[0, :, 0].tolist() == [255, 0]
+    assert np.asarray(read_image(tmp_path / "a.pgm"))[0, :, 0].tolist() == [255, 0]
 
 
 def test_colours_of_sixteen_bits_are_noted_and_have_no_range(tmp_path: Path) -> None:
@@ -191,10 +192,10 @@ def test_colours_of_sixteen_bits_are_noted_and_have_no_range(tmp_path: Path) -> 
         path = tmp_path / "a.png"
         path.write_bytes(png(np.full((1, 3), value), 16, 2))
         notes: list[str] = []
-        assert np.asarray(decode(path, notes=notes)).tolist() == [[[value >> 8] * 3]]
+        assert np.asarray(read_image(path, notes=notes)).tolist() == [[[value >> 8] * 3]]
         assert [kind_of(note) for note in notes] == kinds
         with pytest.raises(UnreadableError, match=r"dataset\.range is for grey files"):
-            decode(path, Reading(limits=(0, 4095)))
+            read_image(path, Reading(limits=(0, 4095)))
 
 
 def test_numbers_of_thirty_two_bits_need_a_range(tmp_path: Path) -> None:
@@ -214,7 +215,7 @@ def test_numbers_of_thirty_two_bits_need_a_range(tmp_path: Path) -> None:
 
 def test_an_inverted_cmyk_photograph_has_its_colours(tmp_path: Path) -> None:
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
-    assert decode(tmp_path / "a.jpg").getpixel((4, 4)) == (255, 0, 0)
+    assert read_image(tmp_path / "a.jpg").getpixel((4, 4)) == (255, 0, 0)
 
 
 def pipe(path: Path) -> None:
@@ -245,7 +246,7 @@ def test_only_regular_files_are_opened(make: Callable[[Path], None], told: str, 
 
     def read() -> None:
         try:
-            decode(path)
+            read_image(path)
         except UnreadableError as error:
             found.append(error)
 
@@ -259,17 +260,17 @@ def test_only_regular_files_are_opened(make: Callable[[Path], None], told: str, 
 def test_names_that_no_file_can_have_are_unreadable(tmp_path: Path) -> None:
     for name in ("a\0b.png", "a" * 5000 + ".png"):
         with pytest.raises(UnreadableError):
-            decode(tmp_path / name)
+            read_image(tmp_path / name)
 
 
 def test_files_and_images_have_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("1", (10000, 9000)).save(tmp_path / "bomb.png")
     with pytest.raises(UnreadableError, match=r"has 10000x9000 pixels; at most 89478485 are read"):
-        decode(tmp_path / "bomb.png")
+        read_image(tmp_path / "bomb.png")
     corner().save(tmp_path / "a.png")
     monkeypatch.setattr(decoding, "LARGEST", 10)
     with pytest.raises(UnreadableError, match=r"has \d+ bytes; at most 10 are read"):
-        decode(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 def test_a_text_in_a_png_file_that_becomes_large_is_not_unpacked(tmp_path: Path) -> None:
@@ -279,10 +280,10 @@ def test_a_text_in_a_png_file_that_becomes_large_is_not_unpacked(tmp_path: Path)
     whole = data.getvalue()
     (tmp_path / "a.png").write_bytes(whole[:33] + chunk(b"zTXt", text) + whole[33:])
     with pytest.raises(UnreadableError, match="too large"):
-        decode(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 def test_postscript_under_another_name_starts_no_program(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EOF\n")
     with pytest.raises(UnreadableError, match="not an image of a known format"):
-        decode(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")

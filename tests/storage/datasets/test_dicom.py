@@ -17,7 +17,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from packed import write_dicom as written
 from storage.datasets import dicom, image_files
-from storage.datasets.bands import read_bands, read_image
+from storage.datasets.bands import read_image
 from storage.datasets.dataset import Dataset
 from storage.datasets.notes import kind_of, lines
 from storage.datasets.opening import open_dataset
@@ -30,7 +30,7 @@ CT = {"RescaleSlope": 2, "RescaleIntercept": -1024}
 
 
 def shares(path: Path, window: Window = "file", bands: Bands = FLOATS, notes: list[str] | None = None) -> Any:
-    return read_bands(path, Reading(bands=bands, window=window), notes)
+    return read_image(path, Reading(bands=bands, window=window), notes)
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from PIL import Image, ImageFile
 
 from places import REAL
 from pngs import chunk
-from storage.datasets.decoding import decode, rgb
+from storage.datasets.bands import read_image
+from storage.datasets.decoding import rgb
 from storage.datasets.geometry import _RESAMPLING, of_masks, prepare_image
 from storage.datasets.masks import decode_mask
 from storage.files import UnreadableError
@@ -57,7 +58,7 @@ def test_real_photographs_are_prepared_as_torchvision_does() -> None:
     if not files:
         pytest.skip(f"no photographs in {REAL}; FLOODLIT_REAL says where they are")
     for file in files:
-        image = decode(file)
+        image = read_image(file)
         pixels, _ = prepare_image(image, [], 256, 224, "bilinear")
         assert np.array_equal(pixels, by_torchvision(Image.open(file).convert("RGB"), 256, 224, "bilinear"))
 
@@ -253,7 +254,7 @@ def test_a_file_that_is_no_image_says_why_in_one_line(
 ) -> None:
     make(tmp_path / name)  # type: ignore[operator]
     with pytest.raises(UnreadableError, match=told) as refusal:
-        decode(tmp_path / name)
+        read_image(tmp_path / name)
     assert str(refusal.value).strip()
     assert "\n" not in str(refusal.value)
 
