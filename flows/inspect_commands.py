@@ -51,11 +51,11 @@ def status(directory: Store) -> None:
     from collections import Counter, defaultdict
 
     from flows.resume import remaining, tolerated
-    from flows.terminal import layer_of, notes_of
     from storage.records import failures
     from storage.run import Run
     from storage.verify import check_results
     from tasks.results.accuracy import read_accuracy
+    from tasks.results.remarks import layer_of, notes_of
 
     with refusals():
         opened = Run.open(directory)

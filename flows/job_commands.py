@@ -139,12 +139,13 @@ def _train(path: Path, store: str | None, server: Callable[[], str]) -> None:
 
 def _results(job: Any) -> None:
     """Print the tables of a complete run, the failed images and where the results are."""
-    from flows.terminal import layer_of, notes_of, score_tables, standing_table, unscored
+    from flows.terminal import score_tables, standing_table
     from storage.parquet import read_table
     from storage.run import Run
     from storage.samples import each_sample
     from storage.tracking import default_uri
     from tasks.results.accuracy import read_accuracy
+    from tasks.results.remarks import layer_of, notes_of, unscored
 
     done = Run.open(job.store)
     summary = read_table(done.summary)

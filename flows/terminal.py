@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import typer
@@ -25,10 +23,6 @@ from storage.characters import shown
 from storage.credentials import without_credentials
 from tasks.results.ranking_table import ranking_table
 
-if TYPE_CHECKING:
-    from storage.records import DoneRecord
-    from storage.run import Run
-
 # Without a terminal Rich assumes 80 columns, which breaks tables and paths in log files.
 _WIDTH = None if Console().is_terminal else 160
 console = Console(width=_WIDTH, markup=False, emoji=False, highlight=False)
@@ -38,7 +32,6 @@ _SCORES = (
 )
 LINE_SECONDS = 10.0  # between two lines of progress if there is no terminal for a bar
 DONE, FAILED, USAGE = 0, 1, 2  # exit codes
-_UNUSUAL = {"failed": "failed", "not_finite": "with NaN or infinity", "all_zero": "zero everywhere"}
 WORDS = {"higher": "higher is better", "lower": "lower is better", None: "for reference"}
 
 
@@ -141,72 +134,6 @@ def score_tables(summary: pa.Table) -> list[Table]:
             table.add_row(named, *(cells[metric, explainer] for explainer in columns))
         tables.append(table)
     return tables
-
-
-def unscored(summary: pa.Table) -> list[str]:
-    """Return one line per reason why metrics have no value, with the metrics and the explainers."""
-    found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
-    for row in summary.to_pylist():
-        if row["reason"] is not None:
-            metrics, explainers = found.setdefault(row["reason"], ({}, {}))
-            metrics[row["metric"]] = explainers[row["explainer"]] = None
-    every = len(set(summary["explainer"].to_pylist()))
-    return [
-        f"n = 0 for {', '.join(metrics)}"
-        + (f" of {', '.join(explainers)}" if len(explainers) < every else "")
-        + f": {reason}"
-        for reason, (metrics, explainers) in found.items()
-    ]
-
-
-def unusual_maps(run: Run, records: Sequence[DoneRecord]) -> list[str]:
-    """Return one line per explainer with maps that failed, hold NaN or infinity, or are zero everywhere.
-
-    Maps of images that failed themselves are not counted.
-
-    Parameters
-    ----------
-    records
-        All done-records of the run.
-    """
-    of_images = (record for record in records if record.step.stage == "activations")
-    unusable = {record.step.shard: record.statuses.get("failed", 0) for record in of_images}
-    counts = {name: Counter[str]() for name in run.explainers}
-    for record in (record for record in records if record.step.stage == "saliency"):
-        found = counts[record.step.explainer]
-        found.update(record.statuses)
-        unread = run.targets_per_image * unusable.get(record.step.shard, 0)
-        found["failed"] -= min(unread, record.statuses.get("failed", 0))
-    lines = []
-    for name, found in counts.items():
-        told = ", ".join(f"{found[status]:,} {word}" for status, word in _UNUSUAL.items() if found[status])
-        if told:
-            lines.append(f"{name}: of {found.total():,} maps of readable images {told}")
-    return lines
-
-
-def notes_of(run: Run, records: Sequence[DoneRecord]) -> list[str]:
-    """Return the lines on what was done to the dataset's images, and on maps that were given or are unusual.
-
-    Parameters
-    ----------
-    records
-        As for :func:`unusual_maps`.
-    """
-    from storage.datasets.notes import lines
-    from storage.samples import each_sample
-
-    samples = each_sample(run.root, ["uri", "notes"]) if run.samples.exists() else ()
-    given = [f"{name}: {entry.given}" for name, entry in run.explainers.items() if entry.given]
-    return [*lines(samples, run.manifest.left_out), *given, *unusual_maps(run, records)]
-
-
-def layer_of(run: Run) -> str:
-    """Name the target layer of a run, or several, and say how it was chosen if the job names none."""
-    layers = run.layer if isinstance(run.layer, tuple) else (run.layer,)
-    names = ", ".join(layer for layer in layers if layer is not None)
-    choice = run.manifest.layer_choice
-    return f"{names} ({choice})" if choice else names
 
 
 def standing_table(summary: pa.Table, costs: pa.Table) -> Table:

@@ -21,7 +21,6 @@ from explainers.given_maps import MapsParameters
 from explainers.models.loading import ModelSpec, load
 from flows.given_maps import with_given_maps
 from flows.job import Job, JobError
-from flows.terminal import notes_of, unscored
 from places import ROOT
 from runs import completed, explained, maps_of, model, prepared, scores_of, tiny_job, wait_for
 from storage.datasets.kinds.digits import Digits
@@ -36,6 +35,7 @@ from storage.verify import verify
 from tasks.activations import activations
 from tasks.inputs import inputs
 from tasks.results.comparisons import compare
+from tasks.results.remarks import notes_of, unscored
 from tasks.saliency import saliency
 from tasks.shard_rows import STATUSES
 

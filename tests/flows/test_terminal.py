@@ -14,13 +14,14 @@ from typer.testing import CliRunner, Result
 
 from flows import terminal
 from flows.cli import app
-from flows.terminal import fail, tell, unusual_maps
+from flows.terminal import fail, tell
 from runs import explained, prepared, tiny_job
 from storage.characters import shown
 from storage.datasets import digits
 from storage.run import Run
 from tasks.pictures.contact_sheet import draw_contact_sheet
 from tasks.pictures.drawing import heading
+from tasks.results.remarks import unusual_maps
 
 # A folder k[ of one class, whose images are red].png and so on.
 HOSTILE = [f"k[/{name}.png" for name in ("red]", "[bold]b", ":smile:", "e\x1b[31m", "u\u202egnp", "a$b$")]

@@ -15,7 +15,6 @@ import zarr
 from PIL import Image
 
 from flows.job import JobError
-from flows.terminal import notes_of, unscored
 from runs import explained, prepared, scores_of, tiny_job
 from storage.datasets.dataset import Dataset, Sample
 from storage.datasets.masks import IGNORED, prepare_mask
@@ -24,6 +23,7 @@ from storage.records import Step, read_record
 from storage.run import Run
 from storage.samples import read_samples
 from tasks.inputs import _label_names, inputs
+from tasks.results.remarks import notes_of, unscored
 from tasks.results.summary import summarise
 from tasks.scores import scores
 
