@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from flows import inspect_commands, job_commands, list_commands
+from flows import inspect_commands, job_commands, list_commands, report_commands
 
 app = typer.Typer(
     help="Explain a vision model over a whole dataset.\n\n"
@@ -17,6 +17,7 @@ for command in (
     job_commands.run,
     job_commands.train,
     inspect_commands.status,
+    report_commands.report,
     inspect_commands.query,
     inspect_commands.compare,
     inspect_commands.verify,

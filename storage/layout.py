@@ -20,6 +20,7 @@ TABLES = ("samples.parquet", "summary.parquet", "comparisons.parquet", "costs.pa
 PICTURES = ("report/contact_sheet.png", "report/curves.png")
 SIGNED = (*TABLES, *PICTURES, "accuracy.json")  # by the record SUMMARY; a run may lack all but the tables
 _WHOLE = {step.path.as_posix(): step for step in (ARRAYS, SUMMARY)}  # records of the whole run
+PAGE = "report/index.html"  # made again whenever it is asked for, so no record signs it
 DRAWN = "report/components"  # folder of pictures that `floodlit components` draws when it is asked
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from storage import contents, maps
 from storage.files import PARTIAL, sha256_of_json
-from storage.layout import Layout
+from storage.layout import PAGE, Layout
 from storage.manifest import (
     ColumnEntry,
     ExplainerEntry,
@@ -171,6 +171,11 @@ class Run:
     def report(self) -> Path:
         """Folder of the report and its pictures."""
         return self.root / "report"
+
+    @property
+    def page(self) -> Path:
+        """The report, one HTML file."""
+        return self.root / PAGE
 
     @property
     def job(self) -> dict[str, Any]:

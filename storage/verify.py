@@ -17,7 +17,7 @@ from storage.datasets.index import NAME as INDEX
 from storage.datasets.index import is_whole
 from storage.errors import LONGEST, one_line
 from storage.files import FILE, FOLDER, LINK, UnreadableError, make_room, regular, sha256_of_file
-from storage.layout import DRAWN, SIGNED, TABLES
+from storage.layout import DRAWN, PAGE, SIGNED, TABLES
 from storage.metadata import content, expected
 from storage.places import is_away
 from storage.records import (
@@ -287,7 +287,7 @@ class _Check:
             return "is a link, which may lead out of the run; the run replaces it only where it needs a file"
         if entry.kind != FILE:
             return f"is {entry.kind}, not a file"
-        known = path in {"run.json", INDEX} or (path.endswith("/zarr.json") and expected_file)
+        known = path in {"run.json", INDEX, PAGE} or (path.endswith("/zarr.json") and expected_file)
         if known or recorded or path.startswith(f"{DRAWN}/"):
             return None
         if self._writer(path) in self._damaged:

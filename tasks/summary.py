@@ -21,6 +21,7 @@ from storage.samples import merge_samples
 from storage.stage_facts import StageFacts
 from storage.tracking import Result, page_of, track
 from tasks.artifacts import show_links, show_results
+from tasks.page.report import write_report
 from tasks.pictures.contact_sheet import draw_contact_sheet
 from tasks.pictures.curves import draw_curves
 from tasks.results.accuracy import Accuracy, write_accuracy
@@ -122,6 +123,7 @@ def write_results(run: Run) -> Written:
         worker="",
         facts=StageFacts(explainers=tuple(run.explainers)),
     )
+    write_report(run)
     return Written(scores, costs, accuracy, curves, pictures)
 
 

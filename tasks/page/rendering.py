@@ -1,0 +1,61 @@
+"""Fills the HTML templates of the report. Every text from data is escaped."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from storage.characters import shown
+
+_ROOM = "tasks.page"
+
+
+def render(template: str, **facts: Any) -> str:
+    """Fill a template of the folder ``templates`` with facts.
+
+    Parameters
+    ----------
+    template
+        Name of its file.
+    facts
+        What the template shows, by the name that it uses. Text is escaped.
+    """
+    return _environment().get_template(template).render(facts)
+
+
+def inline(suffix: str) -> Markup:
+    """Return the files of the folder ``static`` with this suffix, one after the other, as part of a page."""
+    found = sorted(
+        (file for file in files(_ROOM).joinpath("static").iterdir() if file.name.endswith(suffix)),
+        key=lambda file: file.name,
+    )
+    return Markup("\n".join(file.read_text("utf-8") for file in found))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader(_ROOM),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["inline"] = inline
+    environment.filters |= {"number": number, "shown": shown, "count": count}
+    return environment
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number with this many digits after the point; a dash for None and NaN."""
+    return "-" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def count(many: int, one: str, several: str | None = None) -> str:
+    """Return a number with its noun, such as ``1 image`` and ``2 images``."""
+    return f"{many:,} {one if many == 1 else several or one + 's'}"

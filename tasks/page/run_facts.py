@@ -1,0 +1,134 @@
+"""What was run: the model, the dataset, how many images and maps there are and what became of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import tomli_w
+
+from explainers.models.modality import MODALITIES
+from storage.records import STAGES
+from storage.run import Run
+from storage.samples import each_sample
+from tasks.results.accuracy import read_accuracy
+from tasks.results.calibration import Calibration, calibration_of
+from tasks.results.remarks import layer_of, notes_of, unscored
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the report says about a run besides its scores.
+
+    Attributes
+    ----------
+    name, created, hash
+        The job's name, when the run was created, and the hash of what its results depend on.
+    steps, done
+        Number of the run's steps, and of those that are done.
+    lines
+        What was run, by subject: dataset, model, target, and so on.
+    remarks
+        Lines on what was done to the inputs, on unusual maps, and on metrics without a value.
+    statuses
+        Per explainer the number of its maps by status.
+    failed
+        At most 20 inputs that could not be used: their file or id, and the reason.
+    unusable
+        Number of inputs that could not be used.
+    calibration
+        The model's calibration; None without labels, or where a class does not exclude another.
+    versions
+        Versions of the code and its libraries.
+    job
+        The job as TOML, with all defaults.
+    noun
+        What the inputs are, in the plural.
+    """
+
+    name: str
+    created: str
+    hash: str
+    steps: int
+    done: int
+    lines: dict[str, str]
+    remarks: list[str]
+    statuses: dict[str, Counter[str]]
+    failed: list[tuple[str, str]]
+    unusable: int
+    calibration: Calibration | None
+    versions: dict[str, str]
+    job: str
+    noun: str
+
+
+def facts_of(run: Run, summary: Any = None) -> RunFacts:
+    """Collect what was run.
+
+    Parameters
+    ----------
+    run
+        A run in any state.
+    summary
+        The table ``summary.parquet``; None as long as there is none.
+    """
+    records, manifest = run.records(), run.manifest
+    statuses = {name: Counter[str]() for name in run.explainers}
+    for record in records:
+        if record.step.stage == "saliency":
+            statuses[record.step.explainer].update(record.statuses)
+    failed: list[tuple[str, str]] = []
+    unusable = 0
+    for sample in (
+        each_sample(run.root, ["sample_id", "uri", "status", "error"]) if run.samples.exists() else ()
+    ):
+        if sample["status"] != "ok":
+            unusable += 1
+            if unusable <= 20:
+                failed.append((sample["uri"] or sample["sample_id"], sample["error"] or sample["status"]))
+    return RunFacts(
+        name=run.name,
+        created=manifest.created,
+        hash=run.hash,
+        steps=run.layout.steps,
+        done=len({record.step for record in records if record.step.stage in STAGES}),
+        lines={key: value for key, value in _lines(run).items() if value},
+        remarks=[*([] if summary is None else unscored(summary)), *notes_of(run, records)],
+        statuses=statuses,
+        failed=failed,
+        unusable=unusable,
+        calibration=calibration_of(run),
+        versions=manifest.versions,
+        job=tomli_w.dumps(_without_none(run.job)),
+        noun=MODALITIES[run.modality].plural,
+    )
+
+
+def _lines(run: Run) -> dict[str, str]:
+    """The facts by subject; an empty line is left out by the caller."""
+    dataset, model, manifest = run.job["dataset"], run.job["model"], run.manifest
+    accuracy = read_accuracy(run)
+    named = [dataset["kind"], *(str(dataset[key]) for key in ("name", "path", "split") if dataset.get(key))]
+    size = "x".join(map(str, manifest.input_shape))
+    several = f", {run.targets_per_image} classes each" if run.targets_per_image > 1 else ""
+    return {
+        "Dataset": " · ".join(named),
+        "Inputs": f"{run.rows:,} {MODALITIES[run.modality].plural}, {size}, {manifest.input_dtype}",
+        "Read as": manifest.dataset_read,
+        "Model": " · ".join(str(model[key]) for key in ("source", "name", "weights") if model.get(key)),
+        "Layer": layer_of(run) if run.layer is not None else "",
+        "Outputs": manifest.outputs,
+        "Explained class": f"{run.target}{several}",
+        "Labels": manifest.labels if accuracy is None and manifest.labels else "",
+        "Accuracy": accuracy.told() if accuracy is not None else "",
+    }
+
+
+def _without_none(value: Any) -> Any:
+    """Return a value without the keys that are not set, since TOML has no such value."""
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    return value

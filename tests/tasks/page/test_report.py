@@ -1,0 +1,95 @@
+"""The report: one file, legible without scripts, in which no text from data is markup."""
+
+from __future__ import annotations
+
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runs import completed, tiny_job
+from storage.run import Run
+from storage.samples import each_sample
+from storage.verify import verify
+from tasks.page.report import report_of, write_report
+from tasks.page.run_facts import facts_of
+from tasks.results.calibration import calibration_of
+
+HOSTILE = '</title><script>document.title = "taken"</script> & "quotes" 🦉'
+
+
+def copy_of(run: Run, folder: Path) -> Run:
+    shutil.copytree(run.root, folder / "run")
+    return Run.open(folder / "run")
+
+
+def test_a_finished_job_has_a_report_and_verifies_with_it(finished: Run) -> None:
+    assert finished.page.read_text("utf-8").startswith("<!DOCTYPE html>")
+    assert not verify(finished.root)
+
+
+def test_the_report_is_the_same_each_time(finished: Run) -> None:
+    assert report_of(finished) == report_of(Run.open(finished.root))
+
+
+def test_the_job_in_the_report_is_a_job(finished: Run) -> None:
+    from flows.job import Job
+
+    job = tomllib.loads(facts_of(finished).job)
+    assert Job.model_validate(job) == Job.model_validate(finished.job)
+
+
+def test_an_unfinished_run_says_how_much_is_done(finished: Run, tmp_path: Path) -> None:
+    run = copy_of(finished, tmp_path)
+    lost = next(iter((run.root / "done" / "scores" / "gradcam").iterdir()))
+    lost.unlink()
+    run.summary.unlink()
+    page = write_report(run).read_text("utf-8")
+    total = run.layout.steps
+    assert f"not complete: {total - 1} steps of {total} are done" in page
+
+
+def test_the_calibration_error_is_that_of_a_loop_over_bins(finished: Run) -> None:
+    samples = list(each_sample(finished.root, ["label", "prediction", "confidence"]))
+    error = 0.0
+    for index in range(15):
+        inside = [s for s in samples if index / 15 < s["confidence"] <= (index + 1) / 15]
+        if inside:
+            right = np.mean([s["label"] == s["prediction"] for s in inside])
+            error += len(inside) / len(samples) * abs(right - np.mean([s["confidence"] for s in inside]))
+    found = calibration_of(finished)
+    assert found is not None
+    assert found.images == len(samples)
+    assert found.error == pytest.approx(error, abs=1e-12)
+    assert sum(images for _, images, _, _ in found.bins) == len(samples)
+
+
+def test_names_and_errors_are_shown_as_text(tmp_path: Path, look: Callable[..., Any]) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a<img src=x onerror=alert(1)>.png").write_bytes(b"no image")
+    Image.new("RGB", (64, 64), "gray").save(folder / "b.png")
+    dataset = {"kind": "folder", "path": str(folder)}
+    metrics = [{"name": "insertion", "steps": 2}]
+    run = completed(tiny_job(tmp_path / "run", name=HOSTILE, dataset=dataset, metrics=metrics))
+    with look(run.page) as tab:
+        assert tab.title().startswith(HOSTILE)
+        assert tab.locator("h1").text_content() == HOSTILE
+        assert "a<img src=x onerror=alert(1)>.png" in tab.locator(".failed").text_content()
+        assert tab.locator(".failed img").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_has_no_serious_fault_of_access(
+    finished: Run, look: Callable[..., Any], scheme: str
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    with look(finished.page, color_scheme=scheme) as tab:
+        found = Axe().run(tab).response["violations"]
+    assert [fault["id"] for fault in found if fault["impact"] in {"serious", "critical"}] == []
