@@ -35,7 +35,7 @@ def means_of(job: str, store: Path, samples: int) -> dict[tuple[str, str], float
 
 def test_the_demo_explains_images_better_than_every_control(server: str, tmp_path: Path) -> None:
     store = tmp_path / "demo"
-    mean = means_of("demo.toml", store, 200)
+    mean = means_of("demo.toml", store, 100)
     controls = ("random", "center_gaussian", "sobel", "all_ones")
     for metric in ("insertion", "pointing_game", "energy_pointing_game"):
         for explainer in ("ddcam", "decomcam", "gradcam"):
@@ -49,7 +49,7 @@ def test_the_demo_explains_images_better_than_every_control(server: str, tmp_pat
 
 
 def test_the_demo_explains_texts_better_than_every_control(server: str, tmp_path: Path) -> None:
-    mean = means_of("reviews.toml", tmp_path / "reviews", 100)
+    mean = means_of("reviews.toml", tmp_path / "reviews", 50)
     for explainer in ("pami", "erasure"):
         for control in ("random", "all_ones"):
             assert mean[explainer, "insertion"] > mean[control, "insertion"] + 0.2

@@ -54,7 +54,7 @@ def kill(*victims: psutil.Process) -> None:
         victim.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("how_many", [1, 2])
+@pytest.mark.parametrize("how_many", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_killed_workers_cost_nothing(
     server: str, slow_job: dict[str, Any], tmp_path: Path, how_many: int
 ) -> None:
@@ -100,7 +100,7 @@ def test_the_server_and_all_workers_killed_at_once_cost_nothing(
     assert_same_results(root, tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_job_that_is_stopped_twice_ends_in_one_line_and_leaves_nothing_behind(
     server: str, slow_job: dict[str, Any], tmp_path: Path, number: signal.Signals
 ) -> None:

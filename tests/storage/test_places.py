@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.datasets.folders import _suffix
+from storage.datasets.folders import suffix_of
 from storage.places import addresses
 
 NAMES = st.text(st.sampled_from("a.Z/-_ é~#?\\:\n"), max_size=9)
@@ -20,4 +20,4 @@ def test_addresses_are_the_paths_as_text(root: str, names: list[str]) -> None:
 @given(NAMES.filter(lambda name: name and "//" not in name and "/./" not in name and name[-1] != "/"))
 def test_suffixes_are_those_of_paths(name: str) -> None:
     if not name.endswith("/.") and name != ".":
-        assert _suffix(name) == Path(name).suffix.lower()
+        assert suffix_of(name) == Path(name).suffix.lower()

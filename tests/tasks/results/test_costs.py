@@ -30,8 +30,9 @@ def test_the_meter_sees_the_time_and_the_memory_of_what_is_within() -> None:
 
 
 def test_a_run_tells_what_each_explainer_took(tmp_path: Path) -> None:
-    chosen = [{"name": "gradcam"}, {"name": "occlusion", "window": 32}]
-    run = explained(prepared(tiny_job(tmp_path / "run", explainers=chosen)))
+    few = {"dataset": {"kind": "digits", "limit": 20}, "metrics": [{"name": "sparseness"}]}
+    few |= {"explainers": [{"name": "gradcam"}, {"name": "occlusion", "window": 32}]}
+    run = explained(prepared(tiny_job(tmp_path / "run", **few)))
     for shard in range(run.shards):
         for name in run.explainers:
             scores.fn(str(run.root), shard, name)
