@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,31 @@ def query(store: str | Path, sql: str) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise _damaged(run, error) from error
     try:
+        return select(views, sql)
+    except (pa.ArrowException, OSError) as error:  # a file of a view is damaged
+        raise _damaged(run, error) from error
+
+
+def select(
+    views: Mapping[str, pa.Table | pa.dataset.Dataset], sql: str, values: Sequence[Any] = ()
+) -> pa.Table:
+    """Run one SELECT on some tables and return its rows; it can reach nothing else.
+
+    Parameters
+    ----------
+    views
+        The tables by name.
+    sql
+        One statement, as for :func:`query`.
+    values
+        Values of the statement's parameters ``?``, in order.
+
+    Raises
+    ------
+    QueryError
+        If ``sql`` is not one such statement, asks for something that does not exist, or fails.
+    """
+    try:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error as error:
         raise QueryError(_line(error)) from error
@@ -74,11 +100,9 @@ def query(store: str | Path, sql: str) -> pa.Table:
         raise QueryError(f"a query must be one SELECT statement; this is: {kinds}")
     with _connect(views) as connection:
         try:
-            return connection.sql(sql).to_arrow_table()
+            return connection.sql(sql, params=list(values)).to_arrow_table()
         except duckdb.Error as error:
             raise QueryError(_explained(error, views)) from error
-        except (pa.ArrowException, OSError) as error:  # a file of a view is damaged
-            raise _damaged(run, error) from error
 
 
 def _damaged(run: Run, error: Exception) -> DamagedViewError:
@@ -112,7 +136,7 @@ def _dataset(files: list[Path], **how: Any) -> pa.dataset.Dataset:
     )
 
 
-def _connect(views: dict[str, pa.dataset.Dataset]) -> duckdb.DuckDBPyConnection:
+def _connect(views: Mapping[str, pa.Table | pa.dataset.Dataset]) -> duckdb.DuckDBPyConnection:
     """Open a database in memory that can read these datasets, but no files, extensions or Python variables.
 
     Arrow reads the files, so DuckDB's own access to the file system is switched off completely.
@@ -125,7 +149,7 @@ def _connect(views: dict[str, pa.dataset.Dataset]) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _explained(error: duckdb.Error, views: dict[str, pa.dataset.Dataset]) -> str:
+def _explained(error: duckdb.Error, views: Mapping[str, Any]) -> str:
     """Return the message of an error; for a view that does not exist yet, say when it will."""
     text = _line(error)
     for name, when in _WHEN.items():

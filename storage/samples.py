@@ -173,6 +173,11 @@ def each_sample(root: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     return rows_of(root / "samples.parquet", columns, _MERGED, _ADDED)
 
 
+def sample_table(root: Path, columns: list[str]) -> pa.Table:
+    """Read some columns of ``samples.parquet`` as one table."""
+    return read_table(root / "samples.parquet", columns, _MERGED, _ADDED)
+
+
 def _part(root: Path, stage: str, shard: int) -> Path:
     return root / sample_part(stage, shard)
 

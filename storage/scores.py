@@ -110,6 +110,31 @@ def read_curves(run: Run, explainer: str, metric: str) -> NDArray[np.float32]:
     return np.concatenate([np.concatenate(both, 1) for both in zip(parts, nothing, strict=True)])
 
 
+def read_score(run: Run, explainer: str, metric: str) -> NDArray[np.float64]:
+    """Read one metric of an explainer, (maps,) float64 by shard and row; NaN where a map has no value."""
+    parts = []
+    for shard in range(run.shards):
+        start, stop = run.rows_of(shard)
+        parts.append(np.full(stop - start, np.nan))
+        path = _score_file(run.root, explainer, shard)
+        if not path.exists():
+            continue
+        with opened(path) as file:
+            for group in range(file.num_row_groups):
+                if _metric_of(file, group) == metric:
+                    values = file.read_row_group(group, ["value"])["value"]
+                    parts[-1][:] = pc.fill_null(values, np.nan).to_numpy()
+    return np.concatenate(parts)
+
+
+def _metric_of(file: Any, group: int) -> str:
+    """Return the metric of a row group, from its statistics, which are read already, if it has them."""
+    facts = file.metadata.row_group(group).column(file.schema_arrow.get_field_index("metric")).statistics
+    if facts is not None and facts.has_min_max:
+        return str(facts.min)
+    return str(file.read_row_group(group, ["metric"])["metric"][0].as_py())
+
+
 def with_curve(run: Run, explainer: str, metrics: Set[str]) -> dict[str, NDArray[np.bool_]]:
     """Return which maps have a curve, for each of ``metrics`` that has curves.
 
@@ -156,7 +181,7 @@ def _curves_in(path: Path, wanted: Set[str] | None = None) -> dict[str, NDArray[
         return found
     with opened(path) as file:
         for group in range(file.num_row_groups):  # one per metric, see write_scores
-            metric = file.read_row_group(group, ["metric"])["metric"][0].as_py()
+            metric = _metric_of(file, group)
             if wanted is not None and metric not in wanted:
                 continue
             column = file.read_row_group(group, ["curve"])["curve"].combine_chunks()

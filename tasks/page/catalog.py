@@ -1,0 +1,282 @@
+"""Finds samples of runs by what is known of them and by their scores, one page at a time.
+
+The samples are held in memory as one Arrow table. A column of scores is read when it is first asked for.
+DuckDB filters and sorts behind the same fence as ``floodlit query``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage.query import QueryError, select
+from storage.run import Run
+from storage.samples import SAMPLE_COLUMNS, sample_table
+from storage.scores import read_score
+
+SAMPLES = 48  # on a page
+_HELD = 128  # columns of scores in memory, at most
+_COLUMNS = [name for name in SAMPLE_COLUMNS if name not in {"tokens", "notes", "boxes", "box_labels"}]
+_PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
+_SORTABLE = re.compile(r"VARCHAR|DOUBLE|FLOAT|BOOLEAN|U?(TINY|SMALL|BIG)?INT(EGER)?")
+_ROUNDED = ("DECIMAL", "HUGEINT", "UHUGEINT")  # types of DuckDB whose values do not come back unchanged
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is looked for. Everything is a part of a page's address.
+
+    Attributes
+    ----------
+    label, prediction
+        Number or name of a class.
+    right
+        "1" for inputs whose prediction is a label, "0" for the others.
+    status
+        "ok" or "failed".
+    score, low, high
+        An expression in SQL, for example ``gradcam.insertion``, and the ends of the range of its value.
+    text
+        What the file's name, the id, the text or the name of a class contains.
+    where
+        A condition in SQL over the columns of the view ``samples``, ``correct``, and the scores of the first
+        explained class as ``explainer.metric``.
+    sort
+        An expression in SQL, in the same columns; the order of the dataset without one.
+    descending
+        "1" for the largest values first.
+    after
+        The key of the last sample of the page before, see :class:`Found`.
+    """
+
+    label: str = ""
+    prediction: str = ""
+    right: str = ""
+    status: str = ""
+    score: str = ""
+    low: str = ""
+    high: str = ""
+    text: str = ""
+    where: str = ""
+    sort: str = ""
+    descending: str = ""
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The samples of one page.
+
+    Attributes
+    ----------
+    rows
+        Rows of the samples in the run, in order.
+    keys
+        The key of each: what it is sorted by and its row, as JSON. ``Search.after`` takes one.
+    more
+        Whether samples follow.
+    """
+
+    rows: list[int]
+    keys: list[str]
+    more: bool
+
+
+class Catalog:
+    """The samples of one run or of several on the same inputs; those of the first run are looked through.
+
+    Parameters
+    ----------
+    runs
+        The runs by name. The scores of the first one are columns ``explainer.metric``, those of the others
+        ``"run/explainer".metric``, joined by the sample's id.
+    """
+
+    def __init__(self, runs: Mapping[str, Run]) -> None:
+        first = next(iter(runs.values()))
+        table = sample_table(first.root, _COLUMNS)
+        labelled = pc.or_(pc.is_valid(table["label"]), pc.is_valid(table["labels"]))
+        right = [
+            prediction is not None and (prediction == label or prediction in (labels or ()))
+            for label, labels, prediction in zip(
+                *(table[name].to_pylist() for name in ("label", "labels", "prediction")), strict=True
+            )
+        ]
+        table = table.append_column("correct", pc.if_else(labelled, pa.array(right), None))
+        self.samples = table.append_column("row", pa.array(np.arange(len(table))))
+        self.sources = {
+            own if run is first else f"{name}/{own}": (run, own)
+            for name, run in runs.items()
+            for own in run.explainers
+        }
+        ids = self.samples["sample_id"].to_pylist()
+        self._rows = {name: None if run is first else _places(ids, run) for name, run in runs.items()}
+        self._names = {id(run): name for name, run in runs.items()}
+        self._held: OrderedDict[tuple[str, str], pa.Array] = OrderedDict()
+        self._lock = Lock()
+
+    def scores(self, source: str, metric: str) -> pa.Array:
+        """Return a metric of an explainer for the first explained class of each sample; null without a value.
+
+        Parameters
+        ----------
+        source
+            A key of ``sources``.
+        """
+        with self._lock:
+            if (source, metric) in self._held:
+                self._held.move_to_end((source, metric))
+                return self._held[source, metric]
+            run, explainer = self.sources[source]
+            values = read_score(run, explainer, metric)[:: run.targets_per_image]
+            places = self._rows[self._names[id(run)]]
+            if places is not None:
+                values = np.where(places >= 0, values[places], np.nan)
+            found = pa.array(values, from_pandas=True)
+            self._held[source, metric] = found
+            if len(self._held) > _HELD:
+                self._held.popitem(last=False)
+            return found
+
+    def find(self, search: Search, most: int = SAMPLES, *, backwards: bool = False) -> Found:
+        """Return the samples that a search finds after its key, or before it if ``backwards``.
+
+        Raises
+        ------
+        QueryError
+            If a part of the search cannot be understood; the message is one line in words.
+        """
+        condition, values = self._condition(search)
+        key = self._key(search)
+        down = (search.descending == "1") != backwards
+        rows_down = "DESC" if backwards else ""
+        after, more_values = _after(search.after, down=down, backwards=backwards)
+        order = f"key IS NULL {rows_down}, key {'DESC' if down else ''}, row {rows_down}"
+        found = self._select(
+            f"SELECT row, key FROM (SELECT row, ({key}\n) AS key FROM samples WHERE {condition}) "
+            f"WHERE {after} ORDER BY {order} LIMIT {most + 1}",
+            [*values, *more_values],
+            search,
+        )
+        rows, keys = found["row"].to_pylist(), found["key"].to_pylist()
+        encoded = [json.dumps([key, row]) for key, row in zip(keys, rows, strict=True)]
+        return Found(rows[:most], encoded[:most], len(rows) > most)
+
+    def count(self, search: Search) -> int:
+        """Return the number of samples that a search finds, whatever its key."""
+        condition, values = self._condition(search)
+        found = self._select(f"SELECT count(*) AS n FROM samples WHERE {condition}", values, search)
+        return int(found["n"][0].as_py())
+
+    def key_of(self, search: Search, row: int) -> str:
+        """Return the key of a sample in the order of a search."""
+        found = self._select(
+            f"SELECT ({self._key(search)}\n) AS key FROM samples WHERE row = ?", [row], search
+        )
+        return json.dumps([found["key"][0].as_py(), row])
+
+    def _key(self, search: Search) -> str:
+        """Return what samples are sorted by, in SQL."""
+        if not search.sort.strip():
+            return "0"
+        kind = self._select(f"SELECT typeof(({search.sort}\n)) AS kind FROM samples LIMIT 1", [], search)
+        name = kind["kind"][0].as_py() if len(kind) else "INTEGER"
+        if name.startswith(_ROUNDED):
+            return f"CAST(({search.sort}\n) AS DOUBLE)"
+        if not _SORTABLE.fullmatch(name):
+            raise QueryError(f"sort: is {name}; sort by a number or a text")
+        return search.sort
+
+    @staticmethod
+    def _condition(search: Search) -> tuple[str, list[Any]]:
+        """Return the condition of a search in SQL, and the values of its parameters."""
+        parts, values = ["true"], []
+        for column in ("label", "prediction"):
+            if wanted := getattr(search, column).strip():
+                parts.append(f"(CAST({column} AS VARCHAR) = ? OR {column}_name = ?)")
+                values += [wanted, wanted]
+        if search.right in {"0", "1"}:
+            parts.append(f"correct IS {'TRUE' if search.right == '1' else 'FALSE'}")
+        if search.status:
+            parts.append("status = ?")
+            values.append(search.status)
+        for end, sign in ((search.low, ">="), (search.high, "<=")):
+            if search.score.strip() and end.strip():
+                parts.append(f"({search.score}\n) {sign} ?")
+                values.append(_number(end))
+        if search.text.strip():
+            columns = ("uri", "sample_id", "text", "label_name", "prediction_name")
+            parts.append("(" + " OR ".join(f"contains(lower({name}), lower(?))" for name in columns) + ")")
+            values += [search.text.strip()] * len(columns)
+        if search.where.strip():
+            parts.append(f"({search.where}\n)")  # the new line ends a comment
+        return " AND ".join(parts), values
+
+    def _select(self, sql: str, values: Sequence[Any], search: Search) -> pa.Table:
+        """Run a statement on the samples and the columns of scores that the search names."""
+        asked = " ".join((search.score, search.where, search.sort))
+        table = self.samples
+        for source, (run, _) in self.sources.items():
+            named = [metric for metric in run.columns if _names(asked, source, metric)]
+            if named:
+                columns = [self.scores(source, metric) for metric in named]
+                table = table.append_column(source, pa.StructArray.from_arrays(columns, named))
+        return select({"samples": table}, sql, values)
+
+
+def reference(source: str, metric: str) -> str:
+    """Return how a search names a column of scores, in SQL."""
+    return f"{_quoted(source)}.{_quoted(metric)}"
+
+
+def _quoted(name: str) -> str:
+    """Return a name in SQL, quoted if it must be."""
+    return name if _PLAIN.fullmatch(name) else '"' + name.replace('"', '""') + '"'
+
+
+def _names(asked: str, source: str, metric: str) -> bool:
+    """Whether a text in SQL may name a column of scores."""
+    one, other = (re.escape('"' + name.replace('"', '""') + '"') for name in (source, metric))
+    plain = [rf"\b{re.escape(name)}\b" for name in (source, metric)]
+    return bool(re.search(rf"(?:{one}|{plain[0]})\s*\.\s*(?:{other}|{plain[1]})", asked, re.IGNORECASE))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise QueryError(f"the end of a range is a number, not {text!r}") from error
+
+
+def _after(key: str, *, down: bool, backwards: bool) -> tuple[str, list[Any]]:
+    """Return the condition in SQL that a sample comes after a key in an order, and its values."""
+    if not key:
+        return "true", []
+    try:
+        value, row = json.loads(key)
+        row = int(row)
+    except (ValueError, TypeError) as error:
+        raise QueryError("after: is not a key of this page; leave it out") from error
+    beyond = "<" if backwards else ">"
+    if value is None:
+        rest = " OR key IS NOT NULL" if backwards else ""
+        return f"((key IS NULL AND row {beyond} ?){rest})", [row]
+    rest = "" if backwards else " OR key IS NULL"
+    return f"(key {'<' if down else '>'} ? OR (key = ? AND row {beyond} ?){rest})", [value, value, row]
+
+
+def _places(ids: Sequence[str], run: Run) -> np.ndarray:
+    """Return the row of each sample in another run; -1 where that run has no such sample."""
+    there = {
+        name: row for row, name in enumerate(sample_table(run.root, ["sample_id"])["sample_id"].to_pylist())
+    }
+    return np.array([there.get(name, -1) for name in ids])
