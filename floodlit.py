@@ -10,6 +10,7 @@
 
     run = floodlit.run("job.toml")
     run.maps("gradcam")
+    run.sql("SELECT explainer, mean FROM summary WHERE metric = 'insertion'")
 
 Each name is imported when it is first used, so that ``import floodlit`` takes no time.
 """
@@ -23,9 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
-    from numpy.typing import NDArray
+    import xarray
+    from matplotlib.figure import Figure
 
     from explainers.models.classifier import Classifier
     from flows.job import Job
@@ -121,30 +122,55 @@ class OpenedRun:
     def __repr__(self) -> str:
         return f"<run {self.root}: {self._run.rows} samples, {', '.join(self.explainers)}>"
 
-    def maps(self, explainer: str) -> NDArray[np.floating[Any]]:
+    def maps(self, explainer: str) -> xarray.DataArray:
         """(N, \\*grid) raw maps of an explainer, in the order of the samples; NaN where there is none.
+
+        The coordinates `sample_id`, `target`, `label` and `prediction` say what each map is of; a class that
+        is not known is NaN. Maps are read when their values are used; `.values` reads all of them.
 
         Where a run explains k classes per sample, k rows follow each other.
         """
         from plugins.registry import choices
-        from storage.maps import read
+        from storage.labelled import labelled_maps
 
         if explainer not in self.explainers:
             raise ValueError(f"the run has no explainer {explainer!r}; {choices(explainer, self.explainers)}")
-        rows = self._run.rows * self._run.targets_per_image
-        array = self._run.saliency(explainer) / "maps"
-        self._run.check_arrays(array)
-        return read(array, 0, rows)
+        return labelled_maps(self._run, explainer)
+
+    def samples(self) -> pa.Table:
+        """All samples, one row per image, text or array."""
+        return self.sql("SELECT * FROM samples")
 
     def scores(self) -> pa.Table:
         """All scores, one row per map and number."""
-        return self.query("SELECT * FROM scores")
+        return self.sql("SELECT * FROM scores")
 
-    def query(self, sql: str) -> pa.Table:
+    def summary(self) -> pa.Table:
+        """Mean, interval and rank of each explainer and number."""
+        return self.sql("SELECT * FROM summary")
+
+    def comparisons(self) -> pa.Table:
+        """Pairs of explainers, number by number, with tests."""
+        return self.sql("SELECT * FROM comparisons")
+
+    def costs(self) -> pa.Table:
+        """Time, forward passes and memory of each explainer."""
+        return self.sql("SELECT * FROM costs")
+
+    def sql(self, query: str) -> pa.Table:
         """What the views samples, scores, summary, comparisons and costs answer to a question in SQL."""
-        from storage.query import query
+        from storage.query import query as ask
 
-        return query(self.root, sql)
+        return ask(self.root, query)
+
+    def show(self, sample: str) -> Figure:
+        """A Matplotlib figure of a sample with the maps of every explainer, which a notebook shows as it is.
+
+        It shows the maps of the sample's first target. `figure.savefig("sample.pdf")` writes it to a file.
+        """
+        from tasks.pictures.contact_sheet import draw_sample
+
+        return draw_sample(self._run, sample)
 
 
 def open(store: str | Path) -> OpenedRun:  # noqa: A001

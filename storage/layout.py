@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,11 @@ from storage.records import ARRAYS, STAGES, SUMMARY, Step
 TABLES = ("samples.parquet", "summary.parquet", "comparisons.parquet", "costs.parquet")
 PICTURES = ("report/contact_sheet.png", "report/curves.png")
 SIGNED = (*TABLES, *PICTURES, "accuracy.json")  # by the record SUMMARY; a run may lack all but the tables
+ROWS = "sample_id"  # the name of the axis of rows
+# What is stored of every map beside the maps of each explainer, with its Zarr type. It is written with the
+# tables, and SUMMARY signs it as well.
+COORDINATES = {"sample_id": "string", "target": "int64", "label": "int64", "prediction": "int64"}
+_SITES = {"image": ("y", "x"), "text": ("token",), "tensor": ("position",)}  # names of the axes of inputs
 _WHOLE = {step.path.as_posix(): step for step in (ARRAYS, SUMMARY)}  # records of the whole run
 PAGE = "report/index.html"  # made again whenever it is asked for, so no record signs it
 DRAWN = "report/components"  # folder of pictures that `floodlit components` draws when it is asked
@@ -34,14 +39,25 @@ def score_file(explainer: str, shard: int) -> str:
     return f"scores/explainer={explainer}/{shard_name(shard, 'parquet')}"
 
 
+def _numbered(name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Return a name for each axis of a shape."""
+    return tuple(f"{name}_{axis}" for axis in range(len(shape)))
+
+
 @dataclass(frozen=True)
 class ArrayLayout:
-    """Layout of an array: its rows, the shape of a row, its NumPy type, and its rows per shard."""
+    """Layout of an array: its rows, the shape of a row, its NumPy type, and its rows per shard.
+
+    ``names`` are those of its axes, and ``attributes`` what its metadata says besides; neither changes how
+    the array is read.
+    """
 
     rows: int
     shape: tuple[int, ...]
     dtype: str
     shard_rows: int
+    names: tuple[str, ...] = ()
+    attributes: dict[str, str] = field(default_factory=dict)
 
     def shard(self, path: str, number: int) -> str:
         """Return the one file of a shard, for the array at ``path``."""
@@ -74,18 +90,46 @@ class Layout:
     def arrays(self) -> dict[str, ArrayLayout]:
         """The arrays by path."""
         m, k = self.manifest, self.manifest.targets_per_image
-        found = {"inputs.zarr": ArrayLayout(m.rows, m.input_shape, m.input_dtype, m.shard_rows)}
+        sites = _SITES[m.modality]
+        names: tuple[str, ...]
+        inputs = (m.rows, m.input_shape, m.input_dtype, m.shard_rows, (ROWS, "channel", *sites))
+        found = {"inputs.zarr": ArrayLayout(*inputs)}
         if m.masks:
-            several = (m.mask_labels,) if m.mask_labels else ()
+            several, names = ((m.mask_labels,), ("mask_label",)) if m.mask_labels else ((), ())
             shape = (*several, *m.input_shape[1:])
-            found["masks.zarr"] = ArrayLayout(m.rows, shape, "uint8", m.shard_rows)
+            found["masks.zarr"] = ArrayLayout(m.rows, shape, "uint8", m.shard_rows, (ROWS, *names, *sites))
         if m.activation_shape is not None:
-            found["activations.zarr"] = ArrayLayout(m.rows, m.activation_shape, "float32", m.shard_rows)
+            shape, names = m.activation_shape, _numbered("axis", m.activation_shape)
+            found["activations.zarr"] = ArrayLayout(m.rows, shape, "float32", m.shard_rows, (ROWS, *names))
+        beside = {"coordinates": " ".join(name for name in COORDINATES if name != ROWS)}
         for name in m.explainers:
             for key, shape, dtype in self._of_explainer(name):
-                path = f"saliency.zarr/{name}/{key}"
-                found[path] = ArrayLayout(m.rows * k, shape, dtype, m.shard_rows * k)
+                names = self._axes(key.removeprefix("details/"), shape, m.explainers[name].grid)
+                told = {} if "/" in key else beside
+                shards = (m.rows * k, shape, dtype, m.shard_rows * k)
+                found[f"saliency.zarr/{name}/{key}"] = ArrayLayout(*shards, (ROWS, *names), told)
         return found
+
+    @cached_property
+    def coordinates(self) -> dict[str, ArrayLayout]:
+        """The arrays of :data:`COORDINATES` by path, each a single shard; earlier runs lack them."""
+        rows = self.manifest.rows * self.manifest.targets_per_image
+        return {
+            f"saliency.zarr/{explainer}/{name}": ArrayLayout(rows, (), kind, rows, (ROWS,))
+            for explainer in self.manifest.explainers
+            for name, kind in COORDINATES.items()
+        }
+
+    @cached_property
+    def results(self) -> set[str]:
+        """The files that the record SUMMARY may sign."""
+        return {*SIGNED, *(array.shard(path, 0) for path, array in self.coordinates.items())}
+
+    def _axes(self, key: str, shape: tuple[int, ...], grid: tuple[int, ...]) -> tuple[str, ...]:
+        """Return the names of the axes of a row: those of the grid where it ends with the grid."""
+        sites = _SITES[self.manifest.modality]
+        inner = len(grid) if len(grid) == len(sites) and shape[-len(grid) :] == grid else 0
+        return (*_numbered(key, shape[: len(shape) - inner]), *sites[len(sites) - inner :])
 
     def _of_explainer(self, name: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
         """Yield the name, the shape of a row and the type of each array of an explainer."""
@@ -108,8 +152,8 @@ class Layout:
 
     @cached_property
     def metadata(self) -> list[str]:
-        """The metadata files of all groups and arrays."""
-        return [f"{path}/zarr.json" for path in (*self.groups, *self.arrays)]
+        """The metadata files of all groups, arrays and coordinates."""
+        return [f"{path}/zarr.json" for path in (*self.groups, *self.arrays, *self.coordinates)]
 
     def has(self, step: Step) -> bool:
         """Whether the run has this step."""
@@ -174,7 +218,7 @@ class Layout:
     @cached_property
     def single_files(self) -> set[str]:
         """The files of which a run has one, whatever the number of its shards."""
-        return {"run.json", *SIGNED, *self.metadata, *_WHOLE}
+        return {"run.json", *self.results, *self.metadata, *_WHOLE}
 
     def is_file(self, path: str) -> bool:
         """Whether the run may hold a file at ``path``, apart from records and pictures on demand."""
@@ -193,7 +237,8 @@ class Layout:
     def _folders(self) -> set[str]:
         """The folders whose names do not depend on the number of a shard."""
         explainers = self.manifest.explainers
-        leaves = {f"{path}/c" for path in self.arrays} | {f"samples/{stage}" for stage in STAGES[:2]}
+        leaves = {f"{path}/c" for path in (*self.arrays, *self.coordinates)}
+        leaves |= {f"samples/{stage}" for stage in STAGES[:2]}
         leaves |= {f"scores/explainer={name}" for name in explainers} | {f"done/{s}" for s in STAGES[:2]}
         leaves |= {f"done/{stage}/{name}" for stage in STAGES[2:] for name in explainers}
         leaves |= {DRAWN, *self.groups}

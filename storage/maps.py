@@ -6,6 +6,7 @@ open them and write whole shards, so that two workers never write the same objec
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,15 +71,43 @@ def _store(path: Path) -> Store:
     return FsspecStore.from_url(str(path), storage_options=OPTIONS)
 
 
-def group_metadata(attributes: Mapping[str, Any]) -> bytes:
-    """Return the content of the ``zarr.json`` of a group."""
+def group_metadata(attributes: Mapping[str, Any], members: Mapping[str, bytes] | None = None) -> bytes:
+    """Return the content of the ``zarr.json`` of a group.
+
+    Parameters
+    ----------
+    attributes
+        The group's attributes.
+    members
+        The ``zarr.json`` of all arrays and groups below it, by path. If they are given, the group's metadata
+        repeats them ("consolidated metadata"), so that a reader needs no listing.
+    """
     held: dict[str, Any] = {}
     zarr.create_group(MemoryStore(held), attributes=dict(attributes), zarr_format=3)
     metadata: bytes = held["zarr.json"].to_bytes()
-    return metadata
+    if not members:
+        return metadata
+    repeated = {path: json.loads(text) for path, text in sorted(members.items())}
+    for told in repeated.values():
+        if told["node_type"] == "group":  # its own members are listed by their paths already
+            told["consolidated_metadata"] = _inline({})
+    told = json.loads(metadata) | {"consolidated_metadata": _inline(repeated)}
+    return json.dumps(told, indent=2).encode()
 
 
-def array_metadata(rows: int, shape: tuple[int, ...], dtype: str, shard_rows: int) -> bytes:
+def _inline(members: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata of the members of a group as the group repeats them."""
+    return {"kind": "inline", "must_understand": False, "metadata": members}
+
+
+def array_metadata(
+    rows: int,
+    shape: tuple[int, ...],
+    dtype: str,
+    shard_rows: int,
+    names: tuple[str, ...] = (),
+    attributes: Mapping[str, Any] | None = None,
+) -> bytes:
     """Return the content of the ``zarr.json`` of an array.
 
     The array is filled with NaN for floats and with -1 for signed integers, because zero may be a result.
@@ -94,6 +123,10 @@ def array_metadata(rows: int, shape: tuple[int, ...], dtype: str, shard_rows: in
         NumPy type name.
     shard_rows
         Rows per shard.
+    names
+        Names of the axes; none if they are left out.
+    attributes
+        The array's attributes.
     """
     held: dict[str, Any] = {}
     zarr.create_array(
@@ -104,7 +137,8 @@ def array_metadata(rows: int, shape: tuple[int, ...], dtype: str, shard_rows: in
         dtype=dtype,
         compressors=CODEC,
         fill_value={"f": np.nan, "i": -1}.get(np.dtype(dtype).kind, 0),
-        attributes={},
+        attributes=dict(attributes or {}),
+        dimension_names=names or None,
         zarr_format=3,
     )
     metadata: bytes = held["zarr.json"].to_bytes()

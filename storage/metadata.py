@@ -8,10 +8,10 @@ metadata with which the shards were written.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from storage import maps
+from storage import coordinates, maps
 from storage.files import UnreadableError, make_room, regular, replacing
 from storage.layout import Layout
 from storage.places import is_remote
@@ -20,6 +20,21 @@ from storage.records import ARRAYS, DamagedRecordError, drop_record, finished, r
 
 def expected(layout: Layout) -> dict[str, bytes]:
     """Return the content of the ``zarr.json`` of every group and array, by path from the run folder."""
+    found = {
+        path: maps.array_metadata(
+            array.rows, array.shape, array.dtype, array.shard_rows, array.names, array.attributes
+        )
+        for path, array in layout.arrays.items()
+    }
+    found |= {path: coordinates.metadata(array) for path, array in layout.coordinates.items()}
+    for path in sorted(layout.groups, reverse=True):  # the groups within a group come first
+        inside = {} if path == "saliency.zarr" else _below(path, found)
+        found[path] = maps.group_metadata(layout.groups[path], inside)
+    return {f"{path}/zarr.json": text for path, text in found.items()}
+
+
+def earlier(layout: Layout) -> dict[str, bytes]:
+    """Return the same as earlier versions wrote it: without names of axes and without coordinates."""
     found = {path: maps.group_metadata(attributes) for path, attributes in layout.groups.items()}
     for path, array in layout.arrays.items():
         found[path] = maps.array_metadata(array.rows, array.shape, array.dtype, array.shard_rows)
@@ -30,24 +45,33 @@ def create_arrays(root: Path, layout: Layout) -> None:
     """Create the arrays and groups that are missing, and write damaged metadata again.
 
     If it is not certain that an array's shards were written with this metadata, the steps that wrote them are
-    repeated. This is so if the metadata was never signed, or if another version signed it.
+    repeated. This is so if the metadata was never signed, or if another version signed it. Metadata of an
+    earlier version gets the names of axes; its shards are the same.
     """
-    signed, changed, unsure = _signed(root), False, []
+    signed, known, unsure = _signed(root), {}, []
+    before = earlier(layout)
     for path, wanted in expected(layout).items():
-        found = content(root / path)
-        if found == wanted or (found is not None and _sha256(found) == signed.get(path)):
+        found, plain = content(root / path), before.get(path)
+        kept = found is not None and found != plain and _sha256(found) == signed.get(path)
+        known[path] = _sha256(found if kept and found is not None else wanted)
+        if found == wanted or kept:
             continue
         array = path.removesuffix("/zarr.json")
-        if array in layout.arrays and signed.get(path) != _sha256(wanted) and (root / array / "c").exists():
+        sure = found == plain or signed.get(path) in {_sha256(wanted), _sha256(plain or wanted)}
+        if array in layout.arrays and not sure and (root / array / "c").exists():
             unsure.append(array)
         make_room(root / path)
         with replacing(root / path) as partial:
             partial.write_bytes(wanted)
-        changed = True
     if unsure:
         _drop_records(root, unsure)
-    if changed or signed.keys() != set(layout.metadata):
+    if known != signed:
         sign_arrays(root, layout)
+
+
+def _below(group: str, found: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return what lies below a group, by path from the group."""
+    return {path[len(group) + 1 :]: text for path, text in found.items() if path.startswith(f"{group}/")}
 
 
 def sign_arrays(root: Path, layout: Layout, without: str | None = None) -> None:

@@ -178,6 +178,12 @@ def sample_table(root: Path, columns: list[str]) -> pa.Table:
     return read_table(root / "samples.parquet", columns, _MERGED, _ADDED)
 
 
+def each_sample_of_shards(root: Path, shards: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows that :func:`merge_samples` would write, without writing them."""
+    for shard in range(shards):
+        yield from read_samples_of_shard(root, shard)
+
+
 def _part(root: Path, stage: str, shard: int) -> Path:
     return root / sample_part(stage, shard)
 

@@ -17,8 +17,8 @@ from storage.datasets.index import NAME as INDEX
 from storage.datasets.index import is_whole
 from storage.errors import LONGEST, one_line
 from storage.files import FILE, FOLDER, LINK, UnreadableError, make_room, regular, sha256_of_file
-from storage.layout import DRAWN, PAGE, SIGNED, TABLES
-from storage.metadata import content, expected
+from storage.layout import DRAWN, PAGE, TABLES
+from storage.metadata import content, earlier, expected
 from storage.places import is_away
 from storage.records import (
     ARRAYS,
@@ -154,6 +154,7 @@ class _Check:
         self._entries = listed(run.root)
         self._obstacles = blocked(self._layout, self._entries)
         self._signed: dict[str, tuple[Step, CoveredFile]] = {}
+        self._earlier = earlier(run.layout)  # what every run has, whatever version made it
         self._cached = False  # whether a record says that activations are stored
         self._damaged: set[Step] = set()  # steps whose record cannot be read
         self._tables_of: tuple[str, ...] | None = None  # the explainers in the tables of the whole run
@@ -216,10 +217,10 @@ class _Check:
         if step == ARRAYS:
             # Activations are deleted at the end of a job, so their metadata may be gone. The records of the
             # stage activations come before this one.
-            wanted = [p for p in layout.metadata if self._cached or not p.startswith("activations.zarr/")]
-            lacking, foreign = set(wanted) - set(files), {p for p in files if not p.endswith("/zarr.json")}
+            wanted = {p for p in self._earlier if self._cached or not p.startswith("activations.zarr/")}
+            lacking, foreign = wanted - set(files), {p for p in files if not p.endswith("/zarr.json")}
         elif step == SUMMARY:
-            lacking, foreign = set(TABLES) - set(files), set(files) - set(SIGNED)
+            lacking, foreign = set(TABLES) - set(files), set(files) - layout.results
         else:
             wanted_files = layout.files_of(step, cached=bool(record.facts.cached))
             lacking, foreign = wanted_files - set(files), set(files) - wanted_files
@@ -272,9 +273,10 @@ class _Check:
             if path in self._signed:
                 continue
             found = content(self._run.root / path)
-            if found is None and (self._cached or not path.startswith("activations.zarr/")):
+            needed = path in self._earlier and (self._cached or not path.startswith("activations.zarr/"))
+            if found is None and needed:
                 yield Problem(ARRAYS, Path(path), "is missing, or is no file of metadata")
-            elif found is not None and found != wanted:
+            elif found is not None and found not in {wanted, self._earlier.get(path)}:
                 yield Problem(ARRAYS, Path(path), "is not the metadata that run.json describes")
 
     def _stranger(self, path: str, entry: Entry) -> str | None:
@@ -296,7 +298,7 @@ class _Check:
 
     def _writer(self, path: str) -> Step | None:
         """Return the step that writes the file at ``path``; None if none does."""
-        if path in SIGNED:
+        if path in self._layout.results:
             return SUMMARY
         if path in self._layout.single_files and path.endswith("/zarr.json"):
             return ARRAYS

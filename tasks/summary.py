@@ -13,6 +13,7 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from storage.coordinates import write_coordinates
 from storage.files import on_this_machine
 from storage.layout import PICTURES, TABLES
 from storage.records import SUMMARY, drop_record, write_record
@@ -107,12 +108,14 @@ def write_results(run: Run) -> Written:
     """Write the tables and pictures of the whole run, and last the record that signs them."""
     drop_record(run.root, SUMMARY)  # so that it never signs files that are just being replaced
     merge_samples(run.root, run.shards)
+    coordinates = write_coordinates(run.root, run.layout)
     accuracy = write_accuracy(run)
     scores, costs, curves = summarise(run), write_costs(run), mean_curves(run)
     draw_contact_sheet(run)
     draw_curves(run, curves)
     pictures = [path for name in PICTURES if (path := run.root / name).exists()]
     files = [*(run.root / name for name in TABLES), *pictures, *([run.accuracy] if accuracy else [])]
+    files += coordinates
     write_record(
         run.root,
         SUMMARY,

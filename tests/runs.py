@@ -20,6 +20,7 @@ from explainers.base import Batch, Description, Detail, Explanation, Need, Param
 from places import ROOT
 from storage.datasets import digits
 from storage.files import replacing
+from storage.layout import COORDINATES
 from storage.parquet import read_table
 from storage.query import query
 from storage.records import finished
@@ -269,12 +270,12 @@ def decomposed(folder: Path, **changes: Any) -> Run:
 
 
 def maps_of(root: Path) -> dict[str, np.ndarray]:
-    """All arrays of ``saliency.zarr`` by path."""
+    """All arrays of ``saliency.zarr`` by path, but for the coordinates."""
     group = zarr.open_group(str(root / "saliency.zarr"), mode="r")
     found: dict[str, np.ndarray] = {}
     for name in Run.open(root).manifest.explainers:
         for path, member in group[name].members(max_depth=None):
-            if isinstance(member, zarr.Array):
+            if isinstance(member, zarr.Array) and path not in COORDINATES:
                 found[f"{name}/{path}"] = member[:]
     return found
 

@@ -447,18 +447,6 @@ def test_a_hidden_package_is_told_in_one_line(hidden: str, tmp_path: Path) -> No
     subprocess.run([sys.executable, "-P", "-c", "import floodlit"], cwd=tmp_path, check=True)
 
 
-def test_an_opened_run_gives_its_maps_and_scores(finished: Run) -> None:
-    run = floodlit.open(finished.root)
-    assert run.root == finished.root
-    assert {"ddcam", "gradcam", "occlusion", "random"} <= set(run.explainers)
-    assert run.metrics == [choice["name"] for choice in METRICS]
-    assert (run.maps("gradcam") == maps_of(finished, "gradcam")).all()
-    assert run.scores().num_rows == COUNT * len(run.explainers) * len(finished.columns)
-    assert run.query("SELECT count(*) AS n FROM samples").to_pylist() == [{"n": COUNT}]
-    with pytest.raises(ValueError, match=r"^the run has no explainer 'gradcm'; close are gradcam"):
-        run.maps("gradcm")
-
-
 @pytest.mark.service
 def test_a_job_runs_from_python(server: str, tmp_path: Path) -> None:
     raw = tiny_job(

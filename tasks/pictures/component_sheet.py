@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from storage.characters import shown
-from storage.records import Step
 from storage.run import Run
-from storage.samples import read_sample_inputs, read_samples_of_shard
 from tasks.pictures.drawing import (
     caption,
     draw_image,
@@ -24,9 +21,8 @@ from tasks.pictures.drawing import (
     sheet,
     told_bands,
 )
+from tasks.pictures.finding import found
 from tasks.pictures.map_components import Component, components_of, decomposing
-
-CLOSE = 3  # samples that an error names
 
 
 def draw_components(
@@ -53,7 +49,7 @@ def draw_components(
         be read, has no target or is not explained yet; or the picture cannot be written.
     """
     name = _chosen(run, explainer)
-    image, sample = _found(run, sample_id, name)
+    image, sample = found(run, sample_id, [name])
     run.check_arrays(run.inputs, run.saliency(name))
     path = output or run.report / "components" / f"{_file_name(f'{name}-{sample_id}')}.png"
     figure = components_figure(run, name, image, sample)
@@ -76,17 +72,17 @@ def components_figure(run: Run, explainer: str, image: int, sample: dict[str, An
     """
     first = image * run.targets_per_image
     pixels = pixels_of(run, image)
-    found = [components_of(run, explainer, first + place) for place in range(len(sample["targets"]))]
+    parts = [components_of(run, explainer, first + place) for place in range(len(sample["targets"]))]
     below = max(2, *(caption(sample, target).count("\n") + 1 for target in sample["targets"]))
     figure, axes = sheet(
-        len(found), 2 + len(found[0]), run.input_size, above=2 + told_bands(run).count("\n"), below=below
+        len(parts), 2 + len(parts[0]), run.input_size, above=2 + told_bands(run).count("\n"), below=below
     )
     for place, (cells, target) in enumerate(zip(axes, sample["targets"], strict=True)):
         draw_image(cells[0], pixels, sample, target)
         draw_map(cells[1], pixels, map_of(run, explainer, first + place))
-        for axis, component in zip(cells[2:], found[place], strict=True):
+        for axis, component in zip(cells[2:], parts[place], strict=True):
             draw_map(axis, pixels, component.saliency, _caption(component))
-    draw_titles(run, axes[0], ["map", *(f"rank {rank}" for rank in range(1, len(found[0]) + 1))])
+    draw_titles(run, axes[0], ["map", *(f"rank {rank}" for rank in range(1, len(parts[0]) + 1))])
     # An id may contain dollar signs, which Matplotlib would read as mathematics.
     title = f"{explainer}, components of {shown(sample['sample_id'])}"
     figure.suptitle(title, fontsize=9, parse_math=False)
@@ -117,39 +113,6 @@ def _chosen(run: Run, explainer: str | None) -> str:
     if len(able) > 1:
         raise ValueError(f"several explainers of the run decompose their maps; name one: {', '.join(able)}")
     return able[0]
-
-
-def _found(run: Run, sample_id: str, explainer: str) -> tuple[int, dict[str, Any]]:
-    """The index of a sample in the run, and its row of the samples."""
-    done = run.finished()
-    shard, place = _located(run, sample_id, [s for s in range(run.shards) if Step("inputs", s) in done])
-    decoded = read_sample_inputs(run.root, shard)[place]
-    if decoded["status"] != "ok":
-        raise ValueError(f"the image of {sample_id} could not be read: {decoded['error']}")
-    if Step("saliency", shard, explainer) not in done:
-        raise ValueError(
-            f"{sample_id} has no map of {explainer} yet: its shard {shard + 1}/{run.shards} is not done; run "
-            f"the job again to continue"
-        )
-    sample = read_samples_of_shard(run.root, shard)[place]
-    if sample["target"] is None:
-        raise ValueError(f"{sample_id} has no target: {sample['error'] or 'it has no label'}")
-    return run.bounds(shard)[0] + place, sample
-
-
-def _located(run: Run, sample_id: str, shards: list[int]) -> tuple[int, int]:
-    """The shard of a sample, and its index in that shard."""
-    known: list[str] = []
-    for shard in shards:
-        ids = [sample["sample_id"] for sample in read_sample_inputs(run.root, shard)]
-        if sample_id in ids:
-            return shard, ids.index(sample_id)
-        known += ids
-    if not known:
-        raise ValueError(f"{run.root} has no samples yet; run the job again to continue")
-    close = difflib.get_close_matches(sample_id, known, CLOSE) or known[:CLOSE]
-    missing = f" among the {len(known)} of {run.rows} listed so far" if len(known) < run.rows else ""
-    raise ValueError(f"{run.root} has no sample {sample_id!r}{missing}; there are {', '.join(close)}")
 
 
 def _file_name(text: str) -> str:

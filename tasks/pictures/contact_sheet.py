@@ -21,6 +21,7 @@ from tasks.pictures.drawing import (
     sheet,
     told_bands,
 )
+from tasks.pictures.finding import found
 from tasks.pictures.map_components import components_of, decomposing
 from tasks.pictures.tensor_sheet import tensor_sheet
 from tasks.pictures.text_sheet import text_sheet
@@ -51,8 +52,26 @@ def draw_contact_sheet(run: Run) -> None:
     shards = {row // run.manifest.shard_rows for row in wanted}
     read = {shard: read_samples_of_shard(run.root, shard) for shard in shards}
     chosen = {row: read[row // run.manifest.shard_rows][row % run.manifest.shard_rows] for row in wanted}
+    save(sheet_of(run, chosen), run.report / "contact_sheet.png")
+
+
+def draw_sample(run: Run, sample_id: str) -> Figure:
+    """Draw one sample as on the contact sheet: with the map of every explainer for its first target.
+
+    Raises
+    ------
+    ValueError
+        In one line: the sample does not exist, could not be read, has no target or is not explained yet.
+    """
+    image, sample = found(run, sample_id, list(run.explainers))
+    run.check_arrays(run.inputs, *map(run.saliency, run.explainers))
+    return sheet_of(run, {image: sample})
+
+
+def sheet_of(run: Run, chosen: dict[int, dict[str, Any]]) -> Figure:
+    """The figure of some samples, by their index in the run."""
     drawn = {"image": _image_sheet, "text": text_sheet, "tensor": tensor_sheet}[run.modality]
-    save(drawn(run, chosen), run.report / "contact_sheet.png")
+    return drawn(run, chosen)
 
 
 def _image_sheet(run: Run, chosen: dict[int, dict[str, Any]]) -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -116,7 +117,7 @@ def sheet(
         Width of a cell.
     """
     cell = inches * size[0] / size[1] + LINE_INCHES * below
-    figure = Figure(figsize=(inches * columns, cell * rows + LINE_INCHES * above), layout="constrained")
+    figure = Picture(figsize=(inches * columns, cell * rows + LINE_INCHES * above), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -183,9 +184,23 @@ def _label_of(sample: dict[str, Any]) -> str | None:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, completely or not at all. Characters that no font has are drawn as boxes."""
-    with replacing(path) as partial, warnings.catch_warnings():
+    with replacing(path) as partial:
+        _print(figure, partial)
+
+
+def _print(figure: Figure, file: Any) -> None:
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        FigureCanvasAgg(figure).print_figure(partial, dpi=DPI, format="png")
+        FigureCanvasAgg(figure).print_figure(file, dpi=DPI, format="png")
+
+
+class Picture(Figure):
+    """A figure that a notebook shows without pyplot."""
+
+    def _repr_html_(self) -> str:
+        file = BytesIO()
+        _print(self, file)
+        return f'<img alt="maps" src="data:image/png;base64,{b64encode(file.getvalue()).decode()}">'
 
 
 def small_copy(picture: bytes, most: int) -> bytes:

@@ -11,7 +11,7 @@ from matplotlib.patheffects import withStroke
 
 from storage.maps import read
 from storage.run import Run
-from tasks.pictures.drawing import BEHIND, LINE_INCHES, SCALE, heading, map_of
+from tasks.pictures.drawing import BEHIND, LINE_INCHES, SCALE, Picture, heading, map_of
 
 BARS = 40  # a tabular row with more features is drawn as a line
 INCHES = 2.4  # width of one axis
@@ -29,7 +29,7 @@ def tensor_sheet(run: Run, chosen: dict[int, dict[str, Any]]) -> Figure:
     """
     names = list(run.explainers)
     size = (max(INCHES * len(names), NARROWEST), HEIGHT * len(chosen) + LINE_INCHES)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Picture(figsize=size, layout="constrained")
     figure.suptitle(SCALE, x=0.01, ha="left", fontsize=8, style="italic")
     parts = figure.subfigures(len(chosen), 1, squeeze=False)[:, 0]
     for part, (row, sample) in zip(parts, chosen.items(), strict=True):

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from storage.maps import read
 from storage.run import Run
-from tasks.pictures.drawing import BEHIND, DPI, SCALE, heading, map_of
+from tasks.pictures.drawing import BEHIND, DPI, SCALE, Picture, heading, map_of
 
 COLUMNS = 110  # characters per line
 LINES = 8  # lines per paragraph, at most
@@ -137,7 +137,7 @@ class _Page:
 
     def __init__(self, columns: int) -> None:
         self.columns, self.line = columns, 0.25
-        self.figure = Figure()
+        self.figure = Picture()
         self.axis = self.figure.add_axes((0, 0, 1, 1))
         self.axis.axis("off")
         installed = font_manager.get_font_names()

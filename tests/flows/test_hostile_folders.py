@@ -124,7 +124,7 @@ def test_commands_that_look_import_nothing_that_the_folder_names(root: Path) -> 
         f"for command in {COMMANDS!r}:\n"
         "    ended = CliRunner().invoke(app, ['.' if part == 'DIR' else part for part in command])\n"
         "    assert isinstance(ended.exception, (SystemExit, type(None))), ended.exception\n"
-        "floodlit.open('.').query('SELECT 1')\n"
+        "floodlit.open('.').sql('SELECT 1')\n"
         "assert 'evilmod' not in sys.modules\n"
     )
     # The folder is even on the path, as it is for a user who works in it with PYTHONPATH=. set.

@@ -133,7 +133,7 @@ def opened(root: Path) -> tuple[Any, ...]:
     """What the door for Python reads."""
     try:
         run = floodlit.open(root)
-        return run.maps("gradcam"), run.scores(), run.query("SELECT * FROM summary")
+        return run.maps("gradcam").values, run.scores(), run.summary()
     except ValueError as error:  # as a run that cannot be read is told
         raise FloodlitError(str(error)) from error
 
