@@ -5,7 +5,7 @@ The same rows give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -161,13 +161,31 @@ def sum_curves(run: Run, explainer: str) -> dict[str, tuple[NDArray[np.float64],
         By metric: the sum over the maps that have a curve, (points,) float64, and the number of these maps.
     """
     found: dict[str, tuple[NDArray[np.float64], int]] = {}
-    for shard in range(run.shards):
-        for metric, curves in _curves_in(_score_file(run.root, explainer, shard)).items():
-            # A map without a curve is a whole row of NaN, so its first point is enough.
-            known = curves[~np.isnan(curves[:, 0])].astype(np.float64)
-            total, count = found.get(metric, (np.zeros(curves.shape[1]), 0))
-            found[metric] = total + known.sum(0), count + len(known)
+    for metric, curves in each_curve(run, explainer):
+        # A map without a curve is a whole row of NaN, so its first point is enough.
+        known = curves[~np.isnan(curves[:, 0])].astype(np.float64)
+        total, count = found.get(metric, (np.zeros(curves.shape[1]), 0))
+        found[metric] = total + known.sum(0), count + len(known)
     return found
+
+
+def each_curve(
+    run: Run, explainer: str, wanted: Set[str] | None = None
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Yield the curves of every metric that has curves, shard by shard.
+
+    Parameters
+    ----------
+    wanted
+        Names of metrics; None stands for all.
+
+    Yields
+    ------
+    metric, curves
+        (maps of the shard, points) float32; a map without a curve is a row of NaN.
+    """
+    for shard in range(run.shards):
+        yield from _curves_in(_score_file(run.root, explainer, shard), wanted).items()
 
 
 def _curves_in(path: Path, wanted: Set[str] | None = None) -> dict[str, NDArray[np.float32]]:

@@ -24,7 +24,6 @@ from storage.tracking import Result, page_of, track
 from tasks.artifacts import show_links, show_results
 from tasks.page.report import write_report
 from tasks.pictures.contact_sheet import draw_contact_sheet
-from tasks.pictures.curves import draw_curves
 from tasks.results.accuracy import Accuracy, write_accuracy
 from tasks.results.costs import write_costs
 from tasks.results.statistics import Floats
@@ -106,13 +105,15 @@ class Written:
 
 def write_results(run: Run) -> Written:
     """Write the tables and pictures of the whole run, and last the record that signs them."""
+    from tasks.page.charts.curves import write_curves  # imports Altair, which no other stage needs
+
     drop_record(run.root, SUMMARY)  # so that it never signs files that are just being replaced
     merge_samples(run.root, run.shards)
     coordinates = write_coordinates(run.root, run.layout)
     accuracy = write_accuracy(run)
     scores, costs, curves = summarise(run), write_costs(run), mean_curves(run)
     draw_contact_sheet(run)
-    draw_curves(run, curves)
+    write_curves(run)
     pictures = [path for name in PICTURES if (path := run.root / name).exists()]
     files = [*(run.root / name for name in TABLES), *pictures, *([run.accuracy] if accuracy else [])]
     files += coordinates

@@ -24,6 +24,8 @@ class Modality:
     ----------
     plural
         The word for several inputs in messages.
+    site_names
+        The word for several sites.
     fills
         What can be shown in place of a hidden site: the name of each fill, and its description. The first one
         is the default.
@@ -42,6 +44,7 @@ class Modality:
     """
 
     plural: str
+    site_names: str
     fills: Mapping[str, str]
     graded: bool
     stored: str
@@ -63,6 +66,7 @@ def _tokens_of_words(inputs: Tensor) -> Tensor:
 MODALITIES: dict[ModalityName, Modality] = {
     "image": Modality(
         plural="images",
+        site_names="pixels",
         fills={
             "mean": "the mean the classifier subtracts (zero after normalisation)",
             "black": "black",
@@ -78,6 +82,7 @@ MODALITIES: dict[ModalityName, Modality] = {
     ),
     "text": Modality(
         plural="texts",
+        site_names="tokens",
         fills={"mask": "mask tokens", "remove": "nothing: hidden tokens are taken out"},
         graded=False,
         stored="int32",
@@ -88,6 +93,7 @@ MODALITIES: dict[ModalityName, Modality] = {
     ),
     "tensor": Modality(
         plural="plain tensors",
+        site_names="sites",
         fills={"zero": "zero", "mean": "the mean of each channel over the input's own sites"},
         graded=True,
         stored="float32",

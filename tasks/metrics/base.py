@@ -154,6 +154,32 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Axes:
+    """What the curves of a column are drawn against.
+
+    Attributes
+    ----------
+    x, y
+        Names of the two axes. In both, ``{sites}`` stands for the pixels or tokens of the inputs.
+    at
+        Where the points lie along x: "shares", evenly from 0 to 1; "numbers", at 1, 2, 3 and so on; or one
+        number for each point.
+    panels
+        Headings of the curves that lie one after another in one curve, all with the same number of points;
+        ``at`` is that of each of them. A single empty heading: it is one curve.
+    histograms
+        Whether the points are counts, as those of :class:`tasks.metrics.pixel_precision.PixelPrecision`. They
+        are drawn as precision against recall.
+    """
+
+    x: str
+    y: str
+    at: Literal["shares", "numbers"] | tuple[float, ...] = "shares"
+    panels: tuple[str, ...] = ("",)
+    histograms: bool = False
+
+
+@dataclass(frozen=True)
 class Scores:
     """What a metric gives for a batch.
 
@@ -248,5 +274,22 @@ class Pooled(Metric, Protocol):
         -------
         (R,)
             One number per mean curve, in the column's range.
+        """
+        ...
+
+
+class Curved(Metric, Protocol):
+    """A metric that says what the axes of its curves are. Curves of others get axes of neutral names."""
+
+    @staticmethod
+    def axes(column: str, parameters: AnyParameters) -> Axes:
+        """Describe the axes of the curves of a column.
+
+        Parameters
+        ----------
+        column
+            Name of a column that has curves and is ranked.
+        parameters
+            An instance of the class's ``Parameters``.
         """
         ...

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
-from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.base import Axes, Column, MetricBatch, Need, Scores
 from tasks.metrics.connected import connected_components
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.references import center_map
@@ -85,6 +85,16 @@ class MaxBoxAccuracy:
             for of in ("", "_center", "_all_ones")
             for version in ("", "_v2")
         ]
+
+    @staticmethod
+    def axes(column: str, parameters: MaxBoxAccuracyParameters) -> Axes:
+        deltas = DELTAS if "_v2" in column else (DELTA,)
+        return Axes(
+            "threshold, share of the map's maximum",
+            "share of images found",
+            tuple(k / parameters.thresholds for k in range(parameters.thresholds)),
+            tuple(f"IoU of at least {delta:g}" for delta in deltas),
+        )
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:

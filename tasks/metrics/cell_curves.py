@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from explainers.base import Batch, Parameters
 from explainers.models.modality import ImageFill
 from explainers.probes.games import CellParameters, Cells
-from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.base import Axes, Column, MetricBatch, Need, Scores
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.ranking import ranks
 from tasks.metrics.registry import register
@@ -82,6 +82,13 @@ class CellCurves:
             for what in ("accuracy", "probability")
             for way, better in (("insertion", "higher"), ("deletion", "lower"))
         ]
+
+    @staticmethod
+    def axes(column: str, parameters: CellCurvesParameters) -> Axes:  # noqa: ARG004
+        _, way, what = column.split("_")
+        shown = "shown" if way == "insertion" else "hidden"
+        told = {"accuracy": "share with the class predicted", "probability": "probability of the class"}
+        return Axes(f"share of cells {shown}", told[what])
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:

@@ -14,7 +14,7 @@ from torch import Tensor
 from explainers.base import Parameters
 from explainers.models.modality import Fill, ImageFill
 from explainers.probes.masked_forward import SCALARS
-from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.base import Axes, Column, MetricBatch, Need, Scores
 from tasks.metrics.curves import RANGES, WITHIN, Curve, CurveParameters
 from tasks.metrics.registry import register
 
@@ -59,6 +59,13 @@ class _CurveArea:
 
     def columns(self) -> list[Column]:
         return [Column(self.name, *self.range, self.better, self.curve.filled_with, within=self.within)]
+
+    @classmethod
+    def axes(cls, column: str, parameters: InsertionParameters) -> Axes:  # noqa: ARG003
+        return Axes(
+            f"share of {{sites}} {'inserted' if cls.inserts else 'deleted'}",
+            f"{parameters.output} of the class",
+        )
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:

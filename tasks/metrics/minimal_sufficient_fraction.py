@@ -14,7 +14,7 @@ from torch import Tensor
 
 from explainers.base import Parameters
 from explainers.models.modality import Fill
-from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.base import Axes, Column, MetricBatch, Need, Scores
 from tasks.metrics.composites import probability_and_prediction
 from tasks.metrics.curves import Curve
 from tasks.metrics.registry import register
@@ -71,6 +71,13 @@ class MinimalSufficientFraction:
             Column(f"minimal_sufficient_{what}", 0.0, 1.0, "lower", self.curve.filled_with)
             for what in ("prediction", "confidence")
         ]
+
+    @staticmethod
+    def axes(column: str, parameters: MinimalSufficientFractionParameters) -> Axes:  # noqa: ARG004
+        kept = column == "minimal_sufficient_prediction"
+        return Axes(
+            "share of {sites} shown", "share with the class predicted" if kept else "probability of the class"
+        )
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:

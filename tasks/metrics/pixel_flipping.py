@@ -16,7 +16,7 @@ from torch import Tensor
 from explainers.base import Parameters
 from explainers.models.modality import Fill
 from explainers.probes.masked_forward import SCALARS
-from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.base import Axes, Column, MetricBatch, Need, Scores
 from tasks.metrics.curves import RANGES, WITHIN, Curve, CurveParameters
 from tasks.metrics.registry import register
 
@@ -70,6 +70,10 @@ class PixelFlipping:
             Column("pixel_flipping", low, high, "lower", fill, within=self.within),
             Column("aopc", low - high, high - low, "higher", fill, within=self.within),
         ]
+
+    @staticmethod
+    def axes(column: str, parameters: PixelFlippingParameters) -> Axes:  # noqa: ARG004
+        return Axes("share of {sites} replaced", f"{parameters.output} of the class")
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from explainers.base import Parameters
-from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.base import Axes, Column, MetricBatch, Need, Scores
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.references import center_map
 from tasks.metrics.registry import register
@@ -65,6 +65,10 @@ class PixelPrecision:
             Column("pixel_precision_all_ones", 0.0, 1.0, None),
         ]
 
+    @staticmethod
+    def axes(column: str, parameters: PixelPrecisionParameters) -> Axes:  # noqa: ARG004
+        return Axes("recall (share of the object's pixels)", "precision", histograms=True)
+
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:
         """Score maps; the curves of ``pxap`` are histograms, of which a dataset's number is computed.
@@ -105,10 +109,27 @@ class PixelPrecision:
     @staticmethod
     def of_mean_curve(column: str, curves: Tensor) -> Tensor:  # noqa: ARG004
         """Compute the average precision of (R, 2 bins) histograms, whose scale does not matter."""
-        inside, outside = curves.unflatten(1, (2, -1)).flip(2).unbind(1)
-        found, taken = inside.cumsum(1), (inside + outside).cumsum(1)
+        found, taken = found_and_taken(curves)
         precision = torch.where(taken > 0, found / taken, 0)
+        inside = curves.unflatten(1, (2, -1))[:, 0].flip(1)
         return (inside * precision).sum(1) / found[:, -1]
+
+
+def found_and_taken(curves: Tensor) -> tuple[Tensor, Tensor]:
+    """Count the object's pixels, and all pixels, above each threshold, from the highest threshold down.
+
+    Parameters
+    ----------
+    curves
+        (R, 2 bins) histograms, as :func:`histograms` counts them.
+
+    Returns
+    -------
+    found, taken
+        (R, bins) each. Precision is found / taken, and recall is found over its last value.
+    """
+    inside, outside = curves.unflatten(1, (2, -1)).flip(2).unbind(1)
+    return inside.cumsum(1), (inside + outside).cumsum(1)
 
 
 def histograms(values: Tensor, objects: Tensor, bins: int) -> Tensor:

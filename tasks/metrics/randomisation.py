@@ -17,7 +17,7 @@ from torch import Tensor
 from explainers.base import Need as ExplainerNeed
 from explainers.base import Parameters
 from explainers.numerics.randomness import seed_of, uniform
-from tasks.metrics.base import Column, MetricBatch, Need, NoParameters, Scores
+from tasks.metrics.base import Axes, Column, MetricBatch, Need, NoParameters, Scores
 from tasks.metrics.preparation import unreadable
 from tasks.metrics.random_weights import free_weights, layers_with_weights, network_of, with_random_weights
 from tasks.metrics.registry import register
@@ -115,6 +115,13 @@ class Randomisation(_Similarity):
         last = len(layers_with_weights(network_of(classifier))) - 1
         count = min(parameters.stages, last + 1)
         self.deepest: list[int] = np.linspace(last, 0, count).round().astype(int)[::-1].tolist()
+
+    @staticmethod
+    def axes(column: str, parameters: RandomisationParameters) -> Axes:
+        whole = parameters.order == "cascading"
+        layers = "all layers from the logits down" if whole else "one layer"
+        similar = "structural similarity" if column.endswith("ssim") else "rank correlation"
+        return Axes(f"stage ({layers} randomised)", similar, "numbers")
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:

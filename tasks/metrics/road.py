@@ -13,7 +13,7 @@ from torch import Tensor
 
 from explainers.base import Parameters
 from explainers.probes.masked_forward import MaskedForward
-from tasks.metrics.base import Column, MetricBatch, Need, Scores
+from tasks.metrics.base import Axes, Column, MetricBatch, Need, Scores
 from tasks.metrics.composites import probability_and_prediction
 from tasks.metrics.imputation import RADIUS, Imputation, imputed, normal
 from tasks.metrics.levels import DISTINCT, LISTED
@@ -98,6 +98,16 @@ class Road:
             for order, better in (("morf", "lower"), ("lerf", "higher"))
         ]
         return [*columns, Column("road_combined", -0.5, 0.5, "higher", fill)]
+
+    @staticmethod
+    def axes(column: str, parameters: RoadParameters) -> Axes:
+        first = "most" if "morf" in column else "least"
+        accuracy = column.endswith("accuracy")
+        return Axes(
+            f"share of pixels removed, {first} salient first",
+            "share with the class predicted" if accuracy else "probability of the class",
+            tuple(level / 100 for level in parameters.levels),
+        )
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:

@@ -50,6 +50,13 @@ def test_scores_are_the_declared_columns_in_the_declared_ranges(name):
         assert (value >= column.low).all()
         assert (value <= column.high).all()
     assert all(curve.shape[0] == 4 for curve in scores.curves.values())
+    for column in columns:
+        if column.better and column.name in scores.curves:
+            kind = metrics.get(name)
+            axes = kind.axes(column.name, kind.Parameters())
+            points, rest = divmod(scores.curves[column.name].shape[1], len(axes.panels))
+            assert rest == 0
+            assert isinstance(axes.at, str) or len(axes.at) == points
 
 
 @pytest.mark.parametrize("name", metrics.names())

@@ -1,0 +1,133 @@
+"""A chart of the report: its specification in Vega-Lite, and the picture that vl-convert draws of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+from xml.etree import ElementTree
+
+import altair as alt
+import vl_convert
+
+PRINT_SCALE = 2.0  # pixels of a PNG per pixel of the chart
+_SVG = "http://www.w3.org/2000/svg"
+_INK, _PAPER = "#1b1b1b", "white"
+_VERSION = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+_NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
+# Attributes of the elements that draw nothing, or say what the label of the whole picture says.
+_IDLE = (
+    "class",
+    "aria-hidden",
+    "aria-label",
+    "aria-roledescription",
+    "role",
+    "pointer-events",
+    "font-family",
+)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart of the report.
+
+    Attributes
+    ----------
+    title
+        What it shows, in a few words.
+    caption
+        How to read it, or why there is no picture.
+    svg
+        The picture for a page, which gives it its font and the colour of its text; empty if there is none.
+    spec
+        The specification in Vega-Lite, in black on white; empty if there is no picture.
+    """
+
+    title: str
+    caption: str
+    svg: str = ""
+    spec: dict[str, Any] = field(default_factory=dict)
+
+    def png(self) -> bytes:
+        """Draw the chart as a PNG in black on white."""
+        picture: bytes = vl_convert.vegalite_to_png(self.spec, vl_version=_VERSION, scale=PRINT_SCALE)
+        return picture
+
+
+Rows = list[dict[str, Any]]
+
+
+def drawn(title: str, caption: str, chart: alt.TopLevelMixin, rows: dict[str, Rows]) -> Chart:
+    """Draw a chart.
+
+    Parameters
+    ----------
+    chart
+        A chart whose data are names. Its texts and lines get the colour of the page's text, unless they have
+        a colour of their own.
+    rows
+        The data by name. They are kept out of ``chart``, since Altair checks every value in a slow way.
+    """
+    plain = {**chart.to_dict(), "datasets": rows}
+    spec = {**plain, "config": _config(_INK), "background": _PAPER}
+    page = {**plain, "config": _config("currentColor"), "background": None}
+    return Chart(
+        title, caption, _for_page(vl_convert.vegalite_to_svg(page, vl_version=_VERSION), title), spec
+    )
+
+
+def _config(ink: str) -> dict[str, Any]:
+    """Return the settings of all charts, with the colour of texts and axes."""
+    axis = {f"{part}Color": ink for part in ("domain", "grid", "label", "tick", "title")}
+    texts = {"titleFontWeight": "normal", "titleFontSize": 11, "labelFontSize": 10}
+    return {
+        "font": "sans-serif",
+        "aria": False,
+        "view": {"stroke": None},
+        "axis": {**axis, **texts, "gridOpacity": 0.13, "domainOpacity": 0.5, "tickOpacity": 0.5},
+        "legend": {"labelColor": ink, "titleColor": ink, "labelFontSize": 11, "symbolStrokeWidth": 2},
+        "header": {"labelColor": ink, "titleColor": ink, "labelFontSize": 11, "labelFontWeight": "bold"},
+        "title": {
+            "color": ink,
+            "subtitleColor": ink,
+            "fontSize": 12,
+            "subtitleFontSize": 10,
+            "anchor": "start",
+        },
+        "text": {"color": ink, "fontSize": 11},
+        "rule": {"color": ink},
+    }
+
+
+def _for_page(svg: str, label: str) -> str:
+    """Return a picture as an element of a page: as wide as its box, labelled, and without what is idle."""
+    ElementTree.register_namespace("", _SVG)
+    root = ElementTree.fromstring(svg)
+    for element in root.iter():
+        for name in [name for name in element.attrib if name in _IDLE]:
+            del element.attrib[name]
+        for name in ("d", "transform", "x", "x1", "x2", "y", "y1", "y2"):
+            if name in element.attrib:
+                element.set(name, _NUMBER.sub(_rounded, element.attrib[name]))
+    _prune(root)
+    width = root.attrib.pop("width")
+    del root.attrib["height"]
+    root.set("role", "img")
+    root.set("aria-label", label)
+    root.set("style", f"width:100%;max-width:{width}px;height:auto")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _rounded(number: re.Match[str]) -> str:
+    """Return a coordinate to a tenth of a pixel."""
+    return f"{float(number[0]):.1f}".removesuffix(".0").replace("-0", "-0") or "0"
+
+
+def _prune(element: ElementTree.Element) -> None:
+    """Remove paths that draw nothing, and groups without content."""
+    for child in list(element):
+        _prune(child)
+        tag = child.tag.removeprefix(f"{{{_SVG}}}")
+        idle = tag == "path" and not {"fill", "stroke"} & set(child.attrib)
+        if idle or child.attrib.get("display") == "none" or (tag == "g" and not len(child)):
+            element.remove(child)

@@ -1,0 +1,105 @@
+"""The mean curves of a run, one panel a curve, with axes named by the metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from explainers.models.modality import MODALITIES
+from storage.characters import shown
+from storage.files import replacing
+from storage.run import Run
+from tasks.metrics.base import Axes
+from tasks.page.charts.chart import Chart, Rows, drawn
+from tasks.page.charts.looks import Look
+from tasks.results.curve_bands import Band, axes_of, bands_of
+
+TITLE = "Curves"
+MOST_POINTS = 100  # of a curve that are drawn
+ACROSS = 3  # panels side by side
+WIDTH, HEIGHT = 235, 165  # pixels of a panel
+WORDS = {"higher": "higher is better", "lower": "lower is better"}
+
+
+def curves_chart(run: Run) -> Chart:
+    """Draw the mean curve of every explainer in every ranked column that has curves."""
+    look, most = Look.of(run), 0
+    panels: list[alt.LayerChart] = []
+    data: dict[str, Rows] = {}
+    for column, by_explainer in bands_of(run).items():
+        axes = axes_of(run, column)
+        most = max(most, *(len(own[0].x) for own in by_explainer.values()))
+        for number, heading in enumerate(axes.panels):
+            bands = {shown(name): own[number] for name, own in by_explainer.items()}
+            if all(len(band.x) > 1 for band in bands.values()):
+                data[f"panel {len(panels)}"] = [row for own in bands.items() for row in _rows(*own, axes)]
+                better = WORDS[str(run.columns[column].better)]
+                panels.append(_panel(f"panel {len(panels)}", column, better, heading, axes, look))
+    if not panels:
+        return Chart(TITLE, "No metric of this run that ranks explainers has curves.")
+    return drawn(TITLE, _caption(run, most), alt.concat(*panels, columns=ACROSS, spacing=24), data)
+
+
+def write_curves(run: Run) -> None:
+    """Write ``report/curves.png``; no file if there are no curves."""
+    chart = curves_chart(run)
+    if chart.spec:
+        with replacing(run.report / "curves.png") as partial:
+            partial.write_bytes(chart.png())
+
+
+def _caption(run: Run, most: int) -> str:
+    plural = MODALITIES[run.modality].plural
+    thinned = f" Of curves with more points, {MOST_POINTS} are drawn." if most > MOST_POINTS else ""
+    return (
+        f"Each panel is one curve of a metric: the mean over {plural}, with its 95 % interval (Student's t) "
+        "as a band. Explainers are coloured, controls are grey and dashed. Where higher is better, a good "
+        f"explainer is above all controls; where lower is better, it is below them.{thinned}"
+    )
+
+
+def _panel(data: str, column: str, better: str, heading: str, axes: Axes, look: Look) -> alt.LayerChart:
+    """Return the panel of one curve."""
+    told = f"{heading}, {better}" if heading else better
+    shape = "step-before" if axes.histograms else "linear"
+    whole = {"tickMinStep": 1} if axes.at == "numbers" else {}
+    x = alt.X(
+        "x:Q",
+        title=axes.x,
+        axis=alt.Axis(tickCount=5, titleLimit=WIDTH + 20, **whole),
+        scale=alt.Scale(nice=False, zero=axes.at == "shares"),
+    )
+    y = {"title": axes.y, "axis": alt.Axis(tickCount=5, titleLimit=HEIGHT + 10)}
+    base = alt.Chart(
+        alt.NamedData(data),
+        width=WIDTH,
+        height=HEIGHT,
+        title=alt.Title(shown(column), subtitle=told, limit=WIDTH),
+    )
+    legend = look.legend(ACROSS * (WIDTH + 60), symbolType="stroke", symbolSize=400, symbolOpacity=1)
+    band = base.mark_area(opacity=0.14, interpolate=shape).encode(
+        x, alt.Y("low:Q", **y), alt.Y2("high:Q"), look.colour(legend)
+    )
+    line = base.mark_line(strokeWidth=1.6, interpolate=shape).encode(
+        x, alt.Y("mean:Q", **y), look.colour(legend), look.dash(legend)
+    )
+    return alt.layer(band, line)
+
+
+def _rows(name: str, band: Band, axes: Axes) -> list[dict[str, Any]]:
+    """Return a curve as rows of the chart's data."""
+    chosen = np.unique(np.linspace(0, len(band.x) - 1, min(len(band.x), MOST_POINTS)).round().astype(int))
+    order = chosen[np.argsort(band.x[chosen], kind="stable")]
+    if axes.histograms:  # precision holds from the recall of the threshold before
+        order = np.concatenate([order[:1], order])
+    each = zip(*(getattr(band, key)[order].tolist() for key in ("x", "mean", "low", "high")), strict=True)
+    rows = [{"explainer": name, "x": x, "mean": mean} | _interval(low, high) for x, mean, low, high in each]
+    if axes.histograms:
+        rows[0]["x"] = 0.0
+    return [{key: v if isinstance(v, str) else float(f"{v:.5g}") for key, v in row.items()} for row in rows]
+
+
+def _interval(low: float, high: float) -> dict[str, float]:
+    return {} if np.isnan(low) else {"low": low, "high": high}

@@ -1,0 +1,74 @@
+"""How charts tell explainers apart: by a colour, dashes and the shape of a point, the same in every chart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from explainers.controls import CONTROLS
+from storage.characters import shown
+from storage.run import Run
+
+# Each differs from every other one and from the grey by 21 or more in CIELAB, also as people with any of the
+# three kinds of colour blindness see them, and has a contrast of at least 3:1 with white and with #16181d.
+PALETTE = ("#1E96E1", "#C31E4B", "#C38700", "#4B5AD2", "#A54B0F", "#964B96")
+GREY = "#888888"
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+_LONGEST = 170  # pixels of a name in a legend
+_DASHES: tuple[list[int], ...] = ([1, 0], [9, 3], [9, 2, 2, 2], [5, 2], [12, 2, 2, 2, 2, 2])
+_CONTROL_DASHES: tuple[list[int], ...] = ([1, 3], [4, 4], [6, 3, 1, 3], [2, 2])
+
+
+@dataclass(frozen=True)
+class Look:
+    """The look of each explainer of a run.
+
+    Attributes
+    ----------
+    names
+        The names by which charts call the explainers, own ones first and then the controls.
+    colours, dashes, shapes
+        Those of each explainer, in the same order. Controls are grey and dashed.
+    """
+
+    names: list[str]
+    colours: list[str]
+    dashes: list[list[int]]
+    shapes: list[str]
+
+    @classmethod
+    def of(cls, run: Run) -> Look:
+        """Return the look of the explainers of a run."""
+        controls = [name for name, entry in run.explainers.items() if (entry.name or name) in CONTROLS]
+        own = [name for name in run.explainers if name not in controls]
+        turns = [divmod(i, len(PALETTE)) for i in range(len(own))]
+        grey = range(len(controls))
+        return cls(
+            [shown(name) for name in (*own, *controls)],
+            [PALETTE[i] for _, i in turns] + [GREY for _ in grey],
+            [_DASHES[turn % len(_DASHES)] for turn, _ in turns]
+            + [_CONTROL_DASHES[i % len(_CONTROL_DASHES)] for i in grey],
+            [SHAPES[i % len(SHAPES)] for i in range(len(own))] + [SHAPES[i % len(SHAPES)] for i in grey],
+        )
+
+    def legend(self, width: int, **more: Any) -> alt.Legend:
+        """Return the legend of explainers above a chart that is ``width`` pixels wide."""
+        longest = min(_LONGEST, 6 * max(map(len, self.names))) + 35  # pixels, with the symbol
+        columns = max(1, min(len(self.names), width // longest))
+        return alt.Legend(title=None, orient="top", columns=columns, labelLimit=_LONGEST, **more)
+
+    def colour(self, legend: alt.Legend | None = None) -> alt.Color:
+        """Return the colours as an encoding of the field ``explainer``."""
+        return alt.Color("explainer:N", scale=alt.Scale(domain=self.names, range=self.colours), legend=legend)
+
+    def dash(self, legend: alt.Legend | None = None) -> alt.StrokeDash:
+        """Return the dashes as an encoding of the field ``explainer``."""
+        return alt.StrokeDash(
+            "explainer:N", scale=alt.Scale(domain=self.names, range=self.dashes), legend=legend
+        )
+
+    def shape(self, legend: alt.Legend | None = None) -> alt.Shape:
+        """Return the shapes as an encoding of the field ``explainer``."""
+        return alt.Shape("explainer:N", scale=alt.Scale(domain=self.names, range=self.shapes), legend=legend)
