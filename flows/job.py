@@ -35,6 +35,7 @@ from storage.places import Place, is_remote
 from tasks.metrics.registry import metrics
 
 MANY = 1000  # explainers or metrics of one job
+FEW = 8  # columns that fit into a terminal
 REGISTERED = "models:"  # the beginning of MLflow's addresses of registered models
 Band = Annotated[int, Field(ge=0, lt=MOST_CHANNELS)]
 ClassIndex = Annotated[int, Field(ge=0, le=100_000_000)]  # no network has as many classes
@@ -269,6 +270,14 @@ class Job(Located):
         max_length=MANY,
         description="metrics; every key besides `name` is a parameter of the metric",
     )
+    headline: tuple[str, ...] | None = Field(
+        None,
+        strict=False,
+        min_length=1,
+        max_length=FEW,
+        description="columns of the metrics that tables and the report show first; by default one each of "
+        "faithfulness, localisation, sanity and sparseness, as far as the metrics have them",
+    )
     batch: Batching = Field(
         default_factory=Batching,
         description="batch sizes; they bound memory and never change a result beyond float tolerance",
@@ -305,6 +314,12 @@ class Job(Located):
                 f'{json.dumps(given) if known else "this"} is no class; write "predicted", "label", a class '
                 'index such as 281, {top = 3}, "labels" or {labels = 3}, at most 1000'
             ) from error
+
+    @field_validator("headline")
+    @classmethod
+    def _columns_once(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        _refuse_twice(list(names or ()), "column", "name it once")
+        return names
 
     @field_validator("shown_bands")
     @classmethod

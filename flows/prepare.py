@@ -151,7 +151,19 @@ def _check_metrics(
             if column.name in columns:
                 raise JobError(f"metrics: {name} gives the column {column.name}, as another metric does")
             columns.add(column.name)
+    _check_headline(job, chosen)
     return chosen
+
+
+def _check_headline(job: Job, chosen: dict[str, tuple[Parameters, Metric]]) -> None:
+    """Raise JobError if a column that is to be shown first is no ranked column of the job's metrics."""
+    columns = (column for _, metric in chosen.values() for column in metric.columns())
+    ranked = [column.name for column in columns if column.better is not None]
+    for name in job.headline or ():
+        if name not in ranked:
+            raise JobError(
+                f"headline: {name} is no ranked column of the job's metrics; choose from {', '.join(ranked)}"
+            )
 
 
 def _check_needs(name: str, needs: frozenset[MetricNeed], dataset: Dataset, labels: Labels) -> None:

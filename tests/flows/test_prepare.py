@@ -1,4 +1,4 @@
-"""What a run records of its model's weights."""
+"""What a run records of its model's weights, and what of a job is no part of a run."""
 
 from pathlib import Path
 
@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from flows.job import Job, JobError
 from flows.job_commands import _taken
 from flows.prepare import prepare
-from runs import model, tiny_job
+from runs import model, prepared, tiny_job
 from storage.run import Run
+from tasks.results.headline import headline
 from tasks.run_parts import classifier_of
 
 
@@ -60,3 +61,18 @@ def test_that_weights_were_taken_in_order_is_recorded_and_workers_take_the_same(
     assert _taken(run.manifest.weights) == (
         "those of the whole file, in its order, since its names are not the network's"
     )
+
+
+def test_the_headline_names_ranked_columns_and_changes_no_run(tmp_path: Path) -> None:
+    raw = tiny_job(tmp_path / "run", explainers=[{"name": "gradcam"}])
+    first = prepared(raw)
+    for wrong in ("pointing_game_center", "road"):  # a reference, and a metric that the job has not
+        told = rf"^headline: {wrong} is no ranked column .*; choose from insertion, pointing_game$"
+        with pytest.raises(JobError, match=told):
+            prepared(raw | {"headline": ["insertion", wrong]})
+    with pytest.raises(ValueError, match="column insertion is named twice"):
+        prepared(raw | {"headline": ["insertion", "insertion"]})
+    again = prepared(raw | {"headline": ["pointing_game"]})
+    assert (again.hash, again.manifest.updates) == (first.hash, [])
+    assert headline(first.manifest) == ["insertion", "pointing_game"]
+    assert headline(again.manifest) == ["pointing_game"]
