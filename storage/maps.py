@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -235,14 +235,41 @@ def read(path: Path, start: int, stop: int) -> NDArray[Any]:
         raise DamagedShardError(
             f"rows {start} to {stop} of {path} claim {size:,} bytes: more than the memory"
         )
-    for shard in range(start // array.shards[0], -(-stop // array.shards[0])):
-        _check_there(_object(path, array, shard))
+    _check_shards(path, array, range(start // array.shards[0], -(-stop // array.shards[0])))
     try:
         return np.asarray(array[start:stop])
     except (ValueError, RuntimeError) as error:
         raise DamagedShardError(
             f"rows {start} to {stop} of {path} cannot be read: {one_line(error, LONGEST)}"
         ) from error
+
+
+def read_rows(path: Path, rows: Sequence[int]) -> NDArray[Any]:
+    """Read single rows, in the given order; a chunk that several of them share is decoded once.
+
+    Raises
+    ------
+    DamagedShardError
+        As :func:`read`.
+    ValueError
+        If a row is not in the array.
+    """
+    array = open_array(path)
+    if not all(0 <= row < array.shape[0] for row in rows):
+        raise ValueError(f"rows {min(rows)} to {max(rows)} are not in {path}, which has {array.shape[0]}")
+    _check_shards(path, array, sorted({row // array.shards[0] for row in rows}))
+    try:
+        return np.asarray(array.oindex[np.asarray(rows, np.int64)])
+    except (ValueError, RuntimeError) as error:
+        raise DamagedShardError(
+            f"{len(rows)} rows of {path} cannot be read: {one_line(error, LONGEST)}"
+        ) from error
+
+
+def _check_shards(path: Path, array: Any, shards: Iterable[int]) -> None:
+    """Raise DamagedShardError if the file of a shard of an open array is missing or empty, or is no file."""
+    for shard in shards:
+        _check_there(_object(path, array, shard))
 
 
 def _check_there(file: Path) -> None:

@@ -111,6 +111,11 @@ def read_samples_of_shard(root: Path, shard: int) -> list[dict[str, Any]]:
     return rows
 
 
+def read_columns_of_shard(root: Path, shard: int, columns: list[str]) -> pa.Table:
+    """Read some columns of what :func:`read_samples_of_shard` returns."""
+    return _joined(root, shard).select(columns)
+
+
 def read_hits(root: Path, shards: int) -> tuple[int, int, bool]:
     """Count the images of a run that have a label and a prediction, and those whose prediction is a label.
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from storage.files import UnreadableError
@@ -91,6 +92,60 @@ def _without_curve(names: list[str]) -> pa.Schema:
     return pa.schema([SCORES.field(name) for name in names])
 
 
+def read_numbers(run: Run, explainer: str, wanted: Set[str] | None = None) -> dict[str, NDArray[np.float64]]:
+    """Read the values of an explainer by column, which takes less memory than :func:`read_values`.
+
+    Parameters
+    ----------
+    wanted
+        The columns to read; None stands for all.
+
+    Returns
+    -------
+    dict
+        (maps,) float64 by column, by shard and row; NaN where there is no number.
+    """
+    names = [name for name in run.columns if wanted is None or name in wanted]
+    found = {name: np.full(run.rows * run.targets_per_image, np.nan) for name in names}
+    for shard in range(run.shards):
+        path = _score_file(run.root, explainer, shard)
+        start, stop = run.rows_of(shard)
+        for metric, group, file in _groups(path):
+            if metric in found:
+                values = file.read_row_group(group, ["value"])["value"].to_numpy()
+                if len(values) != stop - start:
+                    raise UnreadableError(
+                        f"{path} has other rows than its shard; run the job again to repair it"
+                    )
+                found[metric][start:stop] = values
+    return found
+
+
+def read_curves_at(
+    run: Run, explainer: str, metrics: Set[str], rows: Sequence[int]
+) -> dict[str, dict[int, NDArray[np.float32]]]:
+    """Read the curves of single maps, of the metrics that have curves.
+
+    Parameters
+    ----------
+    rows
+        Rows of maps.
+
+    Returns
+    -------
+    dict
+        By metric and row, (points,) float32; a map without a curve is left out.
+    """
+    found: dict[str, dict[int, NDArray[np.float32]]] = {}
+    for shard in sorted({row // (run.manifest.shard_rows * run.targets_per_image) for row in rows}):
+        start, stop = run.rows_of(shard)
+        for metric, curves in _curves_in(_score_file(run.root, explainer, shard), metrics).items():
+            own = {row: curves[row - start] for row in rows if start <= row < stop}
+            kept = {row: curve for row, curve in own.items() if not np.isnan(curve[0])}
+            found.setdefault(metric, {}).update(kept)
+    return found
+
+
 def read_curves(run: Run, explainer: str, metric: str) -> NDArray[np.float32]:
     """Read the curves of one metric, by shard and row.
 
@@ -116,14 +171,10 @@ def read_score(run: Run, explainer: str, metric: str) -> NDArray[np.float64]:
     for shard in range(run.shards):
         start, stop = run.rows_of(shard)
         parts.append(np.full(stop - start, np.nan))
-        path = _score_file(run.root, explainer, shard)
-        if not path.exists():
-            continue
-        with opened(path) as file:
-            for group in range(file.num_row_groups):
-                if _metric_of(file, group) == metric:
-                    values = file.read_row_group(group, ["value"])["value"]
-                    parts[-1][:] = pc.fill_null(values, np.nan).to_numpy()
+        for found, group, file in _groups(_score_file(run.root, explainer, shard)):
+            if found == metric:
+                values = file.read_row_group(group, ["value"])["value"]
+                parts[-1][:] = pc.fill_null(values, np.nan).to_numpy()
     return np.concatenate(parts)
 
 
@@ -195,20 +246,25 @@ def _curves_in(path: Path, wanted: Set[str] | None = None) -> dict[str, NDArray[
     row of NaN. None stands for all metrics.
     """
     found: dict[str, NDArray[np.float32]] = {}
+    for metric, group, file in _groups(path):
+        if wanted is not None and metric not in wanted:
+            continue
+        column = file.read_row_group(group, ["curve"])["curve"].combine_chunks()
+        there = pc.is_valid(column).to_numpy(zero_copy_only=False)
+        if there.any():
+            flat = column.flatten().to_numpy(zero_copy_only=False).reshape(int(there.sum()), -1)
+            found[metric] = np.full((len(column), flat.shape[1]), np.nan, np.float32)
+            found[metric][there] = flat
+    return found
+
+
+def _groups(path: Path) -> Iterator[tuple[str, int, pq.ParquetFile]]:
+    """Yield each metric of a file, its row group, and the open file; nothing if there is no such file."""
     if not path.exists():
-        return found
+        return
     with opened(path) as file:
         for group in range(file.num_row_groups):  # one per metric, see write_scores
-            metric = _metric_of(file, group)
-            if wanted is not None and metric not in wanted:
-                continue
-            column = file.read_row_group(group, ["curve"])["curve"].combine_chunks()
-            there = pc.is_valid(column).to_numpy(zero_copy_only=False)
-            if there.any():
-                flat = column.flatten().to_numpy(zero_copy_only=False).reshape(int(there.sum()), -1)
-                found[metric] = np.full((len(column), flat.shape[1]), np.nan, np.float32)
-                found[metric][there] = flat
-    return found
+            yield _metric_of(file, group), group, file
 
 
 def _score_file(root: Path, explainer: str, shard: int) -> Path:

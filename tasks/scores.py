@@ -23,6 +23,7 @@ from storage.samples import read_samples_of_shard
 from storage.scores import write_scores
 from tasks.metrics.base import MetricBatch, Need, Scores
 from tasks.metrics.preparation import prepare
+from tasks.objects import boxes_of, masks_of
 from tasks.perform import Outcome, perform
 from tasks.run_parts import classifier_of, explain_again, explainer_class, explainer_of, metric_of
 from tasks.shard_rows import STATUSES, batches, targets_and_seeds
@@ -154,7 +155,8 @@ def _batch(
     run: Run, classifier: BlackBox, stored: dict[str, Tensor], samples: list[dict[str, Any]]
 ) -> MetricBatch:
     """The batch that metrics see; ``samples`` holds the sample of each map's image."""
-    masks = _masks_of(stored, samples) if run.manifest.masks else None
+    targets = stored["targets"].tolist()
+    masks = masks_of(stored["masks"], samples, targets) if run.manifest.masks else None
     return MetricBatch(
         inputs=classifier.inputs_of(stored["inputs"]),
         targets=stored["targets"],
@@ -162,33 +164,10 @@ def _batch(
         confidence=stored["confidence"],
         # They stay on the host: metrics join the boxes of a whole batch before they copy them.
         boxes=[
-            torch.tensor(_boxes_of(sample, target), dtype=torch.float32).reshape(-1, 4)
-            for sample, target in zip(samples, stored["targets"].tolist(), strict=True)
+            torch.tensor(boxes_of(sample, target), dtype=torch.float32).reshape(-1, 4)
+            for sample, target in zip(samples, targets, strict=True)
         ],
         forwards=run.batch_forwards,
         masks=None if masks is None else masks == OBJECT,
         ignored=None if masks is None else masks == IGNORED,
     )
-
-
-def _boxes_of(sample: dict[str, Any], target: int) -> list[list[float]]:
-    """The boxes of a sample that count for a map of the class ``target``."""
-    boxes, labels = sample["boxes"], sample["box_labels"]
-    if labels is None:
-        return boxes
-    return [box for box, label in zip(boxes, labels, strict=True) if label == target]
-
-
-def _masks_of(stored: dict[str, Tensor], samples: list[dict[str, Any]]) -> Tensor:
-    """The mask (B, H, W) uint8 that counts for each map: that of its class, if each class has its own."""
-    masks = stored["masks"]
-    if masks.ndim == 3:
-        return masks
-    classes = [
-        sample["labels"].index(target) if target in sample["labels"] else -1
-        for sample, target in zip(samples, stored["targets"].tolist(), strict=True)
-    ]
-    place = torch.tensor(classes, device=masks.device)
-    own = masks[torch.arange(len(masks), device=masks.device), place.clamp(0, masks.shape[1] - 1)]
-    # A class of which the image has no object, or whose mask is not stored, has an empty one.
-    return own * ((place >= 0) & (place < masks.shape[1]))[:, None, None]

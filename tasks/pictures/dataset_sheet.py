@@ -21,7 +21,7 @@ ACROSS = 5  # images side by side
 INCHES = 2.0  # width of one image
 HIGHEST = 1.5  # height of a cell, at most, as a multiple of its width; a higher image is drawn smaller
 CAPTION = int(LINE * INCHES / 1.5)  # characters of a line below an image
-_COLOURS = {OBJECT: (255, 0, 200, 90), IGNORED: (255, 220, 0, 140)}  # red, green, blue, opacity
+MASK_COLOURS = {OBJECT: (255, 0, 200, 90), IGNORED: (255, 220, 0, 140)}  # red, green, blue, opacity
 
 
 @dataclass
@@ -86,7 +86,7 @@ def dataset_sheet(seen: Sequence[Seen], shown_bands: tuple[int, ...] = ()) -> Fi
 def _overlay(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(H, W, 4): the colours of a mask, nothing where it is background."""
     colours = np.zeros((256, 4), np.uint8)
-    for value, colour in _COLOURS.items():
+    for value, colour in MASK_COLOURS.items():
         colours[value] = colour
     return colours[mask]
 

@@ -146,14 +146,14 @@ def caption(sample: dict[str, Any], target: int) -> str:
     the classes that have one, and the label if it is not the target.
     """
     predicted, names = sample["prediction"], sample.get("target_names")
-    lines = [_explained(sample, target)]
+    lines = [explained(sample, target)]
     if names:
         share = _share(sample) if target == predicted else ""
         name = names[sample["targets"].index(target)]  # None where the model has more classes than names
         lines = [f"class {target}{share}", *([] if name is None else [shown(name)])]
         if target != predicted:
             lines.append(f"predicted {_numbered(predicted, sample.get('prediction_name'))}")
-    if sample.get("label") != target and (label := _label_of(sample)) is not None:
+    if sample.get("label") != target and (label := label_of(sample)) is not None:
         lines.append(f"label {label}")
     return "\n".join(line if len(line) <= LINE else f"{line[: LINE - 1]}…" for line in lines)
 
@@ -169,12 +169,12 @@ def draw_map(axis: Any, pixels: np.ndarray, saliency: np.ndarray, below: str = "
 
 def heading(sample: dict[str, Any]) -> str:
     """The heading of a text or a tensor: its id, its target, and its label if it has one."""
-    told = _label_of(sample)
+    told = label_of(sample)
     label = "" if told is None else f", label {told}"
-    return f"{shown(sample['sample_id'])}: {_explained(sample, sample['target'])}{label}"
+    return f"{shown(sample['sample_id'])}: {explained(sample, sample['target'])}{label}"
 
 
-def _label_of(sample: dict[str, Any]) -> str | None:
+def label_of(sample: dict[str, Any]) -> str | None:
     """The label of a sample with its name; None if it has none."""
     label, name = sample.get("label"), sample.get("label_name")
     if label is None:
@@ -217,7 +217,7 @@ def small_copy(picture: bytes, most: int) -> bytes:
         width = max(1, width * 3 // 4)
 
 
-def _explained(sample: dict[str, Any], target: int) -> str:
+def explained(sample: dict[str, Any], target: int) -> str:
     """The target and its confidence. For a target that is not predicted, the prediction stands instead."""
     predicted, names = sample["prediction"], sample.get("target_names")
     name = names[sample["targets"].index(target)] if names else None

@@ -6,6 +6,7 @@ are signed, and their positive part is the saliency.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,12 +53,17 @@ def decomposing(run: Run) -> list[str]:
 
 def components_of(run: Run, explainer: str, row: int) -> list[Component]:
     """All components of the map at this row, by descending weight; equal weights keep their stored order."""
-    details = {
+    details: dict[str, np.ndarray] = {
         name: read(run.saliency(explainer) / "details" / name, row, row + 1)[0]
         for name in ("components", "weights", "d", "singular_values")
         if name in run.explainers[explainer].details
     }
-    saliency, weights = _upsampled(details["components"], run.input_size), details["weights"]
+    return components_from(details, run.input_size)
+
+
+def components_from(details: Mapping[str, np.ndarray], size: tuple[int, ...]) -> list[Component]:
+    """:func:`components_of` for details that have been read, upsampled to ``size``, at least their grid."""
+    saliency, weights = _upsampled(details["components"], size), details["weights"]
     gains, shares = details.get("d"), details.get("singular_values")
     if shares is not None and shares.sum() > 0:
         shares = shares / shares.sum()

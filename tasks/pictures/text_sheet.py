@@ -77,7 +77,7 @@ def laid_out(tokens: Sequence[str], words: Sequence[int], columns: int) -> list[
     """
     pieces: list[Piece] = []
     line = column = 0
-    for start, stop in _runs(words):
+    for start, stop in runs_of_words(words):
         texts = [cut_to(shown(tokens[i], joined=i > start), columns) for i in range(start, stop)]
         widths = [cells(text) for text in texts]
         column += column > 0
@@ -182,7 +182,7 @@ class _Page:
         return self.figure
 
 
-def _runs(words: Sequence[int]) -> list[tuple[int, int]]:
+def runs_of_words(words: Sequence[int]) -> list[tuple[int, int]]:
     """Start and stop of each series of tokens of one word; a token of no word is a series of its own."""
     starts = [i for i, word in enumerate(words) if i == 0 or word < 0 or word != words[i - 1]]
     return list(zip(starts, [*starts[1:], len(words)], strict=True))
