@@ -25,12 +25,12 @@ AT_RANDOM, DISAGREED, DEGENERATE, FAILED, WRONG = 8, 6, 6, 6, 8  # samples for e
 EXTREMES, EACH = 16, 4  # the best and worst samples of all explainers together; of one explainer, at most
 KINDS = {
     "random": "chosen at random",
-    "best": "an explainer's best",
-    "worst": "an explainer's worst",
     "disagreed": "explainers disagree",
     "wrong": "wrong prediction",
     "degenerate": "degenerate maps",
     "failed": "failed",
+    "best": "an explainer's best",
+    "worst": "an explainer's worst",
 }
 _FLAT = [STATUSES.index(Status.ALL_ZERO), STATUSES.index(Status.CONSTANT)]
 _BROKEN = [STATUSES.index(Status.FAILED), STATUSES.index(Status.NOT_FINITE)]
@@ -147,13 +147,6 @@ def _candidates(facts: Facts, seed: int) -> Iterator[tuple[Reason, NDArray[np.in
         Reason("random", KINDS["random"]),
         np.random.default_rng(seed).permutation(len(facts.rows))[:AT_RANDOM],
     )
-    each = min(EACH, max(1, EXTREMES // (2 * max(1, len(facts.scores)))))
-    for name, values in facts.scores.items():
-        for kind, descending in (("best", facts.better == "higher"), ("worst", facts.better != "higher")):
-            places = _ordered(values, descending)
-            # No sample is both, however many have the same score.
-            places = places[values[places] != values[places[-1:]]][: min(each, len(places) // 2)]
-            yield Reason(kind, f"{kind} of {shown(name)} in {facts.column}"), places
     spread = _spread(facts.scores, len(facts.rows))
     told = f"the scores of explainers in {facts.column} differ most"
     yield Reason("disagreed", told), _ordered(np.where(spread > 0, spread, np.nan), True)[:DISAGREED]
@@ -163,6 +156,14 @@ def _candidates(facts: Facts, seed: int) -> Iterator[tuple[Reason, NDArray[np.in
         ("failed", facts.failed, FAILED),
     ):
         yield Reason(kind, KINDS[kind]), _ordered(np.where(counts > 0, counts, np.nan), True)[:number]
+    each = min(EACH, max(1, EXTREMES // (2 * max(1, len(facts.scores)))))
+    for kind in ("best", "worst"):
+        for name, values in facts.scores.items():
+            ranked = _ordered(values, facts.better == "higher")[:: 1 if kind == "best" else -1]
+            # No sample is both, however many have the same score.
+            apart = values[ranked] != values[ranked[-1:]]
+            told = f"{kind} of {shown(name)} in {facts.column}"
+            yield Reason(kind, told), ranked[apart][: min(each, len(ranked) // 2)]
 
 
 def _true_of(facts: Facts, place: int) -> Iterator[Reason]:

@@ -44,6 +44,7 @@
         continue;
       }
       await image.decode();
+      if (!gallery.querySelector("[name=same-scale]").checked) return; // switched back in the meantime
       const number = (name) => parseFloat(figure.style.getPropertyValue(name));
       image.src = rescaled(image, palette, levels, number("--slope"), number("--shift"));
     }
