@@ -17,7 +17,7 @@ from storage.maps import read
 from storage.records import Step
 from storage.run import Run
 from storage.samples import read_columns_of_shard
-from storage.scores import read_numbers
+from storage.scores import read_score
 from tasks.shard_rows import STATUSES
 
 MOST = 48  # samples
@@ -107,11 +107,7 @@ def facts_of(run: Run) -> Facts:
         degenerate.append(flat)
     column = headline_of(run)
     known = np.concatenate([*rows, np.empty(0, np.int64)]).astype(np.int64)
-    scores = {
-        name: _mean(read_numbers(run, name, {column})[column].reshape(-1, k)[known])
-        for name in names
-        if column
-    }
+    scores = {name: _mean(read_score(run, name, column).reshape(-1, k)[known]) for name in names if column}
     better = run.columns[column].better if column else None
     joined = [np.concatenate([*each, np.empty(0)]) for each in (wrong, failed, degenerate)]
     return Facts(known, joined[0], joined[1].astype(int), joined[2].astype(int), column, better or "", scores)
