@@ -39,7 +39,7 @@ class Search:
     ----------
     label, prediction
         Number or name of a class.
-    right
+    correct
         "1" for inputs whose prediction is a label, "0" for the others.
     status
         "ok" or "failed".
@@ -60,7 +60,7 @@ class Search:
 
     label: str = ""
     prediction: str = ""
-    right: str = ""
+    correct: str = ""
     status: str = ""
     score: str = ""
     low: str = ""
@@ -171,6 +171,20 @@ class Catalog:
         encoded = [json.dumps([key, row]) for key, row in zip(keys, rows, strict=True)]
         return Found(rows[:most], encoded[:most], len(rows) > most)
 
+    def values(self, expression: str, rows: Sequence[int]) -> list[Any]:
+        """Return the value of an expression in SQL for each of some samples."""
+        wanted = ", ".join(map(str, rows)) or "NULL"
+        sql = f"SELECT row, ({expression}\n) AS value FROM samples WHERE row IN ({wanted})"
+        found = self._select(sql, [], Search(sort=expression))
+        known = dict(zip(found["row"].to_pylist(), found["value"].to_pylist(), strict=True))
+        return [known[row] for row in rows]
+
+    def row_in(self, name: str, row: int) -> int | None:
+        """Return the row of a sample of the first run in a run; None if that run does not have it."""
+        places = self._rows[name]
+        found = row if places is None else int(places[row])
+        return None if found < 0 else found
+
     def count(self, search: Search) -> int:
         """Return the number of samples that a search finds, whatever its key."""
         condition, values = self._condition(search)
@@ -204,8 +218,8 @@ class Catalog:
             if wanted := getattr(search, column).strip():
                 parts.append(f"(CAST({column} AS VARCHAR) = ? OR {column}_name = ?)")
                 values += [wanted, wanted]
-        if search.right in {"0", "1"}:
-            parts.append(f"correct IS {'TRUE' if search.right == '1' else 'FALSE'}")
+        if search.correct in {"0", "1"}:
+            parts.append(f"correct IS {'TRUE' if search.correct == '1' else 'FALSE'}")
         if search.status:
             parts.append("status = ?")
             values.append(search.status)

@@ -47,6 +47,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals["inline"] = inline
+    environment.tests["nan"] = math.isnan
     environment.filters |= {"number": number, "shown": shown, "count": count}
     return environment
 

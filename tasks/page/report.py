@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 from storage.files import replacing
 from storage.parquet import read_table
 from storage.places import is_there
 from storage.run import Run
+from tasks.page.charts.all import charts_of
 from tasks.page.rendering import render
 from tasks.page.run_facts import facts_of
+from tasks.results.headline import headline
+from tasks.results.leaderboard import Leaderboard, read_leaderboard
+from tasks.results.verdict import verdict
 
 STATUSES = {
     "ok": "good",
@@ -18,7 +24,14 @@ STATUSES = {
     "not_finite": "with NaN or infinity",
     "failed": "failed",
 }
-_SECTIONS = [("result", "In one sentence"), ("run", "What was run")]
+
+# By the fact that a section shows: its title, and its id in the page.
+_SECTIONS = {
+    "verdict": ("In one sentence", "result"),
+    "run": ("What was run", "run"),
+    "board": ("Leaderboard", "leaderboard"),
+    "charts": ("Pictures of the numbers", "charts"),
+}
 
 
 def write_report(run: Run) -> Path:
@@ -39,5 +52,24 @@ def write_report(run: Run) -> Path:
 
 def report_of(run: Run) -> str:
     """Return the report of a run as HTML."""
-    summary = read_table(run.summary) if is_there(run.summary) else None
-    return render("report.html", run=facts_of(run, summary), sections=_SECTIONS, statuses=STATUSES)
+    done = all(map(is_there, (run.summary, run.comparisons, run.costs)))
+    board = read_leaderboard(run) if done else None
+    facts: dict[str, Any] = {
+        "run": facts_of(run, read_table(run.summary) if done else None),
+        "verdict": verdict(board) if board else "",
+        "board": board,
+        "headline": [board.columns[name] for name in headline(run.manifest) if name in board.columns]
+        if board
+        else [],
+        "bounds": {name: _bounds(board, name) for name in board.columns} if board else {},
+        "charts": charts_of(run) if done else [],
+    }
+    sections = {anchor: title for fact, (title, anchor) in _SECTIONS.items() if facts[fact]}
+    return render("report.html", title=run.name, sections=sections, statuses=STATUSES, **facts)
+
+
+def _bounds(board: Leaderboard, column: str) -> tuple[float, float]:
+    """Return the lowest and the highest end of an interval in a column; both are 0 if there is none."""
+    cells = [row.cells[column] for row in (*board.explainers, *board.controls) if column in row.cells]
+    ends = [end for cell in cells for end in (cell.low, cell.high) if not math.isnan(end)]
+    return (min(ends), max(ends)) if ends else (0.0, 0.0)

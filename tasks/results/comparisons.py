@@ -58,7 +58,7 @@ def compare(runs: Sequence[Run]) -> RunComparison:
         In one line: a run is not complete or is named twice, or the runs have different targets, no common
         images or no common metric.
     """
-    names = _names(runs)
+    names = names_of(runs)
     for run in runs:
         _check_complete(run)
     targets = [run.target for run in runs]
@@ -92,7 +92,7 @@ def _check_complete(run: Run) -> None:
         raise ValueError(f"{run.root} is not complete; run its job again, then compare")
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
+def names_of(runs: Sequence[Run]) -> list[str]:
     """Distinct names for the runs: the names of their jobs, or of their folders if jobs share a name."""
     for names in (
         [run.name for run in runs],

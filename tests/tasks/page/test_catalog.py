@@ -92,8 +92,8 @@ def test_filters_are_those_of_a_loop(catalog: Catalog, rows: list[dict[str, Any]
 
     assert found(label="3") == where(lambda s: s["label"] == 3)
     assert found(prediction="3") == where(lambda s: s["prediction"] == 3)
-    assert found(right="0") == where(lambda s: s["label"] != s["prediction"])
-    assert found(right="1") == where(lambda s: s["label"] == s["prediction"])
+    assert found(correct="0") == where(lambda s: s["label"] != s["prediction"])
+    assert found(correct="1") == where(lambda s: s["label"] == s["prediction"])
     assert found(score="gradcam.insertion", low="0.6", high="0.9") == where(
         lambda s: s["gradcam.insertion"] is not None and 0.6 <= s["gradcam.insertion"] <= 0.9
     )

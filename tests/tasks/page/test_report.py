@@ -19,6 +19,8 @@ from storage.verify import verify
 from tasks.page.report import report_of, write_report
 from tasks.page.run_facts import facts_of
 from tasks.results.calibration import calibration_of
+from tasks.results.leaderboard import read_leaderboard
+from tasks.results.verdict import verdict
 
 HOSTILE = '</title><script>document.title = "taken"</script> & "quotes" 🦉'
 
@@ -82,6 +84,27 @@ def test_names_and_errors_are_shown_as_text(tmp_path: Path, look: Callable[..., 
         assert tab.locator("h1").text_content() == HOSTILE
         assert "a<img src=x onerror=alert(1)>.png" in tab.locator(".failed").text_content()
         assert tab.locator(".failed img").count() == 0
+
+
+def test_columns_are_sorted_by_keyboard_and_parts_stay_apart(finished: Run, look: Any) -> None:
+    board = read_leaderboard(finished)
+    with look(finished.page) as tab:
+        for down in (True, False):
+            button = tab.locator(".board button").first
+            assert button.text_content() == "insertion"
+            button.focus()
+            tab.keyboard.press("Enter")
+            for kind, rows in (("own", board.explainers), ("controls", board.controls)):
+                found = tab.locator(f".board tbody.{kind}").first.locator("th[scope=row]").all_text_contents()
+                by_mean = sorted(rows, key=lambda row: row.cells["insertion"].mean, reverse=down)
+                assert found == [row.name for row in by_mean]
+
+
+def test_the_page_is_legible_without_scripts(finished: Run, look: Any) -> None:
+    with look(finished.page, java_script_enabled=False) as tab:
+        assert verdict(read_leaderboard(finished)) in tab.locator("#result").inner_text()
+        assert "gradcam" in tab.locator("#leaderboard table").first.inner_text()
+        assert tab.locator("#charts svg").first.is_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
