@@ -11,6 +11,7 @@ from storage.parquet import read_table
 from storage.places import is_there
 from storage.run import Run
 from tasks.page.charts.all import charts_of
+from tasks.page.gallery import gallery_of
 from tasks.page.rendering import render
 from tasks.page.run_facts import facts_of
 from tasks.results.headline import headline
@@ -31,6 +32,7 @@ _SECTIONS = {
     "run": ("What was run", "run"),
     "board": ("Leaderboard", "leaderboard"),
     "charts": ("Pictures of the numbers", "charts"),
+    "gallery": ("Gallery", "gallery"),
 }
 
 
@@ -63,6 +65,7 @@ def report_of(run: Run) -> str:
         else [],
         "bounds": {name: _bounds(board, name) for name in board.columns} if board else {},
         "charts": charts_of(run) if done else [],
+        "gallery": gallery_of(run),
     }
     sections = {anchor: title for fact, (title, anchor) in _SECTIONS.items() if facts[fact]}
     return render("report.html", title=run.name, sections=sections, statuses=STATUSES, **facts)
