@@ -37,14 +37,30 @@ def spearman(maps: Tensor, others: Tensor) -> Tensor:
     (B,) float32
         In [-1, 1]. NaN where either map is NaN or has the same value everywhere.
     """
+    a, b = centred_ranks(maps), centred_ranks(others)
+    correlation = (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
+    return correlation.clamp(-1, 1).float()
+
+
+def centred_ranks(maps: Tensor) -> Tensor:
+    r"""Rank the sites of each map, less the mean rank; the cosine of two of them is Spearman's correlation.
+
+    Parameters
+    ----------
+    maps
+        (B, \*sites), -inf at sites that do not count.
+
+    Returns
+    -------
+    (B, N) float64
+        0 at sites that do not count. NaN for maps that are NaN or have the same value everywhere.
+    """
     here = ~maps.flatten(1).isneginf()
     n = here.sum(1, keepdim=True)
-    # Sites that do not count are tied at the bottom of both maps, so they shift all other ranks equally.
-    ranked = [mean_ranks(each.flatten(1)) for each in (maps, others)]
-    a, b = (here * (ranks - (here * ranks).sum(1, keepdim=True) / n) for ranks in ranked)
-    correlation = (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
-    undefined = unreadable(maps) | unreadable(others) | flat(maps) | flat(others)
-    return correlation.clamp(-1, 1).masked_fill(undefined, torch.nan).float()
+    # Sites that do not count are tied at the bottom, so they shift all other ranks equally.
+    ranks = mean_ranks(maps.flatten(1))
+    centred = here * (ranks - (here * ranks).sum(1, keepdim=True) / n)
+    return centred.masked_fill((unreadable(maps) | flat(maps))[:, None], torch.nan)
 
 
 def flat(maps: Tensor) -> Tensor:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from storage.parquet import read_table
 from storage.run import Run
 from tasks.page.charts.chart import Chart
 from tasks.page.charts.curves import curves_chart
+from tasks.page.charts.matrices import maps_chart, metrics_chart
+from tasks.page.charts.ranks import ranks_chart
+from tasks.results.rank_groups import Ranks
 
 
 def charts_of(run: Run) -> list[Chart]:
@@ -15,4 +19,5 @@ def charts_of(run: Run) -> list[Chart]:
     list
         Each chart; one that cannot be drawn has no picture, and a caption that says why.
     """
-    return [curves_chart(run)]
+    ranks = Ranks.of(read_table(run.summary))
+    return [curves_chart(run), ranks_chart(run, ranks), maps_chart(run), metrics_chart(ranks)]

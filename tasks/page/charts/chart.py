@@ -12,6 +12,7 @@ import vl_convert
 
 PRINT_SCALE = 2.0  # pixels of a PNG per pixel of the chart
 _SVG = "http://www.w3.org/2000/svg"
+_MARGIN = 14  # pixels around a chart, since the letters of a page may be wider than those it is drawn with
 _INK, _PAPER = "#1b1b1b", "white"
 _VERSION = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
@@ -82,6 +83,7 @@ def _config(ink: str) -> dict[str, Any]:
     texts = {"titleFontWeight": "normal", "titleFontSize": 11, "labelFontSize": 10}
     return {
         "font": "sans-serif",
+        "padding": _MARGIN,
         "aria": False,
         "view": {"stroke": None},
         "axis": {**axis, **texts, "gridOpacity": 0.13, "domainOpacity": 0.5, "tickOpacity": 0.5},
@@ -114,7 +116,7 @@ def _for_page(svg: str, label: str) -> str:
     del root.attrib["height"]
     root.set("role", "img")
     root.set("aria-label", label)
-    root.set("style", f"width:100%;max-width:{width}px;height:auto")
+    root.set("style", f"width:100%;max-width:{width}px;height:auto;overflow:visible")
     return ElementTree.tostring(root, encoding="unicode")
 
 
