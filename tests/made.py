@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from storage.manifest import ColumnEntry, ExplainerEntry, Manifest, MetricEntry
+from storage.maps import write_shard
+from storage.records import Step, write_record
 from storage.run import Run
+from storage.samples import merge_samples, write_sample_inputs, write_sample_predictions
 from storage.scores import write_scores
 
 NASTY = '<b>&"x ☃ {{1}}'  # the name of a column of a plug-in, or of a class
@@ -42,6 +46,7 @@ def made_run(
     images: int = 10,
     targets: int = 1,
     metrics: dict[str, dict[str, tuple[str | None, str | None]]] = METRICS,
+    grids: dict[str, tuple[int, ...]] | None = None,
     **manifest: Any,
 ) -> Run:
     """Create a run without results, of shards of 4 images.
@@ -50,6 +55,8 @@ def made_run(
     ----------
     explainers
         The name of each explainer of the run, and its own name where that is a label.
+    grids
+        The grids of their maps; two cells per side by default.
     manifest
         More fields of the manifest.
     """
@@ -60,9 +67,11 @@ def made_run(
         }
         for metric, own in metrics.items()
     }
+    target = {"top": targets} if targets > 1 else "predicted"
+    batch = {"images": 4, "forwards": 4}
     shape = manifest.setdefault("input_shape", (3, 8, 8))
     given: dict[str, Any] = {
-        "job": {"name": "made", "seed": 0, "target": {"top": targets} if targets > 1 else "predicted"},
+        "job": {"name": "made", "seed": 0, "target": target, "tolerance": 0.0, "batch": batch},
         "identity": {},
         "versions": {},
         "model_fingerprint": "",
@@ -71,7 +80,7 @@ def made_run(
         "shard_rows": 4,
         "targets_per_image": targets,
         "explainers": {
-            name: ExplainerEntry(parameters={}, grid=(2,) * len(shape[1:]), name=own)
+            name: ExplainerEntry(parameters={}, grid=(grids or {}).get(name, (2,) * len(shape[1:])), name=own)
             for name, own in explainers.items()
         },
         "metrics": {
@@ -130,3 +139,48 @@ def _write(run: Run, explainer: str, shard: int, own: Scored) -> None:
 def target_of(row: int) -> int:
     """The explained class of a map of a made run."""
     return row % 3
+
+
+def made_maps(run: Run, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Write random maps with values of both signs, with their records; return them by explainer."""
+    rng, found = np.random.default_rng(seed), {}
+    for explainer, entry in run.explainers.items():
+        maps = rng.normal(0.3, 1, (run.rows * run.targets_per_image, *entry.grid)).astype(np.float32)
+        for shard in range(run.shards):
+            start, stop = run.rows_of(shard)
+            files = write_shard(run.saliency(explainer) / "maps", start, maps[start:stop])
+            step = Step("saliency", shard, explainer)
+            write_record(
+                run.root, step, rows=stop - start, statuses={}, files=files, seconds=0, worker="", facts=None
+            )
+        found[explainer] = torch.from_numpy(maps)
+    return found
+
+
+def made_samples(
+    run: Run, classes: list[int] | None = None, names: dict[int, str] | None = None
+) -> NDArray[np.int64]:
+    """Write the samples of a run; return the explained class of each map, (maps,).
+
+    Parameters
+    ----------
+    classes
+        The explained class of each map; -1: the image has none. Those of :func:`target_of` by default.
+    names
+        The names that the model has for classes. The dataset's names are "label 0" and so on.
+    """
+    k = run.targets_per_image
+    found = np.array(classes or [target_of(row) for row in range(run.rows * k)])
+    for shard in range(run.shards):
+        inputs, predictions = [], []
+        for image in range(*run.bounds(shard)):
+            own = [int(c) for c in found[image * k : image * k + k] if c >= 0]
+            fact = {"sample_id": f"{image:04d}"}
+            inputs.append(fact | ({"label": own[0]} if own else {}) | {"status": "ok"})
+            target = {"target": own[0], "targets": own, "label_name": f"label {own[0]}"} if own else {}
+            called = {"target_names": [names.get(c) for c in own]} if names and own else {}
+            predictions.append(fact | target | called)
+        write_sample_inputs(run.root, shard, inputs)
+        write_sample_predictions(run.root, shard, predictions)
+    merge_samples(run.root, run.shards)
+    return found

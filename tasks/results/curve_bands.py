@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from scipy.stats import t as student
 
 from explainers.models.modality import MODALITIES
 from storage.run import Run
@@ -17,9 +16,8 @@ from storage.scores import each_curve
 from tasks.metrics.base import Axes
 from tasks.metrics.pixel_precision import found_and_taken
 from tasks.metrics.registry import metrics
-from tasks.results.statistics import Floats
+from tasks.results.statistics import Floats, half_width
 
-CONFIDENCE = 0.95
 NEUTRAL = Axes("from a curve's first point to its last", "mean over images")
 
 
@@ -126,11 +124,8 @@ class _Sums:
         n, there = self.images, self.b > 0
         a, b, aa, ab, bb = (each[there] for each in (self.a, self.b, self.aa, self.ab, self.bb))
         mean = a / b
-        half = np.full_like(mean, np.nan)
-        if n > 1:
-            # The variance of a ratio of means is that of a - mean * b, to first order; for b = 1 it is exact.
-            squares = (aa - 2 * mean * ab + mean**2 * bb).clip(min=0)
-            half = student.ppf((1 + CONFIDENCE) / 2, n - 1) * np.sqrt(squares / (n - 1) / n) / (b / n)
+        # The variance of a ratio of means is that of a - mean * b, to first order; for b = 1 it is exact.
+        half = half_width(n, (aa - 2 * mean * ab + mean**2 * bb).clip(min=0)) / (b / n)
         # The range is the column's, and a plug-in's curve may leave it.
         low = np.maximum(mean - half, np.minimum(mean, self.ends[0]))
         high = np.minimum(mean + half, np.maximum(mean, self.ends[1]))

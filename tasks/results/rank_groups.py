@@ -42,12 +42,12 @@ class Ranks:
         return cls(explainers, columns, ranks)
 
     def complete(self) -> Ranks:
-        """Leave out explainers without a rank in any column, and then columns without a rank of all others."""
-        there = ~np.isnan(self.ranks).all(0) if len(self.columns) else np.zeros(len(self.explainers), bool)
-        whole = ~np.isnan(self.ranks[:, there]).any(1)
+        """Leave out explainers without any rank, and then columns without a rank of all others."""
+        there = np.flatnonzero((~np.isnan(self.ranks)).any(0))
+        whole = np.flatnonzero((~np.isnan(self.ranks[:, there])).all(1))
         return Ranks(
-            [name for name, is_there in zip(self.explainers, there, strict=True) if is_there],
-            [name for name, is_whole in zip(self.columns, whole, strict=True) if is_whole],
+            [self.explainers[i] for i in there],
+            [self.columns[i] for i in whole],
             self.ranks[whole][:, there],
         )
 

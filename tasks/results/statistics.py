@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata, wilcoxon
+from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -333,6 +334,21 @@ def _interval(numbers: Floats) -> tuple[Floats, Floats]:
     empty = np.asarray(np.isnan(numbers).all(1))
     low, high = np.nanpercentile(np.where(empty[:, None], 0, numbers), TAILS, axis=1)
     return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
+
+
+def half_width(images: int, squares: Any) -> Any:
+    """Return half the width of the 95 % interval (Student's t) of the mean of some numbers.
+
+    Parameters
+    ----------
+    images
+        How many numbers there are. With a single one, the result is NaN.
+    squares
+        The sum of their squared differences to the mean, or an array of such sums.
+    """
+    if images < 2:
+        return np.full_like(squares, np.nan, dtype=np.float64)
+    return student.ppf(0.975, images - 1) * np.sqrt(squares / (images - 1) / images)
 
 
 def result_rows(

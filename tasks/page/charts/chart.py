@@ -69,7 +69,7 @@ def drawn(title: str, caption: str, chart: alt.TopLevelMixin, rows: dict[str, Ro
     rows
         The data by name. They are kept out of ``chart``, since Altair checks every value in a slow way.
     """
-    plain = {**chart.to_dict(), "datasets": rows}
+    plain = {**chart.to_dict(validate=False), "datasets": rows}
     spec = {**plain, "config": _config(_INK), "background": _PAPER}
     page = {**plain, "config": _config("currentColor"), "background": None}
     return Chart(

@@ -7,9 +7,9 @@ from typing import Any
 
 import altair as alt
 
-from explainers.controls import CONTROLS
 from storage.characters import shown
 from storage.run import Run
+from tasks.results.leaderboard import is_control
 
 # Each differs from every other one and from the grey by 21 or more in CIELAB, also as people with any of the
 # three kinds of colour blindness see them, and has a contrast of at least 3:1 with white and with #16181d.
@@ -41,7 +41,7 @@ class Look:
     @classmethod
     def of(cls, run: Run) -> Look:
         """Return the look of the explainers of a run."""
-        controls = [name for name, entry in run.explainers.items() if (entry.name or name) in CONTROLS]
+        controls = [name for name, entry in run.explainers.items() if is_control(name, entry)]
         own = [name for name in run.explainers if name not in controls]
         turns = [divmod(i, len(PALETTE)) for i in range(len(own))]
         grey = range(len(controls))

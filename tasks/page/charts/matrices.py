@@ -29,14 +29,15 @@ def maps_chart(run: Run) -> Chart:
     if len(found.explainers) < 2 or np.isnan(_off_diagonal(found.correlation)).all():
         return Chart(MAPS, "Maps are not compared: that takes two explainers with maps that are not flat.")
     plural = MODALITIES[run.modality].plural
+    sites = MODALITIES[run.modality].site_names if run.modality == "text" else "cells"
     which = f"all {found.maps:,} maps"
     if found.maps < found.there:
         which = f"{found.maps:,} of {found.there:,} maps, evenly spread over the {plural}"
     caption = (
-        "Spearman's rank correlation of the maps of two explainers for the same input, on a common grid of "
-        f"{'x'.join(map(str, found.grid))}, without evidence against the class, averaged over {which}. 1: the "
-        "same order of salient places; 0: unrelated; below 0, in another colour: opposite. Flat maps have no "
-        "order and do not count. An empty cell has no pair of maps."
+        "Spearman's rank correlation of the maps of two explainers for the same input, averaged over "
+        f"{which}. Maps are taken on a common grid of {'x'.join(map(str, found.grid))} {sites}, without "
+        "evidence against the class. 1: the same order of salient places; 0: unrelated; below 0, in another "
+        "colour: opposite. Flat maps have no order and do not count. An empty cell has no pair of maps."
     )
     return _matrix(MAPS, caption, "maps are flat", found.explainers, found.correlation)
 
@@ -49,9 +50,10 @@ def metrics_chart(ranks: Ranks) -> Chart:
             METRICS, "Rankings are not compared: that takes two ranked columns with 3 explainers in common."
         )
     caption = (
-        "Kendall's tau between the rankings of the explainers, controls included, by two columns. 1: the same "
-        "ranking; 0: unrelated; below 0, in another colour: opposite. Columns that agree add little to each "
-        "other; columns that disagree measure different things. An empty cell has too few explainers in common."
+        "Kendall's tau between the rankings of the explainers, controls included, by two columns. 1: the "
+        "same ranking; 0: unrelated; below 0, in another colour: opposite. Columns that agree add little to "
+        "each other; columns that disagree measure different things. An empty cell has too few explainers in "
+        "common."
     )
     return _matrix(METRICS, caption, "ranks are tied or too few", ranks.columns, tau)
 

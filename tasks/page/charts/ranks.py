@@ -22,33 +22,30 @@ def ranks_chart(run: Run, ranks: Ranks) -> Chart:
     if found is None:
         return Chart(
             TITLE,
-            "Mean ranks are not compared: that takes 3 explainers and 2 ranked columns in which all of them have "
-            f"a score, and here are {len(whole.explainers)} and {len(whole.columns)}.",
+            "Mean ranks are not compared: that takes 3 explainers, and 2 ranked columns in which all of them "
+            f"have a score, and here are {len(whole.explainers)} and {len(whole.columns)}.",
         )
     left_out = len(ranks.columns) - len(whole.columns)
     return drawn(TITLE, _caption(found, left_out), _diagram(found, Look.of(run)), _rows(found))
 
 
 def _caption(found: RankGroups, left_out: int) -> str:
-    test = f"Friedman's test over {found.columns} ranked columns gives p = {_p(found.p_value)}"
+    p_value = "p < 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.3f}"
+    test = f"Friedman's test over {found.columns} ranked columns gives {p_value}"
     if found.p_value < LEVEL:
         told = (
-            f"{test}: not all explainers rank alike. A bar joins explainers whose mean ranks differ by no more "
-            f"than the critical difference of {found.difference:.2f} (Nemenyi's test, 5 %): the columns do not "
-            "tell them apart."
+            f"{test}: not all explainers rank alike. A bar joins explainers whose mean ranks differ by no "
+            f"more than the critical difference of {found.difference:.2f} (Nemenyi's test, 5 %): the columns "
+            "do not tell them apart."
         )
     else:
         told = f"{test}: the columns do not tell the explainers apart, and a bar joins all of them."
     without = f" Columns without a score of every explainer are left out: {left_out}." if left_out else ""
     return (
-        f"The mean rank of each explainer over the ranked columns; 1 is the best. {told} Columns are measured "
-        "on the same inputs, and some are alike, so the test describes the run more than it proves a "
-        f"difference.{without}"
+        f"The mean rank of each explainer over the ranked columns; 1 is the best. {told} Columns are "
+        "measured on the same inputs, and some are alike, so the test describes the run more than it proves "
+        f"a difference.{without}"
     )
-
-
-def _p(value: float) -> str:
-    return "less than 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _rows(found: RankGroups) -> dict[str, Rows]:
