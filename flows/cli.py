@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from flows import inspect_commands, job_commands, list_commands, report_commands
+from flows import export_commands, inspect_commands, job_commands, list_commands, report_commands
 
 app = typer.Typer(
     help="Explain a vision model over a whole dataset.\n\n"
@@ -20,6 +20,7 @@ for command in (
     report_commands.report,
     inspect_commands.query,
     inspect_commands.compare,
+    export_commands.export,
     inspect_commands.verify,
     inspect_commands.components,
     inspect_commands.doctor,

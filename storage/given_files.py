@@ -19,11 +19,12 @@ from storage.datasets.formats import ARRAY, is_hidden
 from storage.errors import LONGEST, one_line
 from storage.files import UnreadableError
 from storage.given_images import IMAGES, header_of, read_map, shape_of_map
+from storage.layout import COORDINATES
 from storage.places import files_under
 
 MOST_COMPRESSED = 1 << 30  # bytes of a compressed array of an .npz file, which is read as a whole
 _BESIDES = ("ids", "targets")  # arrays that may stand beside the maps
-_OF_RUNS = ("status", "details")  # what a run stores beside the maps of an explainer
+_OF_RUNS = ("status", "details", *COORDINATES)  # what a run stores beside the maps of an explainer
 _ZARR = ("zarr.json", ".zarray", ".zgroup")
 
 

@@ -70,6 +70,17 @@ def read_values(run: Run, explainer: str) -> pa.Table:
     return pa.concat_tables(parts)
 
 
+def read_shard_values(run: Run, explainer: str, shard: int) -> dict[str, list[float | None]]:
+    """Read an explainer's scores of a shard, by column of the run: one per map, None where there is none."""
+    path, (start, stop) = _score_file(run.root, explainer, shard), run.rows_of(shard)
+    found: dict[str, list[float | None]] = {column: [None] * (stop - start) for column in run.columns}
+    if path.exists():
+        part = read_table(path, ["metric", "value"], _without_curve(["metric", "value"]))
+        for metric in sorted(_metrics_in(path, part, (start, stop)) & found.keys()):
+            found[metric] = part.filter(pc.equal(part["metric"], metric))["value"].to_pylist()
+    return found
+
+
 def _metrics_in(path: Path, part: pa.Table, rows: tuple[int, int]) -> set[str]:
     """Return the metrics of a part; raise UnreadableError if one has not a row for each of the shard's."""
     counts = {item["values"]: item["counts"] for item in pc.value_counts(part["metric"]).to_pylist()}

@@ -40,7 +40,7 @@ SCALE = "saliency from 0 (white) to 1 (darkest)"
 
 def pixels_of(run: Run, image: int) -> np.ndarray:
     """The image at this index of the run, (H, W, 3) uint8: the bands that the job shows."""
-    return coloured(read(run.inputs, image, image + 1)[0], _bands(run))
+    return coloured(read(run.inputs, image, image + 1)[0], shown_bands(run))
 
 
 def coloured(values: np.ndarray, shown: tuple[int, ...] = ()) -> np.ndarray:
@@ -58,7 +58,7 @@ def coloured(values: np.ndarray, shown: tuple[int, ...] = ()) -> np.ndarray:
 
 def told_bands(run: Run) -> str:
     """What :func:`pixels_of` shows, in two lines; empty for plain colours."""
-    bands, manifest = _bands(run), run.manifest
+    bands, manifest = shown_bands(run), run.manifest
     if manifest.input_shape[0] == 3 and manifest.input_dtype == "uint8" and bands == (0, 1, 2):
         return ""
     named = f"band {bands[0]}" if len(bands) == 1 else f"bands {', '.join(map(str, bands))} as RGB"
@@ -66,7 +66,7 @@ def told_bands(run: Run) -> str:
     return f"{named}\n{stretched}".rstrip()
 
 
-def _bands(run: Run) -> tuple[int, ...]:
+def shown_bands(run: Run) -> tuple[int, ...]:
     """The bands that pictures show: one, or three as red, green and blue."""
     given = run.job.get("shown_bands")  # runs of earlier versions have no such key
     return tuple(given or _first(run.manifest.input_shape[0]))

@@ -60,7 +60,7 @@ def compare(runs: Sequence[Run]) -> RunComparison:
     """
     names = names_of(runs)
     for run in runs:
-        _check_complete(run)
+        check_complete(run, "compare")
     targets = [run.target for run in runs]
     if any(target != targets[0] for target in targets):
         raise ValueError(f"{' and '.join(names)} have different targets: {', '.join(map(str, targets))}")
@@ -83,13 +83,13 @@ def compare(runs: Sequence[Run]) -> RunComparison:
     return RunComparison(pa.Table.from_pylist(summary), comparisons, len(common), left_out)
 
 
-def _check_complete(run: Run) -> None:
+def check_complete(run: Run, then: str) -> None:
     """Refuse a run whose summary lacks an explainer or a metric, as it does after the job was extended."""
     check_results(run.root)
     told = read_table(run.summary, ["metric", "explainer"]).to_pylist() if run.summary.exists() else []
     there = {(row["metric"], row["explainer"]) for row in told}
     if there < {(column, name) for column in run.columns for name in run.explainers}:
-        raise ValueError(f"{run.root} is not complete; run its job again, then compare")
+        raise ValueError(f"{run.root} is not complete; run its job again, then {then}")
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
