@@ -187,11 +187,15 @@ def _drain(
 
 
 def _tell_accuracy(run: Run) -> None:
-    """Report the model's accuracy on the labels, in the terminal and in Prefect's log."""
+    """Report the model's accuracy on the labels in Prefect's log, and in the terminal if it is bad news.
+
+    The terminal shows it again with the results.
+    """
     found = write_accuracy(run)
     if found is not None:
         line = found.told()
-        tell(line)
+        if found.is_chance:
+            tell(line)
         get_run_logger().log(logging.WARNING if found.is_chance else logging.INFO, "%s", line)
 
 

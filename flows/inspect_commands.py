@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from flows.terminal import DONE, FAILED, USAGE, console, fail, listed, tell, text
 from storage.credentials import without_credentials
+
+if TYPE_CHECKING:
+    from storage.records import DoneRecord, Step
+    from storage.run import Run
 
 Store = Annotated[Path, typer.Argument(metavar="DIR", help="run folder, as `floodlit run` made it")]
 
@@ -48,9 +53,10 @@ def refusals() -> Iterator[None]:
 
 def status(directory: Store) -> None:
     """Show what is done, failed and missing in a run folder (exit code 1 until everything is done)."""
-    from collections import Counter, defaultdict
-
+    from explainers.models.modality import MODALITIES
     from flows.resume import remaining, tolerated
+    from flows.terminal import tell_results
+    from storage.places import is_there
     from storage.records import failures
     from storage.run import Run
     from storage.verify import check_results
@@ -65,22 +71,13 @@ def status(directory: Store) -> None:
         accuracy = read_accuracy(opened)
         failed = {step: told for step, told in failures(opened.root).items() if step in missing}
         complete = not missing or tolerated(opened, missing)
-        title = text(f"{opened.name}: {opened.rows} images in {opened.shards} shards")
         check_results(opened.root)
-    table = Table(title=title, title_justify="left")
-    for column in ("stage", "explainer", "done", "missing shards", "rows by status"):
-        table.add_column(column)
-    counts: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for record in records:
-        counts[record.step.stage, record.step.explainer].update(record.statuses)
-    stages = [("inputs", ""), ("activations", "")]
-    stages += [(stage, name) for name in opened.explainers for stage in ("saliency", "scores")]
-    for stage, name in stages:
-        lacking = [step.shard + 1 for step in missing if (step.stage, step.explainer) == (stage, name)]
-        told = ", ".join(f"{count} {key}" for key, count in sorted(counts[stage, name].items()))
-        done = f"{opened.shards - len(lacking)}/{opened.shards}"
-        table.add_row(*map(text, (stage, name, done, _ranges(lacking), told)))
-    console.print(table)
+        finished = complete and opened.summary.exists()
+        tell(f"{opened.name}: {opened.rows:,} {MODALITIES[opened.modality].plural} in {opened.shards} shards")
+        if missing or not finished:
+            console.print(_stages(opened, records, missing))
+        if finished:
+            tell_results(opened)
     if opened.layer is not None:
         tell(f"layer {layer_of(opened)}")
     if accuracy is not None:
@@ -93,11 +90,29 @@ def status(directory: Store) -> None:
         where = f"after {why.attempts} attempts, {why.time}; {opened.root / step.failure_path}"
         tell(f"failed: {step.label(opened.shards)}: {why.error} ({where})")
     retry = "; `floodlit run --retry-failed` runs failed steps again" if failed else "; run the job again"
-    if opened.summary.exists() and complete:
+    if finished:
         tell(f"complete, except for {len(missing)} steps{retry}" if missing else "complete")
+        if is_there(opened.page):
+            tell(f"report: {opened.page}")
         raise typer.Exit(DONE)
     tell(f"incomplete: {len(missing)} steps and the summary are missing{retry}")
     raise typer.Exit(FAILED)
+
+
+def _stages(run: Run, records: Sequence[DoneRecord], missing: Collection[Step]) -> Table:
+    """Draw what is done and what is missing, by stage and explainer."""
+    table = Table("stage", "explainer", "done", "missing shards", "rows by status")
+    counts: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for record in records:
+        counts[record.step.stage, record.step.explainer].update(record.statuses)
+    stages = [("inputs", ""), ("activations", "")]
+    stages += [(stage, name) for name in run.explainers for stage in ("saliency", "scores")]
+    for stage, name in stages:
+        lacking = [step.shard + 1 for step in missing if (step.stage, step.explainer) == (stage, name)]
+        told = ", ".join(f"{count} {key}" for key, count in sorted(counts[stage, name].items()))
+        done = f"{run.shards - len(lacking)}/{run.shards}"
+        table.add_row(*map(text, (stage, name, done, _ranges(lacking), told)))
+    return table
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -179,11 +194,14 @@ def compare(
         found = compared_runs([Run.open(directory) for directory in directories])
         if output is not None:
             found.write(output)
-    for table in comparison_tables(found.summary, found.comparisons):
+    for table in comparison_tables(found.summary, found.comparisons, found.images):
         console.print(table)
     for metric, why in found.left_out.items():
         tell(f"left out: {metric}, {why}")
-    tell(f"on the {found.images} images that all runs have")
+    if found.images == 1:
+        tell("on the one image that all runs have, so there are no intervals and no tests")
+    else:
+        tell(f"on the {found.images:,} images that all runs have")
 
 
 def verify(directory: Store) -> None:

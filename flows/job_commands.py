@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.environment import keep_logs_off_the_terminal
-from flows.terminal import FAILED, console, fail, listed, tell
+from flows.terminal import FAILED, fail, listed, tell
 from storage.credentials import without_credentials
 
 
@@ -34,20 +34,18 @@ def run(
     The same job in the same store resumes where it stopped. A job with more explainers or metrics computes
     only these. Any other job in the same store is refused.
     """
-    with _serving() as address:
-        _run(job, store, retry_failed, address)
+    with _reporting():
+        _run(job, store, retry_failed)
 
 
 @contextmanager
-def _serving() -> Iterator[Callable[[], str]]:
-    """Provide a Prefect server; yields a function that waits for the server's address."""
-    # Logs and tracebacks are in Prefect; the terminal shows progress, and an error as one line.
+def _reporting() -> Iterator[None]:
+    """Keep logs and tracebacks in Prefect: the terminal shows progress, and an error as one line."""
     keep_logs_off_the_terminal()
-    from flows.server import prefect_server
     from flows.stopping import stopped_once
 
-    with _one_line_failures(), stopped_once(), prefect_server() as address:
-        yield address
+    with _one_line_failures(), stopped_once():
+        yield
 
 
 @contextmanager
@@ -80,15 +78,18 @@ def _one_line_failures() -> Iterator[None]:
         raise fail(str(error), FAILED) from error
 
 
-def _run(path: Path, store: str | None, retry_failed: bool, server: Callable[[], str]) -> None:
-    """Read the job, run it on the server and print its results."""
-    from flows.explain import explain
+def _run(path: Path, store: str | None, retry_failed: bool) -> None:
+    """Read the job, run it on a Prefect server and print its results."""
     from flows.job import Job
     from flows.job_file import read_job
+    from flows.server import prefect_server
 
-    job = read_job(path, Job, store)
-    _tell_places(job.store, server)
-    explain(job, retry_failed)
+    job = read_job(path, Job, store)  # a file that is refused starts no server
+    with prefect_server() as server:
+        from flows.explain import explain  # takes seconds, in which the server starts
+
+        _tell_places(job.store, server)
+        explain(job, retry_failed)
     _results(job)
 
 
@@ -111,20 +112,23 @@ def train(
     The same job in the same store resumes from the last checkpoint. If the head is already in the store, the
     command only registers it.
     """
-    with _serving() as address:
-        _train(job, store, address)
+    with _reporting():
+        _train(job, store)
 
 
-def _train(path: Path, store: str | None, server: Callable[[], str]) -> None:
-    """Read the training's job, run it on the server and print where the head is."""
+def _train(path: Path, store: str | None) -> None:
+    """Read the training's job, run it on a Prefect server and print where the head is."""
     from flows.job_file import read_job
-    from flows.train import train_ptame
+    from flows.server import prefect_server
     from flows.train_job import TrainJob
     from storage.tracking import default_uri
 
     job = read_job(path, TrainJob, store)
-    _tell_places(job.store, server)
-    made = train_ptame(job)
+    with prefect_server() as server:
+        from flows.train import train_ptame
+
+        _tell_places(job.store, server)
+        made = train_ptame(job)
     uri = job.tracking or default_uri(job.store)
     listed(
         {
@@ -138,19 +142,18 @@ def _train(path: Path, store: str | None, server: Callable[[], str]) -> None:
 
 
 def _results(job: Any) -> None:
-    """Print the tables of a complete run, the failed images and where the results are."""
-    from flows.terminal import score_tables, standing_table
+    """Print what a complete run has found, what is to be known of it, and last where its page is."""
+    from flows.terminal import tell_results
     from storage.parquet import read_table
+    from storage.places import is_there
     from storage.run import Run
     from storage.samples import each_sample
     from storage.tracking import default_uri
     from tasks.results.accuracy import read_accuracy
-    from tasks.results.remarks import layer_of, notes_of, unscored
+    from tasks.results.remarks import beside_float32, layer_of, notes_of, unscored
 
     done = Run.open(job.store)
-    summary = read_table(done.summary)
-    for table in (*score_tables(summary), standing_table(summary, read_table(done.costs))):
-        console.print(table)
+    tell_results(done)
     accuracy = read_accuracy(done)
     if accuracy is not None:
         tell(accuracy.told())
@@ -159,25 +162,23 @@ def _results(job: Any) -> None:
     if damaged:
         first = f"{damaged[0]['uri']}: {damaged[0]['error']}"
         tell(f"{len(damaged)} of {done.rows} images failed, e.g. {first}")
-        told = "SELECT uri, error FROM samples WHERE status = 'failed'"
-        tell(f'all of them: {_command("floodlit")} query {done.root} "{told}"')
-    for line in (*unscored(summary), *notes_of(done, done.records())):
+        asked = "SELECT uri, error FROM samples WHERE status = 'failed'"
+        tell(f'all of them: {_command("floodlit")} query {done.root} "{asked}"')
+    told = [*unscored(read_table(done.summary)), *beside_float32(read_table(done.costs))]
+    for line in (*told, *notes_of(done, done.records())):
         tell(line)
     uri = job.tracking or default_uri(job.store)
     taken = done.manifest.weights
     lines = {"weights": _taken(taken)} if taken and any(taken.values()) else {}
-    lines |= {"layer": layer_of(done)} if done.layer is not None else {}
+    lines |= {"layer": layer_of(done)} if done.manifest.layer_choice else {}
     lines |= {"outputs": done.manifest.outputs} if done.manifest.outputs else {}
     lines |= {"dataset": done.manifest.dataset_read} if done.manifest.dataset_read else {}
     lines |= {
-        "maps": f"{done.root}/saliency.zarr/<explainer>/maps",
-        "scores": f"{done.root}/scores/ (Parquet), {done.summary}",
-        "contact sheet": f"{done.report}/contact_sheet.png",
-        "query": f'{_command("floodlit")} query {done.root} "SELECT * FROM summary"',
-        "Prefect UI": f"{_command('prefect')} server start, then http://127.0.0.1:4200",
+        "all numbers": f'{_command("floodlit")} query {done.root} "SELECT * FROM summary"',
+        "Prefect": f"{_command('prefect')} server start, then http://127.0.0.1:4200",
         "MLflow": f"{_command('mlflow')} ui --backend-store-uri {uri}, then http://127.0.0.1:5000",
     }
-    listed(lines)
+    listed(lines | ({"report": str(done.page)} if is_there(done.page) else {}))
 
 
 def _taken(taken: dict[str, Any]) -> str:

@@ -153,7 +153,11 @@ class _Server:
             [sys.executable, "-P", "-m", "flows.server", str(self._port), str(os.getpid())],
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
-            env=os.environ | {"PREFECT_UI_API_URL": self._url},  # else its pages ask the default port
+            # Nobody who runs a job has been asked whether Prefect may count it. Without the second variable,
+            # the server's pages would ask the default port.
+            env={"PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+            | os.environ
+            | {"PREFECT_UI_API_URL": self._url},
             start_new_session=True,  # Ctrl-C is for the flow, which still has its last state to report
         )
 

@@ -7,12 +7,14 @@ numbers in them, and control characters are written as escapes.
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -21,15 +23,17 @@ from rich.text import Text
 
 from storage.characters import shown
 from storage.credentials import without_credentials
-from tasks.results.ranking_table import ranking_table
+
+if TYPE_CHECKING:
+    from storage.run import Run
+    from tasks.results.leaderboard import Cell, Leaderboard, Row
 
 # Without a terminal Rich assumes 80 columns, which breaks tables and paths in log files.
 _WIDTH = None if Console().is_terminal else 160
 console = Console(width=_WIDTH, markup=False, emoji=False, highlight=False)
-_SCORES = (
-    "mean and 95 % bootstrap interval over images; ranks count the images that all explainers have scores "
-    "for, and n is told where an explainer has more"
-)
+_TABLE = 100  # columns of the terminal that the leaderboard may take
+_NAME, _HEADING = 24, 14  # columns for the name of an explainer, and for a line of the name of a metric
+_NO_MARKS = "   "  # as long as the marks behind a number
 LINE_SECONDS = 10.0  # between two lines of progress if there is no terminal for a bar
 DONE, FAILED, USAGE = 0, 1, 2  # exit codes
 WORDS = {"higher": "higher is better", "lower": "lower is better", None: "for reference"}
@@ -110,70 +114,124 @@ class Progress:
             tell(f"{self.ended}/{self.total} steps ({self.percent:.0f} %), last: {label}")
 
 
-def score_tables(summary: pa.Table) -> list[Table]:
-    """Draw the means with 95 % intervals: one row per metric, one column per explainer, the best one bold.
+def tell_results(run: Run) -> None:
+    """Print the leaderboard of a finished run in its headline columns, and the sentence that judges it."""
+    from tasks.results.headline import headline
+    from tasks.results.leaderboard import read_leaderboard
+    from tasks.results.verdict import verdict
 
-    Ranks are computed on the images that all explainers have in common. If an explainer has more images than
-    these, its cell shows how many it has. The columns are split over several tables if one table does not fit
-    the terminal.
+    tell_board(read_leaderboard(run, headline(run.manifest)))
+    tell(verdict(read_leaderboard(run)))
+
+
+def tell_board(board: Leaderboard) -> None:
+    """Print the leaderboard as one table, and a line that explains its marks.
+
+    Parameters
+    ----------
+    board
+        The leaderboard in the headline columns.
     """
-    rows = summary.to_pylist()
-    cells = {(row["metric"], row["explainer"]): _cell(row) for row in rows}
-    better = {row["metric"]: row["better"] for row in rows}
-    explainers = list(dict.fromkeys(row["explainer"] for row in rows))
-    fitting = max(1, (console.width - 36) // 17)  # 36 characters for the metric, 17 per explainer
-    tables = []
-    for start in range(0, len(explainers), fitting):
-        columns = explainers[start : start + fitting]
-        table = Table(title=_SCORES, title_justify="left")
-        table.add_column("metric", no_wrap=True)
-        for explainer in columns:
-            table.add_column(text(explainer), justify="right", no_wrap=True)
-        for metric, direction in better.items():
-            named = Text.assemble(text(metric), "\n", (WORDS[direction], "dim"))
-            table.add_row(named, *(cells[metric, explainer] for explainer in columns))
-        tables.append(table)
-    return tables
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("explainer", overflow="fold", max_width=_NAME)
+    for column in board.columns.values():
+        better = (f"\n{WORDS[column.better]}", "dim")
+        table.add_column(Text.assemble(_broken(column.name), better), justify="right", overflow="fold")
+    table.add_column("ms per map", justify="right")
+    for row in board.explainers:
+        cells = [_cell(row.cells.get(name)) for name in board.columns]
+        table.add_row(text(row.name), *cells, _milliseconds(row))
+    if board.controls:
+        table.add_section()
+        table.add_row("best control", *(_best_control(board, name) for name in board.columns), "")
+    console.print(table, width=min(console.width, _TABLE))
+    tell(_marks(board))
 
 
-def standing_table(summary: pa.Table, costs: pa.Table) -> Table:
-    """Draw the rows of :func:`tasks.results.ranking_table.ranking_table` as one table."""
-    rows = ranking_table(summary, costs)
-    table = Table(
-        title="rank over metrics, and cost; won: metrics on which it is first", title_justify="left"
+def _broken(name: str, style: str = "", end: str = "") -> Text:
+    """A long name on several lines, broken behind underscores, each with ``end`` at its end."""
+    lines = [""]
+    for part in re.findall(r"[^_]*_*", name):
+        if lines[-1] and len(lines[-1]) + len(part) > _HEADING:
+            lines.append("")
+        lines[-1] += part
+    return Text("\n").join(text(line + end, style) for line in lines)
+
+
+def _marks(board: Leaderboard) -> str:
+    """What the numbers and the marks of a table mean, as far as they occur."""
+    rows = (*board.explainers, *board.controls)
+    cells = [cell for row in rows for cell in row.cells.values()]
+    told = {
+        "+ beats every control (Wilcoxon, Holm, p < 0.05)": any(cell.beats for cell in cells),
+        "* best of its column": any(cell.best for cell in cells),
+        f"n= fewer {board.inputs}": any(cell.fewer and cell.n for cell in cells),
+    }
+    return "; ".join(["means", *(mark for mark, occurs in told.items() if occurs)])
+
+
+def _cell(cell: Cell | None) -> Text:
+    """The mean with its marks; a line on the number of images where that is an exception."""
+    if cell is None or not cell.n:
+        return Text(f"-{_NO_MARKS}")
+    marks = f" {'+' if cell.beats else ' '}{'*' if cell.best else ' '}"
+    fewer = f"\nn={cell.n:,}{_NO_MARKS}" if cell.fewer else ""
+    return Text.assemble((number(cell.mean), "bold" if cell.best else ""), marks, (fewer, "dim"))
+
+
+def _best_control(board: Leaderboard, column: str) -> Text:
+    """The number of the best control of a column, and below it its name."""
+    name = board.columns[column].best_control
+    found = next((row.cells[column] for row in board.controls if row.name == name), None)
+    return Text.assemble(
+        _cell(found), "" if name is None else Text.assemble("\n", _broken(name, "dim", " " * len(_NO_MARKS)))
     )
-    for name in rows[0]:
-        table.add_column(
-            name, no_wrap=name == "explainer", justify="left" if name == "explainer" else "right"
-        )
-    for row in rows:
-        table.add_row(*map(text, row.values()))
-    return table
 
 
-def comparison_tables(summary: pa.Table, comparisons: pa.Table) -> list[Table]:
-    """Draw one table per metric that ranks: explainers by rank, and each compared with the best one."""
+def number(value: float) -> str:
+    """A score with three decimals, or with three digits where these would show nothing of it."""
+    return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 10_000 else f"{value:.2e}"
+
+
+def _milliseconds(row: Row) -> str:
+    return "-" if row.milliseconds is None else f"{row.milliseconds:,.2f}"
+
+
+def comparison_tables(summary: pa.Table, comparisons: pa.Table, images: int) -> list[Table]:
+    """Draw one table per metric that ranks: explainers by rank, and each compared with the best one.
+
+    Intervals, wins and p-values are drawn where they have a meaning: a single image has none of them, and a
+    column of a metric with one number for all images has neither wins nor p-values.
+    """
     wins = {(row["metric"], row["explainer"]): row["wins"] for row in comparisons.to_pylist() if row["best"]}
     by_metric: dict[str, list[dict[str, Any]]] = {}
     for row in summary.to_pylist():
         if row["better"]:
             by_metric.setdefault(row["metric"], []).append(row)
+    several = images > 1
     tables = []
     for metric, rows in by_metric.items():
+        tested = several and any(not math.isnan(row["p_value"]) for row in rows)
+        names = [*("rank", "mean" if several else "value"), *(["95 %"] if several else [])]
+        names += ["difference to the best", *(["95 %"] if several else [])]
         table = Table(title=text(f"{metric}, {WORDS[rows[0]['better']]}"), title_justify="left")
         table.add_column("explainer", no_wrap=True)
-        for name in ("rank", "mean", "95 %", "difference to the best", "95 %", "wins", "p (Holm)"):
+        for name in (*names, *(("wins", "p (Holm)") if tested else ())):
             table.add_column(name, justify="right")
         for row in sorted(rows, key=lambda row: (math.isnan(row["rank"]), row["rank"])):
-            numbers = [
-                _range(row[key], row[f"{prefix}low"], row[f"{prefix}high"])
-                for key, prefix in (("mean", ""), ("difference", "difference_"))
-            ]
-            won = wins.get((metric, row["explainer"]), math.nan)
-            tested = ["-" if math.isnan(won) else f"{won:.0%}", _p_value(row["p_holm"])]
-            table.add_row(text(row["explainer"]), f"{row['rank']:g}", *numbers[0], *numbers[1], *tested)
+            cells = [_rank(row["rank"])]
+            for key, prefix in (("mean", ""), ("difference", "difference_")):
+                cells += _range(row[key], row[f"{prefix}low"], row[f"{prefix}high"])[: 1 + several]
+            if tested:
+                won = wins.get((metric, row["explainer"]), math.nan)
+                cells += ["-" if math.isnan(won) else f"{won:.0%}", _p_value(row["p_holm"])]
+            table.add_row(text(row["explainer"]), *cells)
         tables.append(table)
     return tables
+
+
+def _rank(rank: float) -> str:
+    return "-" if math.isnan(rank) else f"{rank:g}"
 
 
 def _range(value: float, low: float, high: float) -> tuple[str, str]:
@@ -183,13 +241,3 @@ def _range(value: float, low: float, high: float) -> tuple[str, str]:
 
 def _p_value(p: float) -> str:
     return "-" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
-
-
-def _cell(row: dict[str, Any]) -> Text:
-    """Format the mean and the interval of one explainer and one metric, on two lines."""
-    if not row["n"]:
-        return Text("-")
-    # The rank may use fewer images than the explainer has: those that all explainers have.
-    count = f"n = {row['n']:,}  " if row["better"] and row["n"] > row["common"] else ""
-    mean = (f"{row['mean']:.3f}", "bold" if row["best"] else "")
-    return Text.assemble(count, mean, "\n", (f"{row['low']:.3f} - {row['high']:.3f}", "dim"))

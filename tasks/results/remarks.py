@@ -70,6 +70,26 @@ def notes_of(run: Run, records: Sequence[DoneRecord]) -> list[str]:
     return [*lines(samples, run.manifest.left_out), *given, *unusual_maps(run, records)]
 
 
+def beside_float32(costs: pa.Table) -> list[str]:
+    """Return a line on how far maps in lower precision are from those in float32; none without any.
+
+    Parameters
+    ----------
+    costs
+        The table ``costs.parquet``.
+    """
+    known = [row for row in costs.to_pylist() if row["rank_correlation"] is not None]
+    if not known:
+        return []
+    told = [
+        f"{min(row[key] for row in known):.4f} ({min(known, key=lambda row: row[key])['explainer']})"
+        for key in ("rank_correlation", "worst_rank_correlation")
+    ]
+    return [
+        f"rank correlation of maps with those in float32: lowest mean {told[0]}, lowest of a map {told[1]}"
+    ]
+
+
 def layer_of(run: Run) -> str:
     """Name the target layer of a run, or several, and say how it was chosen if the job names none."""
     layers = run.layer if isinstance(run.layer, tuple) else (run.layer,)

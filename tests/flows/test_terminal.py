@@ -1,10 +1,14 @@
 """What comes from data is printed as it is: neither Rich nor the terminal reads anything in it."""
 
 import io
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import boards
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from flows import terminal
 from flows.cli import app
-from flows.terminal import fail, tell
+from flows.terminal import comparison_tables, fail, tell
 from runs import explained, prepared, tiny_job
 from storage.characters import shown
 from storage.datasets import digits
@@ -22,6 +26,7 @@ from storage.run import Run
 from tasks.pictures.contact_sheet import draw_contact_sheet
 from tasks.pictures.drawing import heading
 from tasks.results.remarks import unusual_maps
+from tasks.results.statistics import PairedScores, result_rows
 
 # A folder k[ of one class, whose images are red].png and so on.
 HOSTILE = [f"k[/{name}.png" for name in ("red]", "[bold]b", ":smile:", "e\x1b[31m", "u\u202egnp", "a$b$")]
@@ -141,16 +146,71 @@ def test_tell_prints_any_text_as_one_line(told: str) -> None:
     assert on(lambda: tell(told), "ascii").isascii()
 
 
-def on(action: Callable[[], None], encoding: str) -> str:
-    """What an action writes to a terminal of 80 columns with this encoding, without the codes for colours."""
+def on(action: Callable[[], object], encoding: str, width: int = 80) -> str:
+    """What an action writes to a terminal with this encoding, without the codes for colours."""
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding, newline="")
     with pytest.MonkeyPatch.context() as patch:
-        there = Console(file=file, width=80, markup=False, emoji=False, highlight=False)
+        there = Console(file=file, width=width, markup=False, emoji=False, highlight=False)
         patch.setattr(terminal, "console", there)
         action()
     file.flush()
     return raw.getvalue().decode(encoding)
+
+
+def test_a_leaderboard_of_ten_explainers_fits_a_hundred_columns() -> None:
+    """Each mark stands beside its own number, and the line below explains the marks that occur."""
+    names = ["increase_in_confidence_100", "energy_pointing_game", "randomisation_ssim", "sparseness"]
+    made = boards.board(
+        {f"explainer-{i}": {name: {} for name in names} for i in range(10)}, ["random", "sobel"]
+    )
+    made.columns[names[0]] = replace(made.columns[names[0]], best_control="sobel", better="lower")
+    rows = {row.name: row for row in made.explainers}
+    won = replace(boards.cell(over={"random": True, "sobel": True}), mean=0.9, best=True)
+    rows["explainer-3"].cells[names[0]] = won
+    rows["explainer-4"].cells[names[1]] = replace(boards.cell(n=1234), fewer=True, mean=2e-5)
+    rows["explainer-5"].cells[names[2]] = boards.cell(n=0)
+    lines = on(lambda: terminal.tell_board(made), "utf-8", width=100).splitlines()
+    assert max(map(len, lines)) <= 100
+    table = {line.split()[0]: line.split() for line in lines if line.strip()}
+    assert table["explainer-3"][1:] == ["0.900", "+*", "0.500", "0.500", "0.500", "-"]
+    assert table["explainer-4"][1:] == ["0.500", "2.00e-05", "0.500", "0.500", "-"]
+    assert table["explainer-5"][1:] == ["0.500", "0.500", "-", "0.500", "-"]
+    assert table["best"] == ["best", "control", "0.500", "-", "-", "-"]
+    assert table["n=1,234"] == ["n=1,234"]
+    assert table["sobel"] == ["sobel"]
+    assert lines[-1] == (
+        "means; + beats every control (Wilcoxon, Holm, p < 0.05); * best of its column; n= fewer images"
+    )
+    assert len(lines) < 25
+
+
+def test_marks_that_do_not_occur_are_not_explained_and_data_are_text() -> None:
+    made = boards.board({"[/red]\x1b[1m:smile:": {"a_[bold]": {}}}, [], inputs="texts")
+    lines = on(lambda: terminal.tell_board(made), "utf-8").splitlines()
+    assert lines[-1] == "means"
+    assert any("[/red]\\x1b[1m:smile:" in line for line in lines)
+    assert any("a_[bold]" in line for line in lines)
+    assert not any("best control" in line for line in lines)
+
+
+def compared(images: int) -> str:
+    """What is printed of two explainers, the second of which is always better, in one metric."""
+    values = np.linspace(0.1, 0.4, images) * np.array([[1], [2]])
+    scores = PairedScores("insertion", "higher", np.ones((2, images), bool), values)
+    summary, pairs = (pa.Table.from_pylist(rows) for rows in result_rows([scores], ["one", "two"], [], 0))
+    tables = comparison_tables(summary, pairs, images)
+    return on(lambda: [terminal.console.print(table) for table in tables], "utf-8", width=120)
+
+
+def test_a_comparison_on_one_image_prints_no_interval_and_no_test() -> None:
+    cells = [re.findall(r"[^┃│]+", line) for line in compared(1).splitlines() if line[0] in "┃│"]
+    assert [[cell.strip() for cell in row] for row in cells] == [
+        ["explainer", "rank", "value", "difference to the best"],
+        ["two", "1", "0.200", "0.000"],
+        ["one", "2", "0.100", "-0.100"],
+    ]
+    assert {"mean", "95 %", "wins", "p (Holm)"} <= set(re.split(r" *[┃│] *", compared(9)))
 
 
 def test_an_error_is_one_line_without_passwords(capsys: pytest.CaptureFixture[str]) -> None:
