@@ -10,8 +10,10 @@ from contextlib import contextmanager
 def keep_logs_off_the_terminal() -> None:
     """Let Prefect and MLflow log to their servers alone, where the user has not chosen otherwise.
 
-    It has to be called before Prefect is imported.
+    They then send no usage data either, of which Prefect would give notice on the terminal. It has to be
+    called before Prefect is imported.
     """
+    os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 

@@ -24,7 +24,7 @@ def means_of(job: str, store: Path, samples: int) -> dict[tuple[str, str], float
     command = [sys.executable, "-m", "flows.cli", "run", str(file), "--store", str(store)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    for shown in ("best control", "beats every control", "server start", "mlflow"):
+    for shown in ("best control", "beats every control", "server start", "mlflow ui"):
         assert done.stdout.count(shown) == 1
     assert done.stdout.endswith(f"  {store}/report/index.html\n")
     assert done.stderr == ""
