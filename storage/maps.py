@@ -245,7 +245,7 @@ def read(path: Path, start: int, stop: int) -> NDArray[Any]:
 
 
 def read_rows(path: Path, rows: Sequence[int]) -> NDArray[Any]:
-    """Read single rows, in the given order; a chunk that several of them share is decoded once.
+    """Read single rows, in the given order; every chunk that holds some of them is read once.
 
     Raises
     ------
@@ -258,8 +258,15 @@ def read_rows(path: Path, rows: Sequence[int]) -> NDArray[Any]:
     if not all(0 <= row < array.shape[0] for row in rows):
         raise ValueError(f"rows {min(rows)} to {max(rows)} are not in {path}, which has {array.shape[0]}")
     _check_shards(path, array, sorted({row // array.shards[0] for row in rows}))
+    wanted = np.asarray(rows, np.int64)
+    found = np.empty((len(wanted), *array.shape[1:]), array.dtype)
     try:
-        return np.asarray(array.oindex[np.asarray(rows, np.int64)])
+        # Zarr's own selection of single rows takes twice this time where rows are large.
+        for chunk in np.unique(wanted // array.chunks[0]):
+            places = np.flatnonzero(wanted // array.chunks[0] == chunk)
+            first = wanted[places].min()
+            found[places] = array[first : wanted[places].max() + 1][wanted[places] - first]
+        return found
     except (ValueError, RuntimeError) as error:
         raise DamagedShardError(
             f"{len(rows)} rows of {path} cannot be read: {one_line(error, LONGEST)}"

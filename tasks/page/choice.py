@@ -18,6 +18,7 @@ from storage.records import Step
 from storage.run import Run
 from storage.samples import read_columns_of_shard
 from storage.scores import read_score
+from tasks.results.headline import headline, ranked
 from tasks.shard_rows import STATUSES
 
 MOST = 48  # samples
@@ -74,8 +75,9 @@ class Facts:
 
 
 def headline_of(run: Run) -> str:
-    """The first column that ranks explainers by a number per image; empty if there is none."""
-    return next((name for name, about in run.columns.items() if about.better and not about.pooled), "")
+    """The first headline column that has a number per image, or the first of all; empty if there is none."""
+    columns = [*headline(run.manifest), *ranked(run.manifest)]
+    return next((name for name in columns if not run.columns[name].pooled), "")
 
 
 def judged(run: Run) -> list[str]:
@@ -155,11 +157,11 @@ def _candidates(facts: Facts, seed: int) -> Iterator[tuple[Reason, NDArray[np.in
     each = min(EACH, max(1, EXTREMES // (2 * max(1, len(facts.scores)))))
     for kind in ("best", "worst"):
         for name, values in facts.scores.items():
-            ranked = _ordered(values, facts.better == "higher")[:: 1 if kind == "best" else -1]
+            order = _ordered(values, facts.better == "higher")[:: 1 if kind == "best" else -1]
             # No sample is both, however many have the same score.
-            apart = values[ranked] != values[ranked[-1:]]
+            apart = values[order] != values[order[-1:]]
             told = f"{kind} of {shown(name)} in {facts.column}"
-            yield Reason(kind, told), ranked[apart][: min(each, len(ranked) // 2)]
+            yield Reason(kind, told), order[apart][: min(each, len(order) // 2)]
 
 
 def _true_of(facts: Facts, place: int) -> Iterator[Reason]:

@@ -17,6 +17,7 @@ from storage.maps import read_rows
 from storage.run import Run
 from storage.samples import read_samples_of_shard
 from tasks.objects import boxes_of, masks_of
+from tasks.page.charts.looks import Look
 from tasks.page.picture_data import Link, map_png, mask_png, palette_of, reduced, webp
 from tasks.page.sample_details import DetailsOf, Told
 from tasks.page.sample_scores import Curves, ScoreRow, ScoresOf
@@ -32,11 +33,12 @@ _TOKENS = 60_000  # that are shaded in the page, at most
 
 @dataclass(frozen=True)
 class Named:
-    """An explainer as the page shows it: its name, whether it is a control, and the number of its colour."""
+    """An explainer as the page shows it: its name, and the colour and dashes that charts give it."""
 
     name: str
     control: bool
-    colour: int
+    colour: str
+    dashes: str
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,14 @@ class Sample:
 
 
 def named(run: Run) -> list[Named]:
-    """The explainers of a run; colours are numbered among those that are no controls."""
-    found, used = [], {True: 0, False: 0}
-    for name, entry in run.explainers.items():
-        control = (entry.name or name) in CONTROLS
-        found.append(Named(shown(name), control, used[control]))
-        used[control] += 1
-    return found
+    """The explainers of a run, in order."""
+    look = Look.of(run)
+    looks = dict(zip(look.names, zip(look.colours, look.dashes, strict=True), strict=True))
+    return [
+        Named(shown(name), (entry.name or name) in CONTROLS, colour, " ".join(map(str, dashes)))
+        for name, entry in run.explainers.items()
+        for colour, dashes in [looks[shown(name)]]
+    ]
 
 
 def samples_of(run: Run, rows: Sequence[int], link: Link) -> list[Sample]:
