@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from storage.run import Run
 from tasks.page.choice import KINDS, Reason, choose, facts_of
 from tasks.page.picture_data import LEVELS, inline, palette_of
-from tasks.page.sample import Named, Sample, bands_told, named, samples_of
+from tasks.page.sample import Sample, bands_told, samples_of
+from tasks.page.shown_maps import Named, averaging_told, named
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Gallery:
         Which bands of the inputs the pictures show; empty for plain colours.
     boxes, masks
         Whether any sample has boxes, or a mask.
+    averaging
+        Which maps are averaged in their pictures; empty if none is.
     palette
         The colours of the maps' levels from 0 to 1, six hexadecimal digits each.
     """
@@ -68,6 +71,7 @@ class Gallery:
     bands: str
     boxes: bool
     masks: bool
+    averaging: str
     palette: str
 
 
@@ -93,5 +97,6 @@ def gallery_of(run: Run) -> Gallery:
         bands=bands_told(run),
         boxes=any(target.boxes for target in targets),
         masks=any(target.mask for target in targets),
+        averaging=averaging_told(run, len(samples)),
         palette=palette_of(run.modality)[:LEVELS].tobytes().hex(),
     )

@@ -7,69 +7,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from explainers.controls import CONTROLS
 from storage.characters import shown
 from storage.maps import read_rows
 from storage.run import Run
 from storage.samples import read_samples_of_shard
 from tasks.objects import boxes_of, masks_of
-from tasks.page.charts.looks import Look
-from tasks.page.picture_data import Link, map_png, mask_png, palette_of, reduced, webp
+from tasks.page.picture_data import Link, mask_png, webp
 from tasks.page.sample_details import DetailsOf, Told
 from tasks.page.sample_scores import Curves, ScoreRow, ScoresOf
-from tasks.page.sequences import Series, Token, series_of, shaded_tokens, token_texts
-from tasks.page.stored_maps import StoredMap, stored_maps
+from tasks.page.sequences import Series, series_of
+from tasks.page.shown_maps import ShownMap, maps_of, tokens_shown
 from tasks.pictures.drawing import coloured, explained, label_of, told_bands
 
 _SIDE = 256  # pixels of the longer side of an input in the page, at most
-_CELLS = 1_900_000  # of all maps in the page together, which bounds its size: about one byte each
-_SIDES = (14, 64)  # cells per side of a map in the page: at least, at most
-_TOKENS = 60_000  # that are shaded in the page, at most
-
-
-@dataclass(frozen=True)
-class Named:
-    """An explainer as the page shows it: its name, and the colour and dashes that charts give it."""
-
-    name: str
-    control: bool
-    colour: str
-    dashes: str
-
-
-@dataclass(frozen=True)
-class ShownMap:
-    """One map.
-
-    Attributes
-    ----------
-    by
-        Its explainer.
-    picture
-        Address of the map's picture; empty for texts, and if there is no map.
-    tokens
-        The shaded tokens of a text.
-    told
-        What to say about the map; why there is none, if ``there`` is False.
-    grid, range
-        The grid of the map, and of its picture if that has fewer cells; its values, in words.
-    slope, shift
-        On the scale that all maps of the sample share, the level v of this map is slope * v + shift.
-    """
-
-    by: Named
-    there: bool
-    picture: str
-    tokens: list[Token]
-    told: str
-    grid: str
-    range: str
-    slope: float
-    shift: float
 
 
 @dataclass(frozen=True)
@@ -121,17 +74,6 @@ class Sample:
     targets: list[Target]
 
 
-def named(run: Run) -> list[Named]:
-    """The explainers of a run, in order."""
-    look = Look.of(run)
-    looks = dict(zip(look.names, zip(look.colours, look.dashes, strict=True), strict=True))
-    return [
-        Named(shown(name), (entry.name or name) in CONTROLS, colour, " ".join(map(str, dashes)))
-        for name, entry in run.explainers.items()
-        for colour, dashes in [looks[shown(name)]]
-    ]
-
-
 def samples_of(run: Run, rows: Sequence[int], link: Link) -> list[Sample]:
     """Say everything about some samples of a run, given by their index in it.
 
@@ -144,7 +86,7 @@ def samples_of(run: Run, rows: Sequence[int], link: Link) -> list[Sample]:
         for row in rows
         for place in range(len(known[row]["targets"] or ()))
     ]
-    shown_maps = _maps(run, known, maps, link)
+    shown_maps = maps_of(run, known, maps, link)
     scores, details = ScoresOf(run, maps), DetailsOf(run, maps, link)
     masks = _masks(run, known, maps, link)
     usable = [row for row in rows if known[row]["status"] == "ok"]
@@ -167,20 +109,6 @@ def samples_of(run: Run, rows: Sequence[int], link: Link) -> list[Sample]:
         ]
         found.append(_sample(run, row, sample, values.get(row), targets, tokens_shown(run, len(rows)), link))
     return found
-
-
-def cells_per_side(run: Run, samples: int) -> int:
-    """The most cells along a side of a map's picture, for a page with this number of samples."""
-    count = max(1, samples) * run.targets_per_image * max(1, len(run.explainers))
-    if len(run.input_size) == 1:
-        return min(256, max(_SIDES[0], _CELLS // count))
-    return min(_SIDES[1], max(_SIDES[0], int((_CELLS / count) ** 0.5)))
-
-
-def tokens_shown(run: Run, samples: int) -> int:
-    """The most tokens of a text that are shown, for a page with this number of samples."""
-    count = max(1, samples) * run.targets_per_image * max(1, len(run.explainers))
-    return max(40, _TOKENS // count)
 
 
 def _read_samples(run: Run, rows: Sequence[int]) -> dict[int, dict[str, Any]]:
@@ -232,73 +160,6 @@ def _image(values: NDArray[Any], bands: tuple[int, ...]) -> bytes:
     return webp(coloured(values, bands), _SIDE)
 
 
-def _maps(
-    run: Run, known: dict[int, dict[str, Any]], rows: Sequence[int], link: Link
-) -> dict[int, list[ShownMap]]:
-    """The maps of all explainers at these rows of maps; one explainer's maps are in memory at a time."""
-    found: dict[int, list[ShownMap]] = {row: [] for row in rows}
-    most = cells_per_side(run, len(known))
-    for by, name in zip(named(run), run.explainers, strict=True):
-        stored = stored_maps(run, name, rows)
-        pictures = {} if run.modality == "text" else _pictures(run, name, rows, stored, most, link)
-        tokens = _tokens(run, known, rows, stored) if run.modality == "text" else {}
-        grid = _grid(run.explainers[name].grid, most, text=run.modality == "text")
-        for row, each in zip(rows, stored, strict=True):
-            found[row].append(
-                ShownMap(
-                    by=by,
-                    there=each.levels is not None,
-                    picture=pictures.get(row, ""),
-                    tokens=tokens.get(row, []),
-                    told=shown(each.told),
-                    grid=grid,
-                    range=f"{each.low:.3g} to {each.high:.3g}",
-                    slope=each.high - each.low,
-                    shift=each.low,
-                )
-            )
-    return {row: _on_one_scale(each) for row, each in found.items()}
-
-
-def _on_one_scale(maps: list[ShownMap]) -> list[ShownMap]:
-    """The maps of a sample, with ``slope`` and ``shift`` divided by the largest value of any of them."""
-    highest = max((each.slope + each.shift for each in maps if each.there), default=0) or 1
-    return [
-        ShownMap(**{**vars(each), "slope": each.slope / highest, "shift": each.shift / highest})
-        for each in maps
-    ]
-
-
-def _pictures(
-    run: Run, name: str, rows: Sequence[int], stored: Sequence[StoredMap], most: int, link: Link
-) -> dict[int, str]:
-    """The addresses of the pictures of an explainer's maps, by row of maps."""
-    there = {row: each.levels for row, each in zip(rows, stored, strict=True) if each.levels is not None}
-    if not there:
-        return {}
-    small = reduced(torch.from_numpy(np.stack(list(there.values()))), most).numpy()
-    palette = palette_of(run.modality)
-    return {
-        row: link(f"map/{name}/{row}.png", partial(map_png, np.atleast_2d(levels), palette))
-        for row, levels in zip(there, small, strict=True)
-    }
-
-
-def _tokens(
-    run: Run, known: dict[int, dict[str, Any]], rows: Sequence[int], stored: Sequence[StoredMap]
-) -> dict[int, list[Token]]:
-    images = [row // run.targets_per_image for row in rows]
-    limit = tokens_shown(run, len(known))
-    found = {}
-    for row, each, (ids, words) in zip(
-        rows, stored, read_rows(run.inputs, images) if rows else (), strict=True
-    ):
-        texts = token_texts(known[row // run.targets_per_image]["tokens"], words[ids >= 0].tolist())
-        if each.levels is not None:
-            found[row] = shaded_tokens(texts, each.levels[ids >= 0])[:limit]
-    return found
-
-
 def _masks(run: Run, known: dict[int, dict[str, Any]], rows: Sequence[int], link: Link) -> dict[int, str]:
     """The addresses of the masks that count for these rows of maps; a mask without any pixel is left out."""
     if not run.manifest.masks or not rows:
@@ -313,14 +174,6 @@ def _masks(run: Run, known: dict[int, dict[str, Any]], rows: Sequence[int], link
         for row, mask in zip(rows, masks, strict=True)
         if mask.any()
     }
-
-
-def _grid(grid: Sequence[int], most: int, *, text: bool) -> str:
-    told = " x ".join(map(str, grid))
-    small = [min(side, most) for side in grid]
-    if text or small == list(grid):
-        return told
-    return f"{told}, shown as {' x '.join(map(str, small))}"
 
 
 def bands_told(run: Run) -> str:

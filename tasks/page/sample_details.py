@@ -58,8 +58,8 @@ class Uncovering:
         them, as comma-separated numbers.
     count
         The number of chosen cells.
-    steps
-        The number of cells until the prediction flipped; 0 if it never did.
+    found
+        How many cells it took until the prediction flipped, in words.
     start
         The number of chosen cells in the still picture.
     cover
@@ -76,7 +76,7 @@ class Uncovering:
     order: str
     confidence: str
     count: int
-    steps: int
+    found: str
     start: int
     cover: str
     points: str
@@ -195,12 +195,19 @@ def _uncoverings(
             order=",".join(map(str, order.tolist())),
             confidence=",".join(f"{p:.3g}" for p in confidence.tolist()),
             count=len(order),
-            steps=steps,
+            found=_found(mode, steps, grid[0] * grid[1]),
             start=start,
             cover=covered(order, start, (grid[0], grid[1]), mode),
             points=_points(confidence),
             told=f"{confidence[start - 1]:.3g}",
         )
+
+
+def _found(mode: str, steps: int, cells: int) -> str:
+    if not steps:
+        return "The prediction never changes."
+    what = "suffice for the prediction" if mode == "insertion" else "have to go to change the prediction"
+    return f"The first {steps} of {cells} cells {what}."
 
 
 def covered(order: NDArray[np.int64], steps: int, grid: tuple[int, int], mode: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from explainers.base import Status
 from explainers.models.modality import MODALITIES
@@ -15,6 +16,7 @@ from storage.maps import read_rows
 from storage.records import Step, failures
 from storage.run import Run
 from tasks.metrics.preparation import prepare
+from tasks.page.picture_data import reduced
 from tasks.shard_rows import STATUSES
 
 _NO_MAP = {
@@ -33,11 +35,13 @@ class StoredMap:
     Attributes
     ----------
     levels
-        (\\*grid) float32 in [0, 1], prepared as for the metrics but on the map's own grid; for texts (T,),
-        -inf where a token cannot be hidden. None if there is no map.
+        (\\*cells) float32 in [0, 1], prepared as for the metrics but on the map's own grid, or a coarser one;
+        for texts (T,), -inf where a token cannot be hidden. None if there is no map.
     low, high
-        The range of the map after rectification, in the explainer's own units: levels 0 and 1. They are the
-        same for a constant map.
+        The range of the map after rectification, in the explainer's own units.
+    bottom, top
+        The values of the levels 0 and 1, in the same units: ``low`` and ``high``, unless cells were averaged.
+        They are the same if all cells are.
     told
         What to say about the map, e.g. that it is zero everywhere; why there is none, without levels.
     """
@@ -45,19 +49,27 @@ class StoredMap:
     levels: NDArray[np.float32] | None
     low: float = 0.0
     high: float = 0.0
+    bottom: float = 0.0
+    top: float = 0.0
     told: str = ""
 
 
-def stored_maps(run: Run, explainer: str, rows: Sequence[int]) -> list[StoredMap]:
+def stored_maps(run: Run, explainer: str, rows: Sequence[int], most: int | None = None) -> list[StoredMap]:
     """Read the maps of an explainer at these rows of maps, prepare them, and explain those that are missing.
 
     Every shard's file is read once, and all maps are prepared together.
+
+    Parameters
+    ----------
+    most
+        The most cells along a side. A finer map is averaged over cells, and the means are stretched to [0, 1]
+        again, since single peaks would leave little of them. None keeps every map's grid.
     """
     each = run.manifest.shard_rows * run.targets_per_image
     done, failed = run.finished(), failures(run.root)
     steps = [Step("saliency", row // each, explainer) for row in rows]
     there = [row for row, step in zip(rows, steps, strict=True) if step in done]
-    found = iter(_read(run, explainer, there)) if there else iter(())
+    found = iter(_read(run, explainer, there, most)) if there else iter(())
     return [
         next(found)
         if step in done
@@ -66,7 +78,7 @@ def stored_maps(run: Run, explainer: str, rows: Sequence[int]) -> list[StoredMap
     ]
 
 
-def _read(run: Run, explainer: str, rows: list[int]) -> list[StoredMap]:
+def _read(run: Run, explainer: str, rows: list[int], most: int | None) -> list[StoredMap]:
     raw = torch.from_numpy(read_rows(run.saliency(explainer) / "maps", rows)).float()
     statuses = [STATUSES[code] for code in read_rows(run.saliency(explainer) / "status", rows)]
     if run.modality == "text":
@@ -79,15 +91,38 @@ def _read(run: Run, explainer: str, rows: list[int]) -> list[StoredMap]:
         levels, seen = prepare(raw, tuple(raw.shape[1:]))
         own = torch.ones_like(raw, dtype=torch.bool)
     positive, away = raw.relu().flatten(1), ~own.flatten(1)
-    low = positive.masked_fill(away, torch.inf).amin(1).tolist()
-    high = positive.masked_fill(away, -torch.inf).amax(1).tolist()
+    low, high = positive.masked_fill(away, torch.inf).amin(1), positive.masked_fill(away, -torch.inf).amax(1)
+    levels, bottom, top = _averaged(levels, low, high, most)
     found = []
-    for i, status in enumerate(statuses):
-        if status in _NO_MAP or seen[i] == Status.NOT_FINITE:
-            found.append(StoredMap(None, told=_NO_MAP[status if status in _NO_MAP else Status.NOT_FINITE]))
-        else:
-            told = (
-                NO_POSITIVE if seen[i] == Status.ALL_ZERO and status == Status.OK else _TOLD.get(seen[i], "")
-            )
-            found.append(StoredMap(levels[i].numpy(), low[i], high[i], told))
+    for i, (status, as_scored) in enumerate(zip(statuses, seen, strict=True)):
+        if status in _NO_MAP or as_scored == Status.NOT_FINITE:
+            found.append(StoredMap(None, told=_NO_MAP.get(status, _NO_MAP[Status.NOT_FINITE])))
+            continue
+        negative = as_scored == Status.ALL_ZERO and status == Status.OK
+        told = NO_POSITIVE if negative else _TOLD.get(as_scored, "")
+        values = [float(each[i]) for each in (low, high, bottom, top)]
+        found.append(StoredMap(levels[i].numpy(), values[0], values[1], values[2], values[3], told))
     return found
+
+
+def _averaged(levels: Tensor, low: Tensor, high: Tensor, most: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Average levels (B, \\*grid) to at most ``most`` cells a side, and stretch them again if it was needed.
+
+    Returns
+    -------
+    levels, bottom, top
+        (B, \\*cells), and (B,) the values of the levels 0 and 1, where ``low`` and ``high`` were those of the
+        given ones.
+    """
+    means = levels if most is None else reduced(levels, most)
+    if means.shape == levels.shape:
+        return levels, low, high
+    least, largest = means.flatten(1).amin(1), means.flatten(1).amax(1)
+    stretched = (means - _like(least, means)) / _like(largest - least, means)
+    bottom, top = low + least * (high - low), low + largest * (high - low)
+    return torch.where(_like(largest > least, means), stretched, means), bottom, top
+
+
+def _like(values: Tensor, maps: Tensor) -> Tensor:
+    """Reshape (B,) values to (B, 1, ...)."""
+    return values.view(-1, *[1] * (maps.ndim - 1))

@@ -66,7 +66,7 @@
     const steps = Number(box.querySelector("input").value);
     box.querySelector(".picture path").setAttribute("d", cover(box, steps));
     const confidence = box.dataset.confidence.split(",")[steps - 1];
-    box.querySelector("output").textContent = `${steps} cells: confidence ${confidence}`;
+    box.querySelector("output").textContent = `${steps} ${steps === 1 ? "cell" : "cells"}: confidence ${confidence}`;
   }
 
   for (const gallery of document.querySelectorAll(".gallery")) {

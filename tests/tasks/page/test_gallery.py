@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from runs import completed, model, tiny_job
-from storage.maps import read
+from storage.maps import read, read_rows
 from storage.query import query
 from storage.records import Step, drop_record, write_failure
 from storage.run import Run
@@ -23,7 +23,9 @@ from tasks.page.gallery import gallery_of
 from tasks.page.picture_data import INFERNO, LEVELS, inline
 from tasks.page.rendering import inline as static
 from tasks.page.rendering import render
-from tasks.page.sample import Sample, ShownMap, samples_of
+from tasks.page.sample import Sample, samples_of
+from tasks.page.shown_maps import ShownMap
+from tasks.page.stored_maps import stored_maps
 
 NAME = "<b>&amp; '🦉'"  # a file's name has no slash
 HOSTILE = "<script>alert(1)</script> \"'& 🦉"
@@ -70,6 +72,21 @@ def test_on_one_scale_levels_are_the_stored_values_over_the_largest_of_the_sampl
     for shown, values in zip(target.maps, raw.values(), strict=True):
         found = shown.slope * levels_of(shown.picture) + shown.shift
         np.testing.assert_allclose(found, values / highest, atol=0.51 / (LEVELS - 1))
+
+
+def test_a_finer_map_is_shown_as_means_of_cells_stretched_again(finished: Run) -> None:
+    rows = [2, 30]
+    raw = read_rows(finished.saliency("random") / "maps", rows)
+    means = raw.reshape(2, 16, 4, 16, 4).mean((2, 4))
+    for shown, values, wanted in zip(stored_maps(finished, "random", rows, 16), raw, means, strict=True):
+        assert shown.levels is not None
+        assert (shown.levels.min(), shown.levels.max()) == (0, 1)
+        assert (shown.low, shown.high) == (values.min(), values.max())
+        found = shown.levels * (shown.top - shown.bottom) + shown.bottom
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    (flat,) = stored_maps(finished, "all_ones", rows[:1], 16)
+    assert flat.levels is not None
+    assert (flat.levels.tolist(), flat.bottom, flat.top) == ([[1]], 1, 1)
 
 
 def test_a_score_stands_with_the_share_of_maps_that_score_worse(finished: Run) -> None:
@@ -212,7 +229,8 @@ def test_moxis_cells_are_uncovered_in_its_order_with_the_confidence(hostile: Run
     assert sorted(order) == list(range(9))
     odds = np.exp(reward.astype(float))
     assert [float(p) for p in cells.confidence.split(",")] == pytest.approx(odds / (1 + odds), rel=0.01)
-    assert (cells.steps, cells.count) == (steps, 9)
+    assert (cells.start, cells.count) == (steps, 9)
+    assert cells.found == f"The first {steps} of 9 cells suffice for the prediction."
     absent = {(int(x), int(y)) for x, y in re.findall(r"M(\d) (\d)h1v1h-1z", cells.cover)}
     assert absent == {(cell % 3, cell // 3) for cell in order[cells.start :]}
 
@@ -269,7 +287,7 @@ def test_the_slider_uncovers_cells_by_the_keyboard(
         tab.keyboard.press("Home")
         assert path.get_attribute("d").count("M") == 8
         assert (
-            article.locator("output").text_content() == f"1 cells: confidence {told.confidence.split(',')[0]}"
+            article.locator("output").text_content() == f"1 cell: confidence {told.confidence.split(',')[0]}"
         )
         tab.keyboard.press("End")
         assert path.get_attribute("d") == ""

@@ -19,8 +19,9 @@ from tasks.metrics.preparation import prepare
 from tasks.page.gallery import gallery_of
 from tasks.page.picture_data import inline
 from tasks.page.rendering import render
-from tasks.page.sample import named, samples_of
+from tasks.page.sample import samples_of
 from tasks.page.sequences import Token, series_of, token_texts
+from tasks.page.shown_maps import named
 
 METRICS = [{"name": "insertion", "steps": 2}]
 TEXTS = ["The film was good.", "", "a very dull film, a bad plot, a very dull film"]
