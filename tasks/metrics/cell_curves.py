@@ -87,7 +87,7 @@ class CellCurves:
     def axes(column: str, parameters: CellCurvesParameters) -> Axes:  # noqa: ARG004
         _, way, what = column.split("_")
         shown = "shown" if way == "insertion" else "hidden"
-        told = {"accuracy": "share with the class predicted", "probability": "probability of the class"}
+        told = {"accuracy": "share with class predicted", "probability": "probability of the class"}
         return Axes(f"share of cells {shown}", told[what])
 
     @torch.inference_mode()

@@ -76,7 +76,7 @@ class MinimalSufficientFraction:
     def axes(column: str, parameters: MinimalSufficientFractionParameters) -> Axes:  # noqa: ARG004
         kept = column == "minimal_sufficient_prediction"
         return Axes(
-            "share of {sites} shown", "share with the class predicted" if kept else "probability of the class"
+            "share of {sites} shown", "share with class predicted" if kept else "probability of the class"
         )
 
     @torch.inference_mode()

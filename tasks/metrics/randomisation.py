@@ -118,10 +118,9 @@ class Randomisation(_Similarity):
 
     @staticmethod
     def axes(column: str, parameters: RandomisationParameters) -> Axes:
-        whole = parameters.order == "cascading"
-        layers = "all layers from the logits down" if whole else "one layer"
+        layers = "more and more layers" if parameters.order == "cascading" else "one layer each"
         similar = "structural similarity" if column.endswith("ssim") else "rank correlation"
-        return Axes(f"stage ({layers} randomised)", similar, "numbers")
+        return Axes(f"stage: {layers} randomised", similar, "numbers")
 
     @torch.inference_mode()
     def score(self, batch: MetricBatch, maps: Tensor) -> Scores:

@@ -105,7 +105,7 @@ class Road:
         accuracy = column.endswith("accuracy")
         return Axes(
             f"share of pixels removed, {first} salient first",
-            "share with the class predicted" if accuracy else "probability of the class",
+            "share with class predicted" if accuracy else "probability of the class",
             tuple(level / 100 for level in parameters.levels),
         )
 

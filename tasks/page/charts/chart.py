@@ -12,7 +12,9 @@ import vl_convert
 
 PRINT_SCALE = 2.0  # pixels of a PNG per pixel of the chart
 _SVG = "http://www.w3.org/2000/svg"
-_MARGIN = 14  # pixels around a chart, since the letters of a page may be wider than those it is drawn with
+# Pixels around a chart, since the letters of a page may be wider than those that it is drawn with.
+_MARGIN = {"left": 28, "right": 28, "top": 14, "bottom": 10}
+_LEAST = 0.55  # smaller than this share of its size, a chart cannot be read and is scrolled instead
 _INK, _PAPER = "#1b1b1b", "white"
 _VERSION = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
@@ -116,7 +118,9 @@ def _for_page(svg: str, label: str) -> str:
     del root.attrib["height"]
     root.set("role", "img")
     root.set("aria-label", label)
-    root.set("style", f"width:100%;max-width:{width}px;height:auto;overflow:visible")
+    least = round(_LEAST * float(width))
+    sizes = f"width:100%;min-width:{least}px;max-width:{width}px;height:auto"
+    root.set("style", f"{sizes};overflow:visible")
     return ElementTree.tostring(root, encoding="unicode")
 
 

@@ -36,15 +36,16 @@ def classes_chart(run: Run) -> Chart:
     order = np.argsort(-sign * _mean(found.mean[own]), kind="stable")
     labels = [_label(found, c) for c in order]
     best = sign * _best(sign * found.mean[control])
+    look = Look.of(run)
     rows: Rows = []
     for e in np.flatnonzero(own):
         for c, label in zip(order, labels, strict=True):
             numbers = {"mean": found.mean[e, c], "low": found.low[e, c], "high": found.high[e, c]}
             numbers["control"] = best[c] if not own[control].any() else np.nan
-            row = {"explainer": shown(found.explainers[e]), "class": label}
+            row = {"explainer": look.names[found.explainers[e]], "class": label}
             rows.append(row | {k: float(f"{v:.5g}") for k, v in numbers.items() if np.isfinite(v)})
     caption = _caption(run, found, column, better, bool(control.any() and not control.all()))
-    return drawn(TITLE, caption, _panels(column, labels, Look.of(run)), {"classes": rows})
+    return drawn(TITLE, caption, _panels(column, labels, look), {"classes": rows})
 
 
 def _mean(values: Floats) -> Floats:
@@ -78,7 +79,9 @@ def _caption(run: Run, found: ClassScores, column: str, better: str, controlled:
 
 
 def _panels(column: str, labels: list[str], look: Look) -> alt.FacetChart:
-    classes = alt.Y("class:N", sort=labels, axis=alt.Axis(title="class", labelLimit=150, grid=True))
+    classes = alt.Y(
+        "class:N", sort=labels, axis=alt.Axis(title="class", titlePadding=12, labelLimit=150, grid=True)
+    )
     scale, axis = alt.Scale(zero=False), alt.Axis(tickCount=4, titleLimit=WIDTH)
     base = alt.Chart(width=WIDTH, height=alt.Step(LINE))
     layers = alt.layer(
@@ -93,5 +96,5 @@ def _panels(column: str, labels: list[str], look: Look) -> alt.FacetChart:
         ),
         data=alt.NamedData("classes"),
     )
-    facet = alt.Facet("explainer:N", sort=look.names, title=None, header=alt.Header(labelLimit=WIDTH))
+    facet = alt.Facet("explainer:N", sort=[*look.names.values()], title=None, header=alt.Header(labelLimit=0))
     return layers.facet(facet, columns=ACROSS, spacing=14)

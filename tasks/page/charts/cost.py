@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import altair as alt
 import pyarrow as pa
@@ -18,7 +18,7 @@ from tasks.results.headline import KINDS, headline
 
 TITLE = "Faithfulness against cost"
 WIDTH, HEIGHT = 600, 320
-_LETTER, _LINE = 6.4, 13  # pixels of a letter and of a line, for the places of names
+_LETTER, _LINE = 7, 13  # pixels of a letter and of a line, for the places of names
 
 
 def cost_chart(run: Run, summary: pa.Table, costs: pa.Table) -> Chart:
@@ -27,8 +27,9 @@ def cost_chart(run: Run, summary: pa.Table, costs: pa.Table) -> Chart:
     if column is None:
         return Chart(TITLE, "No headline metric of this run measures faithfulness.")
     times = {row["explainer"]: row["milliseconds"] for row in costs.to_pylist()}
+    look = Look.of(run)
     rows: Rows = [
-        {"explainer": shown(row["explainer"]), "time": time}
+        {"explainer": look.names[row["explainer"]], "time": time}
         | {key: row[key] for key in ("mean", "low", "high") if not math.isnan(row[key])}
         for row in summary.to_pylist()
         if row["metric"] == column
@@ -39,7 +40,7 @@ def cost_chart(run: Run, summary: pa.Table, costs: pa.Table) -> Chart:
     if len(rows) < 2:
         return Chart(TITLE, f"Fewer than two explainers have a score in {shown(column)} and a measured time.")
     drawn_ones = {row["explainer"] for row in rows}
-    without = ", ".join(shown(name) for name in run.explainers if shown(name) not in drawn_ones)
+    without = ", ".join(name for name in look.names.values() if name not in drawn_ones)
     better = WORDS[str(run.columns[column].better)]
     corner = "the upper left" if better == WORDS["higher"] else "the lower left"
     caption = (
@@ -49,7 +50,7 @@ def cost_chart(run: Run, summary: pa.Table, costs: pa.Table) -> Chart:
     )
     if without:
         caption += f" Without a score or a measured time: {without}."
-    return drawn(TITLE, caption, *_picture(column, rows, Look.of(run)))
+    return drawn(TITLE, caption, *_picture(column, rows, look))
 
 
 def _faithful(run: Run) -> str | None:
@@ -70,16 +71,30 @@ def _picture(column: str, rows: Rows, look: Look) -> tuple[alt.LayerChart, dict[
     values = [row[key] for row in rows for key in ("mean", "low", "high") if key in row]
     margin = (max(values) - min(values)) * 0.08 or 0.5
     tall = (min(values) - margin, max(values) + margin)
-    height = tall[1] - tall[0]
+
+    def right(time: float) -> float:
+        return WIDTH * math.log(time / wide[0]) / decades
+
+    def down(value: Any) -> float:
+        return HEIGHT * float(tall[1] - value) / (tall[1] - tall[0])
+
     points = [
-        (WIDTH * math.log(row["time"] / wide[0]) / decades, HEIGHT * (tall[1] - row["mean"]) / height)
+        Point(
+            right(row["time"]),
+            down(row["mean"]),
+            down(row.get("high", row["mean"])),
+            down(row.get("low", row["mean"])),
+        )
         for row in rows
     ]
     names: Rows = [
         {
             "explainer": row["explainer"],
-            "time": float(f"{wide[0] * math.exp(place.x / WIDTH * decades):.5g}"),
-            "mean": float(f"{tall[1] - place.y / HEIGHT * height:.5g}"),
+            "time": row["time"],
+            "mean": row["mean"],
+            "name time": float(f"{wide[0] * math.exp(place.x / WIDTH * decades):.5g}"),
+            "end time": float(f"{wide[0] * math.exp(place.end / WIDTH * decades):.5g}"),
+            "name mean": float(f"{tall[1] - place.y / HEIGHT * (tall[1] - tall[0]):.5g}"),
         }
         for row, place in zip(rows, places(points, [row["explainer"] for row in rows]), strict=True)
     ]
@@ -88,68 +103,85 @@ def _picture(column: str, rows: Rows, look: Look) -> tuple[alt.LayerChart, dict[
         for power in range(math.floor(math.log10(wide[0])), math.ceil(math.log10(wide[1])))
         for digit in ((1, 2, 5) if decades < math.log(1e4) else (1,))
     ]
+    across = alt.Scale(type="log", domain=list(wide), nice=False)
     x = alt.X(
         "time:Q",
         title="milliseconds per map",
-        scale=alt.Scale(type="log", domain=list(wide), nice=False),
+        scale=across,
         axis=alt.Axis(format="~g", values=[mark for mark in marks if wide[0] <= mark <= wide[1]]),
     )
     y = {"scale": alt.Scale(domain=list(tall), nice=False, zero=False), "title": shown(column)}
     base = alt.Chart(alt.NamedData("points"))
-    text = alt.Chart(alt.NamedData("names")).mark_text(align="left", baseline="middle")
+    names_of = alt.Chart(alt.NamedData("names"))
     chart = alt.layer(
         base.mark_rule(strokeWidth=1.5).encode(x, alt.Y("low:Q", **y), alt.Y2("high:Q"), look.colour()),
         base.mark_point(filled=True, size=60, opacity=1).encode(
             x, alt.Y("mean:Q", **y), look.colour(), look.shape()
         ),
-        text.encode(x, alt.Y("mean:Q", **y), alt.Text("explainer:N")),
+        names_of.mark_rule(strokeWidth=0.7, opacity=0.6).encode(
+            x, alt.Y("mean:Q", **y), alt.X2("end time:Q"), alt.Y2("name mean:Q")
+        ),
+        names_of.mark_text(align="left", baseline="middle").encode(
+            alt.X("name time:Q", scale=across), alt.Y("name mean:Q", **y), alt.Text("explainer:N")
+        ),
         width=WIDTH,
         height=HEIGHT,
     )
     return chart, {"points": rows, "names": names}
 
 
-class Place(NamedTuple):
-    """Where a name stands: the left end and the middle of its line, in pixels from the upper left corner."""
+class Point(NamedTuple):
+    """A point and the ends of its interval, in pixels from the upper left corner."""
 
     x: float
     y: float
+    top: float
+    bottom: float
 
 
-def places(points: list[tuple[float, float]], names: list[str]) -> list[Place]:
-    """Find a place for the name of each point, near it and free of other names and points if possible."""
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+class Place(NamedTuple):
+    """Where a name stands: the left end and the middle of its line, and the end that is near its point."""
+
+    x: float
+    y: float
+    end: float
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def places(points: list[Point], names: list[str]) -> list[Place]:
+    """Find a place for the name of each point, near it and, if possible, free of all that is drawn."""
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y, _, _ in points]
+    taken += [(x - 1, top, x + 1, bottom) for x, _, top, bottom in points]
     found = []
     for point, name in zip(points, names, strict=True):
         width = _LETTER * len(name)
         tried = list(_around(point, width))
-        free = (place for place in tried if not _hits(_box(place, width), taken))
-        place = next(free, tried[0])
+        place = next((place for place in tried if not _hits(_box(place, width), taken)), tried[0])
         taken.append(_box(place, width))
         found.append(place)
     return found
 
 
-def _around(point: tuple[float, float], width: float) -> Iterator[Place]:
+def _around(point: Point, width: float) -> Iterator[Place]:
     """Yield places around a point, the nearest ones first."""
-    x, y = point
-    for away in range(0, 9 * _LINE, _LINE):
-        for down in sorted({-away, away}):
-            yield Place(x + 9, y + down)
-            yield Place(x - 9 - width, y + down)
-            if away:
-                yield Place(x - width / 2, y + down)
+    for away in range(0, 12 * _LINE, _LINE):
+        for y in sorted({point.y - away, point.y + away}):
+            for aside in (9, 9 + away):
+                yield Place(point.x + aside, y, point.x + aside - 2)
+                yield Place(point.x - aside - width, y, point.x - aside + 2)
 
 
-def _box(place: Place, width: float) -> tuple[float, float, float, float]:
+def _box(place: Place, width: float) -> Box:
     return place.x, place.y - _LINE / 2, place.x + width, place.y + _LINE / 2
 
 
-def _hits(box: tuple[float, float, float, float], taken: list[tuple[float, float, float, float]]) -> bool:
-    """Whether a box leaves the chart at the top or the bottom, or overlaps another one."""
+def _hits(box: Box, taken: list[Box]) -> bool:
+    """Whether a box leaves the chart, but for its right end, or overlaps another one."""
     left, top, right, bottom = box
     return (
-        top < 0
+        min(left, top) < 0
         or bottom > HEIGHT
         or any(left < b[2] and b[0] < right and top < b[3] and b[1] < bottom for b in taken)
     )

@@ -19,6 +19,7 @@ from tasks.results.curve_bands import Band, axes_of, bands_of
 TITLE = "Curves"
 MOST_POINTS = 100  # of a curve that are drawn
 ACROSS = 3  # panels side by side
+_MOST_TICKS = 8  # of an axis of whole numbers, each of which has one
 WIDTH, HEIGHT = 235, 165  # pixels of a panel
 WORDS = {"higher": "higher is better", "lower": "lower is better"}
 
@@ -32,11 +33,15 @@ def curves_chart(run: Run) -> Chart:
         axes = axes_of(run, column)
         most = max(most, *(len(own[0].x) for own in by_explainer.values()))
         for number, heading in enumerate(axes.panels):
-            bands = {shown(name): own[number] for name, own in by_explainer.items()}
+            bands = {look.names[name]: own[number] for name, own in by_explainer.items()}
             if all(len(band.x) > 1 for band in bands.values()):
                 data[f"panel {len(panels)}"] = [row for own in bands.items() for row in _rows(*own, axes)]
                 better = WORDS[str(run.columns[column].better)]
-                panels.append(_panel(f"panel {len(panels)}", column, better, heading, axes, look))
+                title = alt.Title(
+                    shown(column), subtitle=f"{heading}, {better}" if heading else better, limit=WIDTH
+                )
+                last = max(band.x[-1] for band in bands.values())
+                panels.append(_panel(f"panel {len(panels)}", title, axes, last, look))
     if not panels:
         return Chart(TITLE, "No metric of this run that ranks explainers has curves.")
     return drawn(TITLE, _caption(run, most), alt.concat(*panels, columns=ACROSS, spacing=24), data)
@@ -60,11 +65,14 @@ def _caption(run: Run, most: int) -> str:
     )
 
 
-def _panel(data: str, column: str, better: str, heading: str, axes: Axes, look: Look) -> alt.LayerChart:
-    """Return the panel of one curve."""
-    told = f"{heading}, {better}" if heading else better
+def _panel(data: str, title: alt.Title, axes: Axes, last: float, look: Look) -> alt.LayerChart:
+    """Return the panel of one curve, which ends at ``last``."""
     shape = "step-before" if axes.histograms else "linear"
-    whole = {"tickMinStep": 1} if axes.at == "numbers" else {}
+    whole = (
+        {"format": "d", "values": [*range(1, int(last) + 1)]}
+        if axes.at == "numbers" and last <= _MOST_TICKS
+        else {}
+    )
     x = alt.X(
         "x:Q",
         title=axes.x,
@@ -72,14 +80,10 @@ def _panel(data: str, column: str, better: str, heading: str, axes: Axes, look: 
         scale=alt.Scale(nice=False, zero=axes.at == "shares"),
     )
     y = {"title": axes.y, "axis": alt.Axis(tickCount=5, titleLimit=HEIGHT + 10)}
-    base = alt.Chart(
-        alt.NamedData(data),
-        width=WIDTH,
-        height=HEIGHT,
-        title=alt.Title(shown(column), subtitle=told, limit=WIDTH),
-    )
+    base = alt.Chart(alt.NamedData(data), width=WIDTH, height=HEIGHT, title=title)
     legend = look.legend(ACROSS * (WIDTH + 60), symbolType="stroke", symbolSize=400, symbolOpacity=1)
-    band = base.mark_area(opacity=0.14, interpolate=shape).encode(
+    # The bands of many explainers lie over each other.
+    band = base.mark_area(opacity=min(0.14, 1.4 / len(look.names)), interpolate=shape).encode(
         x, alt.Y("low:Q", **y), alt.Y2("high:Q"), look.colour(legend)
     )
     line = base.mark_line(strokeWidth=1.6, interpolate=shape).encode(

@@ -16,7 +16,7 @@ from tasks.results.leaderboard import is_control
 PALETTE = ("#1E96E1", "#C31E4B", "#C38700", "#4B5AD2", "#A54B0F", "#964B96")
 GREY = "#888888"
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
-_LONGEST = 170  # pixels of a name in a legend
+_LETTERS = 26  # of a name at most
 _DASHES: tuple[list[int], ...] = ([1, 0], [9, 3], [9, 2, 2, 2], [5, 2], [12, 2, 2, 2, 2, 2])
 _CONTROL_DASHES: tuple[list[int], ...] = ([1, 3], [4, 4], [6, 3, 1, 3], [2, 2])
 
@@ -28,12 +28,12 @@ class Look:
     Attributes
     ----------
     names
-        The names by which charts call the explainers, own ones first and then the controls.
+        What charts call each explainer of the run, the controls last.
     colours, dashes, shapes
         Those of each explainer, in the same order. Controls are grey and dashed.
     """
 
-    names: list[str]
+    names: dict[str, str]
     colours: list[str]
     dashes: list[list[int]]
     shapes: list[str]
@@ -46,7 +46,7 @@ class Look:
         turns = [divmod(i, len(PALETTE)) for i in range(len(own))]
         grey = range(len(controls))
         return cls(
-            [shown(name) for name in (*own, *controls)],
+            _short([*own, *controls]),
             [PALETTE[i] for _, i in turns] + [GREY for _ in grey],
             [_DASHES[turn % len(_DASHES)] for turn, _ in turns]
             + [_CONTROL_DASHES[i % len(_CONTROL_DASHES)] for i in grey],
@@ -55,20 +55,35 @@ class Look:
 
     def legend(self, width: int, **more: Any) -> alt.Legend:
         """Return the legend of explainers above a chart that is ``width`` pixels wide."""
-        longest = min(_LONGEST, 6 * max(map(len, self.names))) + 35  # pixels, with the symbol
+        longest = 7 * max(map(len, self.names.values())) + 40  # pixels, with the symbol
         columns = max(1, min(len(self.names), width // longest))
-        return alt.Legend(title=None, orient="top", columns=columns, labelLimit=_LONGEST, **more)
+        return alt.Legend(title=None, orient="top", columns=columns, columnPadding=16, labelLimit=0, **more)
 
     def colour(self, legend: alt.Legend | None = None) -> alt.Color:
         """Return the colours as an encoding of the field ``explainer``."""
-        return alt.Color("explainer:N", scale=alt.Scale(domain=self.names, range=self.colours), legend=legend)
+        return alt.Color(
+            "explainer:N", scale=alt.Scale(domain=[*self.names.values()], range=self.colours), legend=legend
+        )
 
     def dash(self, legend: alt.Legend | None = None) -> alt.StrokeDash:
         """Return the dashes as an encoding of the field ``explainer``."""
         return alt.StrokeDash(
-            "explainer:N", scale=alt.Scale(domain=self.names, range=self.dashes), legend=legend
+            "explainer:N", scale=alt.Scale(domain=[*self.names.values()], range=self.dashes), legend=legend
         )
 
     def shape(self, legend: alt.Legend | None = None) -> alt.Shape:
         """Return the shapes as an encoding of the field ``explainer``."""
-        return alt.Shape("explainer:N", scale=alt.Scale(domain=self.names, range=self.shapes), legend=legend)
+        return alt.Shape(
+            "explainer:N", scale=alt.Scale(domain=[*self.names.values()], range=self.shapes), legend=legend
+        )
+
+
+def _short(names: list[str]) -> dict[str, str]:
+    """Return names by themselves, without the middle of long ones as long as they stay distinct."""
+    whole = {name: shown(name) for name in names}
+    ends = _LETTERS // 2
+    short = {
+        name: told if len(told) <= _LETTERS else f"{told[:ends]}…{told[1 - ends :]}"
+        for name, told in whole.items()
+    }
+    return short if len({*short.values()}) == len(names) else whole

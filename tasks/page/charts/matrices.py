@@ -11,13 +11,13 @@ from explainers.models.modality import MODALITIES
 from storage.characters import shown
 from storage.run import Run
 from tasks.page.charts.chart import Chart, Rows, drawn
-from tasks.page.charts.looks import PALETTE
+from tasks.page.charts.looks import PALETTE, Look
 from tasks.results.map_agreement import map_agreement
 from tasks.results.rank_groups import Ranks, rank_agreement
 from tasks.results.statistics import Floats
 
 MAPS, METRICS = "Agreement of explainers", "Agreement of metrics"
-_LARGE, _SMALL = 38, 27  # pixels of a cell, and of one in a matrix of many
+_LARGE, _SMALL = 38, 30  # pixels of a cell, and of one in a matrix of many
 _MANY = 14
 _COLOURS = (PALETTE[0], PALETTE[2])  # of agreement and of disagreement
 _STRONGEST = 0.75  # opacity of a full agreement, through which the number can be read
@@ -39,7 +39,9 @@ def maps_chart(run: Run) -> Chart:
         "evidence against the class. 1: the same order of salient places; 0: unrelated; below 0, in another "
         "colour: opposite. Flat maps have no order and do not count. An empty cell has no pair of maps."
     )
-    return _matrix(MAPS, caption, "maps are flat", found.explainers, found.correlation)
+    look = Look.of(run)
+    names = [look.names[name] for name in found.explainers]
+    return _matrix(MAPS, caption, "maps are flat", names, found.correlation)
 
 
 def metrics_chart(ranks: Ranks) -> Chart:
@@ -55,7 +57,9 @@ def metrics_chart(ranks: Ranks) -> Chart:
         "each other; columns that disagree measure different things. An empty cell has too few explainers in "
         "common."
     )
-    return _matrix(METRICS, caption, "ranks are tied or too few", ranks.columns, tau)
+    return _matrix(
+        METRICS, caption, "ranks are tied or too few", [shown(name) for name in ranks.columns], tau
+    )
 
 
 def _off_diagonal(values: Floats) -> Floats:
@@ -65,8 +69,8 @@ def _off_diagonal(values: Floats) -> Floats:
 def _matrix(title: str, caption: str, why: str, names: list[str], values: Floats) -> Chart:
     """Draw a symmetric matrix without the rows that are empty, of which the caption says why."""
     empty = np.array([np.isnan(np.delete(row, i)).all() for i, row in enumerate(values)])
-    left_out = [shown(name) for name, out in zip(names, empty, strict=True) if out]
-    told = [shown(name) for name, out in zip(names, empty, strict=True) if not out]
+    left_out = [name for name, out in zip(names, empty, strict=True) if out]
+    told = [name for name, out in zip(names, empty, strict=True) if not out]
     values = values[~empty][:, ~empty]
     if left_out:
         caption += f" Left out, since their {why}: {', '.join(left_out)}."

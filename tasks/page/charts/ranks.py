@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import altair as alt
 
-from storage.characters import shown
 from storage.run import Run
 from tasks.page.charts.chart import Chart, Rows, drawn
 from tasks.page.charts.looks import Look
@@ -25,8 +24,8 @@ def ranks_chart(run: Run, ranks: Ranks) -> Chart:
             "Mean ranks are not compared: that takes 3 explainers, and 2 ranked columns in which all of them "
             f"have a score, and here are {len(whole.explainers)} and {len(whole.columns)}.",
         )
-    left_out = len(ranks.columns) - len(whole.columns)
-    return drawn(TITLE, _caption(found, left_out), _diagram(found, Look.of(run)), _rows(found))
+    look, left_out = Look.of(run), len(ranks.columns) - len(whole.columns)
+    return drawn(TITLE, _caption(found, left_out), _diagram(found, look), _rows(found, look))
 
 
 def _caption(found: RankGroups, left_out: int) -> str:
@@ -48,18 +47,19 @@ def _caption(found: RankGroups, left_out: int) -> str:
     )
 
 
-def _rows(found: RankGroups) -> dict[str, Rows]:
+def _rows(found: RankGroups, look: Look) -> dict[str, Rows]:
     """Return the data: stems and names of explainers, bars of groups, and the bar of the difference."""
     many = len(found.explainers)
     half = (many + 1) // 2  # names of the better half stand on the left
     top = 14 + GROUP * len(found.groups)
     pixel = (many - 1) / WIDTH
     names = []
-    for i, (name, mean) in enumerate(zip(found.explainers, found.mean.tolist(), strict=True)):
+    told = [look.names[name] for name in found.explainers]
+    for i, (name, mean) in enumerate(zip(told, found.mean.tolist(), strict=True)):
         left = i < half
-        label = f"{shown(name)}  {mean:.2f}" if left else f"{mean:.2f}  {shown(name)}"
+        label = f"{name}  {mean:.2f}" if left else f"{mean:.2f}  {name}"
         names.append(
-            {"explainer": shown(name), "rank": round(mean, 4), "left": left, "label": label, "top": 0}
+            {"explainer": name, "rank": round(mean, 4), "left": left, "label": label, "top": 0}
             | {"depth": top + LINE * (i if left else many - 1 - i)}
             | {"edge": round(1 - 4 * pixel if left else many + 4 * pixel, 4)}
         )

@@ -16,7 +16,7 @@ from storage.parquet import read_table, write_table
 from storage.run import Run
 from tasks.page.charts.all import charts_of
 from tasks.page.charts.chart import Chart
-from tasks.page.charts.cost import HEIGHT, places
+from tasks.page.charts.cost import HEIGHT, Point, places
 from tasks.results.class_scores import class_scores
 from tasks.results.map_agreement import map_agreement
 from tasks.results.rank_groups import Ranks, rank_agreement, rank_groups
@@ -105,7 +105,7 @@ def test_cost_is_drawn_for_explainers_with_a_time_and_a_score(run: Run, charts: 
     assert chart.caption.endswith("Without a score or a measured time: noise.")
     # Names lie at the right of their points, where there is room.
     assert all(
-        name["time"] > point["time"] and name["mean"] == pytest.approx(point["mean"], rel=1e-3)
+        name["name time"] > point["time"] and name["name mean"] == pytest.approx(point["mean"], rel=1e-3)
         for name, point in zip(rows_of(chart, "names"), rows_of(chart, "points"), strict=True)
     )
 
@@ -113,7 +113,8 @@ def test_cost_is_drawn_for_explainers_with_a_time_and_a_score(run: Run, charts: 
 def test_names_of_points_do_not_overlap() -> None:
     rng = np.random.default_rng(0)
     names = [f"explainer {i}" for i in range(25)]
-    points = [(300 + float(x), 100 + float(y)) for x, y in rng.normal(0, 60, (25, 2))]
+    at = rng.normal((300, 100), 60, (25, 2)).tolist()
+    points = [Point(x, y, y - 20, y + 20) for x, y in at]
     found = places(points, names)
     boxes = [(p.x, p.y, p.x + 6 * len(name), p.y + 12) for p, name in zip(found, names, strict=True)]
     overlaps = sum(
@@ -123,6 +124,9 @@ def test_names_of_points_do_not_overlap() -> None:
     )
     assert overlaps <= 1
     assert all(0 <= place.y <= HEIGHT for place in found)
+    at_the_edge = places([Point(20, 100, 90, 110), Point(24, 100, 90, 110)], ["one name", "another name"])
+    assert [place.x >= 0 for place in at_the_edge] == [True, True]
+    assert abs(at_the_edge[0].y - at_the_edge[1].y) > 10
 
 
 def test_the_matrices_hold_the_agreements_without_the_diagonal(run: Run, charts: dict[str, Chart]) -> None:

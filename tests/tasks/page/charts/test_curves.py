@@ -8,11 +8,12 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
+from explainers.controls import CONTROLS
 from made import METRICS, NASTY, made_run, made_scores
 from storage.run import Run
 from tasks.page.charts.chart import Chart
 from tasks.page.charts.curves import curves_chart, write_curves
-from tasks.page.charts.looks import GREY, PALETTE
+from tasks.page.charts.looks import GREY, PALETTE, Look
 from tasks.results.curve_bands import bands_of
 
 
@@ -98,6 +99,25 @@ def test_long_curves_are_thinned_to_a_hundred_points_with_both_ends(
     assert len(shares) == 100
     assert (shares[0], shares[-1]) == (0, 1)
     assert "100 are drawn" in chart.caption
+
+
+def test_long_names_lose_their_middle_unless_that_would_make_them_equal(tmp_path: Path) -> None:
+    names = [
+        "gradcam-with-a-layer-that-has-a-long-name-1",
+        "gradcam-with-a-layer-that-has-a-long-name-2",
+        "lime",
+    ]
+    look = Look.of(made_run(tmp_path / "run", dict.fromkeys(names)))
+    assert [*look.names.values()] == ["gradcam-with-…-long-name-1", "gradcam-with-…-long-name-2", "lime"]
+    names = ["gradcam-with-one-layer-of-a-long-name", "gradcam-with-two-layers-of-a-long-name"]
+    look = Look.of(made_run(tmp_path / "other", dict.fromkeys(names)))
+    assert [*look.names.values()] == names
+
+
+def test_explainers_beyond_the_palette_differ_by_their_dashes(tmp_path: Path) -> None:
+    look = Look.of(made_run(tmp_path / "run", dict.fromkeys([f"e{i}" for i in range(21)] + [*CONTROLS])))
+    looks = set(zip(look.colours, map(tuple, look.dashes), strict=True))
+    assert len(looks) == 25
 
 
 def test_a_run_without_curves_has_a_sentence_and_no_picture(tmp_path: Path) -> None:
