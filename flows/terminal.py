@@ -23,6 +23,7 @@ from rich.text import Text
 
 from storage.characters import shown
 from storage.credentials import without_credentials
+from tasks.results.numbers import number
 
 if TYPE_CHECKING:
     from storage.run import Run
@@ -186,11 +187,6 @@ def _best_control(board: Leaderboard, column: str) -> Text:
     return Text.assemble(
         _cell(found), "" if name is None else Text.assemble("\n", _broken(name, "dim", " " * len(_NO_MARKS)))
     )
-
-
-def number(value: float) -> str:
-    """A score with three decimals, or with three digits where these would show nothing of it."""
-    return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 10_000 else f"{value:.2e}"
 
 
 def _milliseconds(row: Row) -> str:

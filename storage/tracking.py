@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
@@ -19,6 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
+import pyarrow as pa
+import pyarrow.csv
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
@@ -30,6 +32,9 @@ from storage.files import sha256_of_file, sha256_of_json
 from storage.places import is_remote
 
 EXPERIMENT = "floodlit"
+# MLflow's pages show an experiment of this kind as models in training, and otherwise guess its kind.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+NOTE, TOLD = "mlflow.note.content", "floodlit.told"  # tags: MLflow's description of a run, and what we wrote
 QUOTED = 500  # most characters of MLflow's messages that our messages quote
 BATCH = 900  # MLflow takes at most 1,000 metrics per call
 SQLITE = "sqlite:///"
@@ -44,11 +49,22 @@ class TrackingError(FloodlitError):
 
 @dataclass(frozen=True)
 class Result:
-    """The results that are logged in one run: parameters, numbers by name and curves by name."""
+    """The results that are logged in one run.
+
+    MLflow shows every number in a list, so these are few; everything else belongs into the tables.
+
+    Attributes
+    ----------
+    parameters, numbers, curves
+        By name.
+    tables
+        Tables by the name of their CSV file.
+    """
 
     parameters: Mapping[str, Any]
     numbers: Mapping[str, float]
     curves: Mapping[str, Sequence[float]]
+    tables: Mapping[str, pa.Table] = field(default_factory=dict)
 
 
 def default_uri(store: Path) -> str:
@@ -74,7 +90,8 @@ def track(
     identity: str,
     whole: Result,
     results: Mapping[str, Result],
-    pictures: Sequence[Path],
+    files: Sequence[Path],
+    told: str = "",
 ) -> str:
     """Log a finished job; return the id of its parent run in MLflow.
 
@@ -94,8 +111,11 @@ def track(
         Parameters and numbers of the parent run.
     results
         Results by explainer.
-    pictures
-        Files that are logged as artifacts of the parent run.
+    files
+        Files that are logged as artifacts of the parent run, such as pictures.
+    told
+        What the results say, which MLflow shows at the head of the parent run, unless a person has written
+        something there.
 
     Raises
     ------
@@ -111,8 +131,11 @@ def track(
         parent = _find_or_create(client, experiment, name, tags)
         _log_parameters(client, parent, whole.parameters)
         _log_result(client, parent, whole)
-        for picture in pictures:
-            client.log_artifact(parent.info.run_id, str(picture))
+        for file in files:
+            client.log_artifact(parent.info.run_id, str(file))
+        if told and parent.data.tags.get(NOTE) == parent.data.tags.get(TOLD):
+            for tag in (TOLD, NOTE):
+                client.set_tag(parent.info.run_id, tag, told)
         for explainer, result in results.items():
             nested = tags | {"floodlit.explainer": explainer, "mlflow.parentRunId": parent.info.run_id}
             child = _find_or_create(client, experiment, explainer, nested)
@@ -136,13 +159,16 @@ def _experiment(client: MlflowClient, uri: str, store: Path) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         known: str = found.experiment_id
+        for tag, kind in KIND.items():
+            if tag not in found.tags:
+                client.set_experiment_tag(known, tag, kind)
         return known
     # A server stores files in a place that all clients can reach. A database stores none: they need a folder.
     served = uri.startswith(("http:", "https:"))
     beside = Path(uri.removeprefix(SQLITE)) if is_remote(store) else store
     folder = None if served else (beside.parent / "mlartifacts").absolute().as_uri()
     try:
-        created: str = client.create_experiment(EXPERIMENT, artifact_location=folder)
+        created: str = client.create_experiment(EXPERIMENT, artifact_location=folder, tags=KIND)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another job may have created it meanwhile
             raise
@@ -166,7 +192,7 @@ def _log_parameters(client: MlflowClient, run: Run, parameters: Mapping[str, Any
 
 
 def _log_result(client: MlflowClient, run: Run, result: Result) -> None:
-    """Log the values that the run does not have yet.
+    """Log the tables, and the values that the run does not have yet.
 
     MLflow keeps every value that is logged for a step and shows the last one, so a value that has not changed
     is not logged again.
@@ -174,6 +200,8 @@ def _log_result(client: MlflowClient, run: Run, result: Result) -> None:
     points = [(key, 0, value) for key, value in result.numbers.items()]
     for key, curve in result.curves.items():
         points += [(f"curve/{key}", step, value) for step, value in enumerate(curve)]
+    for name, table in result.tables.items():
+        client.log_text(run.info.run_id, _csv(table), name)
     known = _logged(client, run)
     now = int(time.time() * 1000)
     new = [
@@ -183,6 +211,15 @@ def _log_result(client: MlflowClient, run: Run, result: Result) -> None:
     ]
     for start in range(0, len(new), BATCH):
         client.log_batch(run.info.run_id, metrics=new[start : start + BATCH])
+
+
+def _csv(table: pa.Table) -> str:
+    """A table as CSV, which MLflow's pages show; columns of lists and structs are left out."""
+    flat = [each.name for each in table.schema if not pa.types.is_nested(each.type)]
+    buffer = pa.BufferOutputStream()
+    pyarrow.csv.write_csv(table.select(flat), buffer)
+    text: str = buffer.getvalue().to_pybytes().decode()
+    return text
 
 
 def _logged(client: MlflowClient, run: Run) -> dict[tuple[str, int], float]:

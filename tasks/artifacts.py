@@ -16,7 +16,8 @@ from storage.run import Run
 from tasks.markdown import code, words
 from tasks.pictures.drawing import small_copy
 from tasks.results.accuracy import Accuracy
-from tasks.results.ranking_table import ranking_table
+from tasks.results.leaderboard import Leaderboard, Row
+from tasks.results.numbers import number
 
 # Limits on artifacts: a Prefect server sends them whole, even to the page that only lists them.
 PICTURE_BYTES = 256 * 1024
@@ -24,14 +25,21 @@ TABLE_ROWS = 2000
 
 
 def show_results(
-    run: Run, summary: pa.Table, costs: pa.Table, pictures: Iterable[Path], accuracy: Accuracy | None
+    run: Run,
+    summary: pa.Table,
+    board: Leaderboard,
+    told: str,
+    pictures: Iterable[Path],
+    accuracy: Accuracy | None,
 ) -> None:
-    """Create the artifacts with the results of a run: scores, ranking table and pictures.
+    """Create the artifacts with the results of a run: leaderboard, scores and pictures.
 
     Parameters
     ----------
-    summary, costs
-        The tables ``summary.parquet`` and ``costs.parquet``.
+    summary
+        The table ``summary.parquet``.
+    board, told
+        The leaderboard in the headline columns, and the sentence that judges the run.
     pictures
         PNG files; each is shown as a smaller copy of at most ``PICTURE_BYTES``.
     accuracy
@@ -39,21 +47,20 @@ def show_results(
     """
     rows = [_readable(row) for row in summary.to_pylist()]
     cut = f"; the first {TABLE_ROWS} of {len(rows)} rows" if len(rows) > TABLE_ROWS else ""
-    told = ""
+    right = ""
     if accuracy is not None and accuracy.labelled:
         what = "top-1 accuracy" if accuracy.exclusive else "most probable class is a label:"
-        told = f"; {what} {accuracy.correct} of {accuracy.labelled}"
+        right = f"; {what} {accuracy.correct} of {accuracy.labelled}"
     create_table_artifact(
         key="floodlit-scores",
         table=rows[:TABLE_ROWS],
         description=f"Scores of **{words(run.name)}**, mean and 95 % bootstrap interval, in {code(run.root)}"
-        f"{cut}{told}",
+        f"{cut}{right}",
     )
     create_table_artifact(
-        key="floodlit-standing",
-        # Prefect reads cells as Markdown, where a hyphen alone starts a list.
-        table=[{k: "" if v == "-" else v for k, v in row.items()} for row in ranking_table(summary, costs)],
-        description=f"Mean ranks of **{words(run.name)}** over the ranked metrics, best first, and costs",
+        key="floodlit-leaderboard",
+        table=[_standing(board, row) for row in (*board.explainers, *board.controls)],
+        description=f"{words(told)} ✓: better than every control (Wilcoxon, Holm, p < 0.05)",
     )
     for path in pictures:
         name = path.stem.replace("_", " ")
@@ -79,19 +86,33 @@ def show_links(run: Run, uri: str, page: str) -> None:
     create_markdown_artifact(links, key="floodlit-links", description=f"Where **{words(run.name)}** is")
 
 
+def _standing(board: Leaderboard, row: Row) -> dict[str, str]:
+    """One row of the leaderboard for Prefect's table: means with their 95 % intervals."""
+    cells = {name: row.cells.get(name) for name in board.columns}
+    told = {
+        f"{name} ({board.columns[name].better} is better)": ""
+        if cell is None or not cell.n
+        else f"{number(cell.mean)} ({number(cell.low)} to {number(cell.high)}){' ✓' if cell.beats else ''}"
+        for name, cell in cells.items()
+    }
+    control = " (control)" if row in board.controls else ""
+    spent = "" if row.milliseconds is None else number(row.milliseconds)
+    return {"explainer": f"{row.name}{control}", **told, "ms per map": spent}
+
+
 def _links(run: Run, uri: str, page: str) -> str:
     """Links to everything, in Markdown."""
     if uri.startswith(("http:", "https:")):
-        mlflow = f"[{words(run.name)}]({quote(uri.rstrip('/'), safe=':/%[]')}/{page})"
+        served, address = "", quote(uri.rstrip("/"), safe=":/%[]")
     else:
-        served = code(f"mlflow ui --backend-store-uri {uri}")
-        mlflow = f"{served}, then [its page](http://127.0.0.1:5000/{page})"
+        served, address = f"{code(f'mlflow ui --backend-store-uri {uri}')}, then ", "http://127.0.0.1:5000"
     tables = (run.root / "scores", run.summary, run.comparisons, run.costs)
     query = f'floodlit query {run.root} "SELECT * FROM summary"'
     return "\n".join(
         [
             f"# {words(run.name)}",
-            f"- MLflow: {mlflow}",
+            f"- report: {code(run.page)}, also [in MLflow]({address}/{page}/artifactPath/{run.page.name})",
+            f"- MLflow: {served}[{words(run.name)}]({address}/{page})",
             f"- maps: {code(run.root / 'saliency.zarr')}",
             f"- scores: {', '.join(map(code, tables))}",
             f"- pictures: {code(run.report)}",

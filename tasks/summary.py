@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +24,11 @@ from tasks.page.report import write_report
 from tasks.pictures.contact_sheet import draw_contact_sheet
 from tasks.results.accuracy import Accuracy, write_accuracy
 from tasks.results.costs import write_costs
+from tasks.results.headline import headline
+from tasks.results.leaderboard import Leaderboard, Row, read_leaderboard
 from tasks.results.statistics import Floats
 from tasks.results.summary import mean_curves, summarise
+from tasks.results.verdict import verdict
 
 
 @task(name="summary", task_run_name="summary", cache_policy=NO_CACHE)
@@ -56,28 +57,28 @@ def summary(root: str, tracking: str) -> dict[str, Any]:
     """
     run = Run.open(root)
     written = write_results(run)
-    scores, costs, accuracy = written.scores, written.costs, written.accuracy
-    curves, pictures = written.curves, written.pictures
-    rows = scores.to_pylist()
-    spent = {row.pop("explainer"): row for row in costs.to_pylist()}
+    scores, costs, pictures = written.scores, written.costs, written.pictures
+    board, told = read_leaderboard(run, headline(run.manifest)), verdict(read_leaderboard(run))
     results = {
-        name: Result(
-            parameters={"explainer": name, **entry.parameters},
-            numbers=_numbers(row for row in rows if row["explainer"] == name)
-            | {f"cost/{key}": value for key, value in spent[name].items() if value is not None},
-            curves={metric: curve.tolist() for (e, metric), curve in curves.items() if e == name},
+        row.name: Result(
+            parameters={"explainer": row.name, **run.explainers[row.name].parameters},
+            numbers=_numbers(row),
+            curves={
+                c: curve.tolist()
+                for (e, c), curve in written.curves.items()
+                if e == row.name and c in board.columns
+            },
         )
-        for name, entry in run.explainers.items()
+        for row in (*board.explainers, *board.controls)
     }
     with ExitStack() as copies:
-        files = [copies.enter_context(on_this_machine(path)) for path in pictures]
-        shares = {} if accuracy is None else accuracy.numbers
-        numbers = {name: value for name, value in shares.items() if value is not None}
-        whole = Result(_parameters(run), numbers, curves={})
-        tracked = track(tracking, run.root, run.name, run.hash, whole, results, files)
-    show_results(run, scores, costs, pictures, accuracy)
+        files = [copies.enter_context(on_this_machine(path)) for path in (*pictures, run.page)]
+        tables = {"summary.csv": scores, "costs.csv": costs}
+        whole = Result(_parameters(run), _best(board, written.accuracy), {}, tables)
+        tracked = track(tracking, run.root, run.name, run.hash, whole, results, files, told)
+    show_results(run, scores, board, told, pictures, written.accuracy)
     show_links(run, tracking, page_of(tracking, tracked))
-    return {"rows": len(rows), "pictures": len(pictures)}
+    return {"rows": len(scores), "pictures": len(pictures)}
 
 
 @dataclass(frozen=True)
@@ -131,14 +132,23 @@ def write_results(run: Run) -> Written:
     return Written(scores, costs, accuracy, curves, pictures)
 
 
-def _numbers(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """The means and the ends of their intervals as MLflow's metrics; undefined numbers are left out."""
-    return {
-        f"{row['metric']}{suffix}": row[key]
-        for row in rows
-        for key, suffix in (("mean", ""), ("low", "/low"), ("high", "/high"))
-        if not math.isnan(row[key])
-    }
+def _numbers(row: Row) -> dict[str, float]:
+    """The headline means of an explainer and its time per map, as MLflow's metrics."""
+    spent = {} if row.milliseconds is None else {"ms_per_map": row.milliseconds}
+    return {name: cell.mean for name, cell in row.cells.items() if cell.n} | spent
+
+
+def _best(board: Leaderboard, accuracy: Accuracy | None) -> dict[str, float]:
+    """The accuracy, and the headline means of the best explainer and control, as MLflow's metrics."""
+    found = {} if accuracy is None else {name: v for name, v in accuracy.numbers.items() if v is not None}
+    for name, column in board.columns.items():
+        means = [row.cells[name].mean for row in board.explainers if name in row.cells and row.cells[name].n]
+        if means:
+            found[f"best/{name}"] = max(means) if column.better == "higher" else min(means)
+        controls = {row.name: row.cells[name].mean for row in board.controls if name in row.cells}
+        if column.best_control is not None:
+            found[f"best_control/{name}"] = controls[column.best_control]
+    return found
 
 
 def _parameters(run: Run) -> dict[str, Any]:

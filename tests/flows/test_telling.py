@@ -122,7 +122,7 @@ def test_prefect_shows_progress_tables_pictures_and_links(told: tuple[Path, UUID
     stages = {f"floodlit-progress-{stage}" for stage in STAGES} | {"floodlit-progress"}
     assert {shown[key].data for key in stages} == {100}
     assert shown.keys() - stages == {
-        f"floodlit-{name}" for name in ("scores", "standing", "curves", "contact-sheet", "links")
+        f"floodlit-{name}" for name in ("scores", "leaderboard", "curves", "contact-sheet", "links")
     }
     for key, file in (("curves", "curves.png"), ("contact-sheet", "contact_sheet.png")):
         encoded = str(shown[f"floodlit-{key}"].data).partition("base64,")[2].partition(")")[0]
@@ -133,6 +133,10 @@ def test_prefect_shows_progress_tables_pictures_and_links(told: tuple[Path, UUID
     links = str(shown["floodlit-links"].data)
     assert f"mlflow ui --backend-store-uri sqlite:///{root.parent}/mlflow.db" in links
     assert f"`{root}/summary.parquet`" in links
-    assert "#/experiments/1/runs/" in links
+    assert (
+        f"report: `{root}/report/index.html`, also [in MLflow](http://127.0.0.1:5000/#/experiments/1/runs/"
+        in links
+    )
+    assert "/artifactPath/index.html)" in links
     names = set(pq.read_table(root / "summary.parquet")["explainer"].to_pylist())
-    assert all(name in str(shown["floodlit-standing"].data) for name in names)
+    assert all(name in str(shown["floodlit-leaderboard"].data) for name in names)

@@ -5,6 +5,8 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from unittest.mock import Mock
 
+import mlflow
+import pyarrow as pa
 import pytest
 from mlflow import MlflowClient, environment_variables
 
@@ -60,6 +62,49 @@ def test_nested_run_has_parameters_means_and_curve(twice: tuple[MlflowClient, st
     assert nested.data.metrics["insertion"] == 0.5
     history = client.get_metric_history(nested.info.run_id, "curve/insertion")
     assert [(point.step, point.value) for point in history] == [(0, 0.1), (1, 0.4), (2, 0.9)]
+
+
+def test_tables_are_files_that_are_replaced_and_nested_columns_are_left_out(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for mean in (0.5, 0.25):
+        rows = [{"explainer": 'a,"b', "mean": mean, "excluded_by": {"failed": 1}, "names": ["x"]}]
+        whole = Result({}, {}, {}, {"summary.csv": pa.Table.from_pylist(rows)})
+        parent = track(uri, tmp_path / "run", "photos", "job", whole, {}, [])
+    client = MlflowClient(uri)
+    assert [each.path for each in client.list_artifacts(parent)] == ["summary.csv"]
+    told = Path(client.download_artifacts(parent, "summary.csv")).read_text()
+    assert told == '"explainer","mean"\n"a,""b",0.25\n'
+
+
+def test_the_verdict_is_the_description_until_a_person_writes_one(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+
+    def described(told: str) -> str | None:
+        parent = track(uri, tmp_path / "run", "photos", "job", Result({}, {}, {}), {}, [], told)
+        note: str | None = client.get_run(parent).data.tags.get("mlflow.note.content")
+        return note
+
+    assert described("") is None
+    assert described("a wins") == "a wins"
+    assert described("b wins") == "b wins"
+    parent = track(uri, tmp_path / "run", "photos", "job", Result({}, {}, {}), {}, [])
+    client.set_tag(parent, "mlflow.note.content", "mine")
+    assert described("c wins") == "mine"
+
+
+def test_the_experiment_opens_under_model_training(tmp_path: Path) -> None:
+    """Also one that an earlier version made; a kind that a person chose stays."""
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    made = client.create_experiment(EXPERIMENT)
+    for chosen, kept in ((None, "custom_model_development"), ("genai_development", "genai_development")):
+        if chosen:
+            client.set_experiment_tag(made, "mlflow.experimentKind", chosen)
+        assert tracking._experiment(client, "sqlite:///mlflow.db", tmp_path / "run") == made
+        assert client.get_experiment(made).tags["mlflow.experimentKind"] == kept
+    # The kinds are known to MLflow's pages alone: its Python code names none of them as a constant.
+    pages = (Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js").glob("*.js")
+    assert any('"custom_model_development"' in page.read_text("utf-8") for page in pages)
 
 
 def test_a_changed_score_is_the_one_shown_and_what_stayed_is_there_once(tmp_path: Path) -> None:
@@ -184,7 +229,7 @@ def test_a_server_keeps_the_files_itself(uri: str, tmp_path: Path) -> None:
     tracking._experiment(client, uri, tmp_path / "run")
     here = (tmp_path / "mlartifacts").as_uri()
     place = None if uri.startswith("https") else here
-    client.create_experiment.assert_called_once_with(EXPERIMENT, artifact_location=place)
+    client.create_experiment.assert_called_once_with(EXPERIMENT, artifact_location=place, tags=tracking.KIND)
 
 
 def test_mlflow_is_waited_for_half_a_minute_unless_somebody_says_otherwise(
