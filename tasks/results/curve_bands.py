@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from explainers.models.modality import MODALITIES
 from storage.run import Run
@@ -49,21 +48,17 @@ def axes_of(run: Run, column: str) -> Axes:
     anybody, and code that it names is not run to look at it.
     """
     name, entry = next((n, entry) for n, entry in run.metrics.items() if column in entry.columns)
-    describe = getattr(metrics.get(name), "axes", None) if name in metrics.names() else None
-    if describe is None:
+    if ":" in name:
         return NEUTRAL
     try:
-        found: Axes = describe(column, metrics.get(name).Parameters(**entry.parameters))
-    except ValidationError:  # a run of an earlier version, whose metric had other parameters
+        cls = metrics.get(name)
+        if not hasattr(cls, "axes"):
+            return NEUTRAL
+        found: Axes = cls.axes(column, cls.Parameters(**entry.parameters))
+    except ValueError:  # a plug-in that is not installed, or a run of a version with other parameters
         return NEUTRAL
     sites = MODALITIES[run.modality].site_names
-    return Axes(
-        found.x.replace("{sites}", sites),
-        found.y.replace("{sites}", sites),
-        found.at,
-        found.panels,
-        found.histograms,
-    )
+    return replace(found, x=found.x.replace("{sites}", sites), y=found.y.replace("{sites}", sites))
 
 
 def bands_of(run: Run) -> dict[str, dict[str, list[Band]]]:

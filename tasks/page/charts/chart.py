@@ -126,7 +126,7 @@ def _for_page(svg: str, label: str) -> str:
 
 def _rounded(number: re.Match[str]) -> str:
     """Return a coordinate to a tenth of a pixel."""
-    return f"{float(number[0]):.1f}".removesuffix(".0").replace("-0", "-0") or "0"
+    return f"{round(float(number[0]), 1) + 0:g}"  # adding 0 turns -0 into 0
 
 
 def _prune(element: ElementTree.Element) -> None:

@@ -30,7 +30,8 @@ def classes_chart(run: Run) -> Chart:
     if len(found.classes) < 2:
         return Chart(TITLE, "Fewer than two classes are explained, so there is nothing to compare by class.")
     control = np.array([is_control(name, entry) for name, entry in run.explainers.items()])
-    own = ~control if not control.all() else control
+    controlled = bool(control.any() and not control.all())
+    own = ~control if controlled else np.ones_like(control)
     better = str(run.columns[column].better)
     sign = 1 if better == "higher" else -1
     order = np.argsort(-sign * _mean(found.mean[own]), kind="stable")
@@ -41,10 +42,10 @@ def classes_chart(run: Run) -> Chart:
     for e in np.flatnonzero(own):
         for c, label in zip(order, labels, strict=True):
             numbers = {"mean": found.mean[e, c], "low": found.low[e, c], "high": found.high[e, c]}
-            numbers["control"] = best[c] if not own[control].any() else np.nan
+            numbers["control"] = best[c] if controlled else np.nan
             row = {"explainer": look.names[found.explainers[e]], "class": label}
             rows.append(row | {k: float(f"{v:.5g}") for k, v in numbers.items() if np.isfinite(v)})
-    caption = _caption(run, found, column, better, bool(control.any() and not control.all()))
+    caption = _caption(run, found, column, better, controlled)
     return drawn(TITLE, caption, _panels(column, labels, look), {"classes": rows})
 
 
@@ -79,9 +80,7 @@ def _caption(run: Run, found: ClassScores, column: str, better: str, controlled:
 
 
 def _panels(column: str, labels: list[str], look: Look) -> alt.FacetChart:
-    classes = alt.Y(
-        "class:N", sort=labels, axis=alt.Axis(title="class", titlePadding=12, labelLimit=150, grid=True)
-    )
+    classes = alt.Y("class:N", sort=labels, axis=alt.Axis(title=None, labelLimit=150, grid=True))
     scale, axis = alt.Scale(zero=False), alt.Axis(tickCount=4, titleLimit=WIDTH)
     base = alt.Chart(width=WIDTH, height=alt.Step(LINE))
     layers = alt.layer(

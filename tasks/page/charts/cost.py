@@ -30,10 +30,10 @@ def cost_chart(run: Run, summary: pa.Table, costs: pa.Table) -> Chart:
     look = Look.of(run)
     rows: Rows = [
         {"explainer": look.names[row["explainer"]], "time": time}
-        | {key: row[key] for key in ("mean", "low", "high") if not math.isnan(row[key])}
+        | {key: row[key] for key in ("mean", "low", "high") if math.isfinite(row[key])}
         for row in summary.to_pylist()
         if row["metric"] == column
-        and not math.isnan(row["mean"])
+        and math.isfinite(row["mean"])
         and (time := times.get(row["explainer"])) is not None
         and time > 0
     ]
@@ -67,67 +67,65 @@ def _picture(column: str, rows: Rows, look: Look) -> tuple[alt.LayerChart, dict[
     """Return the chart and its data."""
     times = [row["time"] for row in rows]
     wide = (min(times) / 1.5, max(times) * 1.5)
-    decades = math.log(wide[1] / wide[0])
     values = [row[key] for row in rows for key in ("mean", "low", "high") if key in row]
     margin = (max(values) - min(values)) * 0.08 or 0.5
     tall = (min(values) - margin, max(values) + margin)
+    across = alt.Scale(type="log", domain=list(wide), nice=False)
+    axis = alt.Axis(format="~g", values=_marks(wide))
+    x = alt.X("time:Q", title="milliseconds per map", scale=across, axis=axis)
+    y = {"scale": alt.Scale(domain=list(tall), nice=False, zero=False), "title": shown(column)}
+    points, names = alt.Chart(alt.NamedData("points")), alt.Chart(alt.NamedData("names"))
+    chart = alt.layer(
+        points.mark_rule(strokeWidth=1.5).encode(x, alt.Y("low:Q", **y), alt.Y2("high:Q"), look.colour()),
+        points.mark_point(filled=True, size=60, opacity=1).encode(
+            x, alt.Y("mean:Q", **y), look.colour(), look.shape()
+        ),
+        names.mark_rule(strokeWidth=0.7, opacity=0.6).encode(
+            x, alt.Y("mean:Q", **y), alt.X2("end time:Q"), alt.Y2("name mean:Q")
+        ),
+        names.mark_text(align="left", baseline="middle").encode(
+            alt.X("name time:Q", scale=across), alt.Y("name mean:Q", **y), alt.Text("explainer:N")
+        ),
+        width=WIDTH,
+        height=HEIGHT,
+    )
+    return chart, {"points": rows, "names": _names(rows, wide, tall)}
 
-    def right(time: float) -> float:
-        return WIDTH * math.log(time / wide[0]) / decades
+
+def _marks(wide: tuple[float, float]) -> list[float]:
+    """Return the marks of a logarithmic axis: powers of ten, and 2 and 5 times them if there are few."""
+    powers = range(math.floor(math.log10(wide[0])), math.ceil(math.log10(wide[1])))
+    digits = (1, 2, 5) if len(powers) <= 4 else (1,)
+    marks = (float(f"{digit}e{power}") for power in powers for digit in digits)
+    return [mark for mark in marks if wide[0] <= mark <= wide[1]]
+
+
+def _names(rows: Rows, wide: tuple[float, float], tall: tuple[float, float]) -> Rows:
+    """Return the names of points with their places, and the lines that lead to them."""
+    length, height = math.log(wide[1] / wide[0]), tall[1] - tall[0]
 
     def down(value: Any) -> float:
-        return HEIGHT * float(tall[1] - value) / (tall[1] - tall[0])
+        return HEIGHT * float(tall[1] - value) / height
+
+    def time(x: float) -> float:
+        return float(f"{wide[0] * math.exp(x / WIDTH * length):.5g}")
 
     points = [
         Point(
-            right(row["time"]),
+            WIDTH * math.log(row["time"] / wide[0]) / length,
             down(row["mean"]),
             down(row.get("high", row["mean"])),
             down(row.get("low", row["mean"])),
         )
         for row in rows
     ]
-    names: Rows = [
-        {
-            "explainer": row["explainer"],
-            "time": row["time"],
-            "mean": row["mean"],
-            "name time": float(f"{wide[0] * math.exp(place.x / WIDTH * decades):.5g}"),
-            "end time": float(f"{wide[0] * math.exp(place.end / WIDTH * decades):.5g}"),
-            "name mean": float(f"{tall[1] - place.y / HEIGHT * (tall[1] - tall[0]):.5g}"),
-        }
-        for row, place in zip(rows, places(points, [row["explainer"] for row in rows]), strict=True)
+    found = places(points, [row["explainer"] for row in rows])
+    return [
+        {key: row[key] for key in ("explainer", "time", "mean")}
+        | {"name time": time(place.x), "end time": time(place.end)}
+        | {"name mean": float(f"{tall[1] - place.y / HEIGHT * height:.5g}")}
+        for row, place in zip(rows, found, strict=True)
     ]
-    marks = [
-        float(f"{digit}e{power}")
-        for power in range(math.floor(math.log10(wide[0])), math.ceil(math.log10(wide[1])))
-        for digit in ((1, 2, 5) if decades < math.log(1e4) else (1,))
-    ]
-    across = alt.Scale(type="log", domain=list(wide), nice=False)
-    x = alt.X(
-        "time:Q",
-        title="milliseconds per map",
-        scale=across,
-        axis=alt.Axis(format="~g", values=[mark for mark in marks if wide[0] <= mark <= wide[1]]),
-    )
-    y = {"scale": alt.Scale(domain=list(tall), nice=False, zero=False), "title": shown(column)}
-    base = alt.Chart(alt.NamedData("points"))
-    names_of = alt.Chart(alt.NamedData("names"))
-    chart = alt.layer(
-        base.mark_rule(strokeWidth=1.5).encode(x, alt.Y("low:Q", **y), alt.Y2("high:Q"), look.colour()),
-        base.mark_point(filled=True, size=60, opacity=1).encode(
-            x, alt.Y("mean:Q", **y), look.colour(), look.shape()
-        ),
-        names_of.mark_rule(strokeWidth=0.7, opacity=0.6).encode(
-            x, alt.Y("mean:Q", **y), alt.X2("end time:Q"), alt.Y2("name mean:Q")
-        ),
-        names_of.mark_text(align="left", baseline="middle").encode(
-            alt.X("name time:Q", scale=across), alt.Y("name mean:Q", **y), alt.Text("explainer:N")
-        ),
-        width=WIDTH,
-        height=HEIGHT,
-    )
-    return chart, {"points": rows, "names": names}
 
 
 class Point(NamedTuple):

@@ -68,15 +68,13 @@ def _caption(run: Run, most: int) -> str:
 def _panel(data: str, title: alt.Title, axes: Axes, last: float, look: Look) -> alt.LayerChart:
     """Return the panel of one curve, which ends at ``last``."""
     shape = "step-before" if axes.histograms else "linear"
-    whole = (
-        {"format": "d", "values": [*range(1, int(last) + 1)]}
-        if axes.at == "numbers" and last <= _MOST_TICKS
-        else {}
-    )
+    ticks: dict[str, Any] = {"tickCount": 5}
+    if axes.at == "numbers" and last <= _MOST_TICKS:
+        ticks = {"format": "d", "values": [*range(1, int(last) + 1)]}
     x = alt.X(
         "x:Q",
         title=axes.x,
-        axis=alt.Axis(tickCount=5, titleLimit=WIDTH + 20, **whole),
+        axis=alt.Axis(titleLimit=WIDTH + 20, **ticks),
         scale=alt.Scale(nice=False, zero=axes.at == "shares"),
     )
     y = {"title": axes.y, "axis": alt.Axis(tickCount=5, titleLimit=HEIGHT + 10)}

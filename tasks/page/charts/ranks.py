@@ -48,7 +48,7 @@ def _caption(found: RankGroups, left_out: int) -> str:
 
 
 def _rows(found: RankGroups, look: Look) -> dict[str, Rows]:
-    """Return the data: stems and names of explainers, bars of groups, and the bar of the difference."""
+    """Return the data: the stems and names of explainers, and the bars of groups."""
     many = len(found.explainers)
     half = (many + 1) // 2  # names of the better half stand on the left
     top = 14 + GROUP * len(found.groups)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import ttest_1samp
 
+import made
 from made import METRICS, NASTY, made_run, made_scores
 from tasks.metrics.pixel_precision import PixelPrecision
 from tasks.results.curve_bands import NEUTRAL, axes_of, bands_of
@@ -68,6 +69,15 @@ def test_a_single_image_has_no_interval_and_a_plug_in_neutral_axes(tmp_path: Pat
     (band,) = bands_of(run)["insertion"]["gradcam"]
     assert np.isfinite(band.mean).all()
     assert np.isnan(band.low).all()
+
+
+def test_metrics_that_are_not_known_or_had_other_parameters_get_neutral_axes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = made_run(tmp_path / "gone", {"gradcam": None}, metrics={"uninstalled": METRICS["insertion"]})
+    assert axes_of(gone, "insertion") == NEUTRAL
+    monkeypatch.setitem(made.PARAMETERS, "insertion", {"renamed": 3})
+    assert axes_of(made_run(tmp_path / "old", {"gradcam": None}), "insertion") == NEUTRAL
 
 
 def test_the_axes_name_the_sites_of_the_inputs(tmp_path: Path) -> None:
