@@ -7,6 +7,7 @@ is created with the arrays, and their values are written when the samples of all
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,24 @@ from storage.layout import COORDINATES, ROWS, ArrayLayout, Layout
 from storage.maps import CODEC
 from storage.samples import each_sample, each_sample_of_shards
 
+_FACTS = ["sample_id", "targets", "label", "prediction"]  # columns of the samples
 NOTHING = -1  # stored in place of a class that there is not; xarray reads it as NaN
 
 
 def metadata(array: ArrayLayout) -> bytes:
     """Return the content of the ``zarr.json`` of a coordinate."""
-    return _stored(array, None)["zarr.json"]
+    return _empty(array.rows, array.dtype)
 
 
 def write_coordinates(root: Path, layout: Layout) -> list[Path]:
     """Write the coordinates of every explainer from ``samples.parquet``; return their files."""
     found = coordinates_of(each_sample(root, _FACTS), layout)
-    files, stored = [], dict[str, bytes]()
+    files: list[Path] = []
+    stored: dict[str, bytes] = {}
     for path, array in layout.coordinates.items():
         name, file = path.rpartition("/")[2], root / array.shard(path, 0)
         if name not in stored:  # the same for all explainers
-            stored[name] = _stored(array, found[name])["c/0"]
+            stored[name] = _stored(array.rows, array.dtype, found[name])["c/0"]
         make_room(file)
         with replacing(file) as partial:
             partial.write_bytes(stored[name])
@@ -63,9 +66,6 @@ def read_coordinates(root: Path, layout: Layout) -> dict[str, NDArray[Any]]:
     return {ROWS: found[ROWS], **classes}
 
 
-_FACTS = ["sample_id", "targets", "label", "prediction"]
-
-
 def coordinates_of(samples: Iterable[Mapping[str, Any]], layout: Layout) -> dict[str, NDArray[Any]]:
     """Return the coordinates of every map: the samples' ids as str, and int64 or :data:`NOTHING`."""
     each = layout.manifest.targets_per_image
@@ -86,19 +86,24 @@ def _rows(samples: Iterable[Mapping[str, Any]], each: int) -> Iterator[tuple[str
         yield from ((sample["sample_id"], target, label, prediction) for target in targets)
 
 
-def _stored(array: ArrayLayout, values: NDArray[Any] | None) -> dict[str, bytes]:
+@cache  # the same for all explainers
+def _empty(rows: int, dtype: str) -> bytes:
+    return _stored(rows, dtype, None)["zarr.json"]
+
+
+def _stored(rows: int, dtype: str, values: NDArray[Any] | None) -> dict[str, bytes]:
     """Return the files of a coordinate with these values, or its metadata alone."""
     held: dict[str, Any] = {}
-    classes = array.dtype != COORDINATES[ROWS]
+    classes = dtype != COORDINATES[ROWS]
     created = zarr.create_array(
         MemoryStore(held),
-        shape=(array.rows,),
-        chunks=(array.rows,),
-        dtype=array.dtype,
+        shape=(rows,),
+        chunks=(rows,),
+        dtype=dtype,
         compressors=CODEC,
         fill_value=NOTHING if classes else "",
         attributes={"_FillValue": NOTHING} if classes else {},
-        dimension_names=array.names,
+        dimension_names=(ROWS,),
         zarr_format=3,
     )
     if values is not None:

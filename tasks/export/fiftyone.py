@@ -6,9 +6,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from io import TextIOBase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
 
 from storage.run import Run
 from storage.samples import each_sample
@@ -68,7 +67,7 @@ def _score_names(run: Run) -> dict[tuple[str, str], str]:
     return dict(zip(pairs, named.values(), strict=True))
 
 
-def _write_samples(file: TextIOBase | Any, documents: Iterator[dict[str, Any]]) -> int:
+def _write_samples(file: TextIO, documents: Iterator[dict[str, Any]]) -> int:
     """Write the documents one by one, since 50,000 need not be in memory at once; return their number."""
     file.write('{"samples": [')
     count = 0

@@ -24,7 +24,14 @@ from tasks.export.columns import (
 from tasks.export.reading import Part, each_part
 from tasks.export.registry import EVERY, exports
 
-CARD = """# {name}
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*
+---
+# {name}
 
 Saliency maps of {rows:,} samples by {explainers}, made by Floodlit. One row per sample and explained class.
 
@@ -36,7 +43,7 @@ PICTURES = (
     "is an image on the explainer's own grid: 0 is no evidence, 255 the strongest of this map; evidence\n"
     "against the class is left out. Enlarge it bilinearly to lay it over `image`, which the network sees so"
 )
-NUMBERS = "is the raw map, one number per token or position"
+NUMBERS = "is the raw map on the explainer's own grid: one number per token or position where it is as fine"
 
 
 @exports.register

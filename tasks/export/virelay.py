@@ -96,7 +96,7 @@ def _write_files(run: Run, folder: Path, classes: int) -> int:
             images = np.stack([np.moveaxis(coloured(part.inputs[place], bands), -1, 0) for place in kept])
             labels = _labels(part, kept, classes, several)
             _append(dataset, {"data": images, "label": labels, "sample_id": _ids(part, kept)})
-            targets = np.array([part.samples[place]["target"] for place in kept], np.uint16)
+            targets = np.array([part.samples[place]["target"] for place in kept], np.uint32)
             rows = np.arange(start, start + len(kept), dtype=np.uint32)
             told: dict[str, NDArray[Any]] = {
                 "index": rows,
@@ -110,6 +110,8 @@ def _write_files(run: Run, folder: Path, classes: int) -> int:
                 with h5py.File(folder / f"{name}.h5", "a") as file:
                     _append(file, own | {"attribution": _attribution(maps[there])})
             start += len(kept)
+    if not start:
+        raise ValueError(f"to: virelay shows maps, and no sample of {run.root} has one")
     return start
 
 
@@ -146,7 +148,7 @@ def _labels(part: Part, kept: list[int], classes: int, several: bool) -> NDArray
     """(n,) the labels, or the number behind the last class; or (n, classes) bool of several labels."""
     if not several:
         known = [part.samples[place]["label"] for place in kept]
-        return np.array([classes if label is None else label for label in known], np.uint16)
+        return np.array([classes if label is None else label for label in known], np.uint32)
     found = np.zeros((len(kept), classes + 1), bool)
     for row, place in enumerate(kept):
         found[row, part.samples[place]["labels"] or [classes]] = True

@@ -27,6 +27,7 @@ COMMANDS = [
     ["query", "DIR", "SELECT 1"],
     ["compare", "DIR", "DIR"],
     ["components", "DIR", "--sample", "x"],
+    ["export", "DIR", "--to", "csv"],
 ]
 ENTRY = {"parameters": {}, "grid": [2, 2], "layer": "features"}
 

@@ -23,6 +23,8 @@ from storage.run import Run
 from storage.samples import read_samples
 from storage.scores import read_values
 from tasks.export.exporting import export
+from tasks.export.reading import Part
+from tasks.export.virelay import _labels
 from tasks.metrics.preparation import prepare
 from tasks.pictures.drawing import pixels_of
 
@@ -234,6 +236,14 @@ def test_virelay_gets_what_its_schema_says(exported_run: Run, tmp_path: Path) ->
                 )
                 assert found["prediction"][place].argmax() == sample["prediction"]
                 assert found["prediction"][place, sample["prediction"]] == pytest.approx(sample["confidence"])
+
+
+def test_labels_of_virelay_are_bits_where_there_may_be_several(exported_run: Run) -> None:
+    samples = [{"label": 1, "labels": [1, 3]}, {"label": None, "labels": []}, {"label": 2, "labels": [2]}]
+    part = Part(exported_run, 0, samples, {}, 0, set())
+    bits = _labels(part, [0, 1, 2], 4, several=True)
+    assert [np.flatnonzero(row).tolist() for row in bits] == [[1, 3], [4], [2]]
+    assert _labels(part, [0, 1, 2], 4, several=False).tolist() == [1, 4, 2]
 
 
 def test_virelay_says_what_to_install(
