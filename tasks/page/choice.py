@@ -146,7 +146,7 @@ def _candidates(facts: Facts, seed: int) -> Iterator[tuple[Reason, NDArray[np.in
         np.random.default_rng(seed).permutation(len(facts.rows))[:AT_RANDOM],
     )
     spread = _spread(facts.scores, len(facts.rows))
-    told = f"the scores of explainers in {facts.column} differ most"
+    told = f"explainers differ most in {facts.column}"
     yield Reason("disagreed", told), _ordered(np.where(spread > 0, spread, np.nan), True)[:DISAGREED]
     yield Reason("wrong", KINDS["wrong"]), _ordered(facts.wrong, True)[:WRONG]
     for kind, counts, number in (

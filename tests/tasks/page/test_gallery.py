@@ -18,6 +18,7 @@ from storage.maps import read, read_rows
 from storage.query import query
 from storage.records import Step, drop_record, write_failure
 from storage.run import Run
+from storage.samples import read_samples
 from tasks.metrics.preparation import prepare
 from tasks.page.gallery import gallery_of
 from tasks.page.picture_data import INFERNO, LEVELS, inline
@@ -41,9 +42,14 @@ def page_of(run: Run, folder: Path) -> Path:
     return folder / "page.html"
 
 
+def opened(picture: str) -> Image.Image:
+    """An inline picture."""
+    return Image.open(BytesIO(b64decode(picture.partition(",")[2])))
+
+
 def levels_of(picture: str) -> np.ndarray:
     """The levels in a map's inline picture."""
-    pixels = np.asarray(Image.open(BytesIO(b64decode(picture.partition(",")[2]))).convert("RGB"))
+    pixels = np.asarray(opened(picture).convert("RGB"))
     known = {tuple(colour): level / (LEVELS - 1) for level, colour in enumerate(INFERNO[:LEVELS].tolist())}
     return np.array([[known[tuple(pixel)] for pixel in row] for row in pixels.tolist()])
 
@@ -142,6 +148,34 @@ def test_ddcams_units_are_those_that_it_kept(finished: Run) -> None:
         assert told.kept.numbers == ", ".join(str(unit) for unit in np.flatnonzero(mask))
         assert (told.kept.kept, told.kept.units) == (mask.sum(), len(mask))
         assert told.kept.certified
+
+
+def test_boxes_and_masks_are_those_of_the_sample_and_can_be_hidden(
+    tmp_path: Path, look: Callable[..., Any]
+) -> None:
+    metrics = [{"name": "pixel_precision", "bins": 4}]
+    digits = {"kind": "digits", "limit": 3}
+    run = completed(
+        tiny_job(tmp_path / "run", dataset=digits, explainers=[{"name": "gradcam"}], metrics=metrics)
+    )
+    for row, sample in enumerate(read_samples(run.root)):
+        (target,) = one(run, row).targets
+        ((left, top, right, bottom),) = sample["boxes"]
+        assert target.boxes == [(left, top, right - left, bottom - top)]
+        mask = np.asarray(opened(target.mask).convert("RGBA"))[..., 3] > 0
+        np.testing.assert_array_equal(mask, read(run.masks, row, row + 1)[0] > 0)
+        assert mask.any()
+    with look(page_of(run, tmp_path)) as tab:
+        picture = tab.locator(".picture").first
+        before = picture.screenshot()
+        for name in ("boxes", "masks"):
+            switch = tab.get_by_label(name)
+            there = switch.is_checked()
+            assert there is (name == "boxes")
+            switch.set_checked(not there)
+            assert picture.screenshot() != before, name
+            switch.set_checked(there)
+            assert picture.screenshot() == before, name
 
 
 @pytest.fixture(scope="module")
