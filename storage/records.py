@@ -26,6 +26,7 @@ from storage.files import (
     shard_name,
     write_json,
 )
+from storage.places import is_there
 from storage.stage_facts import Agreement, Cost, StageFacts
 
 __all__ = ["Agreement", "Cost", "StageFacts"]
@@ -294,6 +295,11 @@ def read_failure(root: Path, step: Step) -> Failure:
     if named != step:
         raise _damaged(step.failure_path, "is about another step")
     return failure
+
+
+def is_finished(root: Path, step: Step) -> bool:
+    """Whether a step has a record, which is neither opened nor checked."""
+    return is_there(root / step.path)
 
 
 def finished(root: Path) -> set[Step]:

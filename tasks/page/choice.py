@@ -88,31 +88,38 @@ def judged(run: Run) -> list[str]:
 
 def facts_of(run: Run) -> Facts:
     """What the choice looks at, of all samples that have passed the model; few shards are in memory."""
-    done, k, names = run.finished(), run.targets_per_image, judged(run)
+    done, k = run.finished(), run.targets_per_image
     shards = [s for s in range(run.shards) if {Step("inputs", s), Step("activations", s)} <= done]
-    rows, wrong, failed, degenerate = [], [], [], []
+    rows = np.concatenate([np.empty(0, np.int64), *(np.arange(*run.bounds(shard)) for shard in shards)])
+    unusable, wrong = [np.empty(0, bool)], [np.empty(0)]
     for shard in shards:
-        start, stop = run.bounds(shard)
         table = read_columns_of_shard(
             run.root, shard, ["label", "labels", "prediction", "confidence", "status"]
         )
-        unusable = pc.not_equal(table["status"], "ok").to_numpy(zero_copy_only=False)
-        broken, flat = np.where(unusable, k * len(names), 0), np.zeros(stop - start, np.int64)
-        for name in names:
-            if Step("saliency", shard, name) in done:
-                status = read(run.saliency(name) / "status", *run.rows_of(shard)).reshape(-1, k)
-                broken += np.where(unusable, 0, np.isin(status, _BROKEN).sum(1))
-                flat += np.isin(status, _FLAT).sum(1)
-        rows.append(np.arange(start, stop))
+        unusable.append(pc.not_equal(table["status"], "ok").to_numpy(zero_copy_only=False))
         wrong.append(_wrong(table))
-        failed.append(broken)
-        degenerate.append(flat)
+    names = judged(run)
+    failed = np.where(np.concatenate(unusable), k * len(names), 0)
+    degenerate = np.zeros(len(rows), np.int64)
+    for name in names:
+        statuses = _statuses(run, name, done).reshape(-1, k)[rows]
+        failed += np.where(np.concatenate(unusable), 0, np.isin(statuses, _BROKEN).sum(1))
+        degenerate += np.isin(statuses, _FLAT).sum(1)
     column = headline_of(run)
-    known = np.concatenate([*rows, np.empty(0, np.int64)]).astype(np.int64)
-    scores = {name: _mean(read_score(run, name, column).reshape(-1, k)[known]) for name in names if column}
-    better = run.columns[column].better if column else None
-    joined = [np.concatenate([*each, np.empty(0)]) for each in (wrong, failed, degenerate)]
-    return Facts(known, joined[0], joined[1].astype(int), joined[2].astype(int), column, better or "", scores)
+    scores = {name: _mean(read_score(run, name, column).reshape(-1, k)[rows]) for name in names if column}
+    better = (run.columns[column].better if column else None) or ""
+    return Facts(rows, np.concatenate(wrong), failed, degenerate, column, better, scores)
+
+
+def _statuses(run: Run, explainer: str, done: set[Step]) -> NDArray[np.int8]:
+    """(maps,) the stored statuses of an explainer, -1 in shards that are not explained."""
+    found = np.full(run.rows * run.targets_per_image, -1, np.int8)
+    shards = np.array([s for s in range(run.shards) if Step("saliency", s, explainer) in done], np.int64)
+    for part in np.split(shards, np.flatnonzero(np.diff(shards) != 1) + 1):  # neighbours are read together
+        if len(part):
+            start, stop = run.rows_of(int(part[0]))[0], run.rows_of(int(part[-1]))[1]
+            found[start:stop] = read(run.saliency(explainer) / "status", start, stop)
+    return found
 
 
 def choose(facts: Facts, seed: int, most: int = MOST) -> dict[int, list[Reason]]:

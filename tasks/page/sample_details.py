@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from explainers.base import Status
 from storage.characters import shown
 from storage.maps import read_rows
-from storage.records import Step
+from storage.records import Step, is_finished
 from storage.run import Run
 from tasks.page.picture_data import INFERNO, Link, map_png
 from tasks.page.sample_scores import HEIGHT, WIDTH
@@ -100,11 +100,15 @@ class DetailsOf:
     def __init__(self, run: Run, rows: Sequence[int], link: Link) -> None:
         self._run, self._link = run, link
         self._decomposing = decomposing(run)
-        done, each = run.finished(), run.manifest.shard_rows * run.targets_per_image
+        each = run.manifest.shard_rows * run.targets_per_image
         self._details: dict[str, dict[int, dict[str, Any]]] = {}
         for name, entry in run.explainers.items():
-            there = [row for row in rows if Step("saliency", row // each, name) in done]
-            if not entry.details or not there:
+            if not entry.details:
+                continue
+            steps = {row: Step("saliency", row // each, name) for row in rows}
+            done = {step for step in set(steps.values()) if is_finished(run.root, step)}
+            there = [row for row in rows if steps[row] in done]
+            if not there:
                 continue
             # What a map that failed would have as details is zero, which is no result.
             status = read_rows(run.saliency(name) / "status", there)

@@ -13,7 +13,8 @@ from torch import Tensor
 from explainers.base import Status
 from explainers.models.modality import MODALITIES
 from storage.maps import read_rows
-from storage.records import Step, failures
+from storage.places import is_there
+from storage.records import Step, is_finished, read_failure
 from storage.run import Run
 from tasks.metrics.preparation import prepare
 from tasks.page.picture_data import reduced
@@ -66,16 +67,18 @@ def stored_maps(run: Run, explainer: str, rows: Sequence[int], most: int | None 
         again, since single peaks would leave little of them. None keeps every map's grid.
     """
     each = run.manifest.shard_rows * run.targets_per_image
-    done, failed = run.finished(), failures(run.root)
     steps = [Step("saliency", row // each, explainer) for row in rows]
-    there = [row for row, step in zip(rows, steps, strict=True) if step in done]
-    found = iter(_read(run, explainer, there, most)) if there else iter(())
-    return [
-        next(found)
-        if step in done
-        else StoredMap(None, told=f"failed: {failed[step].error}" if step in failed else "not computed yet")
-        for step in steps
-    ]
+    missing = {step: _why_missing(run, step) for step in set(steps) if not is_finished(run.root, step)}
+    there = [row for row, step in zip(rows, steps, strict=True) if step not in missing]
+    found = iter(_read(run, explainer, there, most) if there else ())
+    return [StoredMap(None, told=missing[step]) if step in missing else next(found) for step in steps]
+
+
+def _why_missing(run: Run, step: Step) -> str:
+    """Why a step is not finished."""
+    if not is_there(run.root / step.failure_path):
+        return "not computed yet"
+    return f"failed: {read_failure(run.root, step).error}"
 
 
 def _read(run: Run, explainer: str, rows: list[int], most: int | None) -> list[StoredMap]:

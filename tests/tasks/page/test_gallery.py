@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from runs import completed, model, tiny_job
+from runs import completed, model, prepared, tiny_job
 from storage.maps import read, read_rows
 from storage.query import query
 from storage.records import Step, drop_record, write_failure
@@ -242,6 +242,12 @@ def test_a_shard_that_was_not_explained_says_so_and_one_that_failed_says_why(
     assert shown_of(run, 3, "moxi").told == "failed: out of <memory>"
     gallery = gallery_of(run)
     assert "no map: failed: out of &lt;memory&gt;" in render("gallery.html", gallery=gallery)
+
+
+def test_a_run_without_any_prediction_has_an_empty_gallery(tmp_path: Path) -> None:
+    gallery = gallery_of(prepared(tiny_job(tmp_path / "run")))
+    assert (gallery.known, gallery.chosen) == (0, [])
+    assert "No sample has passed the model yet" in render("gallery.html", gallery=gallery)
 
 
 def test_a_sample_that_could_not_be_read_shows_its_error(hostile: Run) -> None:
