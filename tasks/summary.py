@@ -20,6 +20,7 @@ from storage.samples import merge_samples
 from storage.stage_facts import StageFacts
 from storage.tracking import Result, page_of, track
 from tasks.artifacts import show_links, show_results
+from tasks.page.charts.curves import write_curves
 from tasks.page.report import write_report
 from tasks.pictures.contact_sheet import draw_contact_sheet
 from tasks.results.accuracy import Accuracy, write_accuracy
@@ -106,8 +107,6 @@ class Written:
 
 def write_results(run: Run) -> Written:
     """Write the tables and pictures of the whole run, and last the record that signs them."""
-    from tasks.page.charts.curves import write_curves  # imports Altair, which no other stage needs
-
     drop_record(run.root, SUMMARY)  # so that it never signs files that are just being replaced
     merge_samples(run.root, run.shards)
     coordinates = write_coordinates(run.root, run.layout)
