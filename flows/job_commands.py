@@ -136,7 +136,7 @@ def _train(path: Path, store: str | None) -> None:
             "registered": made["registered"],
             "maps": f"{job.store}/maps.png",
             "use it": f'[[explainers]] name = "ptame", head = "{made["head"]}"',
-            "MLflow": f"{_command('mlflow')} ui --backend-store-uri {uri}, then http://127.0.0.1:5000",
+            "MLflow": _mlflow(uri),
         }
     )
 
@@ -176,7 +176,7 @@ def _results(job: Any) -> None:
     lines |= {
         "all numbers": f'{_command("floodlit")} query {done.root} "SELECT * FROM summary"',
         "Prefect": f"{_command('prefect')} server start, then http://127.0.0.1:4200",
-        "MLflow": f"{_command('mlflow')} ui --backend-store-uri {uri}, then http://127.0.0.1:5000",
+        "MLflow": _mlflow(uri),
     }
     listed(lines | ({"report": str(done.page)} if is_there(done.page) else {}))
 
@@ -191,6 +191,16 @@ def _taken(taken: dict[str, Any]) -> str:
         parts.append(f"{', '.join(name or 'the whole file' for name in taken['others'])} would fit as well")
     parts += [f"{count} tensors were cast from {kind}" for kind, count in taken["cast"].items()]
     return "; ".join(parts)
+
+
+def _mlflow(uri: str) -> str:
+    """Say how the pages of MLflow are opened."""
+    from storage.tracking import page_of_all
+
+    page = page_of_all(uri)
+    if uri.startswith(("http:", "https:")):
+        return without_credentials(f"{uri.rstrip('/')}/{page}")
+    return f"{_command('mlflow')} ui --backend-store-uri {uri}, then http://127.0.0.1:5000/{page}"
 
 
 def _command(name: str) -> str:

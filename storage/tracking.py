@@ -32,8 +32,10 @@ from storage.files import sha256_of_file, sha256_of_json
 from storage.places import is_remote
 
 EXPERIMENT = "floodlit"
-# MLflow's pages show an experiment of this kind as models in training, and otherwise guess its kind.
+# MLflow's pages show an experiment of this kind as models in training. Those with a switch between models and
+# GenAI ask the address instead.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
+AS_TRAINING = "workflowType=machine_learning"
 NOTE, TOLD = "mlflow.note.content", "floodlit.told"  # tags: MLflow's description of a run, and what we wrote
 QUOTED = 500  # most characters of MLflow's messages that our messages quote
 BATCH = 900  # MLflow takes at most 1,000 metrics per call
@@ -151,7 +153,14 @@ def page_of(uri: str, run_id: str) -> str:
     """Return the address of a run's page in MLflow's UI, relative to the address of the server."""
     with _answering():
         experiment = _client(uri).get_run(run_id).info.experiment_id
-    return f"#/experiments/{experiment}/runs/{run_id}"
+    return f"#/experiments/{experiment}/runs/{run_id}?{AS_TRAINING}"
+
+
+def page_of_all(uri: str) -> str:
+    """Return the address of the page with all runs, relative to the address of the server."""
+    with _answering():
+        found = _client(uri).get_experiment_by_name(EXPERIMENT)
+    return f"#/experiments/{found.experiment_id}?{AS_TRAINING}"
 
 
 def _experiment(client: MlflowClient, uri: str, store: Path) -> str:

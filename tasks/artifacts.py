@@ -106,12 +106,14 @@ def _links(run: Run, uri: str, page: str) -> str:
         served, address = "", quote(uri.rstrip("/"), safe=":/%[]")
     else:
         served, address = f"{code(f'mlflow ui --backend-store-uri {uri}')}, then ", "http://127.0.0.1:5000"
+    path, _, query = page.partition("?")
+    report = f"{address}/{path}/artifactPath/{run.page.name}?{query}"
     tables = (run.root / "scores", run.summary, run.comparisons, run.costs)
     query = f'floodlit query {run.root} "SELECT * FROM summary"'
     return "\n".join(
         [
             f"# {words(run.name)}",
-            f"- report: {code(run.page)}, also [in MLflow]({address}/{page}/artifactPath/{run.page.name})",
+            f"- report: {code(run.page)}, also [in MLflow]({report})",
             f"- MLflow: {served}[{words(run.name)}]({address}/{page})",
             f"- maps: {code(run.root / 'saliency.zarr')}",
             f"- scores: {', '.join(map(code, tables))}",

@@ -137,6 +137,6 @@ def test_prefect_shows_progress_tables_pictures_and_links(told: tuple[Path, UUID
         f"report: `{root}/report/index.html`, also [in MLflow](http://127.0.0.1:5000/#/experiments/1/runs/"
         in links
     )
-    assert "/artifactPath/index.html)" in links
+    assert "/artifactPath/index.html?workflowType=machine_learning)" in links
     names = set(pq.read_table(root / "summary.parquet")["explainer"].to_pylist())
     assert all(name in str(shown["floodlit-leaderboard"].data) for name in names)

@@ -93,6 +93,17 @@ def test_the_verdict_is_the_description_until_a_person_writes_one(tmp_path: Path
     assert described("c wins") == "mine"
 
 
+def test_addresses_open_the_run_and_all_runs_as_models_in_training(
+    twice: tuple[MlflowClient, str, str],
+) -> None:
+    client, first, _ = twice
+    uri, experiment = client.tracking_uri, client.get_run(first).info.experiment_id
+    assert tracking.page_of(uri, first) == (
+        f"#/experiments/{experiment}/runs/{first}?workflowType=machine_learning"
+    )
+    assert tracking.page_of_all(uri) == f"#/experiments/{experiment}?workflowType=machine_learning"
+
+
 def test_the_experiment_opens_under_model_training(tmp_path: Path) -> None:
     """Also one that an earlier version made; a kind that a person chose stays."""
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
