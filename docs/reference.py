@@ -28,7 +28,7 @@ from pydantic import BaseModel
 
 import floodlit
 from explainers.base import Need, Parameters
-from explainers.controls import CONTROLS
+from explainers.control_names import CONTROLS
 from explainers.models.loading import load
 from explainers.models.probes_at_load import PROBES
 from explainers.registry import explainers

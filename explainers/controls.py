@@ -16,8 +16,6 @@ from explainers.models.black_box import BlackBox
 from explainers.numerics.randomness import uniform
 from explainers.registry import register
 
-CONTROLS = ("random", "center_gaussian", "sobel", "all_ones")
-
 _LUMINANCE = (0.299, 0.587, 0.114)  # weights of R, G and B by ITU-R BT.601
 
 

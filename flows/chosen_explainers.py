@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from explainers.base import Explainer, Need, Parameters
-from explainers.controls import CONTROLS
+from explainers.control_names import CONTROLS
 from explainers.models.black_box import BlackBox
 from explainers.registry import explainers
 from explainers.requirements import unmet

@@ -18,6 +18,7 @@ for command in (
     job_commands.train,
     inspect_commands.status,
     report_commands.report,
+    report_commands.browse,
     inspect_commands.query,
     inspect_commands.compare,
     export_commands.export,

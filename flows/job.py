@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from explainers.base import Parameters
-from explainers.controls import CONTROLS
+from explainers.control_names import CONTROLS
 from explainers.models.compute import Compute
 from explainers.models.loading import ModelSpec
 from explainers.models.model_spec import MOST_CHANNELS

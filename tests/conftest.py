@@ -1,6 +1,7 @@
 """Fixtures that many tests share: a Prefect server, an S3 server, and small jobs on the demo's digits."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,3 +63,17 @@ def slow_job(
         batch={"shard": 16, "images": 2},
         controls=False,
     )
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A browser that reaches no network."""
+    found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("no Chromium: install Debian's package chromium to test the pages")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()

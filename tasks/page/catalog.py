@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from storage.query import QueryError, select
 from storage.run import Run
 from storage.samples import SAMPLE_COLUMNS, sample_table
-from storage.scores import read_score
+from storage.scores import read_numbers
 
 SAMPLES = 48  # on a page
-_HELD = 128  # columns of scores in memory, at most
+_HELD = 200 * 2**20  # bytes of scores in memory, at most
 _COLUMNS = [name for name in SAMPLE_COLUMNS if name not in {"tokens", "notes", "boxes", "box_labels"}]
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 _SORTABLE = re.compile(r"VARCHAR|DOUBLE|FLOAT|BOOLEAN|U?(TINY|SMALL|BIG)?INT(EGER)?")
@@ -121,8 +122,22 @@ class Catalog:
         ids = self.samples["sample_id"].to_pylist()
         self._rows = {name: None if run is first else _places(ids, run) for name, run in runs.items()}
         self._names = {id(run): name for name, run in runs.items()}
-        self._held: OrderedDict[tuple[str, str], pa.Array] = OrderedDict()
+        self._held: OrderedDict[tuple[int, str, str], NDArray[np.float64]] = OrderedDict()
         self._lock = Lock()
+
+    def numbers(self, run: Run, explainer: str, columns: Set[str]) -> dict[str, NDArray[np.float64]]:
+        """Return columns of scores as :func:`storage.scores.read_numbers` does, and keep them in memory."""
+        with self._lock:
+            keys = {column: (id(run), explainer, column) for column in columns}
+            lacking = {column for column, key in keys.items() if key not in self._held}
+            read = read_numbers(run, explainer, lacking) if lacking else {}
+            self._held |= {keys[column]: values for column, values in read.items()}
+            found = {column: self._held[key] for column, key in keys.items()}
+            for key in keys.values():
+                self._held.move_to_end(key)
+            while len(self._held) > 1 and sum(values.nbytes for values in self._held.values()) > _HELD:
+                self._held.popitem(last=False)
+            return found
 
     def scores(self, source: str, metric: str) -> pa.Array:
         """Return a metric of an explainer for the first explained class of each sample; null without a value.
@@ -132,20 +147,12 @@ class Catalog:
         source
             A key of ``sources``.
         """
-        with self._lock:
-            if (source, metric) in self._held:
-                self._held.move_to_end((source, metric))
-                return self._held[source, metric]
-            run, explainer = self.sources[source]
-            values = read_score(run, explainer, metric)[:: run.targets_per_image]
-            places = self._rows[self._names[id(run)]]
-            if places is not None:
-                values = np.where(places >= 0, values[places], np.nan)
-            found = pa.array(values, from_pandas=True)
-            self._held[source, metric] = found
-            if len(self._held) > _HELD:
-                self._held.popitem(last=False)
-            return found
+        run, explainer = self.sources[source]
+        values = self.numbers(run, explainer, {metric})[metric][:: run.targets_per_image]
+        places = self._rows[self._names[id(run)]]
+        if places is not None:
+            values = np.where(places >= 0, values[places], np.nan)
+        return pa.array(values, from_pandas=True)
 
     def find(self, search: Search, most: int = SAMPLES, *, backwards: bool = False) -> Found:
         """Return the samples that a search finds after its key, or before it if ``backwards``.

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from explainers.base import Status
-from explainers.controls import CONTROLS
+from explainers.control_names import CONTROLS
 from storage.characters import shown
 from storage.maps import read
 from storage.records import Step

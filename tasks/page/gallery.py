@@ -98,5 +98,10 @@ def gallery_of(run: Run) -> Gallery:
         boxes=any(target.boxes for target in targets),
         masks=any(target.mask for target in targets),
         averaging=averaging_told(run, len(samples)),
-        palette=palette_of(run.modality)[:LEVELS].tobytes().hex(),
+        palette=colours_of(run.modality),
     )
+
+
+def colours_of(modality: str) -> str:
+    """The colours of a map's levels from 0 to 1, six hexadecimal digits each."""
+    return palette_of(modality)[:LEVELS].tobytes().hex()

@@ -14,10 +14,11 @@ from storage.characters import shown
 from storage.maps import read_rows
 from storage.run import Run
 from storage.samples import read_samples_of_shard
+from storage.scores import read_numbers
 from tasks.objects import boxes_of, masks_of
 from tasks.page.picture_data import Link, mask_png, webp
 from tasks.page.sample_details import DetailsOf, Told
-from tasks.page.sample_scores import Curves, ScoreRow, ScoresOf
+from tasks.page.sample_scores import Curves, Numbers, ScoreRow, ScoresOf
 from tasks.page.sequences import Series, series_of
 from tasks.page.shown_maps import ShownMap, maps_of, tokens_shown
 from tasks.pictures.drawing import coloured, explained, label_of, told_bands
@@ -74,11 +75,11 @@ class Sample:
     targets: list[Target]
 
 
-def samples_of(run: Run, rows: Sequence[int], link: Link) -> list[Sample]:
+def samples_of(run: Run, rows: Sequence[int], link: Link, numbers_of: Numbers = read_numbers) -> list[Sample]:
     """Say everything about some samples of a run, given by their index in it.
 
     All that is read of one array is read together. The pictures of many maps are reduced, so that a page of
-    48 samples stays small.
+    48 samples stays small. A program that shows many pages keeps the scores that ``numbers_of`` gives.
     """
     known = _read_samples(run, rows)
     maps = [
@@ -87,7 +88,7 @@ def samples_of(run: Run, rows: Sequence[int], link: Link) -> list[Sample]:
         for place in range(len(known[row]["targets"] or ()))
     ]
     shown_maps = maps_of(run, known, maps, link)
-    scores, details = ScoresOf(run, maps), DetailsOf(run, maps, link)
+    scores, details = ScoresOf(run, maps, numbers_of), DetailsOf(run, maps, link)
     masks = _masks(run, known, maps, link)
     usable = [row for row in rows if known[row]["status"] == "ok"]
     values = dict(zip(usable, read_rows(run.inputs, usable), strict=True)) if usable else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,10 +57,14 @@ class Curves:
     lines: list[Line]
 
 
+# Gives columns of an explainer's scores, as :func:`storage.scores.read_numbers` reads them.
+Numbers = Callable[[Run, str, Set[str]], Mapping[str, NDArray[np.float64]]]
+
+
 class ScoresOf:
     """The scores and curves of some rows of maps; one explainer's scores are in memory at a time."""
 
-    def __init__(self, run: Run, rows: Sequence[int]) -> None:
+    def __init__(self, run: Run, rows: Sequence[int], numbers_of: Numbers = read_numbers) -> None:
         self._columns = {name: about.better or "" for name, about in run.columns.items() if not about.pooled}
         # What ranks explainers comes first.
         self._columns = dict(sorted(self._columns.items(), key=lambda item: not item[1]))
@@ -68,7 +72,7 @@ class ScoresOf:
         self._curves: dict[str, dict[int, dict[int, NDArray[np.float32]]]] = {}
         curved = {name for name, better in self._columns.items() if better}
         for place, name in enumerate(run.explainers):
-            numbers = read_numbers(run, name, self._columns.keys())
+            numbers = numbers_of(run, name, self._columns.keys())
             self._scores.append(
                 {
                     column: dict(zip(rows, placed(values, rows, self._columns[column]), strict=True))
@@ -111,9 +115,10 @@ class ScoresOf:
 
 def placed(values: NDArray[np.float64], rows: Sequence[int], better: str) -> list[Score]:
     """The scores at some rows of all ``values`` (maps,), each with its place among those that are finite."""
-    known = np.sort(values[np.isfinite(values)])
-    own = values[list(rows)]
-    below = (np.searchsorted(known, own, "left") + np.searchsorted(known, own, "right")) / 2
+    known, own = values[np.isfinite(values)], values[list(rows)]
+    below = np.array(
+        [np.count_nonzero(known < value) + np.count_nonzero(known == value) / 2 for value in own]
+    )
     shares = below / max(1, len(known))
     worse = 1 - shares if better == "lower" else shares
     return [

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from explainers.controls import CONTROLS
+from explainers.control_names import CONTROLS
 from storage.characters import shown
 from storage.maps import read_rows
 from storage.run import Run

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from explainers.controls import CONTROLS
+from explainers.control_names import CONTROLS
 from explainers.models.modality import MODALITIES
 from storage.manifest import ColumnEntry, ExplainerEntry, Manifest
 from storage.parquet import read_table

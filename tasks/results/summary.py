@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from explainers.base import Status
-from explainers.controls import CONTROLS
+from explainers.control_names import CONTROLS
 from storage.parquet import write_table
 from storage.run import Run
 from storage.scores import read_curves, read_values, sum_curves, with_curve

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import toys
 from explainers.base import Batch, Explanation, Status
-from explainers.controls import CONTROLS
+from explainers.control_names import CONTROLS
 from explainers.registry import explainers
 
 SIZE = (6, 8)

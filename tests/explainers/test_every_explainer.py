@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import toys
 from explainers.base import OF_LAYER, Batch, Explainer, Explanation, Need, Status
-from explainers.controls import CONTROLS
+from explainers.control_names import CONTROLS
 from explainers.models.classifier import Classifier
 from explainers.registry import explainers
 from explainers.requirements import unmet

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import toys
 from explainers.base import Explanation, Status
-from explainers.controls import CONTROLS
+from explainers.control_names import CONTROLS
 from explainers.models.black_box import BlackBox
 from explainers.models.tensors import TensorClassifier
 from explainers.numerics.segmentation import Windows

@@ -10,7 +10,7 @@ from torch import nn
 
 import toys
 from explainers.base import OF_LAYER, Need
-from explainers.controls import CONTROLS
+from explainers.control_names import CONTROLS
 from explainers.models.classifier import Classifier
 from explainers.models.compute import Compute
 from explainers.models.loading import ModelSpec, load, network_of

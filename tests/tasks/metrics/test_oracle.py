@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from explainers.base import Batch
-from explainers.controls import CONTROLS
+from explainers.control_names import CONTROLS
 from explainers.models.classifier import Classifier
 from explainers.models.loading import ModelSpec, load
 from explainers.registry import explainers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,20 +18,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run with controls; tests that change it work on a copy."""
     metrics = [{"name": "insertion", "steps": 4}, {"name": "pointing_game"}, {"name": "sparseness"}]
     return completed(tiny_job(tmp_path_factory.mktemp("finished") / "run", metrics=metrics, controls=True))
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """A browser that reaches no network."""
-    found = shutil.which("chromium")
-    if found is None:
-        pytest.skip("no Chromium: install Debian's package chromium to test the pages")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from explainers.controls import CONTROLS
+from explainers.control_names import CONTROLS
 from storage.query import query
 from storage.run import Run
 from tasks.page.choice import AT_RANDOM, EACH, Facts, choose, facts_of

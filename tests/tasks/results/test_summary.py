@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from explainers.controls import CONTROLS
+from explainers.control_names import CONTROLS
 from runs import explained, prepared, tiny_job
 from storage.datasets import digits
 from storage.maps import read

@@ -9,7 +9,7 @@ from boards import board, cell
 from hypothesis import given
 from hypothesis import strategies as st
 
-from explainers.controls import CONTROLS
+from explainers.control_names import CONTROLS
 from tasks.results.leaderboard import Row
 from tasks.results.verdict import WORDS, verdict
 

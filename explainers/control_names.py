@@ -1,0 +1,3 @@
+"""The names of the controls, for programs that read runs and need no PyTorch."""
+
+CONTROLS = ("random", "center_gaussian", "sobel", "all_ones")

@@ -1,0 +1,263 @@
+"""The browser: pages over whole runs, served on this machine only and read from the runs' own files.
+
+Every page's state is its address, so that it can be sent to somebody who has the run. Nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import fields, replace
+from threading import Thread
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount, Route
+
+from explainers.control_names import CONTROLS
+from storage.query import QueryError
+from storage.run import Run
+from tasks.page.catalog import SAMPLES, Catalog, Search, reference
+from tasks.page.rendering import render
+from tasks.results.headline import headline
+
+HOSTS = ["127.0.0.1", "localhost"]
+_SECONDS = 600  # for which a browser may keep a picture
+_FENCE = {
+    # Pages hold styles and pictures of their own, and no script but that of their head.
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",  # the address holds the token
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+def browser(runs: Mapping[str, Run], token: str) -> Starlette:
+    """Make the application that serves runs below ``/token/``.
+
+    Parameters
+    ----------
+    runs
+        Runs on the same inputs by name. The samples of the first one are listed.
+    token
+        A secret part of the address, which pages of other servers cannot guess.
+
+    Raises
+    ------
+    UnreadableError
+        If a run has no ``samples.parquet`` yet, or it is damaged.
+    """
+    pages = _Pages(runs)
+    routes = [
+        Route("/", _page(pages.samples)),
+        Route("/sample/{row:int}", _page(pages.sample)),
+        Route("/input/{row:int}.webp", pages.input),
+        Route("/map/{source:path}/{row:int}.png", pages.map),
+    ]
+    # A page can give its own name this machine's address after it was loaded (DNS rebinding).
+    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)]
+    return Starlette(routes=[Mount(f"/{token}", routes=routes)], middleware=guards)
+
+
+def _page(made: Callable[[Request], str]) -> Callable[[Request], Response]:
+    """Make an endpoint of a function that returns HTML."""
+
+    def endpoint(request: Request) -> Response:
+        return HTMLResponse(made(request), headers=_FENCE)
+
+    return endpoint
+
+
+class _Pages:
+    """The pages and pictures of some runs."""
+
+    def __init__(self, runs: Mapping[str, Run]) -> None:
+        self.runs = dict(runs)
+        self.catalog = Catalog(runs)
+        self.first = next(iter(self.runs.values()))
+        self.classes = _classes(self.catalog)
+        self.expressions = _expressions(self.first, self.catalog)
+        Thread(target=self._warm, daemon=True).start()
+
+    def _warm(self) -> None:
+        """Import what pages of samples need, and read the scores, so that the first of them is fast, too."""
+        import tasks.page.sample  # noqa: F401
+
+        for run in self.runs.values():
+            columns = {name for name, column in run.columns.items() if not column.pooled}
+            for explainer in run.explainers:
+                with suppress(OSError, ValueError):  # the page that needs them says what is wrong
+                    self.catalog.numbers(run, explainer, columns)
+
+    def samples(self, request: Request) -> str:
+        """The page of samples that a search finds."""
+        search, error, cards, following, count = _search(request), "", [], "", 0
+        try:
+            found = self.catalog.find(search)
+            count = self.catalog.count(search)
+            cards = self._cards(found.rows, search)
+            following = found.keys[-1] if found.more else ""
+        except QueryError as refusal:
+            error = str(refusal)
+        shown = request.query_params.get("map", "")
+        return render(
+            "browser.html",
+            title=" and ".join(run.name for run in self.runs.values()),
+            root=_root(request),
+            search=search,
+            query=_query(search, shown),
+            error=error,
+            cards=cards,
+            count=count,
+            following=_query(replace(search, after=following), shown) if following else "",
+            total=self.first.rows,
+            per_page=SAMPLES,
+            classes=self.classes,
+            expressions=self.expressions,
+            sources=list(self.catalog.sources),
+            shown=shown if shown in self.catalog.sources else "",
+            modality=self.first.modality,
+            size=self.first.input_size,
+        )
+
+    def _cards(self, rows: list[int], search: Search) -> list[dict[str, Any]]:
+        """What a page of samples says about each of them."""
+        columns = ("sample_id", "uri", "label_name", "prediction_name", "prediction", "label", "confidence")
+        chosen = self.catalog.samples.select([*columns, "text", "status", "correct"]).take(rows).to_pylist()
+        told = {
+            name: self.catalog.values(expression, rows)
+            for name, expression in (("sort", search.sort), ("score", search.score))
+            if expression.strip()
+        }
+        return [
+            {**sample, "row": row, "told": [values[i] for values in told.values()]}
+            for i, (row, sample) in enumerate(zip(rows, chosen, strict=True))
+        ]
+
+    def sample(self, request: Request) -> str:
+        """The page of one sample, with the ones before and after it in the order of the search."""
+        from tasks.page.gallery import colours_of
+        from tasks.page.picture_data import inline
+        from tasks.page.sample import samples_of
+        from tasks.page.shown_maps import named
+
+        row, search = request.path_params["row"], _search(request)
+        if not 0 <= row < self.first.rows:
+            raise HTTPException(404, f"there are {self.first.rows} samples")
+        before = after = None
+        error = ""
+        try:
+            here = replace(search, after=self.catalog.key_of(search, row))
+            after = next(iter(self.catalog.find(here, 1).rows), None)
+            before = next(iter(self.catalog.find(here, 1, backwards=True).rows), None)
+        except QueryError as refusal:
+            error = str(refusal)
+        shown = []
+        for number, (name, run) in enumerate(self.runs.items()):
+            place = self.catalog.row_in(name, row)
+            if place is not None:
+                (found,) = samples_of(run, [place], inline, self.catalog.numbers)
+                shown.append((name, replace(found, key=f"run{number}-{found.key}"), named(run)))
+        return render(
+            "browser_sample.html",
+            title=self.catalog.samples["sample_id"][row].as_py(),
+            root=_root(request),
+            query=_query(search, request.query_params.get("map", "")),
+            before=before,
+            after=after,
+            error=error,
+            shown=shown,
+            several=len(self.runs) > 1,
+            palette=colours_of(self.first.modality),
+            of={
+                "modality": self.first.modality,
+                "boxes": any(target.boxes for _, sample, _ in shown for target in sample.targets),
+                "masks": any(target.mask for _, sample, _ in shown for target in sample.targets),
+            },
+        )
+
+    def input(self, request: Request) -> Response:
+        """The picture of an input."""
+        from tasks.page.picture_data import webp
+        from tasks.pictures.drawing import pixels_of
+
+        row = request.path_params["row"]
+        if self.first.modality != "image" or not 0 <= row < self.first.rows:
+            raise HTTPException(404)
+        return _picture(webp(pixels_of(self.first, row), 224), "image/webp")
+
+    def map(self, request: Request) -> Response:
+        """The picture of a map of the first explained class."""
+        from tasks.page.picture_data import INFERNO, map_png
+        from tasks.page.stored_maps import stored_maps
+
+        source, row = request.path_params["source"], request.path_params["row"]
+        if source not in self.catalog.sources or not 0 <= row < self.first.rows:
+            raise HTTPException(404)
+        run, explainer = self.catalog.sources[source]
+        name = next(name for name, other in self.runs.items() if other is run)
+        place = self.catalog.row_in(name, row)
+        found = [] if place is None else stored_maps(run, explainer, [place * run.targets_per_image])
+        if not found or found[0].levels is None:
+            raise HTTPException(404)
+        return _picture(map_png(found[0].levels, INFERNO), "image/png")
+
+
+def _picture(data: bytes, kind: str) -> Response:
+    return Response(data, media_type=kind, headers=_FENCE | {"Cache-Control": f"private, max-age={_SECONDS}"})
+
+
+def _root(request: Request) -> str:
+    """The address below which all pages lie."""
+    return str(request.scope["root_path"])
+
+
+def _search(request: Request) -> Search:
+    """Read a search from the address."""
+    names = [field.name for field in fields(Search)]
+    return Search(**{name: request.query_params.get(name, "") for name in names})
+
+
+def _query(search: Search, shown: str) -> str:
+    """Write a search, and the map that is shown, into an address."""
+    parts = {name: value for name, value in (vars(search) | {"map": shown}).items() if value}
+    return f"?{urlencode(parts)}" if parts else ""
+
+
+def _classes(catalog: Catalog) -> list[str]:
+    """The names of classes that samples have or are predicted to have; their numbers without names."""
+    found = set()
+    for column in ("label", "prediction"):
+        pairs = catalog.samples.group_by([f"{column}_name", column]).aggregate([]).to_pylist()
+        found |= {pair[f"{column}_name"] or pair[column] for pair in pairs} - {None}
+    return sorted(map(str, found))
+
+
+def _expressions(run: Run, catalog: Catalog) -> dict[str, str]:
+    """Expressions to sort by, and what they are: headline scores, differences and disagreement."""
+    own = [name for name, entry in run.explainers.items() if (entry.name or name) not in CONTROLS]
+    found = {"confidence": "the model's confidence"}
+    for metric in headline(run.manifest):
+        columns = [reference(name, metric) for name in own]
+        if len(columns) > 1:
+            spread = ", ".join(columns)
+            found[f"greatest({spread}) - least({spread})"] = f"how much explainers disagree in {metric}"
+        for source in catalog.sources:
+            if metric in catalog.sources[source][0].columns:
+                found[reference(source, metric)] = f"{metric} of {source}"
+        for source in catalog.sources:
+            for one in own:
+                if source.endswith(f"/{one}") and metric in catalog.sources[source][0].columns:
+                    found[f"{reference(one, metric)} - {reference(source, metric)}"] = (
+                        f"{metric}: {one} less {source}"
+                    )
+        if len(columns) > 1:
+            found[f"{columns[0]} - {columns[1]}"] = f"{metric}: {own[0]} less {own[1]}"
+    return found

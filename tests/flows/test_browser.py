@@ -1,0 +1,185 @@
+"""The browser: pages of samples over whole runs, reached by nobody but who knows the address."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import unescape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from flows.browser import browser
+from runs import completed, tiny_job
+from storage.run import Run
+from storage.samples import read_samples
+
+HOSTILE = "<img src=x onerror=alert(1)> & \"'"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of 60 digits with Grad-CAM twice, once under a label that holds markup."""
+    folder = tmp_path_factory.mktemp("browser")
+    return completed(
+        tiny_job(
+            folder / "run",
+            name=HOSTILE,
+            dataset={"kind": "digits", "limit": 60},
+            explainers=[{"name": "gradcam"}, {"name": "ddcam"}],
+            metrics=[{"name": "insertion", "steps": 4}, {"name": "pointing_game"}],
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def client(run: Run) -> Iterator[TestClient]:
+    """Asks the browser below its secret address."""
+    with TestClient(browser({"one": run}, "secret"), base_url="http://127.0.0.1:1234/secret/") as made:
+        yield made
+
+
+def ids_in(page: str) -> list[str]:
+    return re.findall(r'class="id">([^<]+)<', page)
+
+
+def test_only_who_knows_the_address_is_served(client: TestClient) -> None:
+    assert client.get("").status_code == 200
+    for path in (
+        "http://127.0.0.1:1234/",
+        "http://127.0.0.1:1234/wrong/",
+        "http://127.0.0.1:1234/input/0.webp",
+    ):
+        assert client.get(path).status_code == 404
+    assert client.get("", headers={"Host": "somebody.example"}).status_code == 400
+    assert client.post("").status_code == 405
+    policy = client.get("").headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert client.get("").headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_pages_follow_each_other_and_hold_every_sample_once(client: TestClient, run: Run) -> None:
+    page = client.get("?sort=confidence&descending=1").text
+    found = ids_in(page)
+    assert len(found) == 48
+    following = re.search(r'rel="next" href="([^"]+)"', page)
+    assert following
+    found += ids_in(client.get(f"http://127.0.0.1:1234{unescape(following[1])}").text)
+    samples = sorted(read_samples(run.root), key=lambda sample: -sample["confidence"])
+    assert found == [sample["sample_id"] for sample in samples]
+
+
+def test_a_sample_knows_its_neighbours_in_the_search(client: TestClient, run: Run) -> None:
+    by_confidence = sorted(enumerate(read_samples(run.root)), key=lambda pair: pair[1]["confidence"])
+    rows = [row for row, _ in by_confidence]
+    page = client.get(f"sample/{rows[7]}?sort=confidence").text
+    assert f'rel="prev" accesskey="p" href="/secret/sample/{rows[6]}?sort=confidence"' in page
+    assert f'rel="next" accesskey="n" href="/secret/sample/{rows[8]}?sort=confidence"' in page
+    assert 'rel="prev"' not in client.get(f"sample/{rows[0]}?sort=confidence").text
+    assert 'rel="next"' not in client.get(f"sample/{rows[-1]}?sort=confidence").text
+    assert client.get("sample/60").status_code == 404
+
+
+def test_what_cannot_be_understood_is_said_on_the_page(client: TestClient) -> None:
+    answer = client.get("?where=" + quote("<b>nonsense</b> > 1"))
+    assert answer.status_code == 200
+    assert 'role="alert"' in answer.text
+    assert "<b>nonsense" not in answer.text
+    assert "<img src=x" not in answer.text
+    assert client.get("sample/3?sort=nonsense").status_code == 200
+
+
+def test_pictures_are_those_of_the_run(client: TestClient, run: Run) -> None:
+    from storage.maps import read
+
+    picture = Image.open(BytesIO(client.get("input/5.webp").content))
+    stored = np.moveaxis(read(run.inputs, 5, 6)[0], 0, -1)
+    assert np.abs(np.asarray(picture, int) - stored).max() <= 1
+    assert Image.open(BytesIO(client.get("map/gradcam/5.png").content)).size == (8, 8)
+    for path in ("map/nobody/5.png", "map/gradcam/60.png", "input/60.webp"):
+        assert client.get(path).status_code == 404
+
+
+def test_runs_on_other_inputs_stand_beside_each_other(run: Run, tmp_path: Path) -> None:
+    other = completed(
+        tiny_job(
+            tmp_path / "other",
+            dataset={"kind": "digits", "limit": 20},
+            explainers=[{"name": "gradcam"}],
+            metrics=[{"name": "insertion", "steps": 4}],
+            controls=False,
+        )
+    )
+    with TestClient(browser({"one": run, "two": other}, "t"), base_url="http://localhost/t/") as client:
+        both = client.get("sample/3").text
+        assert both.count('<article class="sample') == 2
+        assert client.get("sample/40").text.count('<article class="sample') == 1
+        column = quote('gradcam.insertion - "two/gradcam".insertion')
+        assert len(ids_in(client.get(f"?where={column} IS NOT NULL".replace(" ", "%20")).text)) == 20
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_works_by_keyboard_without_faults_of_access(run: Run, chromium: Any, scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    with served(run) as address, chromium.new_context(color_scheme=scheme) as context:
+        tab, told = context.new_page(), []
+        tab.on("console", lambda message: told.append(message.text))
+        tab.on("request", lambda request: told.append(request.url))
+        tab.goto(address)
+        tab.locator("[name=where]").focus()
+        tab.keyboard.type("confidence < 0.9")
+        tab.keyboard.press("Enter")
+        tab.wait_for_url("**where=**")
+        count = tab.get_by_role("status").text_content()
+        expected = sum(sample["confidence"] < 0.9 for sample in read_samples(run.root))
+        assert count == f"{expected} sample{'s' * (expected != 1)} of 60"
+        serious = {"serious", "critical"}
+        faults = [
+            fault["id"] for fault in Axe().run(tab).response["violations"] if fault["impact"] in serious
+        ]
+        tab.locator(".cards a").first.focus()
+        tab.keyboard.press("Enter")
+        tab.wait_for_url("**/sample/**")
+        faults += [
+            fault["id"] for fault in Axe().run(tab).response["violations"] if fault["impact"] in serious
+        ]
+        assert faults == []
+        tab.go_back()
+        assert tab.locator("[name=where]").input_value() == "confidence < 0.9"
+        assert [line for line in told if not line.startswith((address, "data:"))] == []
+
+
+def serious(found: Any) -> list[str]:
+    """The serious faults that axe found."""
+    return [
+        fault["id"] for fault in found.response["violations"] if fault["impact"] in {"serious", "critical"}
+    ]
+
+
+@contextmanager
+def served(run: Run) -> Iterator[str]:
+    """Serve the browser at a real address."""
+    import socket
+    import threading
+    import time
+
+    import uvicorn
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(browser({"one": run}, "t"), log_level="error"))
+        thread = threading.Thread(target=server.run, args=[[listening]])
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/t/"
+        server.should_exit = True
+        thread.join()
