@@ -21,7 +21,7 @@ from tasks.page.sample_details import DetailsOf, Told
 from tasks.page.sample_scores import Curves, Numbers, ScoreRow, ScoresOf
 from tasks.page.sequences import Series, series_of
 from tasks.page.shown_maps import ShownMap, maps_of, tokens_shown
-from tasks.pictures.drawing import coloured, explained, label_of, told_bands
+from tasks.pictures.drawing import coloured, explained, label_of, shown_bands, told_bands
 
 _SIDE = 256  # pixels of the longer side of an input in the page, at most
 
@@ -135,8 +135,7 @@ def _sample(
         error = shown(sample["error"] or "it has no label, so that nothing is explained")
     picture = ""
     if run.modality == "image" and values is not None:
-        bands = tuple(run.job.get("shown_bands") or ())
-        picture = link(f"image/{row}.webp", partial(_image, values, bands))
+        picture = link(f"image/{row}.webp", partial(_image, values, shown_bands(run)))
     notes = [shown(note) for note in sample["notes"] or ()]
     count, read = len(sample["tokens"] or ()), sample["width"] or 0
     if run.modality == "text" and count < read:

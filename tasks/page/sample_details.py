@@ -130,13 +130,14 @@ class DetailsOf:
         return found
 
     def _told(self, name: str, row: int, details: dict[str, Any]) -> Told:
+        entry = self._run.explainers[name]
         special = {"kept", "certificate"} if "unit_mask" in details else set()
         special |= {key for key in details if key.endswith("_steps") and f"{key[:-6]}_order" in details}
         return Told(
             explainer=shown(name),
             kept=_kept(details) if {"unit_mask", "kept", "certificate"} <= details.keys() else None,
             components=self._components(name, row, details) if name in self._decomposing else [],
-            uncovered=list(_uncoverings(details, self._run.explainers[name].parameters, self._grid(name))),
+            uncovered=list(_uncoverings(details, entry.parameters, entry.grid)),
             numbers=[
                 (
                     shown(key).replace("_", " "),
@@ -146,9 +147,6 @@ class DetailsOf:
                 if np.ndim(value) == 0 and key not in special
             ],
         )
-
-    def _grid(self, name: str) -> tuple[int, ...]:
-        return self._run.explainers[name].grid
 
     def _components(self, name: str, row: int, details: Mapping[str, Any]) -> list[ShownComponent]:
         components = components_from(details, details["components"].shape[1:])[:_COMPONENTS]

@@ -101,7 +101,10 @@ def _read(run: Run, explainer: str, rows: list[int], most: int | None) -> list[S
         if status in _NO_MAP or as_scored == Status.NOT_FINITE:
             found.append(StoredMap(None, told=_NO_MAP.get(status, _NO_MAP[Status.NOT_FINITE])))
             continue
-        negative = as_scored == Status.ALL_ZERO and status == Status.OK
+        if not own[i].any():
+            found.append(StoredMap(None, told="no token of the text can be hidden"))
+            continue
+        negative = as_scored == Status.ALL_ZERO and status != Status.ALL_ZERO
         told = NO_POSITIVE if negative else _TOLD.get(as_scored, "")
         values = [float(each[i]) for each in (low, high, bottom, top)]
         found.append(StoredMap(levels[i].numpy(), values[0], values[1], values[2], values[3], told))

@@ -107,6 +107,22 @@ def test_reading_rows_nobody_wrote_is_an_error(array: Path) -> None:
         maps.read(array, 40, 51)
 
 
+def test_single_rows_come_in_their_order(array: Path) -> None:
+    maps.write_shard(array, 16, rows_from(16, 32))
+    maps.write_shard(array, 48, rows_from(48, 50))
+    for chosen in ([], [20], [31, 16, 31], [49, 17, 48, 16], [*range(31, 15, -1), 49]):
+        np.testing.assert_array_equal(maps.read_rows(array, chosen), rows_from(0, ROWS)[chosen])
+
+
+def test_single_rows_that_nobody_wrote_or_that_do_not_exist_are_an_error(array: Path) -> None:
+    maps.write_shard(array, 16, rows_from(16, 32))
+    with pytest.raises(maps.DamagedShardError, match=r"c/0/0/0 is missing"):
+        maps.read_rows(array, [20, 3])
+    for row in (-1, 50):
+        with pytest.raises(ValueError, match=r"not in .* has 50"):
+            maps.read_rows(array, [20, row])
+
+
 @pytest.mark.parametrize("value", [np.nan, 0.0])
 def test_a_shard_of_fill_values_or_zeros_has_its_file(array: Path, value: float) -> None:
     (file,) = maps.write_shard(array, 48, np.full((2, 3, 5), value, np.float32))
