@@ -41,7 +41,7 @@ def maps_chart(run: Run) -> Chart:
     )
     look = Look.of(run)
     names = [look.names[name] for name in found.explainers]
-    return _matrix(MAPS, caption, "maps are flat", names, found.correlation)
+    return _matrix(MAPS, caption, "maps are flat or missing", names, found.correlation)
 
 
 def metrics_chart(ranks: Ranks) -> Chart:

@@ -12,7 +12,9 @@ import pyarrow as pa
 import pytest
 
 from made import METRICS, NASTY, made_maps, made_run, made_samples, made_scores
+from storage.layout import score_file
 from storage.parquet import read_table, write_table
+from storage.records import Step
 from storage.run import Run
 from tasks.page.charts.all import charts_of
 from tasks.page.charts.chart import Chart
@@ -159,6 +161,21 @@ def test_classes_are_sorted_and_controls_become_the_best_of_them(run: Run, chart
 
 def test_the_same_run_gives_the_same_charts(run: Run, charts: dict[str, Chart]) -> None:
     assert charts_of(run) == list(charts.values())
+
+
+def test_an_explainer_that_always_failed_is_named_and_left_out(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", dict.fromkeys(["gradcam", "lime", "ig", "broken"]), images=8)
+    finished(run, {"gradcam": 1.0, "lime": 2.0, "ig": 3.0, "broken": None})
+    for shard in range(run.shards):
+        (run.root / Step("saliency", shard, "broken").path).unlink()
+        (run.root / score_file("broken", shard)).unlink()
+    summarise(run)
+    charts = {chart.title: chart for chart in charts_of(run)}
+    assert all(chart.svg for chart in charts.values())
+    assert charts["Agreement of explainers"].caption.endswith("maps are flat or missing: broken.")
+    assert charts["Faithfulness against cost"].caption.endswith("a measured time: broken.")
+    names = [row["explainer"] for row in rows_of(charts["Mean ranks over metrics"], "names")]
+    assert sorted(names) == ["gradcam", "ig", "lime"]
 
 
 def test_what_cannot_be_drawn_is_a_sentence(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from explainers.controls import CONTROLS
+from explainers.control_names import CONTROLS
 from made import METRICS, NASTY, made_run, made_scores
 from storage.run import Run
 from tasks.page.charts.chart import Chart
