@@ -223,7 +223,7 @@ def _cells(
             over={}
             if name in controls
             else {c: _over(entry, name, c, pairs, tests, rounding) for c in scored},
-            reason=row["reason"],
+            reason=row.get("reason"),  # tables of earlier versions have no such column
         )
         for name, row in rows.items()
     }

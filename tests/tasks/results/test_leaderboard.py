@@ -228,6 +228,20 @@ def test_a_row_without_a_value_says_why() -> None:
     assert rows["a"].reason is None
 
 
+def test_a_summary_of_an_earlier_version_has_no_reasons() -> None:
+    names = ["a", "random"]
+    values = np.array([[nan] * 3, [0.5] * 3])
+    paired = [PairedScores("m", "higher", ~np.isnan(values), values)]
+    summary, compared = result_rows(paired, names, [(0, 1)], seed=0)
+    known = [row | {"n": int((~np.isnan(values)).sum(1)[i])} for i, row in enumerate(summary)]
+    tables = (
+        pa.Table.from_pylist(rows) for rows in (known, compared, [{"explainer": "a", "milliseconds": 1.0}])
+    )
+    board = leaderboard(*tables, manifest(names, {"m": [column("m")]}))
+    assert board.explainers[0].cells["m"].reason is None
+    assert board.controls[0].milliseconds is None
+
+
 @pytest.mark.parametrize(("images", "beats"), [(1, None), (5, None), (6, True)])
 def test_no_test_can_tell_on_too_few_images(images: int, beats: bool | None) -> None:
     """With five images the lowest p-value is 2 / 2**5, even if all agree."""
