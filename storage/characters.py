@@ -6,7 +6,8 @@ import re
 import unicodedata
 
 # Control characters, formatting characters that cannot be seen (they may also turn the direction of what
-# follows), halves of characters, which stand for bytes that are not UTF-8, and separators of lines.
+# follows), halves of characters, which stand for bytes that are not UTF-8, and separators of lines. Code
+# points that never become characters are no part of XML, and end the process in the library of the charts.
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _JOINERS = {"\u200c", "\u200d"}  # Persian and many Indian scripts, and emojis, are written with them
 _CANDIDATES = re.compile(r"[^\x20-\x7e]")
@@ -24,6 +25,7 @@ def shown(text: object) -> str:
 def _escaped(found: re.Match[str]) -> str:
     """Return one character, as an escape if it is hidden."""
     character = found[0]
-    if unicodedata.category(character) not in _HIDDEN or character in _JOINERS:
+    never = ord(character) & 0xFFFE == 0xFFFE or "\ufdd0" <= character <= "\ufdef"
+    if (unicodedata.category(character) not in _HIDDEN and not never) or character in _JOINERS:
         return character
     return character.encode("unicode_escape").decode("ascii")

@@ -18,6 +18,7 @@ from storage.characters import shown
         ("\u202egnp.exe\u2066\ufeff\u200b", "\\u202egnp.exe\\u2066\\ufeff\\u200b"),
         ("\udcff\u2028", "\\udcff\\u2028"),
         ("\U000e0041", "\\U000e0041"),
+        ("\ufffe\uffff\ufdd0\U0001ffff", "\\ufffe\\uffff\\ufdd0\\U0001ffff"),
         ("[/red] :smile: a$b$ \\n", "[/red] :smile: a$b$ \\n"),
         ("größe 日本 \u0301 👩\u200d🔬", "größe 日本 \u0301 👩\u200d🔬"),
     ],
