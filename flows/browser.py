@@ -12,6 +12,7 @@ from threading import Thread
 from typing import Any
 from urllib.parse import urlencode
 
+import pyarrow as pa
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -130,7 +131,8 @@ class _Pages:
     def _cards(self, rows: list[int], search: Search) -> list[dict[str, Any]]:
         """What a page of samples says about each of them."""
         columns = ("sample_id", "uri", "label_name", "prediction_name", "prediction", "label", "confidence")
-        chosen = self.catalog.samples.select([*columns, "text", "status", "correct"]).take(rows).to_pylist()
+        chosen = self.catalog.samples.select([*columns, "text", "status", "correct"])
+        chosen = chosen.take(pa.array(rows, pa.int64())).to_pylist()
         told = {
             name: self.catalog.values(expression, rows)
             for name, expression in (("sort", search.sort), ("score", search.score))

@@ -285,7 +285,7 @@ def _after(key: str, *, down: bool, backwards: bool) -> tuple[str, list[Any]]:
     try:
         value, row = json.loads(key)
         row = int(row)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise QueryError("after: is not a key of this page; leave it out") from error
     beyond = "<" if backwards else ">"
     if value is None:

@@ -96,6 +96,14 @@ def test_what_cannot_be_understood_is_said_on_the_page(client: TestClient) -> No
     assert client.get("sample/3?sort=nonsense").status_code == 200
 
 
+def test_a_search_that_finds_nothing_is_a_page(client: TestClient) -> None:
+    for search in ("text=nowhere", "after=[0,99]", "score=confidence&low=2"):
+        answer = client.get(f"?{search}")
+        assert answer.status_code == 200
+        assert ids_in(answer.text) == []
+    assert "is not a key of this page" in client.get("?after=[0,1e400]").text
+
+
 def test_pictures_are_those_of_the_run(client: TestClient, run: Run) -> None:
     from storage.maps import read
 
