@@ -105,7 +105,9 @@ class Catalog:
     def __init__(self, runs: Mapping[str, Run]) -> None:
         first = next(iter(runs.values()))
         table = sample_table(first.root, _COLUMNS)
-        labelled = pc.or_(pc.is_valid(table["label"]), pc.is_valid(table["labels"]))
+        # The list is empty without a label, and runs of earlier versions have no lists.
+        several = pc.greater(pc.coalesce(pc.list_value_length(table["labels"]), 0), 0)
+        labelled = pc.or_(pc.is_valid(table["label"]), several)
         right = [
             prediction is not None and (prediction == label or prediction in (labels or ()))
             for label, labels, prediction in zip(
@@ -221,10 +223,11 @@ class Catalog:
     def _condition(search: Search) -> tuple[str, list[Any]]:
         """Return the condition of a search in SQL, and the values of its parameters."""
         parts, values = ["true"], []
-        for column in ("label", "prediction"):
+        of_several = " OR list_contains(CAST(labels AS VARCHAR[]), ?)"
+        for column, more in (("label", of_several), ("prediction", "")):
             if wanted := getattr(search, column).strip():
-                parts.append(f"(CAST({column} AS VARCHAR) = ? OR {column}_name = ?)")
-                values += [wanted, wanted]
+                parts.append(f"(CAST({column} AS VARCHAR) = ? OR {column}_name = ?{more})")
+                values += [wanted] * (3 if more else 2)
         if search.correct in {"0", "1"}:
             parts.append(f"correct IS {'TRUE' if search.correct == '1' else 'FALSE'}")
         if search.status:

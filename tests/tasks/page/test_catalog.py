@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runs import completed, tiny_job
+from storage.parquet import read_table, write_table
 from storage.query import QueryError, query
 from storage.run import Run
 from storage.samples import read_samples
@@ -105,6 +108,25 @@ def test_filters_are_those_of_a_loop(catalog: Catalog, rows: list[dict[str, Any]
             and s["ddcam.insertion"] < s["gradcam.insertion"]
         )
     )
+
+
+def test_an_image_with_any_of_several_labels_counts_and_one_without_a_label_is_not_wrong(
+    finished: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.root, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    table = read_table(run.samples)
+    rows = table.to_pylist()
+    predicted = [row["prediction"] for row in rows]
+    for row in rows:
+        row |= {"label": None, "label_name": None, "labels": []}
+    rows[1]["labels"] = [predicted[1], 10]
+    rows[2]["labels"] = [10, 11]
+    write_table(pa.Table.from_pylist(rows, table.schema), run.samples)
+    catalog = Catalog({"run": run})
+    assert catalog.samples["correct"].to_pylist()[:4] == [None, True, False, None]
+    assert catalog.find(Search(correct="0")).rows == [2]
+    assert catalog.find(Search(label="10")).rows == [1, 2]
 
 
 @pytest.mark.parametrize(
