@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # programs that read runs need this table and no PyTorch
+    from torch import Tensor
 
 ModalityName = Literal["image", "text", "tensor"]
 ImageFill = Literal["mean", "black", "white", "blur"]
@@ -55,7 +55,7 @@ class Modality:
 
 
 def _every_site(inputs: Tensor) -> Tensor:
-    return torch.ones_like(inputs[:, 0], dtype=torch.bool)
+    return inputs.new_ones(inputs[:, 0].shape).bool()
 
 
 def _tokens_of_words(inputs: Tensor) -> Tensor:
