@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from storage.characters import shown
+from tasks.results import numbers
 
 _ROOM = "tasks.page"
 
@@ -52,9 +53,11 @@ def _environment() -> Environment:
     return environment
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """Return a number with this many digits after the point; a dash for None and NaN."""
-    return "-" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
+def number(value: float | None, digits: int | None = None) -> str:
+    """Return a number with this many digits after the point, else as scores are written; a dash for NaN."""
+    if value is None or math.isnan(value):
+        return "-"
+    return numbers.number(value) if digits is None else f"{value:,.{digits}f}"
 
 
 def count(many: int, one: str, several: str | None = None) -> str:
