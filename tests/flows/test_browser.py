@@ -104,6 +104,12 @@ def test_a_search_that_finds_nothing_is_a_page(client: TestClient) -> None:
     assert "is not a key of this page" in client.get("?after=[0,1e400]").text
 
 
+def test_a_value_that_is_not_known_and_a_truth_are_no_numbers(client: TestClient) -> None:
+    for score, expected in (("nullif(row,0)", "-"), ("confidence>2", "False"), ("row/1e6", "0.000")):
+        told = re.findall("<span>([^<]*)</span>", client.get(f"?score={score}").text)
+        assert told[1] == expected
+
+
 def test_pictures_are_those_of_the_run(client: TestClient, run: Run) -> None:
     from storage.maps import read
 
