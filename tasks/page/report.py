@@ -26,6 +26,9 @@ STATUSES = {
     "failed": "failed",
 }
 
+# Of maps that there cannot be; it is shown where it occurs.
+_NO_LABEL = {"no_label": "without such a label"}
+
 # By the fact that a section shows: its title, and its id in the page.
 _SECTIONS = {
     "verdict": ("In one sentence", "result"),
@@ -67,8 +70,10 @@ def report_of(run: Run) -> str:
         "charts": charts_of(run) if done else [],
         "gallery": gallery_of(run),
     }
+    missing = any(counts["no_label"] for counts in facts["run"].statuses.values())
+    statuses = STATUSES | (_NO_LABEL if missing else {})
     sections = {anchor: title for fact, (title, anchor) in _SECTIONS.items() if facts[fact]}
-    return render("report.html", title=run.name, sections=sections, statuses=STATUSES, **facts)
+    return render("report.html", title=run.name, sections=sections, statuses=statuses, **facts)
 
 
 def _bounds(board: Leaderboard, column: str) -> tuple[float, float]:

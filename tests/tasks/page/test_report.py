@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tomllib
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,18 @@ def test_an_unfinished_run_says_how_much_is_done(finished: Run, tmp_path: Path) 
     page = write_report(run).read_text("utf-8")
     total = run.layout.steps
     assert f"not complete: {total - 1} steps of {total} are done" in page
+
+
+def test_maps_of_labels_that_an_image_does_not_have_are_counted(
+    finished: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {"gradcam": Counter(ok=30, no_label=17)}
+    known = replace(facts_of(finished), statuses=counts)
+    assert "without such a label" not in report_of(finished)
+    monkeypatch.setattr("tasks.page.report.facts_of", lambda run, summary: known)
+    page = report_of(finished)
+    assert '<th scope="col">without such a label</th>' in page
+    assert "<td>17</td>" in page
 
 
 def test_the_calibration_error_is_that_of_a_loop_over_bins(finished: Run) -> None:
