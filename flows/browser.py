@@ -54,6 +54,8 @@ def browser(runs: Mapping[str, Run], token: str) -> Starlette:
     ------
     UnreadableError
         If a run has no ``samples.parquet`` yet, or it is damaged.
+    ValueError
+        In one line, if an id stands for different inputs in the runs.
     """
     pages = _Pages(runs)
     routes = [
@@ -83,6 +85,11 @@ class _Pages:
         self.runs = dict(runs)
         self.catalog = Catalog(runs)
         self.first = next(iter(self.runs.values()))
+        if len(self.runs) > 1:
+            from tasks.results.comparisons import check_same_images
+
+            ids = set(self.catalog.samples["sample_id"].to_pylist())
+            check_same_images(list(self.runs.values()), list(self.runs), ids)
         self.classes = _classes(self.catalog)
         self.expressions = _expressions(self.first, self.catalog)
         Thread(target=self._warm, daemon=True).start()

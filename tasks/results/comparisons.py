@@ -70,7 +70,7 @@ def compare(runs: Sequence[Run]) -> RunComparison:
     common = [sample for sample in indices[0] if all(sample in others for others in indices[1:])]
     if not common:
         raise ValueError(f"{' and '.join(names)} have no image in common; compare runs of one dataset")
-    _check_same_images(runs, names, set(common))
+    check_same_images(runs, names, set(common))
     rows = [np.array([own[sample] for sample in common]) for own in indices]
     curved = [{name: with_curve(run, name, pooled_columns(run)) for name in run.explainers} for run in runs]
     scores = [
@@ -169,7 +169,7 @@ def _image_indices(run: Run, tables: dict[str, pa.Table]) -> dict[str, int]:
     return {sample: image for image, sample in enumerate(samples[:: run.targets_per_image])}
 
 
-def _check_same_images(runs: Sequence[Run], names: Sequence[str], common: set[str]) -> None:
+def check_same_images(runs: Sequence[Run], names: Sequence[str], common: set[str]) -> None:
     """Refuse different images under one name, such as those that the demo draws with different seeds."""
     if len({run.manifest.dataset_fingerprint for run in runs}) == 1:
         return

@@ -139,6 +139,20 @@ def test_runs_on_other_inputs_stand_beside_each_other(run: Run, tmp_path: Path) 
         assert len(ids_in(client.get(f"?where={column} IS NOT NULL".replace(" ", "%20")).text)) == 20
 
 
+def test_an_id_that_stands_for_other_inputs_in_another_run_is_refused(run: Run, tmp_path: Path) -> None:
+    other = completed(
+        tiny_job(
+            tmp_path / "other",
+            dataset={"kind": "digits", "limit": 8, "seed": 7},
+            explainers=[{"name": "gradcam"}],
+            metrics=[{"name": "insertion", "steps": 4}],
+            controls=False,
+        )
+    )
+    with pytest.raises(ValueError, match="is not the same image in two and one"):
+        browser({"one": run, "two": other}, "t")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_works_by_keyboard_without_faults_of_access(run: Run, chromium: Any, scheme: str) -> None:
     from axe_playwright_python.sync_playwright import Axe
