@@ -9,7 +9,7 @@ from typing import Any
 import tomli_w
 
 from explainers.models.modality import MODALITIES
-from storage.records import STAGES
+from storage.records import STAGES, DoneRecord, failures
 from storage.run import Run
 from storage.samples import each_sample
 from tasks.results.accuracy import read_accuracy
@@ -25,8 +25,8 @@ class RunFacts:
     ----------
     name, created, hash
         The job's name, when the run was created, and the hash of what its results depend on.
-    steps, done
-        Number of the run's steps, and of those that are done.
+    steps, done, lost
+        Number of the run's steps, of those that are done, and of those that failed.
     lines
         What was run, by subject: dataset, model, target, and so on.
     remarks
@@ -52,6 +52,7 @@ class RunFacts:
     hash: str
     steps: int
     done: int
+    lost: int
     lines: dict[str, str]
     remarks: list[str]
     statuses: dict[str, Counter[str]]
@@ -74,25 +75,19 @@ def facts_of(run: Run, summary: Any = None) -> RunFacts:
         The table ``summary.parquet``; None as long as there is none.
     """
     records, manifest = run.records(), run.manifest
+    done = {record.step for record in records if _is_whole(run, record)}
     statuses = {name: Counter[str]() for name in run.explainers}
     for record in records:
         if record.step.stage == "saliency":
             statuses[record.step.explainer].update(record.statuses)
-    failed: list[tuple[str, str]] = []
-    unusable = 0
-    for sample in (
-        each_sample(run.root, ["sample_id", "uri", "status", "error"]) if run.samples.exists() else ()
-    ):
-        if sample["status"] != "ok":
-            unusable += 1
-            if unusable <= 20:
-                failed.append((sample["uri"] or sample["sample_id"], sample["error"] or sample["status"]))
+    failed, unusable = _unusable(run)
     return RunFacts(
         name=run.name,
         created=manifest.created,
         hash=run.hash,
         steps=run.layout.steps,
-        done=len({record.step for record in records if record.step.stage in STAGES}),
+        done=len(done),
+        lost=len(failures(run.root).keys() - done),
         lines={key: value for key, value in _lines(run).items() if value},
         remarks=[*([] if summary is None else unscored(summary)), *notes_of(run, records)],
         statuses=statuses,
@@ -103,6 +98,25 @@ def facts_of(run: Run, summary: Any = None) -> RunFacts:
         job=tomli_w.dumps(_without_none(run.job)),
         noun=MODALITIES[run.modality].plural,
     )
+
+
+def _unusable(run: Run) -> tuple[list[tuple[str, str]], int]:
+    """At most 20 inputs that could not be used, with the reason, and how many there are."""
+    failed: list[tuple[str, str]] = []
+    unusable = 0
+    columns = ["sample_id", "uri", "status", "error"]
+    for sample in each_sample(run.root, columns) if run.samples.exists() else ():
+        if sample["status"] != "ok":
+            unusable += 1
+            if unusable <= 20:
+                failed.append((sample["uri"] or sample["sample_id"], sample["error"] or sample["status"]))
+    return failed, unusable
+
+
+def _is_whole(run: Run, record: DoneRecord) -> bool:
+    """Whether a record is that of a step, and of all metrics: a job may have been extended since."""
+    metrics = set(record.facts.metrics or ()) if record.step.stage == "scores" else set(run.metrics)
+    return record.step.stage in STAGES and metrics >= set(run.metrics)
 
 
 def _lines(run: Run) -> dict[str, str]:

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from runs import completed, tiny_job
+from storage.records import Step, write_failure
 from storage.run import Run
 from storage.samples import each_sample
 from storage.verify import verify
@@ -56,6 +57,20 @@ def test_an_unfinished_run_says_how_much_is_done(finished: Run, tmp_path: Path) 
     page = write_report(run).read_text("utf-8")
     total = run.layout.steps
     assert f"not complete: {total - 1} steps of {total} are done" in page
+
+
+def test_a_run_that_lacks_failed_steps_or_new_metrics_says_so(finished: Run, tmp_path: Path) -> None:
+    run = copy_of(finished, tmp_path)
+    step = Step("scores", 0, "gradcam")
+    (run.root / step.path).unlink()
+    write_failure(run.root, step, "ValueError: x", "", 2)
+    page = report_of(run)
+    assert "1 step failed; the job runs failed steps again with" in page
+    assert "Run the job again to finish it" not in page
+    more = finished.metrics | {"another": next(iter(finished.metrics.values()))}
+    extended = Run(finished.root, finished.manifest.model_copy(update={"metrics": more}))
+    scored = finished.shards * len(finished.explainers)
+    assert facts_of(extended).done == finished.layout.steps - scored
 
 
 def test_maps_of_labels_that_an_image_does_not_have_are_counted(
