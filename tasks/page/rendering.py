@@ -48,7 +48,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals["inline"] = inline
-    environment.tests["nan"] = math.isnan
+    environment.tests |= {"nan": math.isnan, "all_good": lambda counts: not counts.keys() - {"ok"}}
     environment.filters |= {"number": number, "shown": shown, "count": count}
     return environment
 
