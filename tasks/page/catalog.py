@@ -223,11 +223,14 @@ class Catalog:
     def _condition(search: Search) -> tuple[str, list[Any]]:
         """Return the condition of a search in SQL, and the values of its parameters."""
         parts, values = ["true"], []
-        of_several = " OR list_contains(CAST(labels AS VARCHAR[]), ?)"
+        of_several = (
+            " OR list_contains(CAST(labels AS VARCHAR[]), ?)"
+            " OR (label IS NULL AND list_contains(string_split(label_name, '; '), ?))"
+        )
         for column, more in (("label", of_several), ("prediction", "")):
             if wanted := getattr(search, column).strip():
                 parts.append(f"(CAST({column} AS VARCHAR) = ? OR {column}_name = ?{more})")
-                values += [wanted] * (3 if more else 2)
+                values += [wanted] * (4 if more else 2)
         if search.correct in {"0", "1"}:
             parts.append(f"correct IS {'TRUE' if search.correct == '1' else 'FALSE'}")
         if search.status:

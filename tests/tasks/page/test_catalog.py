@@ -121,12 +121,13 @@ def test_an_image_with_any_of_several_labels_counts_and_one_without_a_label_is_n
     for row in rows:
         row |= {"label": None, "label_name": None, "labels": []}
     rows[1]["labels"] = [predicted[1], 10]
-    rows[2]["labels"] = [10, 11]
+    rows[2] |= {"labels": [10, 11], "label_name": "owl; barn"}
     write_table(pa.Table.from_pylist(rows, table.schema), run.samples)
     catalog = Catalog({"run": run})
     assert catalog.samples["correct"].to_pylist()[:4] == [None, True, False, None]
     assert catalog.find(Search(correct="0")).rows == [2]
     assert catalog.find(Search(label="10")).rows == [1, 2]
+    assert catalog.find(Search(label="barn")).rows == [2]
 
 
 @pytest.mark.parametrize(
