@@ -11,6 +11,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -267,7 +268,16 @@ def reference(source: str, metric: str) -> str:
 
 def _quoted(name: str) -> str:
     """Return a name in SQL, quoted if it must be."""
-    return name if _PLAIN.fullmatch(name) else '"' + name.replace('"', '""') + '"'
+    return name if _PLAIN.fullmatch(name) and name not in _reserved() else '"' + name.replace('"', '""') + '"'
+
+
+@cache
+def _reserved() -> frozenset[str]:
+    """Return the words that are names in SQL only in quotes."""
+    told = (
+        "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category IN ('reserved', 'type_function')"
+    )
+    return frozenset(select({}, told)["keyword_name"].to_pylist())
 
 
 def _names(asked: str, source: str, metric: str) -> bool:

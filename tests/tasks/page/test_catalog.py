@@ -151,6 +151,14 @@ def test_what_cannot_be_understood_is_said_in_one_line(
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("label", ["all", "select", "order", "end", "left", "my-map", "gradcam2"])
+def test_an_explainer_may_have_any_label(finished: Run, label: str) -> None:
+    catalog = Catalog({"run": finished})
+    catalog.sources[label] = catalog.sources["gradcam"]
+    own, plain = reference(label, "insertion"), reference("gradcam", "insertion")
+    assert catalog.find(Search(sort=own)) == catalog.find(Search(sort=plain))
+
+
 def test_a_second_run_is_joined_by_sample(finished: Run, tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     metrics = [{"name": "insertion", "steps": 4}]
     other = completed(
