@@ -142,6 +142,7 @@ def _connect(views: Mapping[str, pa.Table | pa.dataset.Dataset]) -> duckdb.DuckD
     Arrow reads the files, so DuckDB's own access to the file system is switched off completely.
     """
     fence = {"enable_external_access": "false", "python_enable_replacements": "false"}
+    fence["temp_directory"] = ""  # what does not fit into memory would be written to the working directory
     connection = duckdb.connect(":memory:", config=fence)
     for name, dataset in views.items():
         connection.register(name, dataset)

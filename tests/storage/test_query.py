@@ -132,6 +132,11 @@ def test_a_select_reaches_no_file_no_network_and_no_variable(root: Path, tmp_pat
     assert secret.read_text() == "a,b\n1,2\n"
 
 
+def test_what_does_not_fit_into_memory_is_not_written_to_the_working_directory(root: Path) -> None:
+    found = query(root, "SELECT current_setting('temp_directory') AS folder")
+    assert found.to_pylist() == [{"folder": ""}]
+
+
 def test_a_view_that_is_not_there_yet_says_when_it_will_be(root: Path, empty: Path) -> None:
     with pytest.raises(
         QueryError, match=r"no view summary yet: .* when all shards are done .*samples, scores\)"
