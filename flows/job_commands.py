@@ -178,7 +178,8 @@ def _results(job: Any) -> None:
         "Prefect": f"{_command('prefect')} server start, then http://127.0.0.1:4200",
         "MLflow": _mlflow(uri),
     }
-    listed(lines | ({"report": str(done.page)} if is_there(done.page) else {}))
+    again = f"was not written; `{_command('floodlit')} report {done.root}` tries again and says why it fails"
+    listed(lines | {"report": str(done.page) if is_there(done.page) else again})
 
 
 def _taken(taken: dict[str, Any]) -> str:

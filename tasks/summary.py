@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from storage.coordinates import write_coordinates
 from storage.files import on_this_machine
 from storage.layout import PICTURES, TABLES
+from storage.places import is_there
 from storage.records import SUMMARY, drop_record, write_record
 from storage.run import Run
 from storage.samples import merge_samples
@@ -73,7 +76,8 @@ def summary(root: str, tracking: str) -> dict[str, Any]:
         for row in (*board.explainers, *board.controls)
     }
     with ExitStack() as copies:
-        files = [copies.enter_context(on_this_machine(path)) for path in (*pictures, run.page)]
+        shown = [*pictures, *([run.page] if is_there(run.page) else [])]
+        files = [copies.enter_context(on_this_machine(path)) for path in shown]
         tables = {"summary.csv": scores, "costs.csv": costs}
         whole = Result(_parameters(run), _best(board, written.accuracy), {}, tables)
         tracked = track(tracking, run.root, run.name, run.hash, whole, results, files, told)
@@ -113,7 +117,7 @@ def write_results(run: Run) -> Written:
     accuracy = write_accuracy(run)
     scores, costs, curves = summarise(run), write_costs(run), mean_curves(run)
     draw_contact_sheet(run)
-    write_curves(run)
+    _tried(write_curves, run, run.report / "curves.png")
     pictures = [path for name in PICTURES if (path := run.root / name).exists()]
     files = [*(run.root / name for name in TABLES), *pictures, *([run.accuracy] if accuracy else [])]
     files += coordinates
@@ -127,8 +131,20 @@ def write_results(run: Run) -> Written:
         worker="",
         facts=StageFacts(explainers=tuple(run.explainers)),
     )
-    write_report(run)
+    _tried(write_report, run, run.page)
     return Written(scores, costs, accuracy, curves, pictures)
+
+
+def _tried(write: Callable[[Run], object], run: Run, file: Path) -> None:
+    """Write a file that shows the results; if that fails, the results are complete without it.
+
+    An earlier version of the file is removed then, since it would show other results.
+    """
+    try:
+        write(run)
+    except Exception:  # whatever is wrong with a picture must not keep the numbers from being tracked
+        file.unlink(missing_ok=True)
+        logging.getLogger(__name__).exception("%s could not be written", file)
 
 
 def _numbers(row: Row) -> dict[str, float]:

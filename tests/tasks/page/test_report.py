@@ -19,6 +19,7 @@ from storage.records import Step, write_failure
 from storage.run import Run
 from storage.samples import each_sample
 from storage.verify import verify
+from tasks import summary
 from tasks.page.report import report_of, write_report
 from tasks.page.run_facts import facts_of
 from tasks.results.calibration import calibration_of
@@ -36,6 +37,23 @@ def copy_of(run: Run, folder: Path) -> Run:
 def test_a_finished_job_has_a_report_and_verifies_with_it(finished: Run) -> None:
     assert finished.page.read_text("utf-8").startswith("<!DOCTYPE html>")
     assert not verify(finished.root)
+
+
+def test_a_report_that_fails_costs_no_results(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(run: Run) -> None:
+        raise RuntimeError("no picture of this")
+
+    run = copy_of(finished, tmp_path)
+    for name, file in (("write_report", run.page), ("write_curves", run.report / "curves.png")):
+        assert file.exists()
+        monkeypatch.setattr(summary, name, broken)
+    written = summary.write_results(run)
+    assert run.summary.read_bytes() == finished.summary.read_bytes()
+    assert [path.name for path in written.pictures] == ["contact_sheet.png"]
+    assert not run.page.exists()
+    assert not verify(run.root)
 
 
 def test_the_report_is_the_same_each_time(finished: Run) -> None:
