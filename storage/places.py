@@ -74,6 +74,8 @@ def _given(value: object) -> Path:
         raise ValueError("must be a path, as text")
     if not str(value):
         raise ValueError("is empty; give a path")
+    if "\0" in str(value):
+        raise ValueError("holds a NUL character, which no path has")
     return place(cast(Path, value))
 
 

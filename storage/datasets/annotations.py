@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from storage.datasets.boxes import of_pixels
+from storage.datasets.boxes import is_share, number_in, of_pixels
 from storage.datasets.geometry import Box
 from storage.errors import one_line
 from storage.places import texts_of
@@ -109,7 +109,7 @@ def read_annotation(text: str, origin: int) -> Annotation:
         raise ValueError(f"begins with <{root.tag}>, not with <annotation>")
     sides = [root.findtext(f"size/{side}") or "0" for side in ("width", "height")]
     try:
-        width, height = (int(side) for side in sides)
+        width, height = (int(number_in(side)) for side in sides)
         objects = tuple(_object(each, origin) for each in root.findall("object"))
     except ValueError as error:
         raise ValueError(f"is not an annotation: {one_line(error)}") from error
@@ -124,8 +124,11 @@ def _object(element: ElementTree.Element, origin: int) -> Annotated:
     sides = [element.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
     if None in sides:
         raise ValueError(f"the object {name} has no box")
-    x0, y0, x1, y1 = (float(side or "") for side in sides)
+    x0, y0, x1, y1 = (number_in(side or "") for side in sides)
+    told = f"the box {x0:g},{y0:g},{x1:g},{y1:g} of {name}"
     if not (x0 <= x1 and y0 <= y1 and all(map(math.isfinite, (x0, y0, x1, y1)))):
-        raise ValueError(f"the box {x0:g},{y0:g},{x1:g},{y1:g} of {name} is not xmin,ymin,xmax,ymax")
+        raise ValueError(f"{told} is not xmin,ymin,xmax,ymax")
+    if is_share((x0, y0, x1, y1)) and any(side % 1 for side in (x0, y0, x1, y1)):
+        raise ValueError(f"{told} lies within 0..1, or little beyond; write boxes in pixels of the image")
     difficult = (element.findtext("difficult") or "0").strip() == "1"
     return Annotated(name, of_pixels((x0, y0), (x1, y1), origin), difficult)

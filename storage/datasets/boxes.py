@@ -13,7 +13,7 @@ from storage.datasets.notes import BOX_CLIPPED, BOX_EMPTY, BOX_OUTSIDE, Notes
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 # Python's float also reads 1_0 and the digits of other scripts.
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE)
-_LARGEST = 1e9  # no image has more pixels on a side
+LARGEST = 1e9  # no image has more pixels on a side
 _ROUNDED = 0.01  # how far relative boxes may reach beyond 0..1, by rounding
 _BEYOND = 0.5  # and by a detector that does not clip them: no box of whole pixels is so small and so placed
 
@@ -38,12 +38,19 @@ def read_box(row: Mapping[str, str]) -> Box | None:
     if not all(_NUMBER.fullmatch(cell) for cell in cells):
         raise ValueError(f"the box {written} is not four numbers")
     xmin, ymin, xmax, ymax = (float(cell) for cell in cells)
-    if not all(abs(side) <= _LARGEST for side in (xmin, ymin, xmax, ymax)) or xmax < xmin or ymax < ymin:
+    if not all(abs(side) <= LARGEST for side in (xmin, ymin, xmax, ymax)) or xmax < xmin or ymax < ymin:
         raise ValueError(
             f"the box {written} is not xmin,ymin,xmax,ymax; the numbers must be finite, with xmin <= "
             "xmax and ymin <= ymax"
         )
     return xmin, ymin, xmax, ymax
+
+
+def number_in(text: str) -> float:
+    """Return the number that a text is; raise ValueError if it is none in the digits 0 to 9."""
+    if not _NUMBER.fullmatch(text.strip()):
+        raise ValueError(f"{text.strip()[:80]!r} is no number")
+    return float(text)
 
 
 def check_unit(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.datasets.geometry import Box
+from storage.datasets.boxes import LARGEST, is_share
+from storage.datasets.geometry import Box, has_area
 from storage.datasets.masks import BACKGROUND, IGNORED, OBJECT
 from storage.errors import one_line
 from storage.files import UnreadableError
@@ -61,12 +61,14 @@ class CocoFile:
     """The images of the file in the order of their ids, and the names of the classes.
 
     Classes are numbered in the order of the category ids, which have gaps. ``published`` says that they are
-    those of COCO itself, and not of another set in its format.
+    those of COCO itself, and not of another set in its format. ``lost`` is the number of annotations of
+    images that the file does not list.
     """
 
     images: list[Described]
     classes: list[str]
     published: bool
+    lost: int = 0
 
 
 def read_coco(path: Path, choose: Any) -> CocoFile:
@@ -85,20 +87,27 @@ def read_coco(path: Path, choose: Any) -> CocoFile:
         numbers = {each["id"]: number for number, each in enumerate(categories)}
         if len(numbers) < len(categories):
             raise ValueError("two categories have one id")
-        if len({each["id"] for each in found["images"]}) < len(found["images"]):
+        listed = {each["id"] for each in found["images"]}
+        if len(listed) < len(found["images"]):
             raise ValueError("two images have one id, so that their objects cannot be told apart")
         chosen = choose(sorted(found["images"], key=lambda each: each["id"]))
         images = {each["id"]: _image(each) for each in chosen}
         for annotation in found["annotations"]:
             if annotation["image_id"] in images:
                 images[annotation["image_id"]].objects.append(_annotated(annotation, numbers))
+        _check_unit(list(images.values()))
         names = [str(each["name"]) for each in categories]
         published = list(numbers) == _IDS and (names[0], names[-1]) == _ENDS
-        return CocoFile(list(images.values()), names, published)
+        lost = sum(each["image_id"] not in listed for each in found["annotations"])
+        return CocoFile(list(images.values()), names, published, lost)
     except KeyError as error:
         raise ValueError(
             f"dataset.path: {path} is not COCO's file of instances: an entry has no {error}; give "
             "instances_val2017.json or the like, not captions or key points"
+        ) from error
+    except RecursionError as error:
+        raise ValueError(
+            f"dataset.path: {path} is not COCO's file of instances: it is nested too deeply"
         ) from error
     except (ValueError, TypeError, OSError, AttributeError) as error:
         raise ValueError(
@@ -108,7 +117,7 @@ def read_coco(path: Path, choose: Any) -> CocoFile:
 
 def _image(given: Mapping[str, Any]) -> Described:
     size = given["width"], given["height"]
-    if not all(isinstance(side, int) and side > 0 for side in size):
+    if not all(type(side) is int and side > 0 for side in size):
         raise ValueError(f"the image {given['file_name']} has the size {size[0]}x{size[1]}")
     return Described(str(given["file_name"]), size)
 
@@ -117,12 +126,31 @@ def _annotated(given: Mapping[str, Any], numbers: Mapping[Any, int]) -> Annotate
     """Read one annotation; its box is x, y, width and height."""
     if given["category_id"] not in numbers:
         raise ValueError(f"the category {given['category_id']} of an annotation is not listed")
-    x, y, width, height = (float(side) for side in given["bbox"])
-    if not all(map(math.isfinite, (x, y, width, height))) or width < 0 or height < 0:
-        raise ValueError(f"the box {given['bbox']} is not x, y, width and height")
+    sides = given["bbox"]
+    if not isinstance(sides, list) or len(sides) != 4 or not all(map(_is_side, sides)) or min(sides[2:]) < 0:
+        raise ValueError(f"the box {str(sides)[:80]} is not x, y, width and height")
+    x, y, width, height = map(float, sides)
     box = x, y, x + width, y + height
-    crowd = bool(given.get("iscrowd", 0))
-    return Annotated(numbers[given["category_id"]], box, crowd, given.get("segmentation") or None)
+    crowd = given.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise ValueError(f"iscrowd is {crowd!r:.80} for an annotation; it is 0 or 1")
+    return Annotated(numbers[given["category_id"]], box, bool(crowd), given.get("segmentation") or None)
+
+
+def _is_side(value: Any) -> bool:
+    """Whether a value is a number that a side of a box may be; True is none."""
+    return type(value) in {int, float} and abs(value) <= LARGEST
+
+
+def _check_unit(images: Sequence[Described]) -> None:
+    """Raise ValueError if all boxes are shares of the width and the height of their images."""
+    each = [(image.file, one.box) for image in images for one in image.objects if has_area(one.box)]
+    if each and all(is_share(box) for _, box in each):
+        file, (x0, y0, x1, y1) = each[0]
+        raise ValueError(
+            f"all boxes lie within 0..1, or little beyond, e.g. {x0:g},{y0:g},{x1 - x0:g},{y1 - y0:g} for "
+            f"{file}; write them in pixels of their images"
+        )
 
 
 def masks_of(image: Described, labels: Sequence[int]) -> NDArray[np.uint8]:

@@ -133,8 +133,8 @@ class _Chooser:
             raise ValueError(f"dataset.{key}: {self._where} has no column {name}; it has {self._there()}")
         if not fits(self._kinds[name]):
             raise ValueError(
-                f"dataset.{key}: the column {name} of {self._where} holds {self._kinds[name]}; it must hold "
-                f"{what}"
+                f"dataset.{key}: the column {name} of {self._where} holds {_told(self._kinds[name])}; it "
+                f"must hold {what}"
             )
         self._told.append(f"{key} from {name}")
         return name
@@ -196,9 +196,15 @@ class _Chooser:
             if len(declared) == 1:
                 self._told.append(f"label from {declared[0]} (found by its type)")
                 return declared[0], None
-            more = f"; {' and '.join(declared)} may be, named in dataset.label" if declared else ""
+            more = f"; {' and '.join(declared)} may be, named in dataset.label" if declared else self._unfit()
             self._told.append(f"no column of labels{more}")
         return one, several
+
+    def _unfit(self) -> str:
+        """Which column is called like one of labels and holds something else, in words."""
+        called = {*_NAMES["label"], *_NAMES["labels"]}
+        name = next((name for name in self._kinds if name.rpartition(".")[2] in called), None)
+        return f"; {name} holds {_told(self._kinds[name])}, not whole numbers or texts" if name else ""
 
     def _boxes(self) -> tuple[str, ...]:
         named = self._named("boxes", _are_boxes, "lists of boxes, each a list of four numbers")
@@ -230,6 +236,11 @@ def _flat(columns: Iterable[tuple[str, pa.DataType]]) -> Iterable[tuple[str, pa.
 
 
 # Types
+
+
+def _told(kind: pa.DataType) -> str:
+    """A type in words."""
+    return "no values, or values of several types" if types.is_null(kind) else str(kind)
 
 
 def _is_name(kind: pa.DataType) -> bool:

@@ -5,6 +5,7 @@ All of them name pixels from 0, and the last pixel belongs to the box.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,9 +148,16 @@ def _beside(path: Path, count: int) -> list[tuple[str, list[int]]]:
 
 def _box(sides: Sequence[str], where: str) -> Box:
     try:
-        x0, y0, x1, y1 = (int(side) for side in sides)
+        x0, y0, x1, y1 = map(_whole, sides)
     except ValueError as error:
         raise ValueError(f"{where}: {','.join(sides)[:80]} is not a box of four whole numbers") from error
     if x1 < x0 or y1 < y0:
         raise ValueError(f"{where}: {','.join(sides)} is not xmin,ymin,xmax,ymax")
     return of_pixels((x0, y0), (x1, y1), origin=0)
+
+
+def _whole(text: str) -> int:
+    """Return a whole number, which Python's int reads of 1_0 and of the digits of other scripts as well."""
+    if not re.fullmatch(r"-?[0-9]{1,9}", text.strip()):
+        raise ValueError(f"{text!r} is no whole number")
+    return int(text)

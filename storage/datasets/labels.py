@@ -13,6 +13,9 @@ _MISSING = frozenset(["nan", "none", "null", "nil", "nat", "na", "n/a", "#n/a", 
 _MISSING |= {"#ref!", "#value!", "#name?", "#num!", "#null!", "#div/0!", "1.#ind", "1.#qnan", "1.#inf"}
 
 
+_SEVERAL = "with semicolons between them, in place of label"
+
+
 def number_labels(
     path: Path | str, labels: Sequence[str], place: Callable[[int], str]
 ) -> tuple[list[int], list[str]]:
@@ -103,6 +106,8 @@ def problem_with(label: str) -> str | None:
         wrong = f"label {label} stands for a missing value"
     elif label.casefold() in {"true", "false"}:
         wrong = f"label {label} is a truth value"
+    elif re.fullmatch(r"[0-9]+(\s*[;|]\s*[0-9]+)+", label):
+        return f"label {label[:20]} is several class indices; write them in a column labels, {_SEVERAL}"
     elif label.isdigit() or _reads_as_number(label):
         wrong = f"label {label[:20]} is no class index"
     else:

@@ -110,7 +110,8 @@ def label_of(value: Any, classes: Sequence[str]) -> int | None:
                 "class indices"
             )
         return list(classes).index(value)
-    if getattr(value, "ndim", 0) or isinstance(value, bool | np.bool_):
+    truth = isinstance(value, bool) or str(getattr(value, "dtype", "")) in {"bool", "torch.bool"}
+    if getattr(value, "ndim", 0) or truth:
         raise UnreadableError(f"has the label {_shown(value)}; a label is one class index")
     try:
         index = operator.index(value)
@@ -141,7 +142,10 @@ def labels_of(values: Any, classes: Sequence[str]) -> tuple[int, ...]:
 def boxes_of(values: Any) -> tuple[Box, ...]:
     if values is None or len(values) == 0:
         return ()
-    boxes = np.asarray(_on_this_machine(values), np.float64)
+    given = np.asarray(_on_this_machine(values))
+    if given.dtype.kind not in "iuf":
+        raise UnreadableError(f"has the boxes {_shown(values)}, which are no numbers")
+    boxes = given.astype(np.float64)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise UnreadableError(f"has boxes of the shape {boxes.shape}; they are (boxes, 4)")
     found = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes]

@@ -164,12 +164,13 @@ def _choice(path: Path, found: Mapping[str, Parts], keys: ColumnKeys) -> Choice:
 
 
 def _kind(values: list[Any]) -> pa.DataType:
-    try:
-        return pa.array(values).type
-    except (pa.ArrowException, OverflowError):
-        return pa.array(
-            values[:1]
-        ).type  # the values of all samples are refused later if one of another type is read
+    """The type of the values of a field; that of the first one if they are of several, null if it is too."""
+    for some in (values, values[:1]):  # the values of all samples are refused later if they are read
+        try:
+            return pa.array(some).type
+        except (pa.ArrowException, OverflowError):
+            continue
+    return pa.null()
 
 
 def _said(path: Path, key: str, parts: Parts, choice: Choice) -> list[Any]:

@@ -38,7 +38,8 @@ class Coco(PublishedSpec):
         if twice:
             raise ValueError(f"dataset.path: {self.path} lists {twice} files more than once")
         crowds = sum(each.crowd for image in found.images for each in image.objects)
-        left_out = {"boxes of crowds": crowds} if crowds else {}
+        counts = {"boxes of crowds": crowds, "annotations of images that are not listed": found.lost}
+        left_out = {what: count for what, count in counts.items() if count}
         opened = of_files(
             root,
             samples,

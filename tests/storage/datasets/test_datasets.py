@@ -188,6 +188,11 @@ def test_images_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None:
         ("file,label\na.png,inf\n", "line 2: label inf is no class index"),
         ("file,label\na.png,1e3\n", "line 2: label 1e3 is no class index"),
         ("file,label\na.png,1_0\n", "line 2: label 1_0 is no class index"),
+        (
+            "file,label\na.png,1;2\n",
+            "line 2: label 1;2 is several class indices; write them in a column labels",
+        ),
+        ("file,label\na.png,1 | 2\n", "line 2: label 1 | 2 is several class indices"),
         ("file,label\na.png,+1\n", "line 2: label +1 is no class index"),
         ("file,label\na.png,²\n", "line 2: label ² is no class index"),
         ("file,label\na.png,٣\n", "line 2: label ٣ is no class index"),

@@ -144,6 +144,13 @@ def test_boxes_in_four_columns_are_corners_and_may_be_shares(table: Path) -> Non
     assert data.samples[1].boxes == ()
 
 
+@pytest.mark.parametrize(("labels", "kind"), [([0.5, 1.0, 2.0], "double"), ([True, False, True], "bool")])
+def test_a_column_of_labels_that_is_left_out_is_told(table: Path, labels: list[Any], kind: str) -> None:
+    data = opened(written(table, {"label": labels}))
+    assert [sample.label for sample in data.samples] == [None, None, None]
+    assert f"no column of labels; label holds {kind}, not whole numbers or texts" in data.told
+
+
 @pytest.mark.parametrize(
     ("columns", "keys", "told"),
     [

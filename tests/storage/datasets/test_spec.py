@@ -105,6 +105,13 @@ def test_a_key_of_another_kind_is_refused_and_the_own_ones_are_told(key: str) ->
     assert told["msg"] == f'Value error, kind = "text" does not take the key {key[:100]}; it takes {takes}'
 
 
+@pytest.mark.parametrize("kind", ["csv", "folder", "parquet"])
+def test_a_path_with_a_nul_is_refused_under_its_key(kind: str) -> None:
+    with pytest.raises(ValidationError, match="holds a NUL character") as refused:
+        DatasetSpec.model_validate({"kind": kind, "path": "a\0b"})
+    assert refused.value.errors()[0]["loc"] == ("path",)
+
+
 @pytest.mark.parametrize("table", [None, 3, "csv", ["csv"], {}, {"kind": None}, {"kind": ["csv"]}])
 def test_a_table_without_a_kind_is_refused(table: Any) -> None:
     with pytest.raises(

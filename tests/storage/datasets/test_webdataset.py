@@ -170,6 +170,9 @@ def test_ids_have_the_name_of_their_tar_where_two_tars_hold_one_name(tmp_path: P
     assert [s.sample_id for s in opened(tmp_path / "b.tar").samples] == ["0000.png"]
 
 
+XYXY = {"boxes": "json.b", "box_format": "xyxy"}
+
+
 @pytest.mark.parametrize(
     ("samples", "keys", "told"),
     [
@@ -178,6 +181,8 @@ def test_ids_have_the_name_of_their_tar_where_two_tars_hold_one_name(tmp_path: P
         ([{"cls": "nan"}], {}, "dataset.label: PATH, x.tar#0000.png: label nan stands for a missing"),
         ([{"json": {"label": 0.5}}], {"label": "json.label"}, "dataset.label: the column json.label of PATH"),
         ([{"json": {"label": 1}}, {"json": {"label": "b"}}], {}, "dataset.path: the values of json.la"),
+        ([{"json": {"b": ["1_0", 0, 5, 5]}}], XYXY, "holds no values, or values of"),
+        ([{"json": {"b": [10**400, 0, 5, 5]}}], XYXY, "holds no values, or values of"),
         ([{"json": "[1]"}], {}, "dataset.path: 0000.json in PATH is no JSON object with fields"),
         ([{"json": "{"}], {}, "dataset.path: 0000.json in PATH is not JSON"),
         ([{"cls": b"\xff\xfe"}], {}, "dataset.path: 0000.cls in PATH is not text in UTF-8"),

@@ -250,6 +250,43 @@ def test_what_is_no_file_of_instances_is_refused_in_one_line(coco: Path) -> None
     (coco / "instances.json").write_text("{")
     with pytest.raises(ValueError, match=r"dataset.path: .*is not COCO's file of instances"):
         opened(coco)
+    (coco / "instances.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"dataset.path: .*nested too deeply"):
+        opened(coco)
+
+
+def with_boxes(*boxes: object, **more: object) -> str:
+    """A file whose only annotations, of one image, have these boxes."""
+    objects = [{"image_id": 7, "category_id": 1, "bbox": box, **more} for box in boxes]
+    return json.dumps({**instances(), "annotations": objects})
+
+
+@pytest.mark.parametrize("box", [["1_0", 0, 5, 5], [True, 0, 5, 5], [10**400, 0, 5, 5], None, [1, 2, 3]])
+def test_a_box_of_other_values_than_numbers_is_refused(coco: Path, box: object) -> None:
+    (coco / "instances.json").write_text(with_boxes(box))
+    with pytest.raises(ValueError, match=r"dataset.path: .* is not x, y, width and height"):
+        opened(coco)
+
+
+def test_boxes_in_shares_of_their_image_are_refused(coco: Path) -> None:
+    (coco / "instances.json").write_text(with_boxes([0.5, 0.25, 0.25, 0.5], [0.0, 0.0, 1.0, 1.0]))
+    with pytest.raises(ValueError, match=r"all boxes lie within 0..1, .* 0.5,0.25,0.25,0.5 for 0000.*7.jpg"):
+        opened(coco)
+    (coco / "instances.json").write_text(with_boxes([0.5, 0.25, 0.25, 0.5], [2.0, 3.0, 10.0, 10.0]))
+    assert len(opened(coco).samples[0].boxes) == 2  # COCO has a few objects that are so small
+
+
+def test_a_crowd_is_0_or_1(coco: Path) -> None:
+    (coco / "instances.json").write_text(with_boxes([1, 2, 3, 4], iscrowd="0"))
+    with pytest.raises(ValueError, match="iscrowd is '0' for an annotation"):
+        opened(coco)
+
+
+def test_annotations_of_images_that_are_not_listed_are_counted(coco: Path) -> None:
+    told = instances()
+    told["annotations"] += [{**told["annotations"][0], "image_id": "7"}, {"image_id": 8}]
+    (coco / "instances.json").write_text(json.dumps(told))
+    assert opened(coco, limit=1).left_out["annotations of images that are not listed"] == 2
 
 
 def test_a_missing_pycocotools_is_refused_with_what_to_install(

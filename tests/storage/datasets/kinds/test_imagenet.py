@@ -330,6 +330,13 @@ WRONG: list[tuple[str, Any, str]] = [
         "dataset.boxes: there is no image_sizes.txt beside",
     ),
     ("folders", lambda t: {"boxes": wsol(t / "w", label=66)}, "dataset.boxes: .*of class 66.*of class 65"),
+    (
+        "folders",
+        lambda t: {
+            "boxes": text(t / "a", f"{KAGGLE.splitlines()[0]}\n{Path(NAMES[0]).stem},n01751748 1_0 2 30 4")
+        },
+        "dataset.boxes: .*1_0,2,30,4 is not a box of four whole numbers",
+    ),
     ("folders", lambda t: {"boxes": t / "flat"}, "dataset.boxes: .*has no box of any of the images"),
     (
         "folders",

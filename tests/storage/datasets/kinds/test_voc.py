@@ -205,6 +205,23 @@ def test_what_is_not_certain_is_refused(voc: Path) -> None:
         opened(voc)
 
 
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("<xmin>1_0</xmin>", "'1_0' is no number"),
+        ("<xmin>\u0661</xmin>", "'\u0661' is no number"),
+        ("<xmin>0.25</xmin>", "the box 0.25,0.1,0.5,0.5 of dog lies within 0..1"),
+    ],
+)
+def test_a_box_that_is_not_in_pixels_is_refused(voc: Path, written: str, told: str) -> None:
+    file = voc / "Annotations" / "2007_000001.xml"
+    box = f"<bndbox>{written}<ymin>0.1</ymin><xmax>0.5</xmax><ymax>0.5</ymax></bndbox>"
+    file.write_text(f"<annotation><object><name>dog</name>{box}</object></annotation>", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"dataset.path: .*000001.xml is not an annotation: ") as refused:
+        opened(voc)
+    assert told in str(refused.value)
+
+
 def test_a_mask_of_other_values_is_an_error_of_its_image(voc: Path) -> None:
     values = semantic()
     values[0, 0] = 21
