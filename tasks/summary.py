@@ -61,6 +61,7 @@ def summary(root: str, tracking: str) -> dict[str, Any]:
     """
     run = Run.open(root)
     written = write_results(run)
+    _tried(write_report, run, run.page)
     scores, costs, pictures = written.scores, written.costs, written.pictures
     board, told = read_leaderboard(run, headline(run.manifest)), verdict(read_leaderboard(run))
     results = {
@@ -131,7 +132,6 @@ def write_results(run: Run) -> Written:
         worker="",
         facts=StageFacts(explainers=tuple(run.explainers)),
     )
-    _tried(write_report, run, run.page)
     return Written(scores, costs, accuracy, curves, pictures)
 
 

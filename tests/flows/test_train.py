@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -307,8 +308,9 @@ def test_what_ends_a_training_is_one_line(
         raise error
 
     monkeypatch.setattr("flows.train.train_ptame", fails)
+    monkeypatch.setattr("flows.server.prefect_server", lambda: nullcontext(lambda: "http://here/api"))
     with pytest.raises(typer.Exit) as end, _one_line_failures():
-        _train(toml(raw_job(tmp_path / "run"), tmp_path / "job.toml"), None, lambda: "http://here/api")
+        _train(toml(raw_job(tmp_path / "run"), tmp_path / "job.toml"), None)
     assert end.value.exit_code == 1
     assert capsys.readouterr().err == f"floodlit: {error}\n"
 

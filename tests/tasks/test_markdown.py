@@ -23,11 +23,14 @@ def rendered(markdown: str) -> str:
 def test_the_name_and_the_store_of_a_run_are_no_markup_in_its_links(tmp_path: Path) -> None:
     name = "<img src=x onerror=alert(1)> [a](http://b) | `c` **d** \x1b[31m"
     run = prepared(tiny_job(tmp_path / "a`b``c <i>", name=name))
-    links = _links(run, "https://mlflow.org:8080/", "#/there")
+    links = _links(run, "https://mlflow.org:8080/", "#/there?flow=%3Cb%3E")
     page = rendered(links)
     assert "<img" not in page
     assert "<i>" not in page
-    assert re.findall('href="(.*?)"', page) == ["https://mlflow.org:8080/#/there"]
+    assert re.findall('href="(.*?)"', page) == [
+        "https://mlflow.org:8080/#/there/artifactPath/index.html?flow=%3Cb%3E",
+        "https://mlflow.org:8080/#/there?flow=%3Cb%3E",
+    ]
     assert f"<h1>{html.escape(shown(name), quote=False)}</h1>" in page
     assert f"<code>{html.escape(str(run.summary), quote=False)}</code>" in page
 

@@ -11,13 +11,16 @@ import pytest
 
 from runs import completed, tiny_job
 from storage.run import Run
+from tasks.page.report import write_report
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run with controls; tests that change it work on a copy."""
     metrics = [{"name": "insertion", "steps": 4}, {"name": "pointing_game"}, {"name": "sparseness"}]
-    return completed(tiny_job(tmp_path_factory.mktemp("finished") / "run", metrics=metrics, controls=True))
+    run = completed(tiny_job(tmp_path_factory.mktemp("finished") / "run", metrics=metrics, controls=True))
+    write_report(run)
+    return run
 
 
 @pytest.fixture

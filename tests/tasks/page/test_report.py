@@ -46,9 +46,9 @@ def test_a_report_that_fails_costs_no_results(
         raise RuntimeError("no picture of this")
 
     run = copy_of(finished, tmp_path)
-    for name, file in (("write_report", run.page), ("write_curves", run.report / "curves.png")):
-        assert file.exists()
-        monkeypatch.setattr(summary, name, broken)
+    assert run.page.exists()
+    summary._tried(broken, run, run.page)
+    monkeypatch.setattr(summary, "write_curves", broken)
     written = summary.write_results(run)
     assert run.summary.read_bytes() == finished.summary.read_bytes()
     assert [path.name for path in written.pictures] == ["contact_sheet.png"]
@@ -126,7 +126,7 @@ def test_names_and_errors_are_shown_as_text(tmp_path: Path, look: Callable[..., 
     dataset = {"kind": "folder", "path": str(folder)}
     metrics = [{"name": "insertion", "steps": 2}]
     run = completed(tiny_job(tmp_path / "run", name=HOSTILE, dataset=dataset, metrics=metrics))
-    with look(run.page) as tab:
+    with look(write_report(run)) as tab:
         assert tab.title().startswith(HOSTILE)
         assert tab.locator("h1").text_content() == HOSTILE
         assert "a<img src=x onerror=alert(1)>.png" in tab.locator(".failed").text_content()
