@@ -65,7 +65,9 @@ def create_arrays(root: Path, layout: Layout) -> None:
             partial.write_bytes(wanted)
     if unsure:
         _drop_records(root, unsure)
-    if known != signed:
+    record = root / ARRAYS.path
+    # A link is replaced as well, see :func:`content`.
+    if known != signed or (not is_remote(record) and record.is_symlink()):
         sign_arrays(root, layout)
 
 

@@ -218,6 +218,12 @@ def test_a_step_that_is_gone_with_its_files_is_missed_once_the_tables_are_made(r
     assert verify(run.root) == []
 
 
+def test_the_record_of_the_metadata_behind_a_link_is_a_file_again(run: Complete) -> None:
+    link(run.root / "done" / "arrays.json")
+    run.repeated()
+    assert not verify(run.root)
+
+
 def test_metadata_behind_a_link_is_a_file_again_before_a_step_writes_its_shard(run: Complete) -> None:
     link(run.root / "saliency.zarr/gradcam/maps/zarr.json")
     flip(run.root / "saliency.zarr/gradcam/status/c/0")
