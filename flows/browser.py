@@ -21,12 +21,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 
-from explainers.control_names import CONTROLS
 from storage.query import QueryError
 from storage.run import Run
 from tasks.page.catalog import SAMPLES, Catalog, Search, reference
 from tasks.page.rendering import render
 from tasks.results.headline import headline
+from tasks.results.leaderboard import is_control
 
 HOSTS = ["127.0.0.1", "localhost"]
 _SECONDS = 600  # for which a browser may keep a picture
@@ -251,7 +251,7 @@ def _classes(catalog: Catalog) -> list[str]:
 
 def _expressions(run: Run, catalog: Catalog) -> dict[str, str]:
     """Expressions to sort by, and what they are: headline scores, differences and disagreement."""
-    own = [name for name, entry in run.explainers.items() if (entry.name or name) not in CONTROLS]
+    own = [name for name, entry in run.explainers.items() if not is_control(name, entry)]
     found = {"confidence": "the model's confidence"}
     for metric in headline(run.manifest):
         columns = [reference(name, metric) for name in own]

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from explainers.base import Status
-from explainers.control_names import CONTROLS
 from storage.characters import shown
 from storage.maps import read
 from storage.records import Step
@@ -19,6 +18,7 @@ from storage.run import Run
 from storage.samples import read_columns_of_shard
 from storage.scores import read_score
 from tasks.results.headline import headline, ranked
+from tasks.results.leaderboard import is_control
 from tasks.shard_rows import STATUSES
 
 MOST = 48  # samples
@@ -82,7 +82,7 @@ def headline_of(run: Run) -> str:
 
 def judged(run: Run) -> list[str]:
     """The explainers without the controls, which show nothing about the model; all if there are no others."""
-    own = [name for name, entry in run.explainers.items() if (entry.name or name) not in CONTROLS]
+    own = [name for name, entry in run.explainers.items() if not is_control(name, entry)]
     return own or list(run.explainers)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from explainers.control_names import CONTROLS
 from storage.characters import shown
 from storage.maps import read_rows
 from storage.run import Run
@@ -17,6 +16,7 @@ from tasks.page.charts.looks import Look
 from tasks.page.picture_data import Link, map_png, palette_of
 from tasks.page.sequences import Token, shaded_tokens, token_texts
 from tasks.page.stored_maps import StoredMap, stored_maps
+from tasks.results.leaderboard import is_control
 
 _CELLS = 1_900_000  # of all maps in the page together, which bounds its size: about one byte each
 _SIDES = (14, 64)  # cells per side of a map in the page: at least, at most
@@ -69,7 +69,7 @@ def named(run: Run) -> list[Named]:
     look = Look.of(run)
     looks = dict(zip(look.names, zip(look.colours, look.dashes, strict=True), strict=True))
     return [
-        Named(shown(name), (entry.name or name) in CONTROLS, colour, " ".join(map(str, dashes)))
+        Named(shown(name), is_control(name, entry), colour, " ".join(map(str, dashes)))
         for name, entry in run.explainers.items()
         for colour, dashes in [looks[shown(name)]]
     ]

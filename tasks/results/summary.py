@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from explainers.base import Status
-from explainers.control_names import CONTROLS
 from storage.parquet import write_table
 from storage.run import Run
 from storage.scores import read_curves, read_values, sum_curves, with_curve
 from tasks.metrics.registry import metrics
+from tasks.results.leaderboard import is_control
 from tasks.results.nothing import Reasons
 from tasks.results.statistics import Floats, PairedScores, result_rows
 
@@ -138,7 +138,7 @@ def _curves(run: Run, explainer: str, column: str) -> Floats:
 
 def control_pairs(run: Run) -> list[tuple[int, int]]:
     """All pairs of an explainer and a control of a run, as indices into ``run.explainers``."""
-    controls = [i for i, (name, each) in enumerate(run.explainers.items()) if (each.name or name) in CONTROLS]
+    controls = [i for i, (name, each) in enumerate(run.explainers.items()) if is_control(name, each)]
     return [(i, c) for c in controls for i in range(len(run.explainers)) if i not in controls]
 
 
