@@ -166,15 +166,7 @@ def read_curves(run: Run, explainer: str, metric: str) -> NDArray[np.float32]:
 
 def read_score(run: Run, explainer: str, metric: str) -> NDArray[np.float64]:
     """Read one metric of an explainer, (maps,) float64 by shard and row; NaN where a map has no value."""
-    parts = []
-    for shard in range(run.shards):
-        start, stop = run.rows_of(shard)
-        parts.append(np.full(stop - start, np.nan))
-        for found, group, file in _groups(_score_file(run.root, explainer, shard)):
-            if found == metric:
-                values = file.read_row_group(group, ["value"])["value"]
-                parts[-1][:] = pc.fill_null(values, np.nan).to_numpy()
-    return np.concatenate(parts)
+    return read_numbers(run, explainer, {metric})[metric]
 
 
 def _metric_of(file: Any, group: int) -> str:
