@@ -65,9 +65,7 @@ def create_arrays(root: Path, layout: Layout) -> None:
             partial.write_bytes(wanted)
     if unsure:
         _drop_records(root, unsure)
-    record = root / ARRAYS.path
-    # A link is replaced as well, see :func:`content`.
-    if known != signed or (not is_remote(record) and record.is_symlink()):
+    if known != signed or _is_link(root / ARRAYS.path):  # repair would remove a link
         sign_arrays(root, layout)
 
 
@@ -83,13 +81,17 @@ def sign_arrays(root: Path, layout: Layout, without: str | None = None) -> None:
     write_record(root, ARRAYS, rows=rows, statuses={}, files=files, seconds=0.0, worker="")
 
 
+def _is_link(path: Path) -> bool:
+    return not is_remote(path) and path.is_symlink()
+
+
 def content(path: Path) -> bytes | None:
     """Return the content of a metadata file; None if it cannot be read, is missing or is a link.
 
     A link is replaced, also if it leads to the right content: :func:`storage.verify.repair` would remove it.
     """
     try:
-        if not is_remote(path) and path.is_symlink():
+        if _is_link(path):
             return None
         if path.exists() and regular(path).stat().st_size <= maps.MOST_METADATA_BYTES:
             return path.read_bytes()
