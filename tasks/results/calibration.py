@@ -8,7 +8,7 @@ import numpy as np
 
 from storage.places import is_there
 from storage.run import Run
-from storage.samples import each_sample
+from storage.samples import sample_table
 from tasks.results.accuracy import read_accuracy
 
 BINS = 15  # of the calibration error, as many as in the paper
@@ -45,14 +45,11 @@ def calibration_of(run: Run) -> Calibration | None:
     accuracy = read_accuracy(run)
     if accuracy is None or not accuracy.exclusive or not is_there(run.samples):
         return None
-    pairs = [
-        (sample["confidence"], sample["prediction"] == sample["label"])
-        for sample in each_sample(run.root, ["label", "prediction", "confidence"])
-        if None not in (sample["label"], sample["prediction"], sample["confidence"])
-    ]
-    if not pairs:
+    table = sample_table(run.root, ["label", "prediction", "confidence"]).drop_null()
+    if not len(table):
         return None
-    confidence, right = (np.array(column, float) for column in zip(*pairs, strict=True))
+    confidence = table["confidence"].to_numpy()
+    right = table["prediction"].to_numpy() == table["label"].to_numpy()
     # A bin holds what is above its lower end, up to its upper end.
     bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
     rows = []
@@ -66,5 +63,5 @@ def calibration_of(run: Run) -> Calibration | None:
                 float(right[inside].mean()),
             )
         )
-    error = sum(images * abs(said - was) for _, images, said, was in rows) / len(pairs)
-    return Calibration(len(pairs), float(confidence.mean()), float(right.mean()), error, rows)
+    error = sum(images * abs(said - was) for _, images, said, was in rows) / len(table)
+    return Calibration(len(table), float(confidence.mean()), float(right.mean()), error, rows)
