@@ -16,18 +16,8 @@ from tasks.page.rendering import render
 from tasks.page.run_facts import facts_of
 from tasks.results.headline import headline
 from tasks.results.leaderboard import Leaderboard, read_leaderboard
+from tasks.results.remarks import STATUSES
 from tasks.results.verdict import verdict
-
-STATUSES = {
-    "ok": "good",
-    "all_zero": "zero everywhere",
-    "constant": "constant",
-    "not_finite": "with NaN or infinity",
-    "failed": "failed",
-}
-
-# Of maps that there cannot be; it is shown where it occurs.
-_NO_LABEL = {"no_label": "without such a label"}
 
 # By the fact that a section shows: its title, and its id in the page.
 _SECTIONS = {
@@ -70,8 +60,9 @@ def report_of(run: Run) -> str:
         "charts": charts_of(run) if done else [],
         "gallery": gallery_of(run),
     }
+    # Where every input has its labels, a column for those without would be empty.
     missing = any(counts["no_label"] for counts in facts["run"].statuses.values())
-    statuses = STATUSES | (_NO_LABEL if missing else {})
+    statuses = {status: word for status, word in STATUSES.items() if missing or status != "no_label"}
     sections = {anchor: title for fact, (title, anchor) in _SECTIONS.items() if facts[fact]}
     return render("report.html", title=run.name, sections=sections, statuses=statuses, **facts)
 

@@ -12,7 +12,16 @@ from storage.records import DoneRecord
 from storage.run import Run
 from storage.samples import each_sample
 
-_UNUSUAL = {"failed": "failed", "not_finite": "with NaN or infinity", "all_zero": "zero everywhere"}
+# What each status of a map means.
+STATUSES = {
+    "ok": "good",
+    "all_zero": "zero everywhere",
+    "constant": "constant",
+    "not_finite": "with NaN or infinity",
+    "failed": "failed",
+    "no_label": "without such a label",
+}
+_UNUSUAL = ("failed", "not_finite", "all_zero")
 
 
 def unscored(summary: pa.Table) -> list[str]:
@@ -51,7 +60,7 @@ def unusual_maps(run: Run, records: Sequence[DoneRecord]) -> list[str]:
         found["failed"] -= min(unread, record.statuses.get("failed", 0))
     lines = []
     for name, found in counts.items():
-        told = ", ".join(f"{found[status]:,} {word}" for status, word in _UNUSUAL.items() if found[status])
+        told = ", ".join(f"{found[status]:,} {STATUSES[status]}" for status in _UNUSUAL if found[status])
         if told:
             lines.append(f"{name}: of {found.total():,} maps of readable images {told}")
     return lines
