@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from storage.query import QueryError, select
 from storage.run import Run
 from storage.samples import SAMPLE_COLUMNS, sample_table
 from storage.scores import read_numbers
+from tasks.results.accuracy import are_right
 
 SAMPLES = 48  # on a page
 _HELD = 200 * 2**20  # bytes of scores in memory, at most
@@ -106,16 +106,7 @@ class Catalog:
     def __init__(self, runs: Mapping[str, Run]) -> None:
         first = next(iter(runs.values()))
         table = sample_table(first.root, _COLUMNS)
-        # The list is empty without a label, and runs of earlier versions have no lists.
-        several = pc.greater(pc.coalesce(pc.list_value_length(table["labels"]), 0), 0)
-        labelled = pc.or_(pc.is_valid(table["label"]), several)
-        right = [
-            prediction is not None and (prediction == label or prediction in (labels or ()))
-            for label, labels, prediction in zip(
-                *(table[name].to_pylist() for name in ("label", "labels", "prediction")), strict=True
-            )
-        ]
-        table = table.append_column("correct", pc.if_else(labelled, pa.array(right), None))
+        table = table.append_column("correct", pa.array(are_right(table), pa.bool_()))
         self.samples = table.append_column("row", pa.array(np.arange(len(table))))
         self.sources = {
             own if run is first else f"{name}/{own}": (run, own)

@@ -17,6 +17,7 @@ from storage.records import Step
 from storage.run import Run
 from storage.samples import read_columns_of_shard
 from storage.scores import read_score
+from tasks.results.accuracy import are_right
 from tasks.results.headline import headline, ranked
 from tasks.results.leaderboard import is_control
 from tasks.shard_rows import STATUSES
@@ -207,12 +208,5 @@ def _mean(each: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _wrong(table: pa.Table) -> NDArray[np.float64]:
     """(N,) the confidence of a prediction that is none of the labels; else NaN."""
-    known = [
-        labels or ([] if label is None else [label])  # runs of earlier versions have no lists
-        for label, labels in zip(table["label"].to_pylist(), table["labels"].to_pylist(), strict=True)
-    ]
-    missed = [
-        bool(own) and predicted is not None and predicted not in own
-        for own, predicted in zip(known, table["prediction"].to_pylist(), strict=True)
-    ]
+    missed = np.array([right is False for right in are_right(table)], bool)
     return np.where(missed, table["confidence"].to_numpy().astype(np.float64), np.nan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from storage.files import UnreadableError, read_json, write_json
@@ -86,6 +87,22 @@ class Accuracy(BaseModel):
             "numbers of the labels are the model's (dataset.numbering, model.class_names), and that inputs "
             f"are prepared as for its training (model.resize, crop, mean, std); labels: {self.labels}"
         )
+
+
+def are_right(samples: pa.Table) -> list[bool | None]:
+    """Return whether the prediction of each sample is one of its labels; None without a label.
+
+    Parameters
+    ----------
+    samples
+        The columns ``label``, ``labels`` and ``prediction``. Runs of earlier versions have no lists.
+    """
+    columns = (samples[name].to_pylist() for name in ("label", "labels", "prediction"))
+    known = (
+        (labels or ([] if label is None else [label]), predicted)
+        for label, labels, predicted in zip(*columns, strict=True)
+    )
+    return [predicted in labels if labels else None for labels, predicted in known]
 
 
 def write_accuracy(run: Run) -> Accuracy | None:
