@@ -210,9 +210,8 @@ class _Pages:
         source, row = request.path_params["source"], request.path_params["row"]
         if source not in self.catalog.sources or not 0 <= row < self.first.rows:
             raise HTTPException(404)
-        run, explainer = self.catalog.sources[source]
-        name = next(name for name, other in self.runs.items() if other is run)
-        place = self.catalog.row_in(name, row)
+        name, explainer = self.catalog.sources[source]
+        run, place = self.runs[name], self.catalog.row_in(name, row)
         found = [] if place is None else stored_maps(run, explainer, [place * run.targets_per_image])
         if not found or found[0].levels is None:
             raise HTTPException(404)
@@ -258,15 +257,14 @@ def _expressions(run: Run, catalog: Catalog) -> dict[str, str]:
         if len(columns) > 1:
             spread = ", ".join(columns)
             found[f"greatest({spread}) - least({spread})"] = f"how much explainers disagree in {metric}"
-        for source in catalog.sources:
-            if metric in catalog.sources[source][0].columns:
-                found[reference(source, metric)] = f"{metric} of {source}"
-        for source in catalog.sources:
-            for one in own:
-                if source.endswith(f"/{one}") and metric in catalog.sources[source][0].columns:
-                    found[f"{reference(one, metric)} - {reference(source, metric)}"] = (
-                        f"{metric}: {one} less {source}"
-                    )
-        if len(columns) > 1:
-            found[f"{columns[0]} - {columns[1]}"] = f"{metric}: {own[0]} less {own[1]}"
+        there = {s: name for s, (of, name) in catalog.sources.items() if metric in catalog.runs[of].columns}
+        found |= {reference(source, metric): f"{metric} of {source}" for source in there}
+        # The same explainer in another run.
+        pairs = [
+            (one, source) for source, one in there.items() if one in own and source not in run.explainers
+        ]
+        pairs += [(own[0], own[1])] if len(own) > 1 else []
+        for one, other in pairs:
+            less = f"{reference(one, metric)} - {reference(other, metric)}"
+            found[less] = f"{metric}: {one} less {other}"
     return found

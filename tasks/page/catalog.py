@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -104,25 +105,26 @@ class Catalog:
     """
 
     def __init__(self, runs: Mapping[str, Run]) -> None:
+        self.runs = dict(runs)
         first = next(iter(runs.values()))
         table = sample_table(first.root, _COLUMNS)
         table = table.append_column("correct", pa.array(are_right(table), pa.bool_()))
         self.samples = table.append_column("row", pa.array(np.arange(len(table))))
+        # The explainers of all runs by what a search calls them: the name of the run, and their own.
         self.sources = {
-            own if run is first else f"{name}/{own}": (run, own)
+            own if run is first else f"{name}/{own}": (name, own)
             for name, run in runs.items()
             for own in run.explainers
         }
         ids = self.samples["sample_id"].to_pylist()
         self._rows = {name: None if run is first else _places(ids, run) for name, run in runs.items()}
-        self._names = {id(run): name for name, run in runs.items()}
-        self._held: OrderedDict[tuple[int, str, str], NDArray[np.float64]] = OrderedDict()
+        self._held: OrderedDict[tuple[Path, str, str], NDArray[np.float64]] = OrderedDict()
         self._lock = Lock()
 
     def numbers(self, run: Run, explainer: str, columns: Set[str]) -> dict[str, NDArray[np.float64]]:
         """Return columns of scores as :func:`storage.scores.read_numbers` does, and keep them in memory."""
         with self._lock:
-            keys = {column: (id(run), explainer, column) for column in columns}
+            keys = {column: (run.root, explainer, column) for column in columns}
             lacking = {column for column, key in keys.items() if key not in self._held}
             read = read_numbers(run, explainer, lacking) if lacking else {}
             self._held |= {keys[column]: values for column, values in read.items()}
@@ -141,9 +143,9 @@ class Catalog:
         source
             A key of ``sources``.
         """
-        run, explainer = self.sources[source]
+        name, explainer = self.sources[source]
+        run, places = self.runs[name], self._rows[name]
         values = self.numbers(run, explainer, {metric})[metric][:: run.targets_per_image]
-        places = self._rows[self._names[id(run)]]
         if places is not None:
             values = np.where(places >= 0, values[places], np.nan)
         return pa.array(values, from_pandas=True)
@@ -244,8 +246,8 @@ class Catalog:
         """Run a statement on the samples and the columns of scores that the search names."""
         asked = " ".join((search.score, search.where, search.sort))
         table = self.samples
-        for source, (run, _) in self.sources.items():
-            named = [metric for metric in run.columns if _names(asked, source, metric)]
+        for source, (name, _) in self.sources.items():
+            named = [metric for metric in self.runs[name].columns if _names(asked, source, metric)]
             if named:
                 columns = [self.scores(source, metric) for metric in named]
                 table = table.append_column(source, pa.StructArray.from_arrays(columns, named))
