@@ -160,14 +160,6 @@ class _Pages:
         row, search = request.path_params["row"], _search(request)
         if not 0 <= row < self.first.rows:
             raise HTTPException(404, f"there are {self.first.rows} samples")
-        before = after = None
-        error = ""
-        try:
-            here = replace(search, after=self.catalog.key_of(search, row))
-            after = next(iter(self.catalog.find(here, 1).rows), None)
-            before = next(iter(self.catalog.find(here, 1, backwards=True).rows), None)
-        except QueryError as refusal:
-            error = str(refusal)
         shown = []
         for number, (name, run) in enumerate(self.runs.items()):
             place = self.catalog.row_in(name, row)
@@ -179,9 +171,6 @@ class _Pages:
             title=self.catalog.samples["sample_id"][row].as_py(),
             root=_root(request),
             query=_query(search, request.query_params.get("map", "")),
-            before=before,
-            after=after,
-            error=error,
             shown=shown,
             several=len(self.runs) > 1,
             palette=colours_of(self.first.modality),
@@ -190,7 +179,18 @@ class _Pages:
                 "boxes": any(target.boxes for _, sample, _ in shown for target in sample.targets),
                 "masks": any(target.mask for _, sample, _ in shown for target in sample.targets),
             },
+            **self._neighbours(search, row),
         )
+
+    def _neighbours(self, search: Search, row: int) -> dict[str, Any]:
+        """The samples before and after one in the order of a search, or why they are not known."""
+        try:
+            here = replace(search, after=self.catalog.key_of(search, row))
+            after = self.catalog.find(here, 1).rows
+            before = self.catalog.find(here, 1, backwards=True).rows
+        except QueryError as refusal:
+            return {"before": None, "after": None, "error": str(refusal)}
+        return {"before": next(iter(before), None), "after": next(iter(after), None), "error": ""}
 
     def input(self, request: Request) -> Response:
         """The picture of an input."""
