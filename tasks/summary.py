@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from prefect import task
@@ -23,6 +24,7 @@ from storage.samples import merge_samples
 from storage.stage_facts import StageFacts
 from storage.tracking import Result, page_of, track
 from tasks.artifacts import show_links, show_results
+from tasks.page.charts.chart import Chart
 from tasks.page.charts.curves import write_curves
 from tasks.page.report import write_report
 from tasks.pictures.contact_sheet import draw_contact_sheet
@@ -33,6 +35,8 @@ from tasks.results.leaderboard import Leaderboard, Row, read_leaderboard
 from tasks.results.statistics import Floats
 from tasks.results.summary import mean_curves, summarise
 from tasks.results.verdict import verdict
+
+Made = TypeVar("Made")
 
 
 @task(name="summary", task_run_name="summary", cache_policy=NO_CACHE)
@@ -61,7 +65,7 @@ def summary(root: str, tracking: str) -> dict[str, Any]:
     """
     run = Run.open(root)
     written = write_results(run)
-    _tried(write_report, run, run.page)
+    _tried(partial(write_report, curves=written.drawn), run, run.page)
     scores, costs, pictures = written.scores, written.costs, written.pictures
     board, told = read_leaderboard(run, headline(run.manifest)), verdict(read_leaderboard(run))
     results = {
@@ -99,6 +103,8 @@ class Written:
         The content of ``accuracy.json``; None without labels.
     curves
         The mean curves by explainer and column.
+    drawn
+        Their chart; None if it could not be drawn.
     pictures
         The files of the pictures.
     """
@@ -107,6 +113,7 @@ class Written:
     costs: pa.Table
     accuracy: Accuracy | None
     curves: dict[tuple[str, str], Floats]
+    drawn: Chart | None
     pictures: list[Path]
 
 
@@ -118,7 +125,7 @@ def write_results(run: Run) -> Written:
     accuracy = write_accuracy(run)
     scores, costs, curves = summarise(run), write_costs(run), mean_curves(run)
     draw_contact_sheet(run)
-    _tried(write_curves, run, run.report / "curves.png")
+    drawn = _tried(write_curves, run, run.report / "curves.png")
     pictures = [path for name in PICTURES if (path := run.root / name).exists()]
     files = [*(run.root / name for name in TABLES), *pictures, *([run.accuracy] if accuracy else [])]
     files += coordinates
@@ -132,19 +139,20 @@ def write_results(run: Run) -> Written:
         worker="",
         facts=StageFacts(explainers=tuple(run.explainers)),
     )
-    return Written(scores, costs, accuracy, curves, pictures)
+    return Written(scores, costs, accuracy, curves, drawn, pictures)
 
 
-def _tried(write: Callable[[Run], object], run: Run, file: Path) -> None:
+def _tried(write: Callable[[Run], Made], run: Run, file: Path) -> Made | None:
     """Write a file that shows the results; if that fails, the results are complete without it.
 
-    An earlier version of the file is removed then, since it would show other results.
+    An earlier version of the file is removed then, since it would show other results, and None is returned.
     """
     try:
-        write(run)
+        return write(run)
     except Exception:  # whatever is wrong with a picture must not keep the numbers from being tracked
         file.unlink(missing_ok=True)
         logging.getLogger(__name__).exception("%s could not be written", file)
+        return None
 
 
 def _numbers(row: Row) -> dict[str, float]:

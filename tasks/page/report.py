@@ -11,6 +11,7 @@ from storage.parquet import read_table
 from storage.places import is_there
 from storage.run import Run
 from tasks.page.charts.all import charts_of
+from tasks.page.charts.chart import Chart
 from tasks.page.gallery import gallery_of
 from tasks.page.rendering import render
 from tasks.page.run_facts import facts_of
@@ -29,7 +30,7 @@ _SECTIONS = {
 }
 
 
-def write_report(run: Run) -> Path:
+def write_report(run: Run, curves: Chart | None = None) -> Path:
     """Write ``report/index.html`` and return the file.
 
     A run that is not complete, or was extended since its last summary, gets a report on what is there.
@@ -38,15 +39,17 @@ def write_report(run: Run) -> Path:
     ----------
     run
         A run in any state.
+    curves
+        The chart of its curves, if it is drawn already.
     """
-    page = report_of(run)
+    page = report_of(run, curves)
     with replacing(run.page) as partial:
         partial.write_text(page, "utf-8")
     return run.page
 
 
-def report_of(run: Run) -> str:
-    """Return the report of a run as HTML."""
+def report_of(run: Run, curves: Chart | None = None) -> str:
+    """Return the report of a run as HTML; see :func:`write_report`."""
     done = all(map(is_there, (run.summary, run.comparisons, run.costs)))
     board = read_leaderboard(run) if done else None
     facts: dict[str, Any] = {
@@ -57,7 +60,7 @@ def report_of(run: Run) -> str:
         if board
         else [],
         "bounds": {name: _bounds(board, name) for name in board.columns} if board else {},
-        "charts": charts_of(run) if done else [],
+        "charts": charts_of(run, curves) if done else [],
         "gallery": gallery_of(run),
     }
     # Where every input has its labels, a column for those without would be empty.

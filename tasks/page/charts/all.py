@@ -13,8 +13,13 @@ from tasks.page.charts.ranks import ranks_chart
 from tasks.results.rank_groups import Ranks
 
 
-def charts_of(run: Run) -> list[Chart]:
+def charts_of(run: Run, curves: Chart | None = None) -> list[Chart]:
     """Draw the charts of a run that has a summary, from what it has stored.
+
+    Parameters
+    ----------
+    curves
+        The first chart, if it is drawn already.
 
     Returns
     -------
@@ -24,7 +29,7 @@ def charts_of(run: Run) -> list[Chart]:
     summary = read_table(run.summary)
     ranks = Ranks.of(summary)
     return [
-        curves_chart(run),
+        curves or curves_chart(run),
         ranks_chart(run, ranks),
         cost_chart(run, summary, read_table(run.costs)),
         maps_chart(run),

@@ -47,12 +47,13 @@ def curves_chart(run: Run) -> Chart:
     return drawn(TITLE, _caption(run, most), alt.concat(*panels, columns=ACROSS, spacing=24), data)
 
 
-def write_curves(run: Run) -> None:
-    """Write ``report/curves.png``; no file if there are no curves."""
+def write_curves(run: Run) -> Chart:
+    """Write ``report/curves.png``, no file if there are no curves; return the chart."""
     chart = curves_chart(run)
     if chart.spec:
         with replacing(run.report / "curves.png") as partial:
             partial.write_bytes(chart.png())
+    return chart
 
 
 def _caption(run: Run, most: int) -> str:
