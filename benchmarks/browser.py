@@ -21,19 +21,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlencode
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+# The project comes first on the path, so that explainers.py beside this file does not hide the package.
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import httpx
 import numpy as np
-import pyarrow as pa
 
-from flows.plan import Done, pending_steps
+from made_runs import finished_run
 from storage import maps
-from storage.manifest import ExplainerEntry, Manifest, MetricEntry
-from storage.parquet import write_table
-from storage.records import SUMMARY, StageFacts, write_record
+from storage.records import Step
 from storage.run import Run
-from storage.samples import merge_samples, write_sample_inputs, write_sample_predictions
+from storage.samples import write_sample_inputs, write_sample_predictions
 from storage.scores import write_scores
 
 SHARD, SIZE, GRID, CLASSES = 512, 224, 14, 1000
@@ -128,42 +126,15 @@ def addresses(run: Run, count: int) -> list[tuple[str, str]]:
 
 def synthetic(root: Path, rows: int, names: list[str]) -> None:
     """Make a finished run of ``rows`` images and these explainers."""
-    columns = {
-        name: {"name": name, "better": "lower" if name == "deletion" else "higher", "low": 0.0, "high": 1.0}
-        for name in METRICS
-    }
-    job = {"name": "large", "seed": 0, "target": "predicted", "tolerance": 0}
-    manifest = Manifest(
-        job=job | {"batch": {"images": 16, "forwards": 64}},
-        identity={},
-        versions={},
-        model_fingerprint="",
-        dataset_fingerprint="",
-        rows=rows,
-        shard_rows=SHARD,
-        input_shape=(3, SIZE, SIZE),
-        explainers={name: ExplainerEntry(parameters={}, grid=(GRID, GRID)) for name in names},
-        metrics={
-            name: MetricEntry(parameters={}, columns={name: column}) for name, column in columns.items()
-        },
-    )
-    run = Run.create_or_open(root, manifest)
-    for step in pending_steps(run.shards, dict.fromkeys(names, False), set(METRICS), Done()):
-        start, stop = run.bounds(step.shard)
-        write_tables(run, step.stage, step.shard, step.explainer)
-        write_arrays(run, step.stage, step.shard, step.explainer)
-        files = [root / name for name in sorted(run.layout.files_of(step)) if (root / name).exists()]
-        facts = StageFacts(metrics=METRICS, cached=False)
-        count = stop - start
-        write_record(
-            root, step, rows=count, statuses={"ok": count}, files=files, seconds=1.0, worker="", facts=facts
-        )
-    merge_samples(root, run.shards)
-    for table in (run.summary, run.comparisons, run.costs):
-        write_table(pa.table({"nothing": pa.array([], pa.int64())}), table)
-    tables = [run.samples, run.summary, run.comparisons, run.costs]
-    facts = StageFacts(explainers=tuple(names))
-    write_record(root, SUMMARY, rows=rows, statuses={}, files=tables, seconds=0.0, worker="", facts=facts)
+    better = {name: "lower" if name == "deletion" else "higher" for name in METRICS}
+    sizes = {"rows": rows, "shard_rows": SHARD, "input_shape": (3, SIZE, SIZE)}
+    finished_run(root, dict.fromkeys(names, False), better, (GRID, GRID), write_step, **sizes)
+
+
+def write_step(run: Run, step: Step) -> None:
+    """Write the table and the arrays of a step."""
+    write_tables(run, step.stage, step.shard, step.explainer)
+    write_arrays(run, step.stage, step.shard, step.explainer)
 
 
 def write_tables(run: Run, stage: str, shard: int, explainer: str) -> None:

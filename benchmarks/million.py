@@ -23,7 +23,8 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+# The project comes first on the path, so that explainers.py beside this file does not hide the package.
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import pyarrow as pa
 import typer
@@ -31,12 +32,12 @@ import typer
 from flows.inspect_commands import status
 from flows.plan import Done, pending_steps
 from flows.resume import remaining
+from made_runs import finished_run
 from storage.datasets.opening import open_dataset
 from storage.datasets.spec import DatasetSpec
-from storage.manifest import ExplainerEntry, Manifest, MetricEntry
 from storage.parquet import read_table, write_table
 from storage.query import query
-from storage.records import SUMMARY, StageFacts, Step, write_record
+from storage.records import Step
 from storage.run import Run
 from storage.samples import merge_samples, write_sample_inputs, write_sample_predictions
 from storage.scores import write_scores
@@ -66,12 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         listing(folder / "listing.csv", asked.rows)
-        finished_run(folder / "run", asked.rows, asked.shard)
+        sizes = {"rows": asked.rows, "shard_rows": asked.shard, "input_shape": (3, 2, 2)}
+        finished_run(folder / "run", EXPLAINERS, {"value": "higher"}, (1, 1), write_step, **sizes)
         print(f"{asked.rows:,} images in shards of {asked.shard:,}")
         print(f"{'':<28} {'seconds':>8} {'CPU':>8} {'MB':>6}")
-        sizes = ["--folder", str(folder), "--rows", str(asked.rows), "--shard", str(asked.shard)]
+        how = ["--folder", str(folder), "--rows", str(asked.rows), "--shard", str(asked.shard)]
         for name in steps(folder, asked.rows, asked.shard):
-            command = [sys.executable, "-P", __file__, "--step", name, *sizes]
+            command = [sys.executable, "-P", __file__, "--step", name, *how]
             told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             seconds, busy, peak = json.loads(told.stdout.splitlines()[-1])
             print(f"{name:<28} {seconds:8.2f} {busy:8.2f} {peak:6.0f}")
@@ -135,48 +137,13 @@ def uri(image: int) -> str:
     return f"n{image % CLASSES:08d}/image_{image:08d}.JPEG"
 
 
-def finished_run(root: Path, rows: int, shard: int) -> None:
-    """Make a finished run whose arrays hold nothing: their files, and all tables, are signed by records."""
-    column = {"name": "value", "better": "higher", "pooled": None, "low": 0.0, "high": 1.0, "fill": None}
-    job = {"name": "million", "seed": 0, "target": "predicted", "tolerance": 0}
-    manifest = Manifest(
-        job=job | {"batch": {"images": 16, "forwards": 64}},
-        identity={},
-        versions={},
-        model_fingerprint="",
-        dataset_fingerprint="",
-        rows=rows,
-        shard_rows=shard,
-        input_shape=(3, 2, 2),
-        explainers={name: ExplainerEntry(parameters={}, grid=(1, 1)) for name in EXPLAINERS},
-        metrics={"value": MetricEntry(parameters={}, columns={"value": column})},
-    )
-    run = Run.create_or_open(root, manifest)
-    for step in pending_steps(run.shards, EXPLAINERS, set(), Done()):
-        start, stop = run.bounds(step.shard)
-        write_rows(run, step, range(start, stop))
-        files = [root / name for name in sorted(run.layout.files_of(step))]
-        for file in files:
-            if not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(str(step).encode())
-        write_record(
-            root,
-            step,
-            rows=stop - start,
-            statuses={"ok": stop - start},
-            files=files,
-            seconds=1.0,
-            worker="",
-            facts=StageFacts(metrics=("value",), cached=False),
-        )
-    merge_samples(root, run.shards)
-    empty = pa.table({"nothing": pa.array([], pa.int64())})
-    tables = [run.samples, run.summary, run.comparisons, run.costs]
-    for table in tables[1:]:
-        write_table(empty, table)
-    facts = StageFacts(explainers=tuple(EXPLAINERS))
-    write_record(root, SUMMARY, rows=rows, statuses={}, files=tables, seconds=0.0, worker="", facts=facts)
+def write_step(run: Run, step: Step) -> None:
+    """Write the table of a step, if it has one, and arrays that hold nothing."""
+    write_rows(run, step, range(*run.bounds(step.shard)))
+    for file in (run.root / name for name in run.layout.files_of(step)):
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(str(step).encode())
 
 
 def write_rows(run: Run, step: Step, images: range) -> None:

@@ -45,6 +45,19 @@ def test_the_benchmark_of_reading_compares_equal_pixels(capsys: pytest.CaptureFi
     assert told[-3].endswith("0.0000      0       0.0000      0")
 
 
+def test_the_benchmark_of_the_browser_runs_on_a_few_images(capsys: pytest.CaptureFixture[str]) -> None:
+    program("benchmarks/browser.py").main(["--rows", "20", "--explainers", "2", "--requests", "8"])
+    told = capsys.readouterr().out.splitlines()
+    kinds = {line.split()[0]: [float(number) for number in line.split()[1:]] for line in told[-4:]}
+    assert {kind: numbers[0] for kind, numbers in kinds.items()} == {
+        "search": 4,
+        "sample": 2,
+        "picture": 2,
+        "all": 8,
+    }
+    assert all(0 < median <= high < 60_000 for _, median, high in kinds.values())
+
+
 def test_the_benchmark_of_a_million_images_runs_on_a_few(capsys: pytest.CaptureFixture[str]) -> None:
     million = program("benchmarks/million.py")
     million.main(["--rows", "50", "--shard", "16"])
