@@ -23,8 +23,10 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# By default the files with the most tests come first, and the few slow tests of whole jobs last, with which one
+# process is then left alone.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 demo: .venv/ready
 	$(BIN)/floodlit run examples/demo.toml
