@@ -1,0 +1,163 @@
+"""What becomes of a suspicion after its test: a finding, or one of the reasons why it is none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+from scipy.stats import mannwhitneyu, wilcoxon
+from torch import Tensor
+
+from tasks.findings.interventions import Floats, Removal, Transplant
+from tasks.findings.suspicion import Suspicion
+from tasks.results.statistics import half_width, holm
+
+LEVEL = 0.05  # of the p-value after Holm's correction
+DROP, RISE = 0.5, 1.0  # nats: the least effects of removal and of transplants
+FLIPS = 0.10  # by how much the share of flipped predictions must exceed its control
+
+
+class State(StrEnum):
+    """What became of a suspicion."""
+
+    FINDING = "finding"
+    CANDIDATE = "candidate"  # the most that can be said without boxes and masks
+    UNDECIDABLE = "undecidable"
+    NOT_CONFIRMED = "not confirmed"
+    ON_THE_OBJECT = "on the object"  # too little is left beside the objects to be tested
+    NOT_TESTED = "not tested"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An effect in nats, or a share: its mean, that of its control, and their difference with an interval.
+
+    Attributes
+    ----------
+    mean, control
+        The means over the images.
+    difference, low, high
+        Mean minus control, with its 95 % interval (Student's t over the images; NaN with a single one).
+    p_value
+        That the difference is not above zero: Wilcoxon's signed-rank test, one-sided, or Mann and Whitney's
+        where the control is of other images.
+    """
+
+    mean: float
+    control: float
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A suspicion with all that was measured about it.
+
+    Attributes
+    ----------
+    suspicion
+        What was suspected.
+    state, reason
+        What became of it, and why, in a few words.
+    drop
+        What its exemplars lose by removal, in nats; None if it was not tested. So is everything below.
+    rise
+        What images of other classes gain by transplants, in nats.
+    flips
+        Share of the transplants after which the class is predicted, in [0, 1].
+    removal, transplant
+        The measurements, image by image.
+    p_value, p_holm
+        The larger of the two p-values of ``drop`` and ``rise``, before and after Holm's correction for all
+        tested suspicions of the run; ``p_holm`` is NaN before :func:`decided`.
+    refined
+        (H, W) bool: the part of the region that has the effect; None where it was not looked for.
+    merged
+        Other suspicions of this class that are the same finding.
+    passes
+        Passes through the network.
+    """
+
+    suspicion: Suspicion
+    state: State
+    reason: str = ""
+    drop: Effect | None = None
+    rise: Effect | None = None
+    flips: Effect | None = None
+    removal: Removal | None = None
+    transplant: Transplant | None = None
+    p_value: float = np.nan
+    p_holm: float = np.nan
+    refined: Tensor | None = None
+    merged: tuple[Suspicion, ...] = ()
+    passes: int = 0
+
+
+def paired_effect(values: Floats, controls: Floats) -> Effect:
+    """The effect of n images (n,), 1 or more, that are their own controls (n,)."""
+    difference = values - controls
+    mean = float(difference.mean())
+    half = float(half_width(len(difference), difference.var() * len(difference)))
+    # SciPy's test is undefined if all differences are zero.
+    p_value = float(wilcoxon(difference, alternative="greater").pvalue) if difference.any() else 1.0
+    return Effect(float(values.mean()), float(controls.mean()), mean, mean - half, mean + half, p_value)
+
+
+def unpaired_effect(values: Floats, controls: Floats) -> Effect:
+    """The effect of n images (n,) against controls (m,) that are other images, both 2 or more."""
+    mean = float(values.mean() - controls.mean())
+    one, other = (float(half_width(len(x), x.var() * len(x))) for x in (values, controls))
+    half = math.hypot(one, other)  # the two means are independent
+    p_value = float(mannwhitneyu(values, controls, alternative="greater").pvalue)
+    return Effect(float(values.mean()), float(controls.mean()), mean, mean - half, mean + half, p_value)
+
+
+def decided(outcomes: Sequence[Outcome], objects: bool) -> list[Outcome]:
+    """Decide about all tested suspicions of a run.
+
+    A finding has p < .05 after Holm's correction over the run, a removal that costs at least 0.5 nats, a
+    transplant that brings at least 1 nat, and at least 10 % more flipped predictions than content of random
+    images. P-values alone accused honest classes.
+
+    Parameters
+    ----------
+    outcomes
+        Those of all classes; those without measurements stay as they are.
+    objects
+        Whether there are boxes or masks. Without them, there are candidates in place of findings.
+
+    Returns
+    -------
+    list of Outcome
+        In the order given.
+    """
+    corrected = holm(np.array([each.p_value for each in outcomes], dtype=np.float64))
+    return [
+        each if each.state != State.NOT_CONFIRMED or each.drop is None else _decided(each, float(p), objects)
+        for each, p in zip(outcomes, corrected, strict=True)
+    ]
+
+
+def _decided(outcome: Outcome, p_holm: float, objects: bool) -> Outcome:
+    reason = _lacking(outcome, p_holm)
+    state = State.NOT_CONFIRMED if reason else State.FINDING if objects else State.CANDIDATE
+    return replace(outcome, p_holm=p_holm, state=state, reason=reason)
+
+
+def _lacking(outcome: Outcome, p_holm: float) -> str:
+    """What a tested suspicion lacks to be a finding; empty if nothing."""
+    assert outcome.drop is not None
+    assert outcome.rise is not None
+    assert outcome.flips is not None
+    if outcome.rise.difference < RISE:
+        return f"transplants bring {outcome.rise.difference:.2f} nats, less than {RISE:g}"
+    if outcome.drop.difference < DROP:
+        return f"removal costs {outcome.drop.difference:.2f} nats, less than {DROP:g}"
+    if outcome.flips.difference < FLIPS:
+        return f"transplants turn {outcome.flips.difference:.0%} of the images, less than {FLIPS:.0%}"
+    return "" if p_holm < LEVEL else f"p is {p_holm:.2g} after Holm's correction"
