@@ -126,7 +126,7 @@ def tell_results(run: Run) -> None:
 
 
 def tell_board(board: Leaderboard) -> None:
-    """Print the leaderboard as one table, and a line that explains its marks.
+    """Print the leaderboard as one table, and lines that explain the order of its rows and its marks.
 
     Parameters
     ----------
@@ -146,7 +146,8 @@ def tell_board(board: Leaderboard) -> None:
         table.add_section()
         table.add_row("best control", *(_best_control(board, name) for name in board.columns), "")
     console.print(table, width=min(console.width, _TABLE))
-    tell(_marks(board))
+    for line in _legend(board):
+        tell(line)
 
 
 def _broken(name: str, style: str = "", end: str = "") -> Text:
@@ -159,8 +160,10 @@ def _broken(name: str, style: str = "", end: str = "") -> Text:
     return Text("\n").join(text(line + end, style) for line in lines)
 
 
-def _marks(board: Leaderboard) -> str:
-    """What the numbers and the marks of a table mean, as far as they occur."""
+def _legend(board: Leaderboard) -> list[str]:
+    """What the numbers, their order and the marks of a table mean, as far as they occur."""
+    from tasks.results.leaderboard import ORDER
+
     rows = (*board.explainers, *board.controls)
     cells = [cell for row in rows for cell in row.cells.values()]
     told = {
@@ -168,7 +171,8 @@ def _marks(board: Leaderboard) -> str:
         "* best of its column": any(cell.best for cell in cells),
         f"n= fewer {board.inputs}": any(cell.fewer and cell.n for cell in cells),
     }
-    return "; ".join(["means", *(mark for mark, occurs in told.items() if occurs)])
+    marks = "; ".join(mark for mark, occurs in told.items() if occurs)
+    return [f"means; {ORDER}" if len(board.explainers) > 1 else "means", *([marks] if marks else [])]
 
 
 def _cell(cell: Cell | None) -> Text:

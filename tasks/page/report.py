@@ -16,7 +16,7 @@ from tasks.page.gallery import gallery_of
 from tasks.page.rendering import render
 from tasks.page.run_facts import facts_of
 from tasks.results.headline import headline
-from tasks.results.leaderboard import Leaderboard, read_leaderboard
+from tasks.results.leaderboard import ORDER, Leaderboard, read_leaderboard
 from tasks.results.remarks import STATUSES
 from tasks.results.verdict import verdict
 
@@ -56,6 +56,7 @@ def report_of(run: Run, curves: Chart | None = None) -> str:
         "run": facts_of(run, read_table(run.summary) if done else None),
         "verdict": verdict(board) if board else "",
         "board": board,
+        "order": ORDER,
         "headline": [board.columns[name] for name in headline(run.manifest) if name in board.columns]
         if board
         else [],

@@ -1,7 +1,8 @@
 """The leaderboard of a run: what its tables say of explainers and controls, column by column.
 
 It only reads ``summary.parquet``, ``comparisons.parquet``, ``costs.parquet`` and the manifest, and computes
-nothing anew. The terminal, Prefect and the report draw the same one.
+nothing anew. The terminal, Prefect, the report and the exports draw the same one, with explainers in the same
+order, whichever columns they show.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from explainers.models.modality import MODALITIES
 from storage.manifest import ColumnEntry, ExplainerEntry, Manifest
 from storage.parquet import read_table
 from storage.run import Run
-from tasks.results.headline import ranked
+from tasks.results.headline import headline, ranked
 
 LEVEL = 0.05  # a corrected p-value below it tells an explainer from a control
 ROUNDING = 1e-6  # of a column's range: a smaller difference is one of rounding, and no win
+ORDER = "explainers in the order of their mean rank in the headline metrics, best first"
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Leaderboard:
     columns
         The columns in the order asked for, by name.
     explainers, controls
-        The rows: explainers by their mean rank in these columns, best first, and controls as in the job.
+        The rows: explainers as :func:`_standings` orders them, best first, and controls as in the job.
     images
         The most images on which a column is known.
     inputs
@@ -171,18 +173,36 @@ def leaderboard(
     def row(name: str) -> Row:
         return Row(name, {c: cells[c][name] for c in told if name in cells[c]}, spent.get(name))
 
-    def standing(name: str) -> float:
-        ranks = [rows[c, name]["rank"] for c in told if (c, name) in rows]
-        known = [rank for rank in ranks if not math.isnan(rank)]
-        return sum(known) / len(known) if known else math.inf
-
+    standings = _standings({key: each["rank"] for key, each in rows.items()}, manifest, others)
     return Leaderboard(
         made,
-        [row(name) for name in sorted(others, key=standing)],
+        [row(name) for name in sorted(others, key=standings.__getitem__)],
         [row(name) for name in controls],
         max((column.n for column in made.values()), default=0),
         MODALITIES[manifest.modality].plural,
     )
+
+
+def _standings(
+    ranks: Mapping[tuple[str, str], float], manifest: Manifest, explainers: Sequence[str]
+) -> dict[str, tuple[float, float]]:
+    """What orders explainers in every table: their mean rank in the headline columns, the lowest one first.
+
+    Equal ones follow their mean rank in all ranked columns. An explainer without any rank comes last.
+
+    Parameters
+    ----------
+    ranks
+        The rank by column and explainer, 1 for the best of a column; NaN where there is none.
+    """
+
+    def mean(name: str, columns: Sequence[str]) -> float:
+        found = [ranks[column, name] for column in columns if (column, name) in ranks]
+        known = [rank for rank in found if not math.isnan(rank)]
+        return sum(known) / len(known) if known else math.inf
+
+    shown, every = headline(manifest), ranked(manifest)
+    return {name: (mean(name, shown), mean(name, every)) for name in explainers}
 
 
 def _column(

@@ -179,9 +179,10 @@ def test_a_leaderboard_of_ten_explainers_fits_a_hundred_columns() -> None:
     assert table["best"] == ["best", "control", "0.500", "-", "-", "-"]
     assert table["n=1,234"] == ["n=1,234"]
     assert table["sobel"] == ["sobel"]
-    assert lines[-1] == (
-        "means; + beats every control (Wilcoxon, Holm, p < 0.05); * best of its column; n= fewer images"
-    )
+    assert lines[-2:] == [
+        "means; explainers in the order of their mean rank in the headline metrics, best first",
+        "+ beats every control (Wilcoxon, Holm, p < 0.05); * best of its column; n= fewer images",
+    ]
     assert len(lines) < 25
 
 
