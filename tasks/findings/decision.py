@@ -12,12 +12,16 @@ from scipy.stats import mannwhitneyu, wilcoxon
 from torch import Tensor
 
 from tasks.findings.interventions import Floats, Removal, Transplant
+from tasks.findings.natural import FEWEST, Natural
 from tasks.findings.suspicion import Suspicion
 from tasks.results.statistics import half_width, holm
 
 LEVEL = 0.05  # of the p-value after Holm's correction
 DROP, RISE = 0.5, 1.0  # nats: the least effects of removal and of transplants
 FLIPS = 0.10  # by how much the share of flipped predictions must exceed its control
+# Without boxes and masks, by how much it must exceed that of other classes' content to their own class, and
+# the share of the images that still get the class after removal.
+BEYOND_NATURAL, KEPT = 0.25, 0.25
 
 
 class State(StrEnum):
@@ -72,6 +76,8 @@ class Outcome:
         Share of the transplants after which the class is predicted, in [0, 1].
     removal, transplant
         The measurements, image by image.
+    natural
+        Without boxes and masks: what content of other classes does at the place.
     p_value, p_holm
         The larger of the two p-values of ``drop`` and ``rise``, before and after Holm's correction for all
         tested suspicions of the run; ``p_holm`` is NaN before :func:`decided`.
@@ -91,6 +97,7 @@ class Outcome:
     flips: Effect | None = None
     removal: Removal | None = None
     transplant: Transplant | None = None
+    natural: Natural | None = None
     p_value: float = np.nan
     p_holm: float = np.nan
     refined: Tensor | None = None
@@ -117,19 +124,23 @@ def unpaired_effect(values: Floats, controls: Floats) -> Effect:
     return Effect(float(values.mean()), float(controls.mean()), mean, mean - half, mean + half, p_value)
 
 
-def decided(outcomes: Sequence[Outcome], objects: bool) -> list[Outcome]:
+def decided(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Decide about all tested suspicions of a run.
 
     A finding has p < .05 after Holm's correction over the run, a removal that costs at least 0.5 nats, a
     transplant that brings at least 1 nat, and at least 10 % more flipped predictions than content of random
     images. P-values alone accused honest classes.
 
+    Without boxes and masks the object cannot be taken out, so that there is at most a candidate. It passes
+    the same rule; content at the same place that is as salient in images of other classes turns at least 25 %
+    fewer predictions to its own class; and after the removal at least 25 % of the images still get the class,
+    so that the object is a second evidence. A network that relies on the cue alone cannot be found this way,
+    nor can a cue in all images of a class.
+
     Parameters
     ----------
     outcomes
         Those of all classes; those without measurements stay as they are.
-    objects
-        Whether there are boxes or masks. Without them, there are candidates in place of findings.
 
     Returns
     -------
@@ -138,15 +149,30 @@ def decided(outcomes: Sequence[Outcome], objects: bool) -> list[Outcome]:
     """
     corrected = holm(np.array([each.p_value for each in outcomes], dtype=np.float64))
     return [
-        each if each.state != State.NOT_CONFIRMED or each.drop is None else _decided(each, float(p), objects)
+        each if each.drop is None else replace(_decided(each, float(p)), p_holm=float(p))
         for each, p in zip(outcomes, corrected, strict=True)
     ]
 
 
-def _decided(outcome: Outcome, p_holm: float, objects: bool) -> Outcome:
+def promising(outcome: Outcome) -> bool:
+    """Whether a measured suspicion would pass the rule if it were the only one of the run."""
+    return outcome.drop is not None and not _lacking(outcome, outcome.p_value)
+
+
+def _decided(outcome: Outcome, p_holm: float) -> Outcome:
     reason = _lacking(outcome, p_holm)
-    state = State.NOT_CONFIRMED if reason else State.FINDING if objects else State.CANDIDATE
-    return replace(outcome, p_holm=p_holm, state=state, reason=reason)
+    if reason or outcome.natural is None:
+        return replace(outcome, state=State.NOT_CONFIRMED if reason else State.FINDING, reason=reason)
+    assert outcome.removal is not None
+    assert outcome.flips is not None
+    if outcome.natural.donors < FEWEST:
+        reason = f"{outcome.natural.donors} images of other classes are as salient there, fewer than {FEWEST}"
+        return replace(outcome, state=State.UNDECIDABLE, reason=reason)
+    if outcome.flips.mean - outcome.natural.flips < BEYOND_NATURAL:
+        reason = f"content of other classes turns {outcome.natural.flips:.0%} to its own class"
+    elif outcome.removal.kept < KEPT:
+        reason = f"after removal {outcome.removal.kept:.0%} still get the class, less than {KEPT:.0%}"
+    return replace(outcome, state=State.NOT_CONFIRMED if reason else State.CANDIDATE, reason=reason)
 
 
 def _lacking(outcome: Outcome, p_holm: float) -> str:
@@ -159,5 +185,7 @@ def _lacking(outcome: Outcome, p_holm: float) -> str:
     if outcome.drop.difference < DROP:
         return f"removal costs {outcome.drop.difference:.2f} nats, less than {DROP:g}"
     if outcome.flips.difference < FLIPS:
-        return f"transplants turn {outcome.flips.difference:.0%} of the images, less than {FLIPS:.0%}"
+        return (
+            f"transplants turn {outcome.flips.difference:.0%} more than their control, less than {FLIPS:.0%}"
+        )
     return "" if p_holm < LEVEL else f"p is {p_holm:.2g} after Holm's correction"

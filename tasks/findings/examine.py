@@ -13,7 +13,7 @@ import numpy as np
 
 from explainers.models.black_box import BlackBox
 from explainers.numerics.randomness import seed_of
-from tasks.findings.decision import Outcome, State, paired_effect, unpaired_effect
+from tasks.findings.decision import Outcome, State, paired_effect, promising, unpaired_effect
 from tasks.findings.interventions import (
     DONORS,
     FILLS,
@@ -23,9 +23,12 @@ from tasks.findings.interventions import (
     remove,
     transplant,
 )
+from tasks.findings.natural import natural
+from tasks.findings.off_object import off_object
 from tasks.findings.places import fixed_place
+from tasks.findings.refine import refined
 from tasks.findings.regions import LEAST_PIXELS, area, without
-from tasks.findings.seen import Seen
+from tasks.findings.seen import Rows, Seen
 from tasks.findings.suspicion import LEAST_IMAGES, Suspicion
 from tasks.findings.trials import Trials
 
@@ -33,7 +36,9 @@ PASSES = 4000  # a class
 MOST = 8  # suspicions of a class that are tested
 
 
-def suspicions_of(seen: Seen, target: int, size: tuple[int, int]) -> list[Suspicion]:
+def suspicions_of(
+    seen: Seen, target: int, size: tuple[int, int], off: tuple[Rows, float] | None = None
+) -> list[Suspicion]:
     """What is suspected of a class, the strongest first.
 
     Parameters
@@ -44,9 +49,13 @@ def suspicions_of(seen: Seen, target: int, size: tuple[int, int]) -> list[Suspic
         The class.
     size
         (H, W) of the input.
+    off
+        What :func:`tasks.findings.off_object.suspected_classes` returned for the class, if anything.
     """
-    found = [fixed_place(seen, target, size)]
-    return sorted((each for each in found if each is not None), key=lambda each: -each.strength)
+    place = fixed_place(seen, target, size)
+    found = [] if place is None else [place]
+    found += [] if off is None else off_object(seen, target, *off, size)
+    return sorted(found, key=lambda each: -each.strength)
 
 
 def examine_class(
@@ -92,7 +101,24 @@ def examine_class(
             continue
         outcome = _tested(trials, each, passes - trials.passes)
         found.append(replace(outcome, passes=trials.passes - before))
-    return found
+    # A refined place may take all that is left, and comes after the tests.
+    return [_refined(trials, each, passes) if promising(each) else each for each in found]
+
+
+def _refined(trials: Trials, outcome: Outcome, passes: int) -> Outcome:
+    """The same outcome with its refined place, if it has one region and there are passes left."""
+    suspicion, before = outcome.suspicion, trials.passes
+    assert outcome.removal is not None
+    if suspicion.region.ndim == 3:
+        return outcome
+    rng = _generator(trials.seen, suspicion, "refined")
+    place = refined(trials, suspicion.target, outcome.removal.rows, suspicion.region, passes - before, rng)
+    return replace(outcome, refined=place, passes=outcome.passes + trials.passes - before)
+
+
+def _generator(seen: Seen, suspicion: Suspicion, purpose: str) -> np.random.Generator:
+    """Random numbers that follow from the seed, the class and the view alone."""
+    return np.random.default_rng(seed_of(seen.seed, purpose, suspicion.target, suspicion.view))
 
 
 def _untestable(trials: Trials, suspicion: Suspicion) -> str:
@@ -115,15 +141,16 @@ def _tested(trials: Trials, suspicion: Suspicion, passes: int) -> Outcome:
     if len(exemplars) < LEAST_EXEMPLARS:
         state = State.NOT_TESTED if objects is None else State.ON_THE_OBJECT
         return Outcome(suspicion, state, f"{len(exemplars)} images have {LEAST_PIXELS} pixels of it left")
-    if _cost(len(exemplars)) > passes:
+    if _cost(len(exemplars), objects is not None) > passes:
         return Outcome(suspicion, State.NOT_TESTED, "the passes of the class are used up")
-    rng = np.random.default_rng(seed_of(trials.seen.seed, "findings", suspicion.target, suspicion.view))
+    rng = _generator(trials.seen, suspicion, "findings")
     removal = remove(trials, suspicion.target, exemplars, regions, rng)
     pasted = transplant(trials, suspicion.target, exemplars, regions, rng)
     if len(pasted.rows) < LEAST_EXEMPLARS:
         return Outcome(
             suspicion, State.ON_THE_OBJECT, f"it fits beside the object of {len(pasted.rows)} images only"
         )
+    own = natural(trials, suspicion.target, exemplars, regions, rng) if objects is None else None
     drop = (paired_effect if removal.paired else unpaired_effect)(removal.drops, removal.controls)
     rise = paired_effect(pasted.rises, pasted.controls)
     return Outcome(
@@ -134,10 +161,12 @@ def _tested(trials: Trials, suspicion: Suspicion, passes: int) -> Outcome:
         flips=paired_effect(pasted.flips, pasted.control_flips),
         removal=removal,
         transplant=pasted,
+        natural=own,
         p_value=max(drop.p_value, rise.p_value),
     )
 
 
-def _cost(exemplars: int) -> int:
+def _cost(exemplars: int, objects: bool) -> int:
     """Passes that a test takes at most."""
-    return exemplars * (1 + FILLS + MATCHED) + RECIPIENTS * (1 + 2 * DONORS)
+    donors = 2 if objects else 3  # the third is that of natural content
+    return exemplars * (1 + FILLS + MATCHED) + RECIPIENTS * (1 + donors * DONORS)

@@ -15,7 +15,7 @@ from tasks.findings.trials import Trials
 
 
 def outcomes_of(given, *suspicions, **chosen) -> list[Outcome]:
-    return decided(examine_class(Rule(), given, suspicions, **chosen), given.objects is not None)
+    return decided(examine_class(Rule(), given, suspicions, **chosen))
 
 
 def test_the_planted_rule_is_measured_in_nats() -> None:
@@ -70,7 +70,16 @@ def test_passes_are_those_of_the_network() -> None:
     found = examine_class(network, given, [suspicion(given), suspicion(given, PATCH.flip(1))])
     assert sum(each.passes for each in found) == network.rows
     # 30 exemplars: whole, 3 fills and 4 matched places; 30 recipients: whole, 3 donors and 3 controls.
-    assert found[0].passes == 30 * 8 + 30 * 7
+    assert found[1].passes == 30 * 8 + 30 * 7
+    # Windows of 2 pixels, each moved by 1, that touch the patch and the pixel around it, in 16 exemplars.
+    assert found[0].passes == found[1].passes + 16 * (1 + 9 * 9)
+
+
+def test_without_boxes_content_of_other_classes_is_tried_as_well() -> None:
+    given, network = seen(boxes=False), Rule()
+    (found,) = examine_class(network, given, [suspicion(given, PATCH.flip(1))])
+    natural = 0 if found.natural.donors < 5 else 90
+    assert found.passes == network.rows == 30 * 8 + 30 * 7 + natural
 
 
 def test_passes_are_bounded_and_the_strongest_come_first() -> None:
