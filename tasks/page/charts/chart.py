@@ -1,4 +1,8 @@
-"""A chart of the report: its specification in Vega-Lite, and the picture that vl-convert draws of it."""
+"""A chart of the report: its specification in Vega-Lite, and the picture that vl-convert draws of it.
+
+Specifications are written as Vega-Lite's own JSON, since importing a library that writes it and having that
+library copy it took longer than drawing the charts of a small run.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
-import altair as alt
 import vl_convert
 
 PRINT_SCALE = 2.0  # pixels of a PNG per pixel of the chart
@@ -15,8 +18,8 @@ _SVG = "http://www.w3.org/2000/svg"
 # Pixels around a chart, since the letters of a page may be wider than those that it is drawn with.
 _MARGIN = {"left": 28, "right": 28, "top": 14, "bottom": 10}
 _LEAST = 0.55  # smaller than this share of its size, a chart cannot be read and is scrolled instead
-_INK, _PAPER = "#1b1b1b", "white"
-_VERSION = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+_PAGE_INK = "currentColor"  # of texts and axes: what the page gives them
+_INK, _PAPER, _FONT = "#1b1b1b", "white", "sans-serif"  # of a picture by itself
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 # Attributes of the elements that draw nothing, or say what the label of the whole picture says.
 _IDLE = (
@@ -43,7 +46,7 @@ class Chart:
     svg
         The picture for a page, which gives it its font and the colour of its text; empty if there is none.
     spec
-        The specification in Vega-Lite, in black on white; empty if there is no picture.
+        The specification in Vega-Lite that the picture was drawn of; empty if there is no picture.
     """
 
     title: str
@@ -52,39 +55,55 @@ class Chart:
     spec: dict[str, Any] = field(default_factory=dict)
 
     def png(self) -> bytes:
-        """Draw the chart as a PNG in black on white."""
-        picture: bytes = vl_convert.vegalite_to_png(self.spec, vl_version=_VERSION, scale=PRINT_SCALE)
+        """Turn the picture into a PNG in black on white."""
+        root = ElementTree.fromstring(self.svg.replace(_PAGE_INK, _INK))
+        _, _, width, height = str(root.get("viewBox")).split()
+        paper = ElementTree.Element(f"{{{_SVG}}}rect", {"width": width, "height": height, "fill": _PAPER})
+        root.insert(0, paper)
+        del root.attrib["style"]
+        root.attrib.update({"width": width, "height": height, "font-family": _FONT})
+        picture: bytes = vl_convert.svg_to_png(
+            ElementTree.tostring(root, encoding="unicode"), scale=PRINT_SCALE
+        )
         return picture
 
 
 Rows = list[dict[str, Any]]
+Spec = dict[str, Any]
 
 
-def drawn(title: str, caption: str, chart: alt.TopLevelMixin, rows: dict[str, Rows]) -> Chart:
+def quantitative(field: str, **more: Any) -> Spec:
+    """Return the encoding of a field that holds numbers."""
+    return {"field": field, "type": "quantitative", **more}
+
+
+def nominal(field: str, **more: Any) -> Spec:
+    """Return the encoding of a field that holds names."""
+    return {"field": field, "type": "nominal", **more}
+
+
+def drawn(title: str, caption: str, chart: Spec, rows: dict[str, Rows]) -> Chart:
     """Draw a chart.
 
     Parameters
     ----------
     chart
-        A chart whose data are names. Its texts and lines get the colour of the page's text, unless they have
-        a colour of their own.
+        A chart in Vega-Lite whose data are names. Its texts and lines get the colour of the page's text,
+        unless they have a colour of their own.
     rows
-        The data by name. They are kept out of ``chart``, since Altair checks every value in a slow way.
+        The data by name.
     """
-    plain = {**chart.to_dict(validate=False), "datasets": rows}
-    spec = {**plain, "config": _config(_INK), "background": _PAPER}
-    page = {**plain, "config": _config("currentColor"), "background": None}
-    return Chart(
-        title, caption, _for_page(vl_convert.vegalite_to_svg(page, vl_version=_VERSION), title), spec
-    )
+    spec = {**chart, "datasets": rows, "config": _config(), "background": None}
+    return Chart(title, caption, _for_page(vl_convert.vegalite_to_svg(spec), title), spec)
 
 
-def _config(ink: str) -> dict[str, Any]:
-    """Return the settings of all charts, with the colour of texts and axes."""
+def _config() -> Spec:
+    """Return the settings of all charts."""
+    ink = _PAGE_INK
     axis = {f"{part}Color": ink for part in ("domain", "grid", "label", "tick", "title")}
     texts = {"titleFontWeight": "normal", "titleFontSize": 11, "labelFontSize": 10}
     return {
-        "font": "sans-serif",
+        "font": _FONT,
         "padding": _MARGIN,
         "aria": False,
         "view": {"stroke": None},

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import altair as alt
 import numpy as np
 
 from explainers.models.modality import MODALITIES
 from storage.characters import shown
 from storage.run import Run
-from tasks.page.charts.chart import Chart, Rows, drawn
+from tasks.page.charts.chart import Chart, Rows, Spec, drawn, nominal, quantitative
 from tasks.page.charts.curves import WORDS
 from tasks.page.charts.looks import GREY, Look
 from tasks.results.class_scores import ClassScores, class_scores
@@ -79,21 +78,36 @@ def _caption(run: Run, found: ClassScores, column: str, better: str, controlled:
     )
 
 
-def _panels(column: str, labels: list[str], look: Look) -> alt.FacetChart:
-    classes = alt.Y("class:N", sort=labels, axis=alt.Axis(title=None, labelLimit=150, grid=True))
-    scale, axis = alt.Scale(zero=False), alt.Axis(tickCount=4, titleLimit=WIDTH)
-    base = alt.Chart(width=WIDTH, height=alt.Step(LINE))
-    layers = alt.layer(
-        base.mark_tick(color=GREY, opacity=1, thickness=2, size=LINE - 3).encode(
-            alt.X("control:Q", scale=scale, axis=axis, title=shown(column)), classes
-        ),
-        base.mark_rule(strokeWidth=1.5).encode(
-            alt.X("low:Q", scale=scale, axis=axis), alt.X2("high:Q"), classes, look.colour()
-        ),
-        base.mark_point(filled=True, size=34, opacity=1).encode(
-            alt.X("mean:Q", scale=scale, axis=axis), classes, look.colour(), look.shape()
-        ),
-        data=alt.NamedData("classes"),
-    )
-    facet = alt.Facet("explainer:N", sort=[*look.names.values()], title=None, header=alt.Header(labelLimit=0))
-    return layers.facet(facet, columns=ACROSS, spacing=14)
+def _panels(column: str, labels: list[str], look: Look) -> Spec:
+    about = {"scale": {"zero": False}, "axis": {"tickCount": 4, "titleLimit": WIDTH}, "title": shown(column)}
+    classes = nominal("class", sort=labels, axis={"title": None, "labelLimit": 150, "grid": True})
+    control = {
+        "mark": {"type": "tick", "color": GREY, "opacity": 1, "thickness": 2, "size": LINE - 3},
+        "encoding": {"x": quantitative("control", **about), "y": classes},
+    }
+    interval = {
+        "mark": {"type": "rule", "strokeWidth": 1.5},
+        "encoding": {
+            "x": quantitative("low", **about),
+            "x2": {"field": "high"},
+            "y": classes,
+            "color": look.colour(),
+        },
+    }
+    mean = {
+        "mark": {"type": "point", "filled": True, "size": 34, "opacity": 1},
+        "encoding": {
+            "x": quantitative("mean", **about),
+            "y": classes,
+            "color": look.colour(),
+            "shape": look.shape(),
+        },
+    }
+    header = {"title": None, "header": {"labelLimit": 0}}
+    return {
+        "data": {"name": "classes"},
+        "facet": nominal("explainer", sort=[*look.names.values()], **header),
+        "columns": ACROSS,
+        "spacing": 14,
+        "spec": {"width": WIDTH, "height": {"step": LINE}, "layer": [control, interval, mean]},
+    }

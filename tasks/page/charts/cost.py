@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import altair as alt
 import pyarrow as pa
 
 from storage.characters import shown
 from storage.run import Run
-from tasks.page.charts.chart import Chart, Rows, drawn
+from tasks.page.charts.chart import Chart, Rows, Spec, drawn, nominal, quantitative
 from tasks.page.charts.curves import WORDS
 from tasks.page.charts.looks import Look
 from tasks.results.headline import KINDS, headline
@@ -63,32 +62,41 @@ def _faithful(run: Run) -> str | None:
     return next((column for column in headline(run.manifest) if column in faithful), None)
 
 
-def _picture(column: str, rows: Rows, look: Look) -> tuple[alt.LayerChart, dict[str, Rows]]:
+def _picture(column: str, rows: Rows, look: Look) -> tuple[Spec, dict[str, Rows]]:
     """Return the chart and its data."""
     times = [row["time"] for row in rows]
     wide = (min(times) / 1.5, max(times) * 1.5)
     values = [row[key] for row in rows for key in ("mean", "low", "high") if key in row]
     margin = (max(values) - min(values)) * 0.08 or 0.5
     tall = (min(values) - margin, max(values) + margin)
-    across = alt.Scale(type="log", domain=list(wide), nice=False)
-    axis = alt.Axis(format="~g", values=_marks(wide))
-    x = alt.X("time:Q", title="milliseconds per map", scale=across, axis=axis)
-    y = {"scale": alt.Scale(domain=list(tall), nice=False, zero=False), "title": shown(column)}
-    points, names = alt.Chart(alt.NamedData("points")), alt.Chart(alt.NamedData("names"))
-    chart = alt.layer(
-        points.mark_rule(strokeWidth=1.5).encode(x, alt.Y("low:Q", **y), alt.Y2("high:Q"), look.colour()),
-        points.mark_point(filled=True, size=60, opacity=1).encode(
-            x, alt.Y("mean:Q", **y), look.colour(), look.shape()
-        ),
-        names.mark_rule(strokeWidth=0.7, opacity=0.6).encode(
-            x, alt.Y("mean:Q", **y), alt.X2("end time:Q"), alt.Y2("name mean:Q")
-        ),
-        names.mark_text(align="left", baseline="middle").encode(
-            alt.X("name time:Q", scale=across), alt.Y("name mean:Q", **y), alt.Text("explainer:N")
-        ),
-        width=WIDTH,
-        height=HEIGHT,
-    )
+    across = {"type": "log", "domain": list(wide), "nice": False}
+    axis = {"format": "~g", "values": _marks(wide)}
+    x = quantitative("time", title="milliseconds per map", scale=across, axis=axis)
+    y = {"scale": {"domain": list(tall), "nice": False, "zero": False}, "title": shown(column)}
+    points, names = {"data": {"name": "points"}}, {"data": {"name": "names"}}
+    mean = quantitative("mean", **y)
+    interval = {
+        "mark": {"type": "rule", "strokeWidth": 1.5},
+        "encoding": {"x": x, "y": quantitative("low", **y), "y2": {"field": "high"}, "color": look.colour()},
+    }
+    point = {
+        "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
+        "encoding": {"x": x, "y": mean, "color": look.colour(), "shape": look.shape()},
+    }
+    line = {
+        "mark": {"type": "rule", "strokeWidth": 0.7, "opacity": 0.6},
+        "encoding": {"x": x, "y": mean, "x2": {"field": "end time"}, "y2": {"field": "name mean"}},
+    }
+    text = {
+        "mark": {"type": "text", "align": "left", "baseline": "middle"},
+        "encoding": {
+            "x": quantitative("name time", scale=across),
+            "y": quantitative("name mean", **y),
+            "text": nominal("explainer"),
+        },
+    }
+    layers = [points | interval, points | point, names | line, names | text]
+    chart = {"width": WIDTH, "height": HEIGHT, "layer": layers}
     return chart, {"points": rows, "names": _names(rows, wide, tall)}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import altair as alt
 import numpy as np
 
 from explainers.models.modality import MODALITIES
@@ -12,7 +11,7 @@ from storage.characters import shown
 from storage.files import replacing
 from storage.run import Run
 from tasks.metrics.base import Axes
-from tasks.page.charts.chart import Chart, Rows, drawn
+from tasks.page.charts.chart import Chart, Rows, Spec, drawn, quantitative
 from tasks.page.charts.looks import Look
 from tasks.results.curve_bands import Band, axes_of, bands_of
 
@@ -27,7 +26,7 @@ WORDS = {"higher": "higher is better", "lower": "lower is better"}
 def curves_chart(run: Run) -> Chart:
     """Draw the mean curve of every explainer in every ranked column that has curves."""
     look, most = Look.of(run), 0
-    panels: list[alt.LayerChart] = []
+    panels: list[Spec] = []
     data: dict[str, Rows] = {}
     for column, by_explainer in bands_of(run).items():
         axes = axes_of(run, column)
@@ -37,20 +36,19 @@ def curves_chart(run: Run) -> Chart:
             if all(len(band.x) > 1 for band in bands.values()):
                 data[f"panel {len(panels)}"] = [row for own in bands.items() for row in _rows(*own, axes)]
                 better = WORDS[str(run.columns[column].better)]
-                title = alt.Title(
-                    shown(column), subtitle=f"{heading}, {better}" if heading else better, limit=WIDTH
-                )
+                told = f"{heading}, {better}" if heading else better
+                title = {"text": shown(column), "subtitle": told, "limit": WIDTH}
                 last = max(band.x[-1] for band in bands.values())
                 panels.append(_panel(f"panel {len(panels)}", title, axes, last, look))
     if not panels:
         return Chart(TITLE, "No metric of this run that ranks explainers has curves.")
-    return drawn(TITLE, _caption(run, most), alt.concat(*panels, columns=ACROSS, spacing=24), data)
+    return drawn(TITLE, _caption(run, most), {"concat": panels, "columns": ACROSS, "spacing": 24}, data)
 
 
 def write_curves(run: Run) -> Chart:
     """Write ``report/curves.png``, no file if there are no curves; return the chart."""
     chart = curves_chart(run)
-    if chart.spec:
+    if chart.svg:
         with replacing(run.report / "curves.png") as partial:
             partial.write_bytes(chart.png())
     return chart
@@ -66,29 +64,38 @@ def _caption(run: Run, most: int) -> str:
     )
 
 
-def _panel(data: str, title: alt.Title, axes: Axes, last: float, look: Look) -> alt.LayerChart:
+def _panel(data: str, title: Spec, axes: Axes, last: float, look: Look) -> Spec:
     """Return the panel of one curve, which ends at ``last``."""
     shape = "step-before" if axes.histograms else "linear"
-    ticks: dict[str, Any] = {"tickCount": 5}
+    ticks: Spec = {"tickCount": 5}
     if axes.at == "numbers" and last <= _MOST_TICKS:
         ticks = {"format": "d", "values": [*range(1, int(last) + 1)]}
-    x = alt.X(
-        "x:Q",
-        title=axes.x,
-        axis=alt.Axis(titleLimit=WIDTH + 20, **ticks),
-        scale=alt.Scale(nice=False, zero=axes.at == "shares"),
-    )
-    y = {"title": axes.y, "axis": alt.Axis(tickCount=5, titleLimit=HEIGHT + 10)}
-    base = alt.Chart(alt.NamedData(data), width=WIDTH, height=HEIGHT, title=title)
+    across = {"title": axes.x, "axis": {"titleLimit": WIDTH + 20, **ticks}}
+    x = quantitative("x", **across, scale={"nice": False, "zero": axes.at == "shares"})
+    y = {"title": axes.y, "axis": {"tickCount": 5, "titleLimit": HEIGHT + 10}}
     legend = look.legend(ACROSS * (WIDTH + 60), symbolType="stroke", symbolSize=400, symbolOpacity=1)
     # The bands of many explainers lie over each other.
-    band = base.mark_area(opacity=min(0.14, 1.4 / len(look.names)), interpolate=shape).encode(
-        x, alt.Y("low:Q", **y), alt.Y2("high:Q"), look.colour(legend)
-    )
-    line = base.mark_line(strokeWidth=1.6, interpolate=shape).encode(
-        x, alt.Y("mean:Q", **y), look.colour(legend), look.dash(legend)
-    )
-    return alt.layer(band, line)
+    faint = min(0.14, 1.4 / len(look.names))
+    band = {
+        "mark": {"type": "area", "opacity": faint, "interpolate": shape},
+        "encoding": {
+            "x": x,
+            "y": quantitative("low", **y),
+            "y2": {"field": "high"},
+            "color": look.colour(legend),
+        },
+    }
+    line = {
+        "mark": {"type": "line", "strokeWidth": 1.6, "interpolate": shape},
+        "encoding": {
+            "x": x,
+            "y": quantitative("mean", **y),
+            "color": look.colour(legend),
+            "strokeDash": look.dash(legend),
+        },
+    }
+    size = {"width": WIDTH, "height": HEIGHT}
+    return {"data": {"name": data}, "title": title, **size, "layer": [band, line]}
 
 
 def _rows(name: str, band: Band, axes: Axes) -> list[dict[str, Any]]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import altair as alt
-
 from storage.characters import shown
 from storage.run import Run
+from tasks.page.charts.chart import Spec, nominal
 from tasks.results.leaderboard import is_control
 
 # Each differs from every other one and from the grey by 21 or more in CIELAB, also as people with any of the
@@ -53,29 +52,28 @@ class Look:
             [SHAPES[i % len(SHAPES)] for i in range(len(own))] + [SHAPES[i % len(SHAPES)] for i in grey],
         )
 
-    def legend(self, width: int, **more: Any) -> alt.Legend:
+    def legend(self, width: int, **more: Any) -> Spec:
         """Return the legend of explainers above a chart that is ``width`` pixels wide."""
         longest = 7 * max(map(len, self.names.values())) + 40  # pixels, with the symbol
         columns = max(1, min(len(self.names), width // longest))
-        return alt.Legend(title=None, orient="top", columns=columns, columnPadding=16, labelLimit=0, **more)
+        about = {"title": None, "orient": "top", "columns": columns, "columnPadding": 16, "labelLimit": 0}
+        return about | more
 
-    def colour(self, legend: alt.Legend | None = None) -> alt.Color:
+    def colour(self, legend: Spec | None = None) -> Spec:
         """Return the colours as an encoding of the field ``explainer``."""
-        return alt.Color(
-            "explainer:N", scale=alt.Scale(domain=[*self.names.values()], range=self.colours), legend=legend
-        )
+        return self._as(self.colours, legend)
 
-    def dash(self, legend: alt.Legend | None = None) -> alt.StrokeDash:
+    def dash(self, legend: Spec | None = None) -> Spec:
         """Return the dashes as an encoding of the field ``explainer``."""
-        return alt.StrokeDash(
-            "explainer:N", scale=alt.Scale(domain=[*self.names.values()], range=self.dashes), legend=legend
-        )
+        return self._as(self.dashes, legend)
 
-    def shape(self, legend: alt.Legend | None = None) -> alt.Shape:
+    def shape(self) -> Spec:
         """Return the shapes as an encoding of the field ``explainer``."""
-        return alt.Shape(
-            "explainer:N", scale=alt.Scale(domain=[*self.names.values()], range=self.shapes), legend=legend
-        )
+        return self._as(self.shapes, None)
+
+    def _as(self, looks: list[Any], legend: Spec | None) -> Spec:
+        scale = {"domain": [*self.names.values()], "range": looks}
+        return nominal("explainer", scale=scale, legend=legend)
 
 
 def _short(names: list[str]) -> dict[str, str]:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 
-import altair as alt
 import numpy as np
 
 from explainers.models.modality import MODALITIES
 from storage.characters import shown
 from storage.run import Run
-from tasks.page.charts.chart import Chart, Rows, drawn
+from tasks.page.charts.chart import Chart, Rows, Spec, drawn, nominal, quantitative
 from tasks.page.charts.looks import PALETTE, Look
 from tasks.results.map_agreement import map_agreement
 from tasks.results.rank_groups import Ranks, rank_agreement
 from tasks.results.statistics import Floats
 
 MAPS, METRICS = "Agreement of explainers", "Agreement of metrics"
-_LARGE, _SMALL = 38, 30  # pixels of a cell, and of one in a matrix of many
+_LARGE, _SMALL, _LOW = 38, 30, 20  # pixels of a cell, and the width and height of one in a matrix of many
 _MANY = 14
 _COLOURS = (PALETTE[0], PALETTE[2])  # of agreement and of disagreement
 _STRONGEST = 0.75  # opacity of a full agreement, through which the number can be read
@@ -80,20 +79,33 @@ def _matrix(title: str, caption: str, why: str, names: list[str], values: Floats
         for i, j, value in pairs
         if i != j and not math.isnan(value)
     ]
-    size = _LARGE if len(told) <= _MANY else _SMALL
+    return drawn(title, caption, _cells(told), {"cells": rows})
+
+
+def _cells(names: list[str]) -> Spec:
+    """Return the chart of a matrix between these names."""
+    large = len(names) <= _MANY
     axis = {"title": None, "labelLimit": 190, "domain": False, "ticks": False, "grid": False}
-    scale = alt.Scale(domain=told)
-    base = alt.Chart(
-        alt.NamedData("cells"), width=alt.Step(size), height=alt.Step(size if size == _LARGE else 20)
-    ).encode(
-        alt.X(
-            "column:N", scale=scale, axis=alt.Axis(orient="top", labelAngle=-45, labelAlign="left", **axis)
+    places = {
+        "x": nominal(
+            "column",
+            scale={"domain": names},
+            axis=axis | {"orient": "top", "labelAngle": -45, "labelAlign": "left"},
         ),
-        alt.Y("row:N", scale=scale, axis=alt.Axis(**axis)),
-    )
-    cells = base.mark_rect().encode(
-        alt.Color("sign:N", scale=alt.Scale(domain=[True, False], range=list(_COLOURS)), legend=None),
-        opacity=alt.Opacity("size:Q", scale=alt.Scale(domain=[0, 1], range=[0.03, _STRONGEST]), legend=None),
-    )
-    numbers = base.mark_text(fontSize=11 if size == _LARGE else 9).encode(alt.Text("value:Q", format=".2f"))
-    return drawn(title, caption, alt.layer(cells, numbers), {"cells": rows})
+        "y": nominal("row", scale={"domain": names}, axis=axis),
+    }
+    strength = {"domain": [0, 1], "range": [0.03, _STRONGEST]}
+    colours = {
+        "color": nominal("sign", scale={"domain": [True, False], "range": list(_COLOURS)}, legend=None),
+        "opacity": quantitative("size", scale=strength, legend=None),
+    }
+    text = {"type": "text", "fontSize": 11 if large else 9}
+    return {
+        "data": {"name": "cells"},
+        "width": {"step": _LARGE if large else _SMALL},
+        "height": {"step": _LARGE if large else _LOW},
+        "layer": [
+            {"mark": "rect", "encoding": places | colours},
+            {"mark": text, "encoding": places | {"text": quantitative("value", format=".2f")}},
+        ],
+    }

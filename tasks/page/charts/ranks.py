@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import altair as alt
-
 from storage.run import Run
-from tasks.page.charts.chart import Chart, Rows, drawn
+from tasks.page.charts.chart import Chart, Rows, Spec, drawn, nominal, quantitative
 from tasks.page.charts.looks import Look
 from tasks.results.rank_groups import LEVEL, RankGroups, Ranks, rank_groups
 
@@ -70,27 +68,29 @@ def _rows(found: RankGroups, look: Look) -> dict[str, Rows]:
     return {"names": names, "bars": bars}
 
 
-def _diagram(found: RankGroups, look: Look) -> alt.LayerChart:
+def _diagram(found: RankGroups, look: Look) -> Spec:
     many = len(found.explainers)
     height = 14 + GROUP * len(found.groups) + LINE * ((many + 1) // 2)
-    scale = alt.Scale(domain=[1, many], nice=False, zero=False)
-    axis = alt.Axis(orient="top", title="mean rank", grid=False, tickMinStep=1, format="d", domainOpacity=1)
-    x = alt.X("rank:Q", scale=scale, axis=axis)
-    downwards = alt.Scale(domain=[height, 0], nice=False)
-    down = alt.Y("depth:Q", scale=downwards, axis=None)
-    names = alt.Chart(alt.NamedData("names"))
-    layers = [
-        names.mark_rule(strokeWidth=1.4).encode(
-            x, alt.Y("top:Q", scale=downwards, axis=None), alt.Y2("depth:Q"), look.colour()
-        ),
-        names.mark_rule(strokeWidth=1.4).encode(x, down, look.colour(), x2=alt.X2("edge:Q")),
+    scale = {"domain": [1, many], "nice": False, "zero": False}
+    axis = {"orient": "top", "title": "mean rank", "grid": False, "tickMinStep": 1, "format": "d"}
+    x = quantitative("rank", scale=scale, axis=axis | {"domainOpacity": 1})
+    below = {"scale": {"domain": [height, 0], "nice": False}, "axis": None}
+    down, edge = quantitative("depth", **below), quantitative("edge", scale=scale)
+    names, stem = {"data": {"name": "names"}}, {"type": "rule", "strokeWidth": 1.4}
+    stems: list[Spec] = [
+        {"x": x, "y": quantitative("top", **below), "y2": {"field": "depth"}, "color": look.colour()},
+        {"x": x, "x2": {"field": "edge"}, "y": down, "color": look.colour()},
     ]
+    layers: list[Spec] = [names | {"mark": stem, "encoding": each} for each in stems]
     for left in (True, False):
-        side = names.transform_filter(alt.FieldEqualPredicate(field="left", equal=left))
-        text = side.mark_text(
-            align="right" if left else "left", dx=-4 if left else 4, baseline="middle"
-        ).encode(alt.X("edge:Q", scale=scale), down, alt.Text("label:N"))
-        layers.append(text)
-    bars = alt.Chart(alt.NamedData("bars")).mark_rule(strokeWidth=4, strokeCap="round")
-    layers.append(bars.encode(alt.X("from:Q", scale=scale), down, x2=alt.X2("to:Q")))
-    return alt.layer(*layers, width=WIDTH, height=height)
+        align = {"align": "right", "dx": -4} if left else {"align": "left", "dx": 4}
+        layers.append(
+            names
+            | {"transform": [{"filter": {"field": "left", "equal": left}}]}
+            | {"mark": {"type": "text", "baseline": "middle", **align}}
+            | {"encoding": {"x": edge, "y": down, "text": nominal("label")}}
+        )
+    bar = {"x": quantitative("from", scale=scale), "x2": {"field": "to"}, "y": down}
+    mark = {"type": "rule", "strokeWidth": 4, "strokeCap": "round"}
+    layers.append({"data": {"name": "bars"}, "mark": mark, "encoding": bar})
+    return {"width": WIDTH, "height": height, "layer": layers}

@@ -33,7 +33,7 @@ def chart(run: Run) -> Chart:
 
 def test_every_curve_has_a_panel_with_named_axes_and_all_explainers(run: Run, chart: Chart) -> None:
     panels = chart.spec["concat"]
-    told = [(p["layer"][1]["title"]["text"], p["layer"][1]["title"]["subtitle"]) for p in panels]
+    told = [(panel["title"]["text"], panel["title"]["subtitle"]) for panel in panels]
     assert told == [
         ("insertion", "higher is better"),
         ("deletion", "lower is better"),
