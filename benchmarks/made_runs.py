@@ -41,6 +41,7 @@ def finished_run(
     """
     columns = {name: {"name": name, "better": told, "low": 0.0, "high": 1.0} for name, told in better.items()}
     job = {"name": root.name, "seed": 0, "target": "predicted", "tolerance": 0}
+    job |= {"dataset": {"kind": "synthetic"}, "model": {"source": "none"}}
     manifest = Manifest(
         job=job | {"batch": {"images": 16, "forwards": 64}},
         identity={},

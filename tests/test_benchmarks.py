@@ -58,6 +58,18 @@ def test_the_benchmark_of_the_browser_runs_on_a_few_images(capsys: pytest.Captur
     assert all(0 < median <= high < 60_000 for _, median, high in kinds.values())
 
 
+def test_the_benchmark_of_the_report_says_how_large_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    program("benchmarks/page.py").main(["--rows", "20", "--explainers", "2"])
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "20 inputs, 2 explainers"
+    rows = {line.split()[0]: [float(number) for number in line.split()[1:]] for line in told[2:]}
+    assert rows["limit"] == [5.0, 10.0]
+    for seconds, busy, size in (rows["first"], rows["again"]):
+        assert 0 < busy < 60
+        assert 0 < seconds < 60
+        assert 0.1 < size < 2
+
+
 def test_the_benchmark_of_a_million_images_runs_on_a_few(capsys: pytest.CaptureFixture[str]) -> None:
     million = program("benchmarks/million.py")
     million.main(["--rows", "50", "--shard", "16"])
