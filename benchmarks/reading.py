@@ -48,6 +48,8 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from storage.datasets.decoding import contents, decoded, rgb
 from storage.datasets.geometry import prepare_image
+from storage.datasets.opening import open_dataset
+from storage.datasets.spec import DatasetSpec
 from storage.files import sha256_of_file
 from storage.manifest import Manifest
 from storage.maps import read, shard_file, write_shard
@@ -108,13 +110,14 @@ def linked(files: Sequence[Path], folder: Path, least: int) -> list[Path]:
 def run_of(root: Path, folder: Path, rows: int) -> Run:
     """Create a run of one shard, of which only the stage inputs is wanted."""
     job = {"name": "reading", "seed": 0, "target": "predicted", "tolerance": 0}
-    job |= {"batch": {"images": 16, "forwards": 64}, "dataset": {"kind": "folder", "path": str(folder)}}
+    dataset = {"kind": "folder", "path": str(folder)}
+    job |= {"batch": {"images": 16, "forwards": 64}, "dataset": dataset}
     manifest = Manifest(
         job=job,
         identity={},
         versions={},
         model_fingerprint="",
-        dataset_fingerprint="",
+        dataset_fingerprint=open_dataset(DatasetSpec.model_validate(dataset)).fingerprint,
         rows=rows,
         shard_rows=-(-rows // 16) * 16,
         input_shape=(3, CROP, CROP),

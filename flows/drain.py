@@ -23,6 +23,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 from prefect_dask.task_runners import PrefectDaskFuture
 
+from storage.datasets.opening import ChangedDatasetError
 from storage.errors import FloodlitError
 from storage.places import is_away
 from storage.records import Step
@@ -166,13 +167,15 @@ def drain(
     ------
     OSError
         If the disk is full or S3 does not answer. No more steps start, and running steps are waited for.
+    storage.datasets.opening.ChangedDatasetError
+        If the dataset is not what it was when the job was planned; running steps are waited for.
     LostClusterError
         If the scheduler is gone, or if it has had no workers for ten minutes.
     """
     # A copy, because the queue removes needs from the sets.
     queue = Queue({step: set(needs) for step, needs in pending.items()}, most_shards=2 * workers)
     work = _UnderWay(submit, client)
-    no_store: OSError | None = None
+    ends_all: Exception | None = None
     left = False
     while queue.pending or queue.running:
         # A worker that ends its step has the next one already, and does not wait for the flow.
@@ -189,22 +192,20 @@ def drain(
             on_end(step)
             continue
         last = work.attempts[step] >= _allowed(error)
-        # A full disk or a lost server fails every step. No step is marked, so that the next run does them.
-        if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or is_away(error):
-            no_store = (
-                error if isinstance(error, OSError) else OSError(f"the store cannot be reached: {error}")
-            )
+        # These fail every step. No step is marked, so that the next run does them.
+        if (told := _of_every_step(error)) is not None:
+            ends_all = told
             queue.abandon()
-        elif no_store is None and last:
+        elif ends_all is None and last:
             on_failure(step, error, work.attempts[step])
-        elif no_store is None and not left:
+        elif ends_all is None and not left:
             work.start(step)
             continue
         lost = queue.fail(step, f"{type(error).__name__}: {error}")
-        for each in lost if no_store is None else []:
+        for each in lost if ends_all is None else []:
             on_end(each)
-    if no_store is not None:
-        raise no_store
+    if ends_all is not None:
+        raise ends_all
     return not left
 
 
@@ -248,6 +249,17 @@ class _UnderWay:
                     )
         step, future = self._futures.pop(next(self._ended))
         return step, _error_of(future)
+
+
+def _of_every_step(error: Exception) -> Exception | None:
+    """Return the error that ends the job if it would occur in every step: a full disk, a lost server, or a
+    dataset that changed; else None.
+    """
+    if isinstance(error, ChangedDatasetError) or (
+        isinstance(error, OSError) and (error.errno == errno.ENOSPC or is_away(error))
+    ):
+        return error
+    return OSError(f"the store cannot be reached: {error}") if is_away(error) else None
 
 
 def _allowed(error: Exception) -> int:

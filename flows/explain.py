@@ -31,6 +31,7 @@ from flows.terminal import Progress, tell
 from flows.watch import Watch
 from flows.worker_logs import send_logs
 from storage.characters import shown
+from storage.datasets.opening import ChangedDatasetError
 from storage.errors import FloodlitError
 from storage.lock import Lock, LostLockError, held
 from storage.records import Step, drop_failure, failures, write_failure
@@ -87,6 +88,8 @@ def explain(job: Job, retry_failed: bool = False) -> dict[str, Any]:
         If more steps failed than the job tolerates.
     storage.tracking.TrackingError
         If MLflow fails. The results are in the store; running the same job again only logs them to MLflow.
+    storage.datasets.opening.ChangedDatasetError
+        If the dataset changed while the job ran. No step is marked as failed.
     OSError
         If the disk is full. Free some space and run the same job again.
     flows.drain.LostClusterError
@@ -97,7 +100,7 @@ def explain(job: Job, retry_failed: bool = False) -> dict[str, Any]:
         If the run was cancelled.
     """
     # These errors would occur again at once, so the deployment's retries are not used for them.
-    final = not_retried(JobError, IncompleteError, LostLockError)
+    final = not_retried(JobError, IncompleteError, LostLockError, ChangedDatasetError)
     with (
         final,
         held(job.store, job.name) as lock,

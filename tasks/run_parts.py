@@ -20,7 +20,7 @@ from explainers.models.modality import ModalityName
 from explainers.registry import explainers
 from explainers.several_layers import make_explainer
 from storage.datasets.dataset import Dataset
-from storage.datasets.opening import open_dataset
+from storage.datasets.opening import open_again
 from storage.datasets.reading import RGB, Bands
 from storage.datasets.spec import DatasetSpec
 from storage.run import Run
@@ -71,17 +71,24 @@ def compute_of(run: Run) -> Compute:
 
 
 def dataset_of(run: Run) -> Dataset:
-    """The run's dataset, opened once per worker process."""
+    """The run's dataset, opened once per worker process.
+
+    Raises
+    ------
+    storage.datasets.opening.ChangedDatasetError
+        If it is not what it was when the run was planned.
+    """
     manifest = run.manifest
     bands = RGB
     if manifest.modality == "image" and manifest.input_dtype != "int32":  # which only texts have
         bands = Bands(manifest.input_shape[0], manifest.input_dtype)
-    return _dataset(DatasetSpec.model_validate(run.job["dataset"]), bands, run.root)
+    spec = DatasetSpec.model_validate(run.job["dataset"])
+    return _dataset(spec, bands, run.root, manifest.dataset_fingerprint)
 
 
 @lru_cache(maxsize=1)
-def _dataset(spec: DatasetSpec, bands: Bands, root: Path) -> Dataset:
-    return open_dataset(spec, bands, root)
+def _dataset(spec: DatasetSpec, bands: Bands, root: Path, fingerprint: str) -> Dataset:
+    return open_again(spec, bands, root, fingerprint)
 
 
 def explainer_class(run: Run, name: str) -> type[Explainer]:

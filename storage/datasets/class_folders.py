@@ -39,7 +39,7 @@ def of_class_folders(
     classes = [name for name in folders_in(root) if not is_hidden(PurePath(name))]
     loose = [name for name in images if "/" not in name]
     if classes and loose:
-        raise ValueError(f"dataset: {root / loose[0]} lies beside class folders; move it into one")
+        raise ValueError(f"dataset.path: {root / loose[0]} lies beside class folders; move it into one")
     index = {name: label for label, name in enumerate(classes)}
     folders = [name.split("/", 1)[0] for name in images]
     samples = [

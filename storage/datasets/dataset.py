@@ -6,7 +6,8 @@ only when it is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -79,6 +80,8 @@ class Dataset:
         sorted order here, which says nothing about the numbers that a model gives them.
     parallel
         Whether several threads may load items and masks at the same time.
+    reads_all
+        Whether the fingerprint takes to read every item.
     modality
         Kind of the items.
     features
@@ -115,6 +118,7 @@ class Dataset:
     told: str = ""
     index: Any = None
     parallel: bool = False
+    reads_all: bool = False
 
     def load(self, index: int, notes: Notes | None = None) -> Item:
         """Load an item: an image in 8-bit RGB or as an array (C, H, W), a text, or float32 (T,) or (C, T).
@@ -204,7 +208,8 @@ class Dataset:
         """SHA-256 of the ids, labels, boxes and classes, and of the items.
 
         Images count by the sizes of their files, texts and arrays by their contents. The place of the files
-        does not matter.
+        does not matter. Each worker compares it with the one of the run, so that a dataset that changes while
+        a job runs gives no image under the id of another one.
         """
         return sha256_of_json([self.classes, self._contents()])
 
@@ -243,8 +248,18 @@ def known(samples: Sequence[Sample]) -> list[Any]:
     return [told(sample) for sample in samples]
 
 
-def existing(path: Path, what: Literal["file", "folder"]) -> Path:
-    """Return ``path`` if there is such a file or folder.
+@contextmanager
+def of_key(key: str) -> Iterator[None]:
+    """Let the message of a ValueError of the block begin with ``dataset.KEY``, unless it names a key."""
+    try:
+        yield
+    except ValueError as error:
+        told = str(error)
+        raise ValueError(told if told.startswith("dataset.") else f"dataset.{key}: {told}") from error
+
+
+def existing(path: Path, what: Literal["file", "folder"], key: str = "path") -> Path:
+    """Return ``path`` if there is such a file or folder; messages begin with ``dataset.KEY``.
 
     Raises
     ------
@@ -256,11 +271,11 @@ def existing(path: Path, what: Literal["file", "folder"]) -> Path:
             regular(path)
         there = path.is_dir() if what == "folder" else path.is_file()
     except UnreadableError as error:
-        raise ValueError(f"dataset: {error}") from error
+        raise ValueError(f"dataset.{key}: {error}") from error
     except OSError as error:  # e.g. a name that is too long, or a folder that may not be entered
-        raise ValueError(f"dataset: {path} cannot be looked at: {error.strerror}") from error
+        raise ValueError(f"dataset.{key}: {path} cannot be looked at: {error.strerror}") from error
     if not there:
-        raise ValueError(f"dataset: there is no {what} {path}")
+        raise ValueError(f"dataset.{key}: there is no {what} {path}")
     return path
 
 

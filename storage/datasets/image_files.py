@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -12,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 from PIL import Image
 
-from storage.datasets.bands import read_image
+from storage.datasets.bands import read_encoded
 from storage.datasets.dataset import Dataset, Mask, Sample, known
 from storage.datasets.decoding import contents as bytes_of
 from storage.datasets.decoding import decoded
@@ -84,14 +85,16 @@ def of_files(
     mask_root = (masks and masks.root) or root
     files = [masks.names.get(name) for name in names] if masks and masks.names else []
     shown = [_printable(sample) for sample in samples]
+    of_images, of_masks = array("q"), array("q")  # the sizes in the fingerprint, once it was asked for
 
     def contents() -> list[Any]:
         # Sizes in place of contents: reading every image would make the start of a job slow.
-        of_masks = _sizes(mask_root, [name or "" for name in files])
+        of_images[:] = array("q", _sizes(root, names))
+        of_masks[:] = array("q", _sizes(mask_root, [name or "" for name in files]))
         named = zip(files, of_masks, strict=True)
         return [
             *known(shown),
-            _sizes(root, names),
+            of_images.tolist(),
             *(name and (PurePath(name).name, size) for name, size in named),
             *more(),
         ]
@@ -99,14 +102,15 @@ def of_files(
     def load(index: int, notes: Notes) -> Image.Image | NDArray[Any]:
         if names[index] != shown[index].sample_id:
             raise UnreadableError("the name of the file is not UTF-8; rename it")
-        return read_image(_found(root, names[index]), how, notes)
+        data = _unchanged(bytes_of(_found(root, names[index])), of_images, index)
+        return read_encoded(data, how, notes)
 
     def mask(index: int, notes: Notes) -> Mask | None:
         name = files[index]
         if masks is None or name is None:
             return None
         try:
-            data = bytes_of(_found(mask_root, name))
+            data = _unchanged(bytes_of(_found(mask_root, name)), of_masks, index)
             return decoded(data, lambda image: masks.read(image, shown[index], how, notes))
         except UnreadableError as error:
             raise UnreadableError(f"its mask {PurePath(name).name}: {error}") from error
@@ -123,6 +127,15 @@ def of_files(
         published=published,
         parallel=True,
     )
+
+
+def _unchanged(data: bytes, sizes: Sequence[int], index: int) -> bytes:
+    """Return the contents of a file; raise UnreadableError if its size is not the one in the fingerprint."""
+    if sizes and sizes[index] not in {-1, len(data)}:
+        raise UnreadableError(
+            f"the file changed after the job was planned: it had {sizes[index]} bytes and has {len(data)}"
+        )
+    return data
 
 
 def _found(root: Path, name: str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -26,7 +27,7 @@ from storage.datasets.map_items import (
     parsed,
 )
 from storage.datasets.notes import Notes
-from storage.datasets.reading import Reading
+from storage.datasets.reading import Bands, Reading
 from storage.errors import LONGEST, one_line
 from storage.files import UnreadableError
 
@@ -87,7 +88,12 @@ class MapStyle:
             lambda place, notes: image_of(self._checked(place), self._how, notes),
             self._print,
             masks=self._mask if "mask" in self._form else None,
+            reads_all=self._facts_are_in_items(),
         )
+
+    def _facts_are_in_items(self) -> bool:
+        """Whether the lists of the dataset do not say all that items say besides images and masks."""
+        return self._lists.keys() < self._form - {"mask"}
 
     def _read_anew(self, index: int) -> Item:
         """Ask the dataset for an item; an UnreadableError says in one line why it cannot be used."""
@@ -117,7 +123,7 @@ class MapStyle:
     def _facts(self, index: int) -> dict[str, Any]:
         """What is known of an item; nothing if it cannot be read, which is said when it is loaded."""
         try:
-            if self._lists.keys() < self._form - {"mask"}:
+            if self._facts_are_in_items():
                 item = self._read(index)
                 return {field: getattr(item, field) for field in _FIELDS.values()}
             return {_FIELDS[part]: of(index) for part, (_, of) in self._lists.items()}
@@ -150,11 +156,10 @@ class MapStyle:
                 raise ValueError(
                     f"dataset.kind: {other} and {sample.uri} have the same id {sample.sample_id!r}"
                 )
-        pixels = [hashlib.sha256(self._pixels(item).tobytes()).hexdigest() for item in self._looked.values()]
+        # The plan may know the bands of the inputs, but not their type, which the workers know.
+        how = replace(self._how, bands=Bands.of(self._how.bands.channels))
+        pixels = [hashlib.sha256(_pixels(item, how).tobytes()).hexdigest() for item in self._looked.values()]
         return [*self._origin, len(self._data), *known(samples), pixels]
-
-    def _pixels(self, item: Item) -> NDArray[Any]:
-        return np.ascontiguousarray(np.asarray(image_of(item, self._how, [])))
 
     # What is known of the items before they are read
 
@@ -165,7 +170,7 @@ class MapStyle:
         for index in dict.fromkeys(self._chosen[place] for place in (0, count // 2, count - 1) if count):
             try:
                 item = self._read(index)
-                same = np.array_equal(self._pixels(item), self._pixels(self._read_anew(index)))
+                same = np.array_equal(_pixels(item, self._how), _pixels(self._read_anew(index), self._how))
             except UnreadableError as error:
                 problem = problem or f"item {index} {error}"
                 continue
@@ -205,6 +210,10 @@ class MapStyle:
             "boxes": boxes_of,
         }[part]
         return lambda index: read(listed[index][1] if pairs else listed[index])
+
+
+def _pixels(item: Item, how: Reading) -> NDArray[Any]:
+    return np.ascontiguousarray(np.asarray(image_of(item, how, [])))
 
 
 def class_names(data: Any) -> list[str]:

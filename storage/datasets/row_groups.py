@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.datasets.shard_files import Unchanged
 from storage.errors import LONGEST, one_line
 from storage.files import UnreadableError
 from storage.places import for_arrow, is_away
@@ -47,6 +48,7 @@ class RowGroups:
 
     def __init__(self, groups: Sequence[Group], column: str) -> None:
         self._groups, self._column = groups, column
+        self._files = Unchanged([group.file for group in groups])
         self._ends = list(accumulate(group.rows for group in groups))
         self._lock = threading.Lock()
         self._forget()
@@ -62,7 +64,7 @@ class RowGroups:
         Raises
         ------
         UnreadableError
-            If its row group cannot be read; the message is the reason in one line.
+            If its row group cannot be read, or if its file changed; the message is the reason in one line.
         """
         with self._lock:
             try:
@@ -98,6 +100,7 @@ class RowGroups:
         return self._held[row - self._start].as_py()
 
     def _read(self, group: Group) -> Iterator[Any]:
+        self._files.check(group.file)
         source, filesystem = for_arrow(group.file)
         # A page is read when its turn comes; by default the whole row group would be.
         with pq.ParquetFile(source, filesystem=filesystem, buffer_size=_BUFFER, pre_buffer=False) as file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path, PurePath
 
@@ -54,6 +54,30 @@ def shard_files(path: Path, suffix: str) -> list[Path]:
     if lacking is not None:
         raise ValueError(f"dataset.path: there is no file {lacking}")
     return files
+
+
+class Unchanged:
+    """Notices that files of this machine were written again after they were listed.
+
+    Files on S3 are not looked at, since that would take a request for each image.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._known = {file: _state(file) for file in files if not is_remote(file)}
+
+    def check(self, file: Path) -> None:
+        """Raise UnreadableError if a file is not the one that was listed; the message is one line."""
+        if self._known.get(file) not in {None, _state(file)}:
+            raise UnreadableError(f"{file.name} changed after the job was planned")
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """The size and the time of a file; both are -1 if it is not there."""
+    try:
+        about = file.stat()
+    except OSError:
+        return -1, -1
+    return about.st_size, about.st_mtime_ns
 
 
 def _matching(pattern: Path) -> Iterator[Path]:

@@ -137,7 +137,7 @@ def read_texts(path: Path, column: str) -> Texts:
     columns = Columns(path, wanted, strings=wanted)
     if column not in columns.names:
         there = ", ".join(columns.present)
-        raise ValueError(f"{path} has no column {column}; set dataset.column to one of: {there}")
+        raise ValueError(f"dataset.column: {path} has no column {column}; it has {there}")
     return Texts(texts=columns.strings(column).combine_chunks(), **columns.known())
 
 

@@ -19,6 +19,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from flows import drain as draining
 from flows.drain import KILLED_ATTEMPTS, LostClusterError, drain, mark_crashed
 from flows.server import free_port
+from storage.datasets.opening import ChangedDatasetError
 from storage.records import Step
 
 STEP = Step("inputs", 0)
@@ -125,3 +126,33 @@ def test_a_worker_that_dies_while_the_disk_is_full_leaves_the_disk_as_the_reason
     with distributed.Client(cluster) as client, pytest.raises(OSError, match="No space left") as full:
         drained(client, killed, on_failure=write)
     assert full.value.errno == errno.ENOSPC
+
+
+def changed() -> None:
+    raise ChangedDatasetError("dataset.path: it changed")
+
+
+def test_a_dataset_that_changed_ends_the_job_at_once_and_marks_no_step(
+    cluster: distributed.LocalCluster,
+) -> None:
+    given_up: list[Step] = []
+    tried: list[Step] = []
+    with distributed.Client(cluster) as client:
+
+        def submit(step: Step, halve: bool) -> Submitted:
+            tried.append(step)
+            return Submitted(client.submit(changed, pure=False))
+
+        with pytest.raises(ChangedDatasetError, match=r"^dataset\.path: it changed$"):
+            drain(
+                {Step("inputs", shard): set() for shard in range(20)},
+                submit,  # type: ignore[arg-type]
+                client=client,
+                workers=1,
+                on_end=lambda step: None,
+                on_failure=lambda step, *_: given_up.append(step),
+                stopping=lambda: False,
+                hurrying=lambda: False,
+            )
+    assert not given_up
+    assert len(tried) == 2  # one that runs and one that waits

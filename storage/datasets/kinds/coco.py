@@ -31,7 +31,7 @@ class Coco(PublishedSpec):
         """Open the images of COCO in the order of their ids; classes are numbered in that of their ids."""
         if find_spec("pycocotools") is None:
             raise ValueError("dataset.kind: coco needs an extra: pip install 'floodlit[coco]'")
-        root = existing(self.images, "folder")
+        root = existing(self.images, "folder", "images")
         found = read_coco(existing(self.path, "file"), lambda images: spread(images, self.limit))
         samples = [_sample(image, root) for image in found.images]
         twice = len(samples) - len({sample.sample_id for sample in samples})

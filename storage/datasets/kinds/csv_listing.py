@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from storage.datasets.boxes import check_unit
-from storage.datasets.dataset import Dataset, Sample, existing, spread
+from storage.datasets.dataset import Dataset, Sample, existing, of_key, spread
 from storage.datasets.image_files import MaskFiles, of_files
 from storage.datasets.listing import read_listing
 from storage.datasets.reading import RGB, Bands, Reading
@@ -68,8 +68,9 @@ class CsvListing(ImageFilesSpec):
     def open(self, bands: Bands = RGB) -> Dataset:
         """Open the images of a CSV listing, see :mod:`storage.datasets.listing`."""
         path = existing(self.path, "file")
-        images = existing(self.images or path.parent, "folder")
-        listing = read_listing(path)
+        images = existing(self.images or path.parent, "folder", "images")
+        with of_key("path"):
+            listing = read_listing(path)
         entries = listing.entries
         check_unit(path, [(e.file, e.boxes) for e in entries], self.boxes)
         samples = [

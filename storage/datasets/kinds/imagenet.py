@@ -74,7 +74,7 @@ class ImageNet(PublishedSpec):
                 left_out["boxes of other classes than their image's"] = others
         masks = None
         if self.masks is not None and names:
-            masks = masks_of(existing(self.masks, "folder"), names)
+            masks = masks_of(existing(self.masks, "folder", "masks"), names)
         return of_files(root, samples, class_names(), self.reading(bands), masks, left_out, published=True)
 
     def _labels(self, root: Path, names: Sequence[str]) -> list[int]:
@@ -89,7 +89,7 @@ class ImageNet(PublishedSpec):
                     f"dataset.labels: the images of {root} are in no class folders; name the file of their "
                     "classes, e.g. LOC_val_solution.csv"
                 )
-            labels = labels_of(existing(self.labels, "file"), self.synsets, names)
+            labels = labels_of(existing(self.labels, "file", "labels"), self.synsets, names)
             check_first(names, labels, f"dataset.labels: {self.labels}")
             return labels
         needless = "labels" if self.labels is not None else "synsets" if self.synsets is not None else None

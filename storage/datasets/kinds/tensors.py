@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from storage.datasets.dataset import Dataset, existing
+from storage.datasets.dataset import Dataset, existing, of_key
 from storage.datasets.reading import RGB, Bands
 from storage.datasets.rows import of_rows
 from storage.datasets.spec import DatasetSpec, register
@@ -26,4 +26,5 @@ class Tensors(DatasetSpec):
     def open(self, bands: Bands = RGB) -> Dataset:  # noqa: ARG002
         """Open the numbers of an ``.npz``, ``.npy``, CSV or Parquet file."""
         path = existing(self.path, "file")
-        return of_rows(path, read_tensors(path), "tensor", self.limit)
+        with of_key("path"):
+            return of_rows(path, read_tensors(path), "tensor", self.limit)

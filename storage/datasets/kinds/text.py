@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from storage.datasets.dataset import Dataset, existing
+from storage.datasets.dataset import Dataset, existing, of_key
 from storage.datasets.reading import RGB, Bands
 from storage.datasets.rows import of_rows
 from storage.datasets.spec import DatasetSpec, register
@@ -29,4 +29,5 @@ class Text(DatasetSpec):
     def open(self, bands: Bands = RGB) -> Dataset:  # noqa: ARG002
         """Open the texts in a column of a CSV or Parquet file."""
         path = existing(self.path, "file")
-        return of_rows(path, read_texts(path, self.column or "text"), "text", self.limit)
+        with of_key("path"):
+            return of_rows(path, read_texts(path, self.column or "text"), "text", self.limit)

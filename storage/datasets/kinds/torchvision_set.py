@@ -101,7 +101,7 @@ def open_set(name: str, root: Path | None, split: str | None) -> Any:
             arguments["download"] = True
             return cls(**arguments)
     except (RuntimeError, OSError, ValueError, TypeError) as error:
-        raise ValueError(f"dataset: {name} cannot be opened: {one_line(error)}") from error
+        raise ValueError(f"dataset.path: {name} cannot be opened: {one_line(error)}") from error
 
 
 def labels_of(name: str, data: Any, chosen: Sequence[int]) -> list[int]:

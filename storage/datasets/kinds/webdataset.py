@@ -14,7 +14,7 @@ from storage.datasets.column_keys import ColumnKeys
 from storage.datasets.dataset import Dataset
 from storage.datasets.index import with_state
 from storage.datasets.reading import RGB, Bands
-from storage.datasets.shard_files import shard_files
+from storage.datasets.shard_files import Unchanged, shard_files
 from storage.datasets.spec import register
 from storage.datasets.tar_samples import described, scan
 from storage.files import UnreadableError, sha256_of_json
@@ -62,7 +62,10 @@ class WebDataset(ColumnKeys):
         def place(row: int) -> str:
             return f"{files[tars[row]].name}#{names[row]}"
 
+        unchanged = Unchanged(files)
+
         def read(row: int) -> bytes:
+            unchanged.check(files[tars[row]])
             size = int(sizes[row])
             data = read_part(files[tars[row]], int(offsets[row]), size)
             if len(data) < size:

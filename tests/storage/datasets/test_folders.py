@@ -173,7 +173,7 @@ def test_a_listing_or_table_that_is_no_file_is_refused(kind: str, tmp_path: Path
         (tmp_path / "none.csv", "there is no file"),
         (tmp_path / ("a" * 5000), "cannot be looked at"),
     ):
-        with pytest.raises(ValueError, match=f"dataset: .*{told}") as refusal:
+        with pytest.raises(ValueError, match=rf"^dataset\.path: .*{told}") as refusal:
             opened(path, kind)
         assert "\n" not in str(refusal.value)
 

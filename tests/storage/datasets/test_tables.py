@@ -249,8 +249,8 @@ def test_long_texts_do_not_hide_what_is_wrong_behind_them(tmp_path: Path) -> Non
 def test_a_column_of_another_name(tmp_path: Path) -> None:
     path = table(tmp_path / "a.csv", ["review", "stars"], [("good", 5), ("bad", 1)])
     assert texts(path, column="review").load(1) == "bad"
-    assert "has no column text; set dataset.column to one of: review, stars" in refusal(texts, path)
-    assert "no column body; set dataset.column to one of" in refusal(texts, path, column="body")
+    assert refusal(texts, path) == f"dataset.column: {path} has no column text; it has review, stars"
+    assert "has no column body; it has review, stars" in refusal(texts, path, column="body")
     stars = parquet(tmp_path / "a.parquet", stars=[5, 1])
     assert "column stars holds int64; it must hold texts" in refusal(texts, stars, column="stars")
 

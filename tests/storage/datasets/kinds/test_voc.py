@@ -177,7 +177,7 @@ def test_what_is_not_certain_is_refused(voc: Path) -> None:
         opened(voc, split="dog")
     with pytest.raises(ValueError, match="split"):
         opened(voc, split="../../secret")
-    with pytest.raises(ValueError, match=r"dataset: there is no folder .*ImageSets"):
+    with pytest.raises(ValueError, match=r"^dataset\.path: there is no folder .*ImageSets"):
         opened(voc.parents[1])
     once = (voc / "ImageSets/Main/val.txt").read_text()
     (voc / "ImageSets/Main/val.txt").write_text(once + "2007_000001\n")
