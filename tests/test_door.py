@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -437,14 +438,16 @@ def test_every_name_of_the_door_is_there() -> None:
 def test_a_hidden_package_is_told_in_one_line(hidden: str, tmp_path: Path) -> None:
     (tmp_path / hidden).parent.mkdir(exist_ok=True)
     (tmp_path / hidden).write_text("raise RuntimeError\n")
+    # With either of these, Python would not look in the working directory first.
+    user = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONSAFEPATH"}}
     refused = subprocess.run(
-        [sys.executable, "-c", "import floodlit"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", "import floodlit"], cwd=tmp_path, env=user, capture_output=True, text=True, check=False
     )
     where = tmp_path / hidden if hidden.endswith(".py") else tmp_path / "storage"
     last = refused.stderr.splitlines()[-1]
     assert last.startswith(f"ImportError: {where} would be imported in the place of Floodlit's package ")
     assert last.endswith("start Python in another folder, or as `python -P`")
-    subprocess.run([sys.executable, "-P", "-c", "import floodlit"], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-P", "-c", "import floodlit"], cwd=tmp_path, env=user, check=True)
 
 
 @pytest.mark.service
