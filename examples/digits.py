@@ -28,7 +28,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from storage.datasets import digits
@@ -97,6 +96,8 @@ class Stem(nn.Module):
 
 def vit() -> nn.Module:
     """timm's vision transformer with a class token and three blocks over 8x8 patch tokens."""
+    from timm.models.vision_transformer import VisionTransformer  # takes seconds to import
+
     return VisionTransformer(
         img_size=64,
         patch_size=8,

@@ -30,6 +30,7 @@ from flows.stopping import one_sigterm
 from flows.terminal import Progress, tell
 from flows.watch import Watch
 from flows.worker_logs import send_logs
+from flows.written_settings import settings_written_once
 from storage.characters import shown
 from storage.datasets.opening import ChangedDatasetError
 from storage.errors import FloodlitError
@@ -166,7 +167,7 @@ def _drain(
     """Run these steps; return whether each of them is done or given up."""
     stages = StageProgress(run, todo)
     resources = resources_of(client)
-    with Progress(len(todo), stages.total - len(todo)) as progress:
+    with Progress(len(todo), stages.total - len(todo)) as progress, settings_written_once():
 
         def on_end(step: Step) -> None:
             lock.check()  # a job that has lost its store must not write into it any more

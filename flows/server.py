@@ -26,6 +26,7 @@ import httpx
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import (
     PREFECT_API_URL,
+    PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
     PREFECT_SERVER_CORS_ALLOWED_ORIGINS,
     get_current_settings,
     temporary_settings,
@@ -74,7 +75,9 @@ def _local() -> Iterator[Callable[[], str]]:
     url = f"http://127.0.0.1:{port}/api"
     server = _Server(port, url)
     try:
-        with temporary_settings({PREFECT_API_URL: url}), restored(["PREFECT_API_URL"]):
+        # Each task run has a client, which would first ask this server for a token that it does not use.
+        changed = {PREFECT_API_URL: url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}
+        with temporary_settings(changed), restored(["PREFECT_API_URL"]):
             os.environ["PREFECT_API_URL"] = url
             try:
                 yield server.answer

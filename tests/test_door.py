@@ -439,10 +439,9 @@ def test_a_hidden_package_is_told_in_one_line(hidden: str, tmp_path: Path) -> No
     (tmp_path / hidden).parent.mkdir(exist_ok=True)
     (tmp_path / hidden).write_text("raise RuntimeError\n")
     # With either of these, Python would not look in the working directory first.
-    user = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONSAFEPATH"}}
-    refused = subprocess.run(
-        [sys.executable, "-c", "import floodlit"], cwd=tmp_path, env=user, capture_output=True, text=True, check=False
-    )
+    user = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    imported = [sys.executable, "-c", "import floodlit"]
+    refused = subprocess.run(imported, cwd=tmp_path, env=user, capture_output=True, text=True, check=False)
     where = tmp_path / hidden if hidden.endswith(".py") else tmp_path / "storage"
     last = refused.stderr.splitlines()[-1]
     assert last.startswith(f"ImportError: {where} would be imported in the place of Floodlit's package ")

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,16 +112,19 @@ def sample(split: str, index: int, seed: int = 0) -> DigitSample:
 @cache
 def _scans() -> _Scans:
     """Load the scans and divide them into the splits."""
-    from sklearn.datasets import load_digits  # takes a second to import, and only the demo needs it
-
-    bunch = load_digits()
-    digits = bunch.target.astype(np.int64)
+    # Found without being imported: scikit-learn takes seconds to import, in every worker.
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    path = Path(package.submodule_search_locations[0], "datasets/data/digits.csv.gz")
+    scans = np.loadtxt(path, delimiter=",")
+    digits = scans[:, -1].astype(np.int64)
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(digits))
     cut = round(_TEST_SHARE * len(digits))
     rows = {"test": np.sort(order[:cut]), "train": np.sort(order[cut:])}
     is_target = digits < len(CLASSES)
     return _Scans(
-        ink=(bunch.images / 16).astype(np.float32),
+        ink=(scans[:, :-1].reshape(-1, 8, 8) / 16).astype(np.float32),
         digits=digits,
         targets={split: chosen[is_target[chosen]] for split, chosen in rows.items()},
         distractors={split: chosen[~is_target[chosen]] for split, chosen in rows.items()},

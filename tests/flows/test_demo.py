@@ -50,6 +50,7 @@ def test_the_demo_explains_images_better_than_every_control(server: str, tmp_pat
     assert maps_of(store)["ddcam/details/certificate"].all()
 
 
+@pytest.mark.long
 def test_the_demo_explains_texts_better_than_every_control(server: str, tmp_path: Path) -> None:
     mean = means_of("reviews.toml", tmp_path / "reviews", 50)
     for explainer in ("pami", "erasure"):

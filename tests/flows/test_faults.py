@@ -37,8 +37,17 @@ Raw = Callable[..., dict[str, Any]]
 pytestmark = [pytest.mark.service, pytest.mark.faults]
 
 
-def elsewhere(raw: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    return raw | {"store": str(tmp_path / "undisturbed")}
+UNDISTURBED: list[Path] = []
+
+
+@pytest.fixture
+def undisturbed(server: str, slow_job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the slow job that nothing disturbed, made once for all tests of this file."""
+    if not UNDISTURBED:
+        store = tmp_path_factory.mktemp("undisturbed") / "run"
+        explain(Job.model_validate(slow_job | {"store": str(store)}))
+        UNDISTURBED.append(store)
+    return UNDISTURBED[0]
 
 
 def dask_workers(parent: int) -> list[psutil.Process]:
@@ -56,7 +65,7 @@ def kill(*victims: psutil.Process) -> None:
 
 @pytest.mark.parametrize("how_many", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_killed_workers_cost_nothing(
-    server: str, slow_job: dict[str, Any], tmp_path: Path, how_many: int
+    server: str, slow_job: dict[str, Any], undisturbed: Path, how_many: int
 ) -> None:
     """Both at once: the steps that wait for a worker are killed with it, also those Prefect has not seen."""
     root = Path(slow_job["store"])
@@ -75,13 +84,12 @@ def test_killed_workers_cost_nothing(
     assert len(killed) == how_many
     assert not verify(root)
     assert remaining(Run.open(root)) == {}
-    explain(Job.model_validate(elsewhere(slow_job, tmp_path)))
-    assert_same_results(root, tmp_path / "undisturbed")
+    assert_same_results(root, undisturbed)
 
 
 @pytest.mark.long
 def test_the_server_and_all_workers_killed_at_once_cost_nothing(
-    server: str, slow_job: dict[str, Any], tmp_path: Path
+    server: str, slow_job: dict[str, Any], undisturbed: Path, tmp_path: Path
 ) -> None:
     root, file = Path(slow_job["store"]), toml(slow_job, tmp_path / "job.toml")
     with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.MonkeyPatch.context() as patch:
@@ -96,8 +104,7 @@ def test_the_server_and_all_workers_killed_at_once_cost_nothing(
     assert flow.returncode == 0, said
     assert "Traceback" not in said
     assert not verify(root)
-    explain(Job.model_validate(elsewhere(slow_job, tmp_path)))
-    assert_same_results(root, tmp_path / "undisturbed")
+    assert_same_results(root, undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
@@ -149,7 +156,7 @@ def test_a_worker_that_always_dies_fails_the_run_by_name(
 
 
 def test_a_killed_flow_is_continued_and_only_what_is_missing_is_done(
-    server: str, slow_job: dict[str, Any], tmp_path: Path
+    server: str, slow_job: dict[str, Any], undisturbed: Path, tmp_path: Path
 ) -> None:
     root, file = Path(slow_job["store"]), toml(slow_job, tmp_path / "job.toml")
     flow = command(file, root)
@@ -168,8 +175,7 @@ def test_a_killed_flow_is_continued_and_only_what_is_missing_is_done(
     untouched = [s for s in already if s.stage in {"inputs", "saliency", "scores"}]
     assert all((root / step.path).stat().st_mtime_ns == stamps[step] for step in untouched)
     assert not verify(root)
-    explain(Job.model_validate(elsewhere(slow_job, tmp_path)))
-    assert_same_results(root, tmp_path / "undisturbed")
+    assert_same_results(root, undisturbed)
 
 
 def test_broken_images_are_rows_with_their_errors(server: str, digits_job: Raw, tmp_path: Path) -> None:
@@ -252,6 +258,3 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes(
     said = second.communicate(timeout=300)[0]
     assert second.returncode == 0, said
     assert not verify(small_disk / "run")
-    raw["store"] = str(tmp_path / "undisturbed")
-    explain(Job.model_validate(raw))
-    assert_same_results(small_disk / "run", tmp_path / "undisturbed")

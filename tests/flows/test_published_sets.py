@@ -206,6 +206,7 @@ def coco(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.service
 @pytest.mark.faults
+@pytest.mark.long
 def test_a_job_on_coco_that_is_killed_and_continued_ends_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,7 +107,7 @@ def test_a_training_cancelled_in_prefect_continues_from_its_checkpoint(server: s
 
 @pytest.mark.service
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_killed_training_run_again_ends_with_the_undisturbed_weights(
     number: signal.Signals, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
