@@ -150,7 +150,7 @@ def _results(job: Any) -> None:
     from storage.samples import each_sample
     from storage.tracking import default_uri
     from tasks.results.accuracy import read_accuracy
-    from tasks.results.remarks import beside_float32, layer_of, notes_of, unscored
+    from tasks.results.remarks import beside_float32, layer_of, notes_of
 
     done = Run.open(job.store)
     tell_results(done)
@@ -164,8 +164,7 @@ def _results(job: Any) -> None:
         tell(f"{len(damaged)} of {done.rows} images failed, e.g. {first}")
         asked = "SELECT uri, error FROM samples WHERE status = 'failed'"
         tell(f'all of them: {_command("floodlit")} query {done.root} "{asked}"')
-    told = [*unscored(read_table(done.summary)), *beside_float32(read_table(done.costs))]
-    for line in (*told, *notes_of(done, done.records())):
+    for line in (*beside_float32(read_table(done.costs)), *notes_of(done, done.records())):
         tell(line)
     uri = job.tracking or default_uri(job.store)
     taken = done.manifest.weights

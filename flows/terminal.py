@@ -23,11 +23,11 @@ from rich.text import Text
 
 from storage.characters import shown
 from storage.credentials import without_credentials
-from tasks.results.numbers import number
+from tasks.results.numbers import NONE, aligned, column_of, decimals_of, number
 
 if TYPE_CHECKING:
     from storage.run import Run
-    from tasks.results.leaderboard import Cell, Leaderboard, Row
+    from tasks.results.leaderboard import Cell, Leaderboard
 
 # Without a terminal Rich assumes 80 columns, which breaks tables and paths in log files.
 _WIDTH = None if Console().is_terminal else 160
@@ -116,12 +116,19 @@ class Progress:
 
 
 def tell_results(run: Run) -> None:
-    """Print the leaderboard of a finished run in its headline columns, and the sentence that judges it."""
+    """Print the leaderboard of a finished run in its headline columns, and the sentence that judges it.
+
+    Between them stands why metrics have no value.
+    """
+    from storage.parquet import read_table
     from tasks.results.headline import headline
     from tasks.results.leaderboard import read_leaderboard
+    from tasks.results.remarks import unscored
     from tasks.results.verdict import verdict
 
     tell_board(read_leaderboard(run, headline(run.manifest)))
+    for line in unscored(read_table(run.summary)):
+        tell(line)
     tell(verdict(read_leaderboard(run)))
 
 
@@ -139,12 +146,14 @@ def tell_board(board: Leaderboard) -> None:
         better = (f"\n{WORDS[column.better]}", "dim")
         table.add_column(Text.assemble(_broken(column.name), better), justify="right", overflow="fold")
     table.add_column("ms per map", justify="right")
-    for row in board.explainers:
-        cells = [_cell(row.cells.get(name)) for name in board.columns]
-        table.add_row(text(row.name), *cells, _milliseconds(row))
+    columns = [_column(board, name) for name in board.columns]
+    times = aligned(column_of([row.milliseconds for row in board.explainers]))
+    columns.append([Text(time) for time in times])
+    for row, *cells in zip(board.explainers, *columns, strict=False):
+        table.add_row(text(row.name), *cells)
     if board.controls:
         table.add_section()
-        table.add_row("best control", *(_best_control(board, name) for name in board.columns), "")
+        table.add_row("best control", *(column[-1] for column in columns[:-1]), "")
     console.print(table, width=min(console.width, _TABLE))
     for line in _legend(board):
         tell(line)
@@ -166,35 +175,40 @@ def _legend(board: Leaderboard) -> list[str]:
 
     rows = (*board.explainers, *board.controls)
     cells = [cell for row in rows for cell in row.cells.values()]
-    told = {
+    marks = {
         "+ beats every control (Wilcoxon, Holm, p < 0.05)": any(cell.beats for cell in cells),
         "* best of its column": any(cell.best for cell in cells),
         f"n= fewer {board.inputs}": any(cell.fewer and cell.n for cell in cells),
     }
-    marks = "; ".join(mark for mark, occurs in told.items() if occurs)
-    return [f"means; {ORDER}" if len(board.explainers) > 1 else "means", *([marks] if marks else [])]
+    dashes = {
+        f"{NONE} no value, for a reason below": any(not cell.n for cell in cells),
+        f"{NONE} as ms per map: no map was timed": any(row.milliseconds is None for row in board.explainers),
+    }
+    told = [f"means; {ORDER}" if len(board.explainers) > 1 else "means"]
+    told += ["; ".join(what for what, occurs in each.items() if occurs) for each in (marks, dashes)]
+    return [line for line in told if line]
 
 
-def _cell(cell: Cell | None) -> Text:
+def _column(board: Leaderboard, column: str) -> list[Text]:
+    """The numbers of a column: those of the explainers, and that of the best control with its name below."""
+    best = board.columns[column].best_control
+    cells = [row.cells.get(column) for row in board.explainers]
+    cells.append(next((row.cells[column] for row in board.controls if row.name == best), None))
+    there = [None if cell is None or not cell.n else cell.mean for cell in cells]
+    numbers = aligned([number(mean, board.decimals(column)) for mean in there])
+    told = [_cell(cell, mean) for cell, mean in zip(cells, numbers, strict=True)]
+    if best is not None:
+        told[-1] = Text.assemble(told[-1], "\n", _broken(best, "dim", " " * len(_NO_MARKS)))
+    return told
+
+
+def _cell(cell: Cell | None, mean: str) -> Text:
     """The mean with its marks; a line on the number of images where that is an exception."""
     if cell is None or not cell.n:
-        return Text(f"-{_NO_MARKS}")
+        return Text(f"{mean}{_NO_MARKS}")
     marks = f" {'+' if cell.beats else ' '}{'*' if cell.best else ' '}"
     fewer = f"\nn={cell.n:,}{_NO_MARKS}" if cell.fewer else ""
-    return Text.assemble((number(cell.mean), "bold" if cell.best else ""), marks, (fewer, "dim"))
-
-
-def _best_control(board: Leaderboard, column: str) -> Text:
-    """The number of the best control of a column, and below it its name."""
-    name = board.columns[column].best_control
-    found = next((row.cells[column] for row in board.controls if row.name == name), None)
-    return Text.assemble(
-        _cell(found), "" if name is None else Text.assemble("\n", _broken(name, "dim", " " * len(_NO_MARKS)))
-    )
-
-
-def _milliseconds(row: Row) -> str:
-    return "-" if row.milliseconds is None else f"{row.milliseconds:,.2f}"
+    return Text.assemble((mean, "bold" if cell.best else ""), marks, (fewer, "dim"))
 
 
 def comparison_tables(summary: pa.Table, comparisons: pa.Table, images: int) -> list[Table]:
@@ -218,10 +232,13 @@ def comparison_tables(summary: pa.Table, comparisons: pa.Table, images: int) -> 
         table.add_column("explainer", no_wrap=True)
         for name in (*names, *(("wins", "p (Holm)") if tested else ())):
             table.add_column(name, justify="right")
+        decimals = decimals_of(row["mean"] for row in rows)
         for row in sorted(rows, key=lambda row: (math.isnan(row["rank"]), row["rank"])):
             cells = [_rank(row["rank"])]
             for key, prefix in (("mean", ""), ("difference", "difference_")):
-                cells += _range(row[key], row[f"{prefix}low"], row[f"{prefix}high"])[: 1 + several]
+                ends = (number(row[f"{prefix}{end}"], decimals) for end in ("low", "high"))
+                interval = NONE if math.isnan(row[key]) else " - ".join(ends)
+                cells += [number(row[key], decimals), interval][: 1 + several]
             if tested:
                 won = wins.get((metric, row["explainer"]), math.nan)
                 cells += ["-" if math.isnan(won) else f"{won:.0%}", _p_value(row["p_holm"])]
@@ -232,11 +249,6 @@ def comparison_tables(summary: pa.Table, comparisons: pa.Table, images: int) -> 
 
 def _rank(rank: float) -> str:
     return "-" if math.isnan(rank) else f"{rank:g}"
-
-
-def _range(value: float, low: float, high: float) -> tuple[str, str]:
-    """Format a value and its interval; both are "-" if the value is NaN."""
-    return ("-", "-") if math.isnan(value) else (f"{value:.3f}", f"{low:.3f} - {high:.3f}")
 
 
 def _p_value(p: float) -> str:

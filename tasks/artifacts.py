@@ -16,8 +16,8 @@ from storage.run import Run
 from tasks.markdown import code, words
 from tasks.pictures.drawing import small_copy
 from tasks.results.accuracy import Accuracy
-from tasks.results.leaderboard import Leaderboard, Row
-from tasks.results.numbers import number
+from tasks.results.leaderboard import Cell, Leaderboard, Row
+from tasks.results.numbers import NONE, number
 
 # Limits on artifacts: a Prefect server sends them whole, even to the page that only lists them.
 PICTURE_BYTES = 256 * 1024
@@ -88,16 +88,21 @@ def show_links(run: Run, uri: str, page: str) -> None:
 
 def _standing(board: Leaderboard, row: Row) -> dict[str, str]:
     """One row of the leaderboard for Prefect's table: means with their 95 % intervals."""
-    cells = {name: row.cells.get(name) for name in board.columns}
     told = {
-        f"{name} ({board.columns[name].better} is better)": ""
-        if cell is None or not cell.n
-        else f"{number(cell.mean)} ({number(cell.low)} to {number(cell.high)}){' ✓' if cell.beats else ''}"
-        for name, cell in cells.items()
+        f"{name} ({column.better} is better)": _told(row.cells.get(name), board.decimals(name))
+        for name, column in board.columns.items()
     }
     control = " (control)" if row in board.controls else ""
-    spent = "" if row.milliseconds is None else number(row.milliseconds)
-    return {"explainer": f"{row.name}{control}", **told, "ms per map": spent}
+    return {"explainer": f"{row.name}{control}", **told, "ms per map": number(row.milliseconds)}
+
+
+def _told(cell: Cell | None, decimals: int) -> str:
+    """One number of the leaderboard; why there is none, if that is known."""
+    if cell is None or not cell.n:
+        return NONE if cell is None or cell.reason is None else f"{NONE} ({cell.reason})"
+    low, high = (number(end, decimals) for end in (cell.low, cell.high))
+    ends = "" if math.isnan(cell.low) else f" ({low} to {high})"
+    return f"{number(cell.mean, decimals)}{ends}{' ✓' if cell.beats else ''}"
 
 
 def _links(run: Run, uri: str, page: str) -> str:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 from storage.run import Run
 from tasks.results.headline import headline
-from tasks.results.leaderboard import BoardColumn, Cell, Leaderboard, Row, read_leaderboard
+from tasks.results.leaderboard import BoardColumn, Leaderboard, Row, read_leaderboard
+from tasks.results.numbers import NONE, number
 
 MARK = "†"
-SIGNIFICANT = 3  # digits of the largest number of a column
-MOST_DECIMALS = 6
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,8 @@ def tables_of(run: Run) -> list[PaperTable]:
 
 def _leaderboard(run: Run, board: Leaderboard) -> PaperTable:
     rows = [*board.explainers, *board.controls]
-    cells = [[_number(row, column, rows) for column in board.columns.values()] for row in rows]
+    columns = [(column, board.decimals(name)) for name, column in board.columns.items()]
+    cells = [[_number(row, *column) for column in columns] for row in rows]
     heads = [_headed(column) for column in board.columns.values()]
     lines = [(row.name, own) for row, own in zip(rows, cells, strict=True)]
     return PaperTable("leaderboard", _title(run, board), "explainer", heads, lines, len(board.controls))
@@ -82,7 +82,8 @@ def _leaderboard(run: Run, board: Leaderboard) -> PaperTable:
 def _metrics(run: Run, board: Leaderboard) -> PaperTable:
     rows = [*board.explainers, *board.controls]
     lines = [
-        (_headed(column), [_number(row, column, rows) for row in rows]) for column in board.columns.values()
+        (_headed(column), [_number(row, column, board.decimals(name)) for row in rows])
+        for name, column in board.columns.items()
     ]
     return PaperTable("metrics", _title(run, board), "metric", [row.name for row in rows], lines, 0)
 
@@ -104,18 +105,10 @@ def _headed(column: BoardColumn) -> str:
     return f"{column.name} {'↑' if column.better == 'higher' else '↓'}"
 
 
-def _number(row: Row, column: BoardColumn, rows: Sequence[Row]) -> Number:
+def _number(row: Row, column: BoardColumn, decimals: int) -> Number:
     cell = row.cells.get(column.name)
     if cell is None or math.isnan(cell.mean):
-        return Number("-", None, best=False, mark=False)
-    digits = _decimals([own for each in rows if (own := each.cells.get(column.name)) is not None])
-    ends = None if math.isnan(cell.low) else (f"{cell.low:.{digits}f}", f"{cell.high:.{digits}f}")
+        return Number(NONE, None, best=False, mark=False)
+    ends = None if math.isnan(cell.low) else (number(cell.low, decimals), number(cell.high, decimals))
     beaten = column.best_control is not None and cell.over.get(column.best_control) is True
-    return Number(f"{cell.mean:.{digits}f}", ends, cell.best, beaten)
-
-
-def _decimals(cells: Sequence[Cell]) -> int:
-    """The decimals of a column, so that its largest mean has :data:`SIGNIFICANT` digits."""
-    largest = max((abs(cell.mean) for cell in cells if math.isfinite(cell.mean)), default=0.0)
-    before = math.floor(math.log10(largest)) + 1 if largest else 1
-    return min(max(SIGNIFICANT - max(before, 0) - min(before, 0), 0), MOST_DECIMALS)
+    return Number(number(cell.mean, decimals), ends, cell.best, beaten)

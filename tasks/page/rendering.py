@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from storage.characters import shown
-from tasks.results import numbers
+from tasks.results.numbers import number
 
 _ROOM = "tasks.page"
 
@@ -51,13 +51,6 @@ def _environment() -> Environment:
     environment.tests |= {"nan": math.isnan, "all_good": lambda counts: not counts.keys() - {"ok"}}
     environment.filters |= {"number": number, "shown": shown, "count": count}
     return environment
-
-
-def number(value: float | None, digits: int | None = None) -> str:
-    """Return a number with this many digits after the point, else as scores are written; a dash for NaN."""
-    if value is None or math.isnan(value):
-        return "-"
-    return numbers.number(value) if digits is None else f"{value:,.{digits}f}"
 
 
 def count(many: int, one: str, several: str | None = None) -> str:

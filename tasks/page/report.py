@@ -17,9 +17,11 @@ from tasks.page.rendering import render
 from tasks.page.run_facts import facts_of
 from tasks.results.headline import headline
 from tasks.results.leaderboard import ORDER, Leaderboard, read_leaderboard
+from tasks.results.numbers import aligned, column_of, number
 from tasks.results.remarks import STATUSES
 from tasks.results.verdict import verdict
 
+_DIGIT, _POINT = "\u2007", "\u2008"  # spaces as wide as a digit and as a point
 # By the fact that a section shows: its title, and its id in the page.
 _SECTIONS = {
     "verdict": ("In one sentence", "result"),
@@ -61,6 +63,7 @@ def report_of(run: Run, curves: Chart | None = None) -> str:
         if board
         else [],
         "bounds": {name: _bounds(board, name) for name in board.columns} if board else {},
+        "numbers": _numbers(board) if board else {},
         "charts": charts_of(run, curves) if done else [],
         "gallery": gallery_of(run),
     }
@@ -69,6 +72,23 @@ def report_of(run: Run, curves: Chart | None = None) -> str:
     statuses = {status: word for status, word in STATUSES.items() if missing or status != "no_label"}
     sections = {anchor: title for fact, (title, anchor) in _SECTIONS.items() if facts[fact]}
     return render("report.html", title=run.name, sections=sections, statuses=statuses, **facts)
+
+
+def _numbers(board: Leaderboard) -> dict[str, dict[str, str]]:
+    """Return the means by column and row, and the times of a map as the column "", with aligned points."""
+    rows = (*board.explainers, *board.controls)
+    columns = {
+        name: {
+            row.name: number(row.cells[name].mean, board.decimals(name)) for row in rows if name in row.cells
+        }
+        for name in board.columns
+    }
+    times = column_of([row.milliseconds for row in rows])
+    columns[""] = dict(zip((row.name for row in rows), times, strict=True))
+    return {
+        name: dict(zip(own, aligned(list(own.values()), _DIGIT, _POINT), strict=True))
+        for name, own in columns.items()
+    }
 
 
 def _bounds(board: Leaderboard, column: str) -> tuple[float, float]:

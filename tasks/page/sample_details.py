@@ -18,6 +18,7 @@ from storage.run import Run
 from tasks.page.picture_data import INFERNO, Link, map_png
 from tasks.page.sample_scores import HEIGHT, WIDTH
 from tasks.pictures.map_components import components_from, decomposing
+from tasks.results.numbers import number
 from tasks.shard_rows import STATUSES
 
 _UNITS = 60  # numbers of units that are listed, at most
@@ -141,7 +142,7 @@ class DetailsOf:
             numbers=[
                 (
                     shown(key).replace("_", " "),
-                    f"{value.item():,.5g}" if value.dtype.kind == "f" else f"{value:,}",
+                    number(value.item()) if value.dtype.kind == "f" else f"{value:,}",
                 )
                 for key, value in details.items()
                 if np.ndim(value) == 0 and key not in special
@@ -156,8 +157,8 @@ class DetailsOf:
                     f"component/{name}/{row}-{rank}.png",
                     partial(map_png, component.saliency, INFERNO),
                 ),
-                [f"weight {component.weight:.3g}"]
-                + ([] if component.gain is None else [f"gain {component.gain:.3g}"])
+                [f"weight {number(component.weight)}"]
+                + ([] if component.gain is None else [f"gain {number(component.gain)}"])
                 + ([] if component.share is None else [f"share {100 * component.share:.0f} %"]),
             )
             for rank, component in enumerate(components)
@@ -195,13 +196,13 @@ def _uncoverings(
             mode=mode,
             grid=(grid[0], grid[1]),
             order=",".join(map(str, order.tolist())),
-            confidence=",".join(f"{p:.3g}" for p in confidence.tolist()),
+            confidence=",".join(map(number, confidence.tolist())),
             count=len(order),
             found=_found(mode, steps, grid[0] * grid[1]),
             start=start,
             cover=covered(order, start, (grid[0], grid[1]), mode),
             points=_points(confidence),
-            told=f"{confidence[start - 1]:.3g}",
+            told=number(confidence[start - 1]),
         )
 
 

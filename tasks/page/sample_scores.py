@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from storage.run import Run
 from storage.scores import read_curves_at, read_numbers
+from tasks.results.numbers import number
 
 WIDTH, HEIGHT = 200, 100  # of a panel of curves, in its own units
 
@@ -122,7 +123,7 @@ def placed(values: NDArray[np.float64], rows: Sequence[int], better: str) -> lis
     shares = below / max(1, len(known))
     worse = 1 - shares if better == "lower" else shares
     return [
-        Score(f"{value:.3g}", round(100 * share)) if np.isfinite(value) else Score("", None)
+        Score(number(value), round(100 * share)) if np.isfinite(value) else Score("", None)
         for value, share in zip(own.tolist(), worse.tolist(), strict=True)
     ]
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tasks.pictures.tensor_sheet import BARS
 from tasks.pictures.text_sheet import runs_of_words, shown
+from tasks.results.numbers import column_of
 
 _POINTS = 600  # of a line, at most
 _LINES = 8  # channels of a tensor that are drawn, at most
@@ -74,7 +75,7 @@ def series_of(values: NDArray[Any]) -> Series:
     bars = channels == 1 and width <= BARS
     known = np.nan_to_num(values.astype(np.float64))
     low, high = float(known.min()), float(known.max())
-    told = f"values from {low:.3g} to {high:.3g}"
+    told = f"values from {' to '.join(column_of([low, high]))}"
     if bars:
         low, high = min(low, 0), max(high, 0)
     span = (high - low) or 1

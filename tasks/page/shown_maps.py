@@ -17,6 +17,7 @@ from tasks.page.picture_data import Link, map_png, palette_of
 from tasks.page.sequences import Token, shaded_tokens, token_texts
 from tasks.page.stored_maps import StoredMap, stored_maps
 from tasks.results.leaderboard import is_control
+from tasks.results.numbers import column_of
 
 _CELLS = 1_900_000  # of all maps in the page together, which bounds its size: about one byte each
 _SIDES = (14, 64)  # cells per side of a map in the page: at least, at most
@@ -111,7 +112,7 @@ def maps_of(
                     tokens=tokens.get(row, []),
                     told=shown(each.told),
                     grid=grid,
-                    range=f"{each.low:.3g} to {each.high:.3g}",
+                    range=" to ".join(column_of([each.low, each.high])),
                     slope=each.top - each.bottom,
                     shift=each.bottom,
                 )

@@ -20,6 +20,7 @@ from storage.manifest import ColumnEntry, ExplainerEntry, Manifest
 from storage.parquet import read_table
 from storage.run import Run
 from tasks.results.headline import headline, ranked
+from tasks.results.numbers import decimals_of
 
 LEVEL = 0.05  # a corrected p-value below it tells an explainer from a control
 ROUNDING = 1e-6  # of a column's range: a smaller difference is one of rounding, and no win
@@ -123,6 +124,11 @@ class Leaderboard:
     controls: Sequence[Row]
     images: int
     inputs: str
+
+    def decimals(self, column: str) -> int:
+        """Return the decimals with which the numbers of a column are written."""
+        rows = (*self.explainers, *self.controls)
+        return decimals_of(row.cells[column].mean for row in rows if column in row.cells)
 
 
 def is_control(name: str, entry: ExplainerEntry) -> bool:

@@ -179,9 +179,10 @@ def test_a_leaderboard_of_ten_explainers_fits_a_hundred_columns() -> None:
     assert table["best"] == ["best", "control", "0.500", "-", "-", "-"]
     assert table["n=1,234"] == ["n=1,234"]
     assert table["sobel"] == ["sobel"]
-    assert lines[-2:] == [
+    assert lines[-3:] == [
         "means; explainers in the order of their mean rank in the headline metrics, best first",
         "+ beats every control (Wilcoxon, Holm, p < 0.05); * best of its column; n= fewer images",
+        "- no value, for a reason below; - as ms per map: no map was timed",
     ]
     assert len(lines) < 25
 
@@ -189,7 +190,7 @@ def test_a_leaderboard_of_ten_explainers_fits_a_hundred_columns() -> None:
 def test_marks_that_do_not_occur_are_not_explained_and_data_are_text() -> None:
     made = boards.board({"[/red]\x1b[1m:smile:": {"a_[bold]": {}}}, [], inputs="texts")
     lines = on(lambda: terminal.tell_board(made), "utf-8").splitlines()
-    assert lines[-1] == "means"
+    assert lines[-2:] == ["means", "- as ms per map: no map was timed"]
     assert any("[/red]\\x1b[1m:smile:" in line for line in lines)
     assert any("a_[bold]" in line for line in lines)
     assert not any("best control" in line for line in lines)

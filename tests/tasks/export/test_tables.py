@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pytest
-
 from storage.run import Run
 from tasks.export.latex import _lines, escaped
 from tasks.export.markdown import _told
-from tasks.export.tables import _decimals, _leaderboard, _metrics
+from tasks.export.tables import _leaderboard, _metrics
 from tasks.results.leaderboard import BoardColumn, Cell, Leaderboard, Row
 
 
@@ -64,24 +62,6 @@ def test_a_table_without_controls_does_not_speak_of_them(exported_run: Run) -> N
     alone = Leaderboard(board().columns, board().explainers, [], 9, "images")
     assert "control" not in _leaderboard(exported_run, alone).title
     assert "controls" not in "\n".join(_lines(_leaderboard(exported_run, alone)))
-
-
-@pytest.mark.parametrize(
-    ("means", "decimals"),
-    [
-        ([0.937, 0.1], 3),
-        ([1.0], 2),
-        ([23.4, 0.001], 1),
-        ([4000.0], 0),
-        ([0.0123], 4),
-        ([3e-9], 6),
-        ([0.0], 2),
-        ([math.nan], 2),
-        ([-99.9], 1),
-    ],
-)
-def test_the_largest_number_of_a_column_has_three_digits(means: list[float], decimals: int) -> None:
-    assert _decimals([cell(mean) for mean in means]) == decimals
 
 
 def test_latex_writes_bold_marks_and_a_band(exported_run: Run) -> None:

@@ -97,7 +97,7 @@ def test_tokens_are_text_and_no_markup(texts: Run) -> None:
 
 def test_few_numbers_are_bars_from_zero() -> None:
     series = series_of(np.array([[1.0, -1.0, 3.0]], np.float32))
-    assert (series.width, series.bars, series.told) == (3, True, "values from -1 to 3")
+    assert (series.width, series.bars, series.told) == (3, True, "values from -1.000 to 3.000")
     found = re.findall(r"M([\d.]+) ([\d.]+)V([\d.]+)h\.8V([\d.]+)z", series.paths[0])
     zero = 75.0  # 0 lies three quarters below 3 on the way to -1
     assert [tuple(map(float, each)) for each in found] == [
