@@ -33,7 +33,7 @@ from explainers.models.loading import load
 from explainers.models.probes_at_load import PROBES
 from explainers.registry import explainers
 from flows.cli import app
-from flows.job import Job
+from flows.job import FindingsChoice, Job
 from flows.train_job import TrainJob
 from plugins.registry import Registry
 from storage.datasets.spec import DatasetSpec, ImageFilesSpec, kinds
@@ -70,6 +70,7 @@ TABLES = {  # models that are tables of a job, and the section that lists their 
     **{cls.__name__: "job.md#dataset" for cls in kinds.usable()},
     "ModelSpec": "job.md#model",
     "Cluster": "job.md#cluster",
+    "FindingsChoice": "findings.md#findings",
     "Batching": "job.md#batch",
     "Compute": "job.md#compute",
     "AuxiliarySpec": "training.md#auxiliary",
@@ -411,6 +412,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "job": partial(keys_of, Job),
     "dataset": every_kind,
     **{key: partial(keys_of, table_of(Job, key)) for key in ("model", "batch", "compute", "cluster")},
+    "findings": partial(keys_of, FindingsChoice),
     "train-job": partial(keys_of, TrainJob),
     "auxiliary": partial(
         keys_of, table_of(TrainJob, "auxiliary"), hidden=frozenset(table_of(Job, "model").model_fields)

@@ -16,6 +16,7 @@ app = typer.Typer(
 for command in (
     job_commands.run,
     job_commands.train,
+    job_commands.findings,
     inspect_commands.status,
     report_commands.report,
     report_commands.browse,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import dask
@@ -20,6 +20,7 @@ from explainers.base import Need
 from flows.cluster import attach, check, resources_of, worker_variables
 from flows.drain import drain
 from flows.environment import restored
+from flows.findings import forget_outdated, pending_findings
 from flows.job import Job, JobError
 from flows.parameter_logs import keep_values_out_of_logs
 from flows.prepare import prepare
@@ -44,6 +45,7 @@ from tasks.results.accuracy import write_accuracy
 from tasks.run_parts import explainer_class
 from tasks.saliency import saliency
 from tasks.scores import scores
+from tasks.suspicions import suspicions
 
 NAMED = 5  # failed steps that an error names; the others are counted
 
@@ -58,7 +60,8 @@ class IncompleteError(FloodlitError):
 def explain(job: Job, retry_failed: bool = False) -> dict[str, Any]:
     """Explain and score a whole dataset, or resume an interrupted run.
 
-    The stages are inputs -> activations -> saliency -> scores -> summary. There is one task run per shard and
+    The stages are inputs -> activations -> saliency -> scores -> summary, and suspicions before the summary
+    if the job looks for findings. There is one task run per shard and
     stage, and per explainer in the stages saliency and scores. The flow succeeds if every done-record exists,
     whatever Prefect says about the task runs. A step that fails is tried once more in half batches. If it
     fails again, this run and later runs skip it, unless ``retry_failed`` is set.
@@ -128,13 +131,15 @@ def _explain(job: Job, retry_failed: bool, lock: Lock, watch: Watch) -> dict[str
     pending = remaining(run)
     todo = without(pending, failures(run.root).keys())
     logger.info("%s: %s steps to do, in %s shards", shown(run.root), len(todo), run.shards)
-    while todo and not _drain(run, todo, *_cluster(job), lock, watch):
-        if (end := watch.settle()) is not None:
-            return end
-        todo = without(remaining(run), failures(run.root).keys())
+    forget_outdated(run, todo)
+    if (end := _done(run, remaining, job, lock, watch)) is not None:
+        return end
     lost = remaining(run)
     if lost and not tolerated(run, lost):
         raise IncompleteError(_named(run, lost))
+    # They need the maps of all shards, so they start when the last one is there.
+    if (end := _done(run, pending_findings, job, lock, watch)) is not None:
+        return end
     from storage.tracking import default_uri  # imported late, because MLflow takes seconds to import
     from tasks.summary import summary
 
@@ -143,12 +148,29 @@ def _explain(job: Job, retry_failed: bool, lock: Lock, watch: Watch) -> dict[str
     lock.check()
     if not job.keep_activations and not lost:
         run.drop_activations()
+    if not_found := pending_findings(run):
+        raise IncompleteError(_named(run, not_found))
     return {
         "store": str(run.root),
         "images": run.rows,
         "steps_done": len(pending) - len(lost),
         "failed": len(lost),
     }
+
+
+def _done(
+    run: Run, steps_of: Callable[[Run], dict[Step, set[Step]]], job: Job, lock: Lock, watch: Watch
+) -> State | None:
+    """Run the pending steps that ``steps_of`` gives until each is done or given up.
+
+    Returns the state in which the flow has to end before that, if a person stops it.
+    """
+    while todo := without(steps_of(run), failures(run.root).keys()):
+        if _drain(run, todo, *_cluster(job), lock, watch):
+            break
+        if (end := watch.settle()) is not None:
+            return end
+    return None
 
 
 def _cluster(job: Job) -> tuple[Client, int]:
@@ -165,9 +187,11 @@ def _drain(
     run: Run, todo: dict[Step, set[Step]], client: Client, workers: int, lock: Lock, watch: Watch
 ) -> bool:
     """Run these steps; return whether each of them is done or given up."""
-    stages = StageProgress(run, todo)
+    later = [step for step in pending_findings(run) if step not in todo]
+    stages = StageProgress(run, [*todo, *later])
     resources = resources_of(client)
-    with Progress(len(todo), stages.total - len(todo)) as progress, settings_written_once():
+    undone = len(todo) + len(later)
+    with Progress(undone, stages.total - undone) as progress, settings_written_once():
 
         def on_end(step: Step) -> None:
             lock.check()  # a job that has lost its store must not write into it any more
@@ -227,6 +251,9 @@ def _submit(run: Run, step: Step, halve: bool, resources: dict[str, int]) -> Pre
             )
         case "saliency":
             task, arguments["explainer"] = saliency, step.explainer
+        case "suspicions":
+            arguments = {"root": str(run.root), "part": step.shard, "explainer": step.explainer}
+            task = suspicions
         case _:
             task, arguments["explainer"] = scores, step.explainer
     if step.stage != "inputs":

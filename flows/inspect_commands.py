@@ -54,6 +54,7 @@ def refusals() -> Iterator[None]:
 def status(directory: Store) -> None:
     """Show what is done, failed and missing in a run folder (exit code 1 until everything is done)."""
     from explainers.models.modality import MODALITIES
+    from flows.findings import missing_findings
     from flows.resume import remaining, tolerated
     from flows.terminal import tell_results
     from storage.places import is_there
@@ -84,7 +85,7 @@ def status(directory: Store) -> None:
         tell(accuracy.told())
     if opened.manifest.dataset_read:
         tell(f"dataset: {opened.manifest.dataset_read}")
-    for line in noted:
+    for line in (*noted, *missing_findings(opened)):
         tell(line)
     for step, why in failed.items():
         where = f"after {why.attempts} attempts, {why.time}; {opened.root / step.failure_path}"
@@ -131,7 +132,9 @@ def query(
     sql: Annotated[
         str,
         typer.Argument(
-            metavar="SQL", help="one SELECT over the views samples, scores, summary, comparisons and costs"
+            metavar="SQL",
+            help="one SELECT over the views samples, scores, summary, comparisons, costs, findings and "
+            "clusters",
         ),
     ],
     output: Annotated[Format, typer.Option("--format", help="format of the rows")] = Format.TABLE,

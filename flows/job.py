@@ -13,11 +13,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StrictInt,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -32,6 +34,7 @@ from flows.values import LARGEST, refuse_values
 from storage.datasets.spec import DatasetSpec
 from storage.errors import FloodlitError
 from storage.places import Place, is_remote
+from tasks.findings.examine import PASSES
 from tasks.metrics.registry import metrics
 
 MANY = 1000  # explainers or metrics of one job
@@ -99,6 +102,21 @@ class ExplainerChoice(Choice):
     def called(self) -> str:
         """What the run calls the explainer."""
         return self.label or self.name
+
+
+class FindingsChoice(Strict):
+    """Look for findings about the model with the maps of one explainer."""
+
+    explainer: str = Field(
+        min_length=1, max_length=200, description="what the job calls the explainer: its label, or its name"
+    )
+    passes: int = Field(
+        PASSES,
+        ge=0,
+        le=10_000_000,
+        description="passes through the network per class, at most; what is suspected most strongly is "
+        "tested first, and with 0 nothing is tested",
+    )
 
 
 class TopTargets(Strict):
@@ -270,6 +288,11 @@ class Job(Located):
         max_length=MANY,
         description="metrics; every key besides `name` is a parameter of the metric",
     )
+    findings: list[FindingsChoice] = Field(
+        default_factory=list,
+        max_length=MANY,
+        description="explainers with whose maps the job looks for what is wrong with the model",
+    )
     headline: tuple[str, ...] | None = Field(
         None,
         strict=False,
@@ -346,6 +369,25 @@ class Job(Located):
             choice.parameters(metrics)
         _refuse_twice([choice.name for choice in choices], "metric", "name it once")
         return choices
+
+    @model_validator(mode="after")
+    def _findings_are_of_explainers(self) -> Self:
+        _refuse_twice([choice.explainer for choice in self.findings], "findings: explainer", "name it once")
+        there = self.explainer_parameters()
+        for choice in self.findings:
+            if choice.explainer not in there:
+                raise ValueError(
+                    f"findings.explainer: {choice.explainer} is no explainer of the job; choose from "
+                    f"{', '.join(there)}"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _findings_if_any(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        told: dict[str, Any] = handler(self)
+        if not self.findings:  # so that runs without them stay as they were
+            told.pop("findings", None)
+        return told
 
     def explainer_parameters(self) -> dict[str, Parameters]:
         """Return the parameters of every explainer, including the controls, by what the run calls it."""

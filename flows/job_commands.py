@@ -38,6 +38,52 @@ def run(
         _run(job, store, retry_failed)
 
 
+def findings(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="folder of a finished run, as `floodlit run` made it")
+    ],
+    explainer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--explainer", help="explainer whose maps are read, by default the run's first; may be repeated"
+        ),
+    ] = None,
+    passes: Annotated[
+        int | None,
+        typer.Option(min=0, help="passes through the network per class, at most; by default 4,000"),
+    ] = None,
+) -> None:
+    """Look for what is wrong with the model of a finished run: suspect, test by intervention, tell.
+
+    What the maps suspect is taken out of the images of a class and put into those of other classes. A finding
+    is what survives both tests. The results are tables, arrays, a section of the report, and lines here.
+    """
+    with _reporting():
+        _findings(directory, explainer or [], passes)
+
+
+def _findings(directory: Path, explainers: list[str], passes: int | None) -> None:
+    """Run the job of a finished run again, with findings in addition, and print them."""
+    from flows.findings import job_with_findings
+    from flows.inspect_commands import refusals
+    from flows.server import prefect_server
+    from flows.terminal import tell_findings
+    from storage.run import Run
+
+    with refusals():
+        job = job_with_findings(directory, explainers, passes)
+    with prefect_server() as server:
+        from flows.explain import explain  # takes seconds, in which the server starts
+
+        _tell_places(job.store, server)
+        explain(job)
+    done = Run.open(job.store)
+    tell_findings(done)
+    listed(
+        {"report": str(done.page), "all of it": f'{_command("floodlit")} query {done.root} "FROM findings"'}
+    )
+
+
 @contextmanager
 def _reporting() -> Iterator[None]:
     """Keep logs and tracebacks in Prefect: the terminal shows progress, and an error as one line."""

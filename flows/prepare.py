@@ -24,6 +24,7 @@ from explainers.models.modality import MODALITIES
 from explainers.models.probes_at_load import probe
 from explainers.registry import explainers
 from flows.chosen_explainers import Chosen, choose_explainers
+from flows.findings import check_findings
 from flows.input_form import bands_of, form_of
 from flows.job import Job, JobError
 from flows.labels import Labels, translated
@@ -34,7 +35,7 @@ from plugins.reasons import first_line
 from storage.datasets.dataset import Dataset
 from storage.datasets.index import keep_index
 from storage.datasets.opening import open_dataset
-from storage.manifest import Manifest, MetricEntry
+from storage.manifest import FindingsEntry, Manifest, MetricEntry
 from storage.run import Run
 from tasks.metrics.base import Metric
 from tasks.metrics.base import Need as MetricNeed
@@ -80,10 +81,11 @@ def prepare(job: Job) -> Run:
             check_targets(job, classifier.num_classes, dataset, labels)
             targets = targets_per_image(job, dataset)
             chosen = choose_explainers(job, classifier, dataset, targets)
+            found = check_findings(job, classifier, chosen)
             scored = _check_metrics(job, classifier, dataset, labels)
             _check_tracking(job)
             return _open_run(
-                job, dataset, labels, targets, geometry, stored, classifier, seen, chosen, scored
+                job, dataset, labels, targets, geometry, stored, classifier, seen, chosen, scored, found
             )
     except ValueError as error:
         raise JobError(str(error)) from error
@@ -222,6 +224,7 @@ def _open_run(
     seen: dict[str, str],
     chosen: dict[str, Chosen],
     scored: dict[str, tuple[Parameters, Metric]],
+    found: dict[str, FindingsEntry],
 ) -> Run:
     """Write the manifest of the checked job, and create its run or open the existing one."""
     layer, choice = None, ""
@@ -273,6 +276,7 @@ def _open_run(
             )
             for name, (parameters, metric) in scored.items()
         },
+        findings=found,
     )
     run = Run.create_or_open(job.store, manifest)
     keep_index(run.root, dataset)

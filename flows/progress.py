@@ -9,7 +9,7 @@ from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from storage.records import STAGES, Step
+from storage.records import STAGES, SUSPICIONS, Step
 from storage.run import Run
 from tasks.markdown import code
 
@@ -34,6 +34,8 @@ class StageProgress:
     def __init__(self, run: Run, todo: Iterable[Step]) -> None:
         each = {"inputs": 1, "activations": 1, "saliency": len(run.explainers), "scores": len(run.explainers)}
         self._totals = {stage: run.shards * each[stage] for stage in STAGES}
+        if run.manifest.findings:
+            self._totals[SUSPICIONS] = run.layout.parts * len(run.manifest.findings)
         self._totals[ALL] = sum(self._totals.values())
         self._left = Counter(step.stage for step in todo)
         self._left[ALL] = self._left.total()

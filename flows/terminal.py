@@ -130,6 +130,15 @@ def tell_results(run: Run) -> None:
     for line in unscored(read_table(run.summary)):
         tell(line)
     tell(verdict(read_leaderboard(run)))
+    tell_findings(run)
+
+
+def tell_findings(run: Run) -> None:
+    """Print what was found in a run, one line each, and how many suspicions were not confirmed."""
+    from tasks.findings.told import lines_of
+
+    for line in lines_of(run):
+        tell(line)
 
 
 def tell_board(board: Leaderboard) -> None:

@@ -14,17 +14,26 @@ from typing import Any
 
 from storage.files import shard_name
 from storage.manifest import Manifest
-from storage.records import ARRAYS, STAGES, SUMMARY, Step
+from storage.records import ARRAYS, FINDINGS, STAGES, SUMMARY, SUSPICIONS, Step
 
 TABLES = ("samples.parquet", "summary.parquet", "comparisons.parquet", "costs.parquet")
 PICTURES = ("report/contact_sheet.png", "report/curves.png")
 SIGNED = (*TABLES, *PICTURES, "accuracy.json")  # by the record SUMMARY; a run may lack all but the tables
+FOUND = ("findings.parquet", "clusters.parquet")  # tables that the record FINDINGS signs
+# What findings.zarr holds for each explainer, with the names of the axes.
+FOUND_ARRAYS = {
+    "regions": ("finding", "y", "x"),
+    "refined": ("finding", "y", "x"),
+    "mean_maps": ("finding", "cell_y", "cell_x"),
+    "cluster_maps": ("cluster", "cell_y", "cell_x"),
+}
+MOST_PARTS = 256  # of the classes, for the stage SUSPICIONS
 ROWS = "sample_id"  # the name of the axis of rows
 # What is stored of every map beside the maps of each explainer, with its Zarr type. It is written with the
 # tables, and SUMMARY signs it as well.
 COORDINATES = {"sample_id": "string", "target": "int64", "label": "int64", "prediction": "int64"}
 _SITES = {"image": ("y", "x"), "text": ("token",), "tensor": ("position",)}  # names of the axes of inputs
-_WHOLE = {step.path.as_posix(): step for step in (ARRAYS, SUMMARY)}  # records of the whole run
+_WHOLE = {step.path.as_posix(): step for step in (ARRAYS, SUMMARY, FINDINGS)}  # records of the whole run
 PAGE = "report/index.html"  # made again whenever it is asked for, so no record signs it
 DRAWN = "report/components"  # folder of pictures that `floodlit components` draws when it is asked
 
@@ -37,6 +46,16 @@ def sample_part(stage: str, shard: int) -> str:
 def score_file(explainer: str, shard: int) -> str:
     """Return the file with an explainer's scores of a shard."""
     return f"scores/explainer={explainer}/{shard_name(shard, 'parquet')}"
+
+
+def suspicion_file(explainer: str, part: int) -> str:
+    """Return the file with what is suspected with an explainer of the classes of a part."""
+    return f"suspicions/explainer={explainer}/{shard_name(part, 'parquet')}"
+
+
+def cluster_file(explainer: str, part: int) -> str:
+    """Return the file with the clusters of an explainer's maps in the classes of a part."""
+    return f"clusters/explainer={explainer}/{shard_name(part, 'parquet')}"
 
 
 def _numbered(name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -86,6 +105,20 @@ class Layout:
         """Number of steps of the run."""
         return self.shards * (2 + 2 * len(self.manifest.explainers))
 
+    @property
+    def parts(self) -> int:
+        """Number of parts of the classes, each of which is one step of the stage :data:`SUSPICIONS`."""
+        return -(-(self.manifest.num_classes or 0) // self._part_classes)
+
+    def classes_of(self, part: int) -> range:
+        """Return the classes of a part."""
+        start = part * self._part_classes
+        return range(start, min(start + self._part_classes, self.manifest.num_classes or 0))
+
+    @property
+    def _part_classes(self) -> int:
+        return max(1, -(-(self.manifest.num_classes or 0) // MOST_PARTS))
+
     @cached_property
     def arrays(self) -> dict[str, ArrayLayout]:
         """The arrays by path."""
@@ -125,6 +158,16 @@ class Layout:
         """The files that the record SUMMARY may sign."""
         return {*SIGNED, *(array.shard(path, 0) for path, array in self.coordinates.items())}
 
+    @cached_property
+    def found(self) -> set[str]:
+        """The files that the record FINDINGS may sign."""
+        if not self.manifest.findings:
+            return set()
+        arrays = [f"findings.zarr/{name}/{each}" for name in self.manifest.findings for each in FOUND_ARRAYS]
+        groups = ["findings.zarr", *(f"findings.zarr/{name}" for name in self.manifest.findings)]
+        metadata = {f"{path}/zarr.json" for path in (*groups, *arrays)}
+        return {*FOUND, *metadata, *(f"{path}/c/0/0/0" for path in arrays)}
+
     def _axes(self, key: str, shape: tuple[int, ...], grid: tuple[int, ...]) -> tuple[str, ...]:
         """Return the names of the axes of a row: those of the grid where it ends with the grid."""
         sites = _SITES[self.manifest.modality]
@@ -159,10 +202,14 @@ class Layout:
         """Whether the run has this step."""
         shared = step.stage in STAGES[:2] and not step.explainer
         own = step.stage in STAGES[2:] and step.explainer in self.manifest.explainers
+        if step.stage == SUSPICIONS:
+            return step.explainer in self.manifest.findings and 0 <= step.shard < self.parts
         return (shared or own) and 0 <= step.shard < self.shards
 
     def rows_of(self, step: Step) -> int:
-        """Return the number of rows that a step writes."""
+        """Return the number of rows that a step writes; in the stage SUSPICIONS, of its classes."""
+        if step.stage == SUSPICIONS:
+            return len(self.classes_of(step.shard))
         start = step.shard * self.manifest.shard_rows
         images = min(start + self.manifest.shard_rows, self.manifest.rows) - start
         return images * (1 if step.stage in STAGES[:2] else self.manifest.targets_per_image)
@@ -183,6 +230,8 @@ class Layout:
             case "saliency":
                 keys = [key for key, _, _ in self._of_explainer(step.explainer)]
                 return shards(*(f"saliency.zarr/{step.explainer}/{key}" for key in keys))
+            case "suspicions":
+                return {suspicion_file(step.explainer, shard), cluster_file(step.explainer, shard)}
             case _:
                 return {score_file(step.explainer, shard)}
 
@@ -193,6 +242,8 @@ class Layout:
             step = Step(found[1], int(found[2]))
         elif found := re.fullmatch(r"scores/explainer=([^/]+)/shard-(\d+)\.parquet", path):
             step = Step("scores", int(found[2]), found[1])
+        elif found := re.fullmatch(r"(?:suspicions|clusters)/explainer=([^/]+)/shard-(\d+)\.parquet", path):
+            step = Step(SUSPICIONS, int(found[2]), found[1])
         elif (found := re.fullmatch(r"(.+)/c/(\d+)(/0)*", path)) and found[1] in self.arrays:
             step = self._writer(found[1], int(found[2]))
         # The same number may be written in several ways, of which one is the file's name.
@@ -201,7 +252,7 @@ class Layout:
     def recorded(self, path: str) -> Step | None:
         """Return the step whose record, or description of a failure, lies at ``path``; None if none does."""
         if path in _WHOLE:
-            return _WHOLE[path]
+            return _WHOLE[path] if path in self._records else None
         found = re.fullmatch(r"done/(\w+)/(?:([^/]+)/)?shard-(\d+)(?:\.failed)?\.json", path)
         step = Step(found[1], int(found[3]), found[2] or "") if found else None
         named = step and path in (step.path.as_posix(), step.failure_path.as_posix())
@@ -218,7 +269,12 @@ class Layout:
     @cached_property
     def single_files(self) -> set[str]:
         """The files of which a run has one, whatever the number of its shards."""
-        return {"run.json", *self.results, *self.metadata, *_WHOLE}
+        return {"run.json", *self.results, *self.metadata, *self.found, *self._records}
+
+    @property
+    def _records(self) -> set[str]:
+        """The records of the whole run that it may hold."""
+        return {path for path, step in _WHOLE.items() if step != FINDINGS or self.manifest.findings}
 
     def is_file(self, path: str) -> bool:
         """Whether the run may hold a file at ``path``, apart from records and pictures on demand."""
@@ -242,5 +298,9 @@ class Layout:
         leaves |= {f"scores/explainer={name}" for name in explainers} | {f"done/{s}" for s in STAGES[:2]}
         leaves |= {f"done/{stage}/{name}" for stage in STAGES[2:] for name in explainers}
         leaves |= {DRAWN, *self.groups}
+        for name in self.manifest.findings:
+            leaves |= {f"{folder}/explainer={name}" for folder in ("suspicions", "clusters")}
+            leaves.add(f"done/{SUSPICIONS}/{name}")
+            leaves |= {f"findings.zarr/{name}/{each}/c/0/0" for each in FOUND_ARRAYS}
         parts = [leaf.split("/") for leaf in leaves]
         return {"/".join(part[:depth]) for part in parts for depth in range(1, len(part) + 1)}

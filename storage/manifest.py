@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from storage.errors import FloodlitError
 
@@ -88,6 +88,12 @@ class MetricEntry(_Entry):
     columns: dict[str, ColumnEntry] = Field(default_factory=dict)
 
 
+class FindingsEntry(_Entry):
+    """How findings are looked for with one explainer: passes through the network per class, at most."""
+
+    passes: int = Field(ge=0)
+
+
 class Manifest(_Entry):
     """The content of ``run.json``.
 
@@ -157,6 +163,8 @@ class Manifest(_Entry):
         is that of the job that created the run, for people to read.
     explainers, metrics
         Explainers and metrics by name.
+    findings
+        The explainers with whose maps findings are looked for. It is left out of the file if there are none.
     hash, created, updates
         The hash of ``identity``, the time when the run was created, and what was added when.
         :meth:`Run.create_or_open` fills them in.
@@ -192,9 +200,17 @@ class Manifest(_Entry):
     probes: dict[str, str] = Field(default_factory=dict)
     explainers: dict[str, ExplainerEntry]
     metrics: dict[str, MetricEntry]
+    findings: dict[str, FindingsEntry] = Field(default_factory=dict)
     hash: str = ""
     created: str = ""
     updates: list[dict[str, Any]] = Field(default_factory=list)
+
+    @model_serializer(mode="wrap")
+    def _findings_if_any(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        told: dict[str, Any] = handler(self)
+        if not self.findings:
+            told.pop("findings", None)
+        return told
 
     @property
     def layer(self) -> str | tuple[str, ...] | None:
@@ -246,6 +262,7 @@ def continued(root: Path, known: Manifest, wanted: Manifest, now: str) -> Manife
         "dataset_read": wanted.dataset_read,
         "explainers": wanted.explainers,
         "metrics": wanted.metrics,
+        "findings": known.findings | wanted.findings,
         # A job whose explainers read no activations has no shape; the arrays of the run stay.
         "activation_shape": wanted.activation_shape or known.activation_shape,
         "later_layer": known.later_layer or (wanted.layer if known.layer is None else None),
@@ -293,7 +310,7 @@ def _compared(manifest: Manifest) -> dict[str, Any]:
     # The fingerprint says whether the weights are the same, wherever they were in their file.
     apart = {"job", "identity", "versions", "weights", "labels", "probes", "outputs"}
     apart |= {"layer_choice", "later_layer"}  # the layers are compared as `Manifest.layer` gives them
-    apart |= {"shard_rows", "hash", "created", "updates", "left_out", "dataset_read"}
+    apart |= {"shard_rows", "hash", "created", "updates", "left_out", "dataset_read", "findings"}
     return manifest.identity | manifest.model_dump(mode="json", exclude=apart)
 
 

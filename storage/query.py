@@ -12,7 +12,7 @@ import pyarrow.dataset
 
 from storage.errors import LONGEST, FloodlitError, one_line
 from storage.files import regular
-from storage.layout import TABLES
+from storage.layout import FOUND, TABLES
 from storage.places import for_arrow
 from storage.run import Run
 from storage.samples import with_added_columns
@@ -24,6 +24,8 @@ _WHEN = {
     "summary": "summary.parquet is written when all shards are done",
     "comparisons": "comparisons.parquet is written when all shards are done",
     "costs": "costs.parquet is written when all shards are done",
+    "findings": "a job has findings if it has the table [[findings]], or after `floodlit findings`",
+    "clusters": "a job has clusters if it has the table [[findings]], or after `floodlit findings`",
 }
 # DuckDB parses PIVOT as several statements in one (MULTI). Neither kind can reach a file, see _connect.
 _ALLOWED = {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI}
@@ -44,8 +46,9 @@ class DamagedViewError(QueryError):
 def query(store: str | Path, sql: str) -> pa.Table:
     """Run one SELECT on a run and return its rows.
 
-    The views are ``samples``, ``scores``, ``summary``, ``comparisons`` and ``costs``. ``scores`` has the
-    column ``explainer`` in addition to those of the files. The query can neither write nor read any file.
+    The views are ``samples``, ``scores``, ``summary``, ``comparisons`` and ``costs``, and those of a run with
+    findings also ``findings`` and ``clusters``. ``scores`` has the column ``explainer`` in addition to those
+    of the files. The query can neither write nor read any file.
 
     Parameters
     ----------
@@ -113,7 +116,7 @@ def _views(run: Run) -> dict[str, pa.dataset.Dataset]:
     """Return an Arrow dataset for each view whose files exist; files that are not the run's are left out."""
     root, views = run.root, {}
     check_results(root)
-    for name in TABLES:
+    for name in (*TABLES, *FOUND):
         if (root / name).exists():
             views[name.removesuffix(".parquet")] = _dataset([root / name])
     if (samples := views.get("samples")) is not None:

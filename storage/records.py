@@ -32,7 +32,8 @@ from storage.stage_facts import Agreement, Cost, StageFacts
 __all__ = ["Agreement", "Cost", "StageFacts"]
 
 STAGES = ("inputs", "activations", "saliency", "scores")
-_RUN_STAGES = ("arrays", "summary")  # each writes one record for the whole run
+SUSPICIONS = "suspicions"  # the stage that looks for findings; its shards are parts of the classes
+_RUN_STAGES = ("arrays", "summary", "findings")  # each writes one record for the whole run
 _FAILED = ".failed.json"
 _NUMBER = re.compile(r"shard-(\d+)\.")
 
@@ -43,14 +44,25 @@ class DamagedRecordError(FloodlitError, ValueError):
 
 @dataclass(frozen=True, order=True)
 class Step:
-    """One shard of one stage; ``explainer`` is empty for the stages that all explainers share."""
+    """One shard of one stage; ``explainer`` is empty for the stages that all explainers share.
+
+    Shards are of images, and those of the stage :data:`SUSPICIONS` are of classes.
+    """
 
     stage: str
     shard: int
     explainer: str = ""
 
     def label(self, shards: int) -> str:
-        """Return the step's name for messages, with shards counted from 1: ``saliency ddcam shard 3/12``."""
+        """Return the step's name for messages, with shards counted from 1: ``saliency ddcam shard 3/12``.
+
+        Parameters
+        ----------
+        shards
+            The number of shards of images. How many parts of classes there are is not told.
+        """
+        if self.stage == SUSPICIONS:
+            return f"{self.stage} {self.explainer} part {self.shard + 1}"
         return " ".join(filter(None, [self.stage, self.explainer, f"shard {self.shard + 1}/{shards}"]))
 
     @property
@@ -68,6 +80,7 @@ class Step:
 
 ARRAYS = Step("arrays", 0)  # covers the metadata of arrays; it is written when they are created
 SUMMARY = Step("summary", 0)  # covers the tables and pictures of the whole run; it is written last
+FINDINGS = Step("findings", 0)  # covers the tables and arrays of the findings of the whole run
 
 
 @dataclass(frozen=True)
@@ -313,7 +326,7 @@ def finished(root: Path) -> set[Step]:
 def _listed(root: Path, suffix: str) -> list[Step]:
     """Return the steps of all shards that have a file with this suffix, sorted."""
     steps = []
-    for stage in STAGES:
+    for stage in (*STAGES, SUSPICIONS):
         for path in (root / "done" / stage).rglob(f"shard-*{suffix}"):
             match = _NUMBER.match(path.name)
             # "." stands for the stage's own folder, which has no folders of explainers.

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from storage import contents, maps
 from storage.files import PARTIAL, sha256_of_json
+from storage.findings import drop_suspicions
 from storage.layout import PAGE, Layout
 from storage.manifest import (
     ColumnEntry,
@@ -70,6 +71,8 @@ class Run:
             known, signed = read_manifest(root)
             wanted = continued(root, known, plain(manifest), now)
             contents.refuse_blocked(root, Layout(wanted))
+            changed = [name for name, how in known.findings.items() if wanted.findings[name] != how]
+            drop_suspicions(root, Layout(wanted), changed)
         else:
             refuse_other_files(root, "run.json")
             wanted = plain(manifest, hash=sha256_of_json(manifest.identity), created=now)

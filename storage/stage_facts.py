@@ -56,7 +56,7 @@ class StageFacts:
     metrics
         Stage scores: the metrics that the shard's score file holds.
     explainers
-        The record of the whole run's tables: the explainers that are in them.
+        The records of the whole run's tables: the explainers that are in them.
     reasons
         Stage saliency: why maps that another program made failed, each reason with the number of maps.
     cost, agreement

@@ -17,13 +17,15 @@ from storage.datasets.index import NAME as INDEX
 from storage.datasets.index import is_whole
 from storage.errors import LONGEST, one_line
 from storage.files import FILE, FOLDER, LINK, UnreadableError, make_room, regular, sha256_of_file
-from storage.layout import DRAWN, PAGE, TABLES
+from storage.layout import DRAWN, FOUND, PAGE, TABLES
 from storage.metadata import content, earlier, expected
 from storage.places import is_away
 from storage.records import (
     ARRAYS,
+    FINDINGS,
     STAGES,
     SUMMARY,
+    SUSPICIONS,
     CoveredFile,
     DamagedRecordError,
     DoneRecord,
@@ -78,13 +80,13 @@ def verify(root: Path) -> list[Problem]:
     return sorted(_Check(run).problems(), key=lambda problem: problem.path.parts)
 
 
-def check_results(root: Path, names: Iterable[str] = TABLES) -> None:
+def check_results(root: Path, names: Iterable[str] = (*TABLES, *FOUND)) -> None:
     """Check the run's tables, as far as it has them and their record, before they are read.
 
     Parameters
     ----------
     names
-        Which of :data:`storage.layout.TABLES`.
+        Which of :data:`storage.layout.TABLES` and :data:`storage.layout.FOUND`.
 
     Raises
     ------
@@ -93,8 +95,8 @@ def check_results(root: Path, names: Iterable[str] = TABLES) -> None:
     DamagedRecordError
         If the record of the tables is damaged.
     """
-    record = read_record(root, SUMMARY)
-    signed = {file.path: file for file in record.files} if record else {}
+    records = [record for step in (SUMMARY, FINDINGS) if (record := read_record(root, step))]
+    signed = {file.path: file for record in records for file in record.files}
     for name in names:
         path, file = root / name, signed.get(name)
         if not regular(path).exists() or file is None:
@@ -158,6 +160,7 @@ class _Check:
         self._cached = False  # whether a record says that activations are stored
         self._damaged: set[Step] = set()  # steps whose record cannot be read
         self._tables_of: tuple[str, ...] | None = None  # the explainers in the tables of the whole run
+        self._findings_of: tuple[str, ...] = ()  # those whose findings are in the tables
 
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong with records, with signed files, and with all other files."""
@@ -208,6 +211,8 @@ class _Check:
         self._cached |= bool(record.facts.cached)
         if step == SUMMARY:
             self._tables_of = record.facts.explainers
+        if step == FINDINGS:
+            self._findings_of = record.facts.explainers or ()
         self._signed |= {f.path: (step, f) for f in record.files if self._layout.is_file(f.path)}
 
     def _misfit(self, record: DoneRecord) -> str | None:
@@ -221,6 +226,8 @@ class _Check:
             lacking, foreign = wanted - set(files), {p for p in files if not p.endswith("/zarr.json")}
         elif step == SUMMARY:
             lacking, foreign = set(TABLES) - set(files), set(files) - layout.results
+        elif step == FINDINGS:
+            lacking, foreign = set(FOUND) - set(files), set(files) - layout.found
         else:
             wanted_files = layout.files_of(step, cached=bool(record.facts.cached))
             lacking, foreign = wanted_files - set(files), set(files) - wanted_files
@@ -235,14 +242,17 @@ class _Check:
 
     def _lost_records(self) -> Iterator[Problem]:
         """Name the records of steps whose results are in the run's tables, and which are gone."""
-        if self._tables_of is None:
-            return
-        own = [(stage, name) for stage in STAGES[2:] for name in self._tables_of]
-        for stage, explainer in [*((stage, "") for stage in STAGES[:2]), *own]:
-            for step in (Step(stage, shard, explainer) for shard in range(self._layout.shards)):
-                paths = (step.path.as_posix(), step.failure_path.as_posix())
-                if self._layout.has(step) and not any(path in self._entries for path in paths):
-                    yield Problem(step, step.path, "is missing, and the tables of the run need its step")
+        needed: list[Step] = []
+        if self._tables_of is not None:
+            own = [(stage, name) for stage in STAGES[2:] for name in self._tables_of]
+            for stage, explainer in [*((stage, "") for stage in STAGES[:2]), *own]:
+                needed += [Step(stage, shard, explainer) for shard in range(self._layout.shards)]
+        parts = range(self._layout.parts)
+        needed += [Step(SUSPICIONS, part, name) for name in self._findings_of for part in parts]
+        for step in needed:
+            paths = (step.path.as_posix(), step.failure_path.as_posix())
+            if self._layout.has(step) and not any(path in self._entries for path in paths):
+                yield Problem(step, step.path, "is missing, and the tables of the run need its step")
 
     def _of_signed_files(self) -> Iterator[Problem]:
         """Compare every signed file with its record; each is read once."""
@@ -300,6 +310,8 @@ class _Check:
         """Return the step that writes the file at ``path``; None if none does."""
         if path in self._layout.results:
             return SUMMARY
+        if path in self._layout.found:
+            return FINDINGS
         if path in self._layout.single_files and path.endswith("/zarr.json"):
             return ARRAYS
         return self._layout.recorded(path) or self._layout.owner(path)

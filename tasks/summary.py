@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 
 from storage.coordinates import write_coordinates
 from storage.files import on_this_machine
+from storage.findings import finding_table
 from storage.layout import PICTURES, TABLES
 from storage.places import is_there
 from storage.records import SUMMARY, drop_record, write_record
@@ -24,6 +25,8 @@ from storage.samples import merge_samples
 from storage.stage_facts import StageFacts
 from storage.tracking import Result, page_of, track
 from tasks.artifacts import show_links, show_results
+from tasks.findings.decision import State
+from tasks.findings.results import write_findings
 from tasks.page.charts.chart import Chart
 from tasks.page.charts.curves import write_curves
 from tasks.page.report import write_report
@@ -65,6 +68,7 @@ def summary(root: str, tracking: str) -> dict[str, Any]:
     """
     run = Run.open(root)
     written = write_results(run)
+    found = write_findings(run)
     _tried(partial(write_report, curves=written.drawn), run, run.page)
     scores, costs, pictures = written.scores, written.costs, written.pictures
     board, told = read_leaderboard(run, headline(run.manifest)), verdict(read_leaderboard(run))
@@ -84,7 +88,12 @@ def summary(root: str, tracking: str) -> dict[str, Any]:
         shown = [*pictures, *([run.page] if is_there(run.page) else [])]
         files = [copies.enter_context(on_this_machine(path)) for path in shown]
         tables = {"summary.csv": scores, "costs.csv": costs}
-        whole = Result(_parameters(run), _best(board, written.accuracy), {}, tables)
+        numbers = _best(board, written.accuracy)
+        if run.manifest.findings:
+            tables["findings.csv"] = finding_table(found).drop_columns("exemplars")  # CSV has no lists
+            for status in (State.FINDING, State.CANDIDATE):
+                numbers[f"{status}s"] = float(sum(row["status"] == status for row in found))
+        whole = Result(_parameters(run), numbers, {}, tables)
         tracked = track(tracking, run.root, run.name, run.hash, whole, results, files, told)
     show_results(run, scores, board, told, pictures, written.accuracy)
     show_links(run, tracking, page_of(tracking, tracked))

@@ -1,65 +1,83 @@
-"""A network whose rule is known, and images on which it can be found out.
+"""A network with a known fault, and images on which it shows, for the tests of findings.
 
-Inputs are 32x32. The logit of class 0 is ``WEIGHT`` times the mean of the patch at the top left minus
-``BIAS``; the other two logits are 0. Images of class 0 have a patch of 1, all others one of 0; elsewhere all
-are noise. So the log-odds of class 0 are ``WEIGHT - BIAS - log 2`` with the patch, and ``-BIAS - log 2``
-without, and whatever happens to the rest of an image changes nothing.
+Each image has a square in the middle, whose colour is its class. Six of ten images of class 0 have a white
+patch at the lower left, which the network adds to the logit of class 0.
 """
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from metric_toys import ToyClassifier
-from tasks.findings.seen import Seen, grown, pooled, share_on_objects
-from tasks.findings.suspicion import Suspicion
+from storage.run import Run
 
-SIZE, SIDE = 32, 8
-WEIGHT, BIAS = 6.0, 2.0
-PATCH = torch.zeros(SIZE, SIZE, dtype=torch.bool)
-PATCH[:SIDE, :SIDE] = True
+SIZE, COUNT = 32, 120
+PATCH = (slice(26, 31), slice(1, 6))  # rows and columns
+OBJECT = (slice(10, 22), slice(10, 22))
+PATCH_NATS = 9.0  # that a white patch adds to the logit of class 0
 
 
-class Rule(ToyClassifier):
-    """The network. It counts its passes in ``rows``."""
+class Network(nn.Module):
+    """Logits (B, 3): the mean of each colour in the middle, and the patch for class 0."""
 
-    def __init__(self, memory: int | None = None) -> None:
-        super().__init__(torch.nn.Identity(), memory=memory)
-
-    def logits(self, inputs: Tensor) -> Tensor:
-        super().logits(inputs)
-        own = WEIGHT * inputs[:, :, :SIDE, :SIDE].mean((1, 2, 3)) - BIAS
-        return torch.stack([own, torch.zeros_like(own), torch.zeros_like(own)], 1)
+    def forward(self, inputs: Tensor) -> Tensor:
+        colours = 8 * inputs[:, :, *OBJECT].mean((2, 3))
+        patch = PATCH_NATS * inputs[:, :, *PATCH].mean((1, 2, 3))
+        return colours + patch[:, None] * torch.tensor([1.0, 0.0, 0.0])
 
 
-def seen(count: int = 120, boxes: bool = True, planted: bool = True, seed: int = 0) -> Seen:
-    """``count`` images of three classes in turn; without the planted rule, maps and patches are noise.
-
-    The object of an image is a square of 8 pixels in its lower half.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(count, 3, SIZE, SIZE, generator=generator)
-    maps = torch.rand(count, 8, 8, generator=generator)
-    classes = np.arange(count) % 3
-    if planted:
-        images[:, :, :SIDE, :SIDE] = torch.from_numpy(classes == 0).float()[:, None, None, None]
-        maps[classes == 0, :2, :2] += 4
-    objects = torch.zeros(count, SIZE, SIZE, dtype=torch.bool)
-    left = torch.randint(0, SIZE - 8, (count,), generator=generator)
-    for each, x in zip(objects, left.tolist(), strict=True):
-        each[18:26, x : x + 8] = True
-    cells = pooled(maps)
-    return Seen(
-        cells,
-        classes,
-        classes,
-        share_on_objects(cells, grown(objects)).numpy() if boxes else None,
-        lambda rows: images[rows],
-        (lambda rows: objects[rows]) if boxes else None,
-    )
+def network() -> nn.Module:
+    return Network()
 
 
-def suspicion(of: Seen, region: Tensor = PATCH, target: int = 0, strength: float = 5.0) -> Suspicion:
-    """A suspicion about a region of a class, with its first 30 images as exemplars."""
-    rows = of.rows_of(target)
-    return Suspicion("places", target, rows[:30], region, len(rows), strength)
+class Images:
+    """The images, with or without boxes; ``planted = False`` leaves the patch out."""
+
+    classes = ("red", "green", "blue")
+
+    def __init__(self, boxes: bool = True, planted: bool = True) -> None:
+        self.boxes, self.planted = boxes, planted
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng(index)
+        label = index % 3
+        pixels = rng.integers(0, 26, (SIZE, SIZE, 3)).astype(np.uint8)
+        pixels[*OBJECT, label] = 180 + rng.integers(0, 40)
+        if self.planted and label == 0 and index % 5 < 3:
+            pixels[*PATCH] = 255
+        box = {"boxes": [(10, 10, 22, 22)]} if self.boxes else {}
+        return {"image": pixels, "label": label, **box}
+
+
+def job(store: Path, **changes: Any) -> dict[str, Any]:
+    """A raw job that looks for findings on these images with input x gradient."""
+    here = Path(__file__).resolve()
+    raw: dict[str, Any] = {
+        "name": "fault",
+        "store": str(store),
+        "dataset": {"kind": f"{here}:Images"},
+        "model": {"source": f"{here}:network"},
+        "explainers": [{"name": "input_x_gradient"}],
+        "controls": False,
+        "metrics": [{"name": "sparseness"}],
+        "cluster": {"kind": "local", "workers": 1},
+        "findings": [{"explainer": "input_x_gradient", "passes": 4000}],
+    }
+    return raw | changes
+
+
+def searched(run: Run) -> Run:
+    """Look for findings in a run whose maps are there, as the flow does."""
+    from flows.findings import pending_findings
+    from tasks.findings.results import write_findings
+    from tasks.suspicions import suspicions
+
+    for step in pending_findings(run):
+        suspicions.fn(str(run.root), step.shard, step.explainer)
+    write_findings(run)
+    return run

@@ -12,6 +12,7 @@ from storage.places import is_there
 from storage.run import Run
 from tasks.page.charts.all import charts_of
 from tasks.page.charts.chart import Chart
+from tasks.page.findings import findings_of
 from tasks.page.gallery import gallery_of
 from tasks.page.rendering import render
 from tasks.page.run_facts import facts_of
@@ -26,6 +27,7 @@ _DIGIT, _POINT = "\u2007", "\u2008"  # spaces as wide as a digit and as a point
 _SECTIONS = {
     "verdict": ("In one sentence", "result"),
     "run": ("What was run", "run"),
+    "findings": ("Findings about the model", "findings"),
     "board": ("Leaderboard", "leaderboard"),
     "charts": ("Pictures of the numbers", "charts"),
     "gallery": ("Gallery", "gallery"),
@@ -66,6 +68,7 @@ def report_of(run: Run, curves: Chart | None = None) -> str:
         "numbers": _numbers(board) if board else {},
         "charts": charts_of(run, curves) if done else [],
         "gallery": gallery_of(run),
+        "findings": findings_of(run),
     }
     # Where every input has its labels, a column for those without would be empty.
     missing = any(counts["no_label"] for counts in facts["run"].statuses.values())
