@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from storage.datasets.masks import BACKGROUND, IGNORED, OBJECT
 from storage.errors import one_line
 from storage.files import UnreadableError
 
+_MOST_PIXELS = 2**31  # of a side of an image
 _FARTHEST = 1e6  # pixels; pycocotools takes memory for every pixel along a polygon
 # The ids of COCO's 80 categories, and the names of the first and the last one.
 _IDS = [number for number in range(1, 91) if number not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}]
@@ -117,7 +117,7 @@ def read_coco(path: Path, choose: Any) -> CocoFile:
 
 def _image(given: Mapping[str, Any]) -> Described:
     size = given["width"], given["height"]
-    if not all(type(side) is int and side > 0 for side in size):
+    if not all(type(side) is int and 0 < side < _MOST_PIXELS for side in size):
         raise ValueError(f"the image {given['file_name']} has the size {size[0]}x{size[1]}")
     return Described(str(given["file_name"]), size)
 
@@ -224,9 +224,3 @@ def _runs(counts: list[int] | str) -> list[int]:
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value = shift = 0
     return runs
-
-
-def digest(images: Sequence[Described]) -> str:
-    """Return the hexadecimal SHA-256 of what the file says of images."""
-    told = [(i.file, i.size, [(o.label, o.box, o.crowd, o.segmentation) for o in i.objects]) for i in images]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

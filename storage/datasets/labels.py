@@ -11,8 +11,8 @@ LARGEST = 2**31 - 1  # of a label; more classes than any model has
 # Words that programs write for a cell without a value; -1.#ind and the like are NaN in C.
 _MISSING = frozenset(["nan", "none", "null", "nil", "nat", "na", "n/a", "#n/a", "#na", "<na>"])
 _MISSING |= {"#ref!", "#value!", "#name?", "#num!", "#null!", "#div/0!", "1.#ind", "1.#qnan", "1.#inf"}
-
-
+# A list as a program prints it: [1, 2], ['cat'], (3,), {"a"}, [1 2] and []; a name in brackets is none.
+_LIST = re.compile(r"""[\[({]\s*(|[^\])}]*,[^\])}]*|["'].*["']|[\s.+-]*\d[\d.\s+-]*)\s*[\])}]""", re.DOTALL)
 _SEVERAL = "with semicolons between them, in place of label"
 
 
@@ -108,6 +108,8 @@ def problem_with(label: str) -> str | None:
         wrong = f"label {label} is a truth value"
     elif re.fullmatch(r"[0-9]+(\s*[;|]\s*[0-9]+)+", label):
         return f"label {label[:20]} is several class indices; write them in a column labels, {_SEVERAL}"
+    elif _LIST.fullmatch(label):
+        return f"label {label[:40]} is a list; write its labels in a column labels, {_SEVERAL}"
     elif label.isdigit() or _reads_as_number(label):
         wrong = f"label {label[:20]} is no class index"
     else:

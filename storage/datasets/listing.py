@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from sys import intern
 
@@ -21,6 +22,12 @@ from storage.datasets.geometry import Box
 from storage.datasets.labels import number_lists, split_labels
 
 _COLUMNS = ("file", "label", "labels", *BOX_COLUMNS, "boxlabel", "mask")
+# What other programs call these columns, which would be ignored under such a name.
+_BOX = ",".join(BOX_COLUMNS)
+_MEANT = dict.fromkeys(("bbox", "bboxes", "box", "boxes", "boundingbox"), _BOX)
+_MEANT |= dict.fromkeys(("maskfile", "maskpath", "segmentation"), "mask")
+_MEANT |= dict.fromkeys(("boxclass", "boxclasses", "boxcategory"), "boxlabel")
+_ALIKE = 0.85  # of two names, as difflib measures it, of which one is likely meant as the other
 csv.field_size_limit(1 << 26)  # a text may be longer than Python's default limit of 128 KiB
 Row = tuple[int, Mapping[str, str]]  # line number, cells by column
 
@@ -163,6 +170,11 @@ def _check_header(path: Path, columns: list[str]) -> None:
             raise ValueError(f"{path}, line 1: rename the column {name!r} to {meant!r}, or to another name")
         if name in _COLUMNS and columns.count(name) > 1:
             raise ValueError(f"{path}, line 1: there are two columns {name!r}; rename one")
+        if name not in _COLUMNS and (likely := _likely(meant, columns)):
+            raise ValueError(
+                f"{path}, line 1: the column {name!r} would be ignored; did you mean {likely}? Rename it, or "
+                "to a name that is not alike"
+            )
     if len(columns) == 1 and re.search("[;\t|]", columns[0]):
         raise ValueError(f"{path}, line 1: {columns[0]!r} is one column; separate columns by commas")
     if "label" in columns and "labels" in columns:
@@ -178,6 +190,17 @@ def _check_header(path: Path, columns: list[str]) -> None:
             f"{path}, line 1: the header lacks {', '.join(missing)}; it must have file,label (or labels) and "
             f"may have {','.join(BOX_COLUMNS)} and mask"
         )
+
+
+def _likely(name: str, columns: list[str]) -> str | None:
+    """Return the known column that a name stands for, if the header lacks it; None for any other name."""
+    absent = [known for known in _COLUMNS if known not in columns]
+    if "label" in columns or "labels" in columns:
+        absent = [known for known in absent if known not in ("label", "labels")]
+    meant = _MEANT.get(name)
+    if meant is not None:
+        return meant if meant.split(",")[0] in absent else None
+    return next(iter(get_close_matches(name, absent, 1, _ALIKE)), None)
 
 
 def _add(drafts: dict[str, _Draft], line: int, row: Mapping[str, str]) -> None:

@@ -31,7 +31,7 @@ messages, Prefect's form, ``floodlit datasets`` and the reference in ``docs/job.
   ``reading``, and ends in :func:`storage.datasets.image_files.of_files`.
 - ``open`` lists the samples and decodes none, if it can. It raises ValueError in one line that begins with
   the key, e.g. ``dataset.path: ...``. Libraries that only this kind needs are imported inside it.
-- A kind that has to pass over large files to list its samples is a
+- A kind that has to pass over large files to list its samples, or to parse one for long, is a
   :class:`storage.datasets.index.Indexed`: the run keeps what the pass found.
 - It runs in the process of the command and again on every worker, and gives the same samples in the same
   order there.

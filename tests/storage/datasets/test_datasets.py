@@ -193,6 +193,14 @@ def test_images_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None:
             "line 2: label 1;2 is several class indices; write them in a column labels",
         ),
         ("file,label\na.png,1 | 2\n", "line 2: label 1 | 2 is several class indices"),
+        *(
+            (
+                f'file,{column}\na.png,"{cell}"\n',
+                f"line 2: label {cell} is a list; write its labels in a column",
+            )
+            for column in ("label", "labels")
+            for cell in ("[1, 2]", "[1]", "[1 2]", "[]", "['cat']", "('cat', 'dog')", "(3,)", "{cat,dog}")
+        ),
         ("file,label\na.png,+1\n", "line 2: label +1 is no class index"),
         ("file,label\na.png,²\n", "line 2: label ² is no class index"),
         ("file,label\na.png,٣\n", "line 2: label ٣ is no class index"),
@@ -235,7 +243,8 @@ def test_images_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None:
         ("file,labels\na.png,1\nb.png,\nc.png,2;dog\n", "line 4: label 'dog' is a name, but 1 in line 2"),
         ("file,labels\na.png,1;0.5\n", "line 2: label 0.5 is no class index"),
         ("file,label,labels\na.png,1,2\n", "line 1: there are the columns label and labels; rename or"),
-        ("files,labels\na.png,1\n", "line 1: the header lacks file; it must have file,label (or labels) and"),
+        ("image,labels\na.png,1\n", "line 1: the header lacks file; it must have file,label (or labels) and"),
+        ("files,labels\na.png,1\n", "line 1: the column 'files' would be ignored; did you mean file?"),
         ("file,Labels\na.png,1\n", "line 1: rename the column 'Labels' to 'labels'"),
         ("file,label\na.png,1\nb.png,2\na.png,1\n", "line 4: a.png is listed again"),
         ("file,label\na.png,1\nb.png,cat\n", "line 3: label 'cat' is a name, but 1 in line 2 is a number"),
@@ -255,6 +264,12 @@ def test_images_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None:
         ("file,label,label\na.png,1,2\n", "line 1: there are two columns 'label'; rename one"),
         ("file,label,XMin,YMin,XMax,YMax\n", "line 1: rename the column 'XMin' to 'xmin'"),
         ("file,label,Mask\n", "line 1: rename the column 'Mask' to 'mask', or to another name"),
+        ("file,label,masks\n", "line 1: the column 'masks' would be ignored; did you mean mask?"),
+        ("file,label,mask_path\n", "the column 'mask_path' would be ignored; did you mean mask?"),
+        ("file,label,bbox\n", "the column 'bbox' would be ignored; did you mean xmin,ymin,xmax,ymax? Rename"),
+        ("file,label,BBoxes\n", "the column 'BBoxes' would be ignored; did you mean xmin,ymin,xmax,ymax?"),
+        ("file,label,xmins,ymins\n", "the column 'xmins' would be ignored; did you mean xmin?"),
+        ("file,labels,boxlabels\n", "the column 'boxlabels' would be ignored; did you mean boxlabel?"),
         ('file,label\n"a.png,1\n', "is not a CSV file"),
         ("file,label\n", "there is no image in"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -16,10 +17,13 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from object_store import ObjectStore
-from storage.datasets.coco_file import Annotated, Described, masks_of
+from storage.datasets.coco_file import Annotated, Described, masks_of, read_coco
 from storage.datasets.dataset import Dataset
+from storage.datasets.index import keep_index
+from storage.datasets.kinds import coco as kinds_coco
 from storage.datasets.masks import BACKGROUND, IGNORED, OBJECT
-from storage.datasets.opening import open_dataset
+from storage.datasets.opening import ChangedDatasetError, open_again, open_dataset
+from storage.datasets.reading import RGB
 from storage.datasets.spec import DatasetSpec
 from storage.files import UnreadableError
 from storage.places import place
@@ -100,6 +104,38 @@ def test_numbers_are_published_for_the_classes_of_coco_alone(coco: Path) -> None
         categories = [{"id": each, "name": (names | {1: first}).get(each, f"c{each}")} for each in ids]
         (coco / "instances.json").write_text(json.dumps({**instances(), "categories": categories}))
         assert (opened(coco).published, len(opened(coco).classes)) == (whole, 80)
+
+
+def test_a_worker_reads_what_the_plan_found_and_not_the_file(
+    coco: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = DatasetSpec.model_validate(
+        {"kind": "coco", "path": coco / "instances.json", "images": coco / "val2017"}
+    )
+    planned = open_dataset(spec)
+    # The hash of what the file says, as it was before there was an index: an earlier run is the same run.
+    told = json.dumps(
+        [
+            (i.file, i.size, [(o.label, o.box, o.crowd, o.segmentation) for o in i.objects])
+            for i in read_coco(coco / "instances.json", list).images
+        ],
+        sort_keys=True,
+    )
+    assert planned._contents()[-1] == hashlib.sha256(told.encode()).hexdigest()
+    keep_index(coco, planned)
+    with monkeypatch.context() as patched:
+        patched.setattr(kinds_coco, "read_coco", lambda *_: pytest.fail("the file was read"))
+        again = open_again(spec, RGB, coco, planned.fingerprint)
+    assert again.samples == planned.samples
+    assert (again.classes, again.left_out) == (planned.classes, planned.left_out)
+    for row, sample in enumerate(planned.samples):
+        first, second = (each.mask(row, SIZE if row < 2 else WIDE, []) for each in (planned, again))
+        assert (first is None) == (second is None) == (not sample.labels)
+        if first is not None:
+            np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
+    (coco / "instances.json").write_text(json.dumps(instances() | {"annotations": []}))
+    with pytest.raises(ChangedDatasetError, match=r"^dataset\.path: .*instances\.json is not what it was"):
+        open_again(spec, RGB, coco, planned.fingerprint)
 
 
 def test_objects_and_their_classes_are_those_of_pycocotools(coco: Path) -> None:
