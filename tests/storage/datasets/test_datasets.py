@@ -166,6 +166,11 @@ def test_images_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None:
         opened(kind="csv", path=tmp_path / "list.csv", images=tmp_path / "nowhere")
 
 
+def test_a_name_in_brackets_is_a_name_and_columns_of_other_names_are_ignored(tmp_path: Path) -> None:
+    text = "file,label,task,filename,category\na.png,[UNK],mask,x,1\nb.png,(none),mask,y,2\n"
+    assert open_dataset(listing(tmp_path, text)).classes == ["(none)", "[UNK]"]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -196,7 +201,7 @@ def test_images_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None:
         *(
             (
                 f'file,{column}\na.png,"{cell}"\n',
-                f"line 2: label {cell} is a list; write its labels in a column",
+                f"line 2: label {cell} is a list; write its labels in",
             )
             for column in ("label", "labels")
             for cell in ("[1, 2]", "[1]", "[1 2]", "[]", "['cat']", "('cat', 'dog')", "(3,)", "{cat,dog}")
