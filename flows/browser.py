@@ -5,31 +5,45 @@ Every page's state is its address, so that it can be sent to somebody who has th
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
+from http import HTTPStatus
 from threading import Thread
 from typing import Any
 from urllib.parse import urlencode
 
 import pyarrow as pa
 from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from plugins.registry import choices
+from storage.errors import LONGEST, FloodlitError, one_line
 from storage.query import QueryError
 from storage.run import Run
-from tasks.page.catalog import SAMPLES, Catalog, Search, reference
+from tasks.page.catalog import Catalog
+from tasks.page.expressions import reference
 from tasks.page.rendering import render
+from tasks.page.search import SAMPLES, Asking, Search
 from tasks.results.headline import headline
 from tasks.results.leaderboard import is_control
 
 HOSTS = ["127.0.0.1", "localhost"]
 _SECONDS = 600  # for which a browser may keep a picture
+_ROW = re.compile("[0-9]{1,9}")
+_WRONG = {
+    404: "There is no such page. The address that the terminal shows is that of all samples.",
+    405: "Pages are only read here; nothing can be sent.",
+}
 _FENCE = {
     # Pages hold styles and pictures of their own, and no script but that of their head.
     "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; "
@@ -60,22 +74,72 @@ def browser(runs: Mapping[str, Run], token: str) -> Starlette:
     pages = _Pages(runs)
     routes = [
         Route("/", _page(pages.samples)),
-        Route("/sample/{row:int}", _page(pages.sample)),
-        Route("/input/{row:int}.webp", pages.input),
-        Route("/map/{source:path}/{row:int}.png", pages.map),
+        Route("/sample/{row}", _page(pages.sample)),
+        Route("/input/{row}.webp", pages.input),
+        Route("/map/{source:path}/{row}.png", pages.map),
     ]
     # A page can give its own name this machine's address after it was loaded (DNS rebinding).
-    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)]
-    return Starlette(routes=[Mount(f"/{token}", routes=routes)], middleware=guards)
+    guards = [Middleware(_Fenced), Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)]
+    return Starlette(
+        routes=[Mount(f"/{token}", routes=routes)],
+        middleware=guards,
+        exception_handlers={
+            HTTPException: _refusal,
+            FloodlitError: _damage,
+            OSError: _damage,
+            Exception: _fault,
+        },
+    )
 
 
-def _page(made: Callable[[Request], str]) -> Callable[[Request], Response]:
-    """Make an endpoint of a function that returns HTML."""
+class _Fenced:
+    """Gives every answer the headers of the fence, refusals included."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _FENCE.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self.app(scope, receive, sent)
+
+
+def _page(made: Callable[[Request], tuple[str, int]]) -> Callable[[Request], Response]:
+    """Make an endpoint of a function that returns HTML and a status."""
 
     def endpoint(request: Request) -> Response:
-        return HTMLResponse(made(request), headers=_FENCE)
+        return HTMLResponse(*made(request))
 
     return endpoint
+
+
+def _plain(status: int, told: str) -> Response:
+    """A page of one line."""
+    page = render("browser_refusal.html", title=HTTPStatus(status).phrase, told=told)
+    return HTMLResponse(page, status, headers=_FENCE)
+
+
+def _refusal(_: Request, error: Exception) -> Response:
+    """The page of an address that is none."""
+    assert isinstance(error, HTTPException)
+    answer = _plain(error.status_code, _WRONG.get(error.status_code, error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def _damage(_: Request, error: Exception) -> Response:
+    """The page of files that cannot be read."""
+    return _plain(500, one_line(error, LONGEST))
+
+
+def _fault(*_: Any) -> Response:
+    """The page of a fault in this program, whose trace is on the terminal."""
+    return _plain(500, "The browser has a fault, which its terminal shows.")
 
 
 class _Pages:
@@ -104,27 +168,27 @@ class _Pages:
                 with suppress(OSError, ValueError):  # the page that needs them says what is wrong
                     self.catalog.numbers(run, explainer, columns)
 
-    def samples(self, request: Request) -> str:
-        """The page of samples that a search finds."""
-        search, error, cards, following, count = _search(request), "", [], "", 0
+    def samples(self, request: Request) -> tuple[str, int]:
+        """The page of samples that a search finds, or why there is none."""
+        search, shown = _filled(request)
+        told = dict.fromkeys(("cards", "following", "count"))
+        error = ""
         try:
-            found = self.catalog.find(search)
-            count = self.catalog.count(search)
-            cards = self._cards(found.rows, search)
-            following = found.keys[-1] if found.more else ""
+            self._check(request)
+            with self.catalog.asking(search) as asking:
+                found = asking.find()
+                cards, following = self._cards(found.rows, asking), found.keys[-1] if found.more else ""
+                told = {"cards": cards, "count": asking.count()}
+                told["following"] = _query(replace(search, after=following), shown) if following else ""
         except QueryError as refusal:
             error = str(refusal)
-        shown = request.query_params.get("map", "")
-        return render(
+        page = render(
             "browser.html",
             title=" and ".join(run.name for run in self.runs.values()),
             root=_root(request),
             search=search,
             query=_query(search, shown),
             error=error,
-            cards=cards,
-            count=count,
-            following=_query(replace(search, after=following), shown) if following else "",
             total=self.first.rows,
             per_page=SAMPLES,
             classes=self.classes,
@@ -133,44 +197,56 @@ class _Pages:
             shown=shown if shown in self.catalog.sources else "",
             modality=self.first.modality,
             size=self.first.input_size,
+            **told,
         )
+        return page, 400 if error else 200
 
-    def _cards(self, rows: list[int], search: Search) -> list[dict[str, Any]]:
+    def _check(self, request: Request) -> None:
+        """Raise QueryError if an address has parts that no search has, or names a map that is not there."""
+        known = [*_PARTS, "map"]
+        for name, times in Counter(name for name, _ in request.query_params.multi_items()).items():
+            if name not in known:
+                raise QueryError(
+                    f"the address has an unknown part {name[:40]!r}; {choices(name[:40], known)}"
+                )
+            if times > 1:
+                raise QueryError(f"the address has {name} {times} times; leave one")
+        shown = request.query_params.get("map", "")
+        if shown and (self.first.modality != "image" or shown not in self.catalog.sources):
+            there = self.catalog.sources if self.first.modality == "image" else ()
+            raise QueryError(f"map: there is no {shown[:40]!r}; {choices(shown[:40], there, 'there are ')}")
+
+    def _cards(self, rows: list[int], asking: Asking) -> list[dict[str, Any]]:
         """What a page of samples says about each of them."""
         columns = ("sample_id", "uri", "label_name", "prediction_name", "prediction", "label", "confidence")
         chosen = self.catalog.samples.select([*columns, "text", "status", "correct"])
         chosen = chosen.take(pa.array(rows, pa.int64())).to_pylist()
-        told = {
-            name: self.catalog.values(expression, rows)
-            for name, expression in (("sort", search.sort), ("score", search.score))
-            if expression.strip()
-        }
+        told = [values for field in ("sort", "score") if (values := asking.values(field, rows))]
         return [
-            {**sample, "row": row, "told": [values[i] for values in told.values()]}
+            {**sample, "row": row, "told": [values[i] for values in told]}
             for i, (row, sample) in enumerate(zip(rows, chosen, strict=True))
         ]
 
-    def sample(self, request: Request) -> str:
+    def sample(self, request: Request) -> tuple[str, int]:
         """The page of one sample, with the ones before and after it in the order of the search."""
         from tasks.page.gallery import colours_of
         from tasks.page.picture_data import inline
         from tasks.page.sample import samples_of
         from tasks.page.shown_maps import named
 
-        row, search = request.path_params["row"], _search(request)
-        if not 0 <= row < self.first.rows:
-            raise HTTPException(404, f"there are {self.first.rows} samples")
+        row, (search, of_map) = self._row(request), _filled(request)
+        neighbours = self._neighbours(request, search, row)
         shown = []
         for number, (name, run) in enumerate(self.runs.items()):
             place = self.catalog.row_in(name, row)
             if place is not None:
                 (found,) = samples_of(run, [place], inline, self.catalog.numbers)
                 shown.append((name, replace(found, key=f"run{number}-{found.key}"), named(run)))
-        return render(
+        page = render(
             "browser_sample.html",
             title=self.catalog.samples["sample_id"][row].as_py(),
             root=_root(request),
-            query=_query(search, request.query_params.get("map", "")),
+            query=_query(search, of_map),
             shown=shown,
             several=len(self.runs) > 1,
             palette=colours_of(self.first.modality),
@@ -179,15 +255,25 @@ class _Pages:
                 "boxes": any(target.boxes for _, sample, _ in shown for target in sample.targets),
                 "masks": any(target.mask for _, sample, _ in shown for target in sample.targets),
             },
-            **self._neighbours(search, row),
+            **neighbours,
         )
+        return page, 400 if neighbours["error"] else 200
 
-    def _neighbours(self, search: Search, row: int) -> dict[str, Any]:
+    def _row(self, request: Request) -> int:
+        """The row in an address."""
+        told = request.path_params["row"]
+        if not _ROW.fullmatch(told) or int(told) >= self.first.rows:
+            raise HTTPException(404)
+        return int(told)
+
+    def _neighbours(self, request: Request, search: Search, row: int) -> dict[str, Any]:
         """The samples before and after one in the order of a search, or why they are not known."""
         try:
-            here = replace(search, after=self.catalog.key_of(search, row))
-            after = self.catalog.find(here, 1).rows
-            before = self.catalog.find(here, 1, backwards=True).rows
+            self._check(request)
+            with self.catalog.asking(search) as asking:
+                key = asking.key_of(row)
+                after = asking.find(1, after=key).rows
+                before = asking.find(1, after=key, backwards=True).rows
         except QueryError as refusal:
             return {"before": None, "after": None, "error": str(refusal)}
         return {"before": next(iter(before), None), "after": next(iter(after), None), "error": ""}
@@ -197,8 +283,8 @@ class _Pages:
         from tasks.page.picture_data import webp
         from tasks.pictures.drawing import pixels_of
 
-        row = request.path_params["row"]
-        if self.first.modality != "image" or not 0 <= row < self.first.rows:
+        row = self._row(request)
+        if self.first.modality != "image":
             raise HTTPException(404)
         return _picture(webp(pixels_of(self.first, row), 224), "image/webp")
 
@@ -207,8 +293,8 @@ class _Pages:
         from tasks.page.picture_data import INFERNO, map_png
         from tasks.page.stored_maps import stored_maps
 
-        source, row = request.path_params["source"], request.path_params["row"]
-        if source not in self.catalog.sources or not 0 <= row < self.first.rows:
+        source, row = request.path_params["source"], self._row(request)
+        if source not in self.catalog.sources:
             raise HTTPException(404)
         name, explainer = self.catalog.sources[source]
         run, place = self.runs[name], self.catalog.row_in(name, row)
@@ -227,10 +313,13 @@ def _root(request: Request) -> str:
     return str(request.scope["root_path"])
 
 
-def _search(request: Request) -> Search:
-    """Read a search from the address."""
-    names = [field.name for field in fields(Search)]
-    return Search(**{name: request.query_params.get(name, "") for name in names})
+_PARTS = [field.name for field in fields(Search)]
+
+
+def _filled(request: Request) -> tuple[Search, str]:
+    """The search, and the map that is shown, as an address has them."""
+    given = request.query_params
+    return Search(**{name: given.get(name, "") for name in _PARTS}), given.get("map", "")
 
 
 def _query(search: Search, shown: str) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock, Timer
+from time import monotonic
 from typing import Any
 
 import duckdb
@@ -27,7 +30,11 @@ _WHEN = {
     "findings": "a job has findings if it has the table [[findings]], or after `floodlit findings`",
     "clusters": "a job has clusters if it has the table [[findings]], or after `floodlit findings`",
 }
-# DuckDB parses PIVOT as several statements in one (MULTI). Neither kind can reach a file, see _connect.
+Views = Mapping[str, pa.Table | pa.dataset.Dataset]
+Values = (
+    Sequence[Any] | Mapping[str, Any]
+)  # of a statement's parameters: of each ``?`` in order, or by ``$name``
+# DuckDB parses PIVOT as several statements in one (MULTI). Neither kind can reach a file, see Fence.
 _ALLOWED = {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI}
 
 
@@ -75,9 +82,7 @@ def query(store: str | Path, sql: str) -> pa.Table:
         raise _damaged(run, error) from error
 
 
-def select(
-    views: Mapping[str, pa.Table | pa.dataset.Dataset], sql: str, values: Sequence[Any] = ()
-) -> pa.Table:
+def select(views: Views, sql: str, values: Values = ()) -> pa.Table:
     """Run one SELECT on some tables and return its rows; it can reach nothing else.
 
     Parameters
@@ -87,13 +92,86 @@ def select(
     sql
         One statement, as for :func:`query`.
     values
-        Values of the statement's parameters ``?``, in order.
+        Values of the statement's parameters.
 
     Raises
     ------
     QueryError
         If ``sql`` is not one such statement, asks for something that does not exist, or fails.
     """
+    with Fence().reading(views) as ask:
+        return ask(sql, values)
+
+
+class Fence:
+    """A database in memory that can read tables given to it, but no files, extensions or Python variables.
+
+    Arrow reads the files, so DuckDB's own access to the file system is switched off completely.
+
+    Parameters
+    ----------
+    memory
+        What all queries together may take, for example "256MB"; most of the machine's memory without it.
+    seconds
+        For which one :meth:`reading` may compute; as long as it takes without it.
+    """
+
+    def __init__(self, memory: str | None = None, seconds: float | None = None) -> None:
+        fence = {"enable_external_access": "false", "python_enable_replacements": "false"}
+        fence["temp_directory"] = (
+            ""  # what does not fit into memory would be written to the working directory
+        )
+        fence |= {} if memory is None else {"memory_limit": memory}
+        self._memory, self._seconds, self._lock = memory, seconds, Lock()
+        self._database = duckdb.connect(":memory:", config=fence)
+        self._database.execute("SET lock_configuration = true")  # so that no query can switch it on again
+
+    @contextmanager
+    def reading(self, views: Views) -> Iterator[Callable[[str, Values], pa.Table]]:
+        """Give a function that runs statements on these tables, as :func:`select` does.
+
+        Several threads may read at a time; none sees the tables of another.
+        """
+        with self._lock:  # DuckDB does not say that threads may do this at the same time
+            connection = self._database.cursor()
+        end = None if self._seconds is None else monotonic() + self._seconds
+
+        def ask(sql: str, values: Values = ()) -> pa.Table:
+            _check_statement(sql)
+            try:
+                with _ended_at(end, connection):
+                    return connection.sql(sql, params=values).to_arrow_table()
+            except duckdb.InterruptException as error:
+                raise QueryError(f"takes more than {self._seconds:g} seconds and was stopped") from error
+            except (duckdb.OutOfMemoryException, MemoryError) as error:
+                most = "there is" if self._memory is None else f"the {self._memory} that it may take"
+                raise QueryError(f"needs more memory than {most}") from error
+            except duckdb.Error as error:
+                raise QueryError(_explained(error, views)) from error
+
+        with connection:
+            for name, dataset in views.items():
+                connection.register(name, dataset)
+            yield ask
+
+
+@contextmanager
+def _ended_at(end: float | None, connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Interrupt what the block computes on a connection at a time of the monotonic clock."""
+    if end is None:
+        yield
+        return
+    timer = Timer(max(0.0, end - monotonic()), connection.interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _check_statement(sql: str) -> None:
+    """Raise QueryError if a text in SQL is not one statement that only reads."""
     try:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error as error:
@@ -101,11 +179,6 @@ def select(
     if len(statements) != 1 or statements[0].type not in _ALLOWED:
         kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
         raise QueryError(f"a query must be one SELECT statement; this is: {kinds}")
-    with _connect(views) as connection:
-        try:
-            return connection.sql(sql, params=list(values)).to_arrow_table()
-        except duckdb.Error as error:
-            raise QueryError(_explained(error, views)) from error
 
 
 def _damaged(run: Run, error: Exception) -> DamagedViewError:
@@ -137,20 +210,6 @@ def _dataset(files: list[Path], **how: Any) -> pa.dataset.Dataset:
     return pa.dataset.dataset(
         [name for name, _ in sources], format="parquet", filesystem=sources[0][1], **how
     )
-
-
-def _connect(views: Mapping[str, pa.Table | pa.dataset.Dataset]) -> duckdb.DuckDBPyConnection:
-    """Open a database in memory that can read these datasets, but no files, extensions or Python variables.
-
-    Arrow reads the files, so DuckDB's own access to the file system is switched off completely.
-    """
-    fence = {"enable_external_access": "false", "python_enable_replacements": "false"}
-    fence["temp_directory"] = ""  # what does not fit into memory would be written to the working directory
-    connection = duckdb.connect(":memory:", config=fence)
-    for name, dataset in views.items():
-        connection.register(name, dataset)
-    connection.execute("SET lock_configuration = true")  # so that no query can switch the access on again
-    return connection
 
 
 def _explained(error: duckdb.Error, views: Mapping[str, Any]) -> str:

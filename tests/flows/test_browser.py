@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import unescape
@@ -13,6 +14,8 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -46,6 +49,96 @@ def client(run: Run) -> Iterator[TestClient]:
         yield made
 
 
+def check_fence(answer: Any) -> None:
+    """An answer's page may ask nobody else for anything, and says nothing of how it was made."""
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert "Traceback" not in answer.text
+    assert "site-packages" not in answer.text
+
+
+PARTS = ["label", "prediction", "correct", "status", "score", "low", "high", "text", "where", "sort"]
+PARTS += ["descending", "after", "map"]
+VALUES = st.one_of(
+    st.text(max_size=20),
+    st.sampled_from(
+        [
+            "9" * 5000,
+            "-1",
+            "1e400",
+            "nan",
+            "\0",
+            "\ud800",
+            "[null, 0]",
+            '[{"a": 1}, 2]',
+            f"[{'9' * 400}, 1]",
+            f'["x", {"9" * 30}]',
+            "[" * 3000,
+            "gradcam.insertion",
+            "gradcam.insertion / 0",
+            "sqrt(-1)",
+            "error('boom')",
+            "-9223372036854775808 - row",
+            "CAST(label AS DECIMAL(38, 3))",
+            "('a' || row)::BLOB",
+            "labels",
+            "samples",
+            "NULL",
+            "*",
+            "COLUMNS('.*')",
+            "$search_low",
+            "confidence > 0.5 --",
+            "1=1) OR (1=1",
+            '"" . ""',
+            "1",
+            "0",
+            "ok",
+        ]
+    ),
+)
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(st.tuples(st.one_of(st.sampled_from(PARTS), st.text(max_size=4)), VALUES), max_size=4), st.data()
+)
+def test_no_address_makes_the_browser_fail(
+    client: TestClient, parts: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    number = data.draw(
+        st.sampled_from(["0", "59", "60", "-1", "9" * 5000, "1e3", "٣", "0x1", "%00", "", "1.5"])
+    )
+    place = data.draw(
+        st.sampled_from(["", "sample/{}", "input/{}.webp", "map/gradcam/{}.png", "{}/", "sample/{}/"])
+    )
+    query = "&".join(
+        f"{quote(name, errors='surrogatepass')}={quote(value, errors='surrogatepass')}"
+        for name, value in parts
+    )
+    answer = client.request(
+        data.draw(st.sampled_from(["GET", "GET", "GET", "HEAD", "POST", "PUT"])),
+        f"{place.format(number)}?{query}",
+    )
+    assert answer.status_code in {200, 400, 404, 405}
+    check_fence(answer)
+
+
+def test_a_damaged_run_and_a_fault_are_told_in_one_line(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.root, tmp_path / "run")
+    (tmp_path / "run/saliency.zarr/gradcam/maps/zarr.json").write_text("{}")
+    for file in (tmp_path / "run/scores").rglob("*.parquet"):
+        file.write_bytes(b"no Parquet")
+    app = browser({"one": Run.open(tmp_path / "run")}, "t")
+    with TestClient(app, "http://localhost/t/", raise_server_exceptions=False) as client:
+        for path in ("map/gradcam/0.png", "sample/0", "?sort=gradcam.insertion"):
+            answer = client.get(path)
+            assert answer.status_code == 500
+            assert str(tmp_path / "run") in answer.text
+            check_fence(answer)
+        assert client.get("").status_code == 200
+
+
 def ids_in(page: str) -> list[str]:
     return re.findall(r'class="id">([^<]+)<', page)
 
@@ -58,11 +151,13 @@ def test_only_who_knows_the_address_is_served(client: TestClient) -> None:
         "http://127.0.0.1:1234/input/0.webp",
     ):
         assert client.get(path).status_code == 404
-    assert client.get("", headers={"Host": "somebody.example"}).status_code == 400
+        check_fence(client.get(path))
+    stranger = client.get("", headers={"Host": "somebody.example"})
+    assert stranger.status_code == 400
+    check_fence(stranger)
     assert client.post("").status_code == 405
-    policy = client.get("").headers["Content-Security-Policy"]
-    assert "default-src 'none'" in policy
-    assert client.get("").headers["Referrer-Policy"] == "no-referrer"
+    check_fence(client.post(""))
+    check_fence(client.get(""))
 
 
 def test_pages_follow_each_other_and_hold_every_sample_once(client: TestClient, run: Run) -> None:
@@ -88,12 +183,37 @@ def test_a_sample_knows_its_neighbours_in_the_search(client: TestClient, run: Ru
 
 
 def test_what_cannot_be_understood_is_said_on_the_page(client: TestClient) -> None:
-    answer = client.get("?where=" + quote("<b>nonsense</b> > 1"))
-    assert answer.status_code == 200
+    answer = client.get("?label=3&where=" + quote("<b>nonsense</b> > 1"))
+    assert answer.status_code == 400
+    assert 'value="&lt;b&gt;nonsense&lt;/b&gt; &gt; 1"' in answer.text  # the form is kept
+    assert 'name="label" list="classes" value="3"' in answer.text
     assert 'role="alert"' in answer.text
     assert "<b>nonsense" not in answer.text
     assert "<img src=x" not in answer.text
-    assert client.get("sample/3?sort=nonsense").status_code == 200
+    answer = client.get("sample/3?sort=nonsense")
+    assert answer.status_code == 400
+    assert "there is no column" in answer.text
+    assert '<article class="sample' in answer.text
+
+
+@pytest.mark.parametrize(
+    ("search", "told"),
+    [
+        ("lable=3", "the address has an unknown part 'lable'; close are label"),
+        ("label=3&label=4", "the address has label 2 times; leave one"),
+        ("map=gradkam", "map: there is no 'gradkam'; close are gradcam"),
+        ("low=0.5", "from and to: are the range of a score; say which one in the field score"),
+        ("descending=1", "largest first: needs an order; say in the field sort by what is to be largest"),
+        ("where=1%3D(SELECT+count(*)+FROM+scores)", "'scores' cannot be read here"),
+    ],
+)
+def test_nothing_in_the_address_is_left_out_without_a_word(
+    client: TestClient, search: str, told: str
+) -> None:
+    answer = client.get(f"?{search}")
+    assert answer.status_code == 400
+    assert told in unescape(re.findall('role="alert">([^<]*)<', answer.text)[0])
+    assert ids_in(answer.text) == []
 
 
 def test_a_search_that_finds_nothing_is_a_page(client: TestClient) -> None:
