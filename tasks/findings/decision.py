@@ -132,8 +132,8 @@ def decided(outcomes: Sequence[Outcome]) -> list[Outcome]:
     images. P-values alone accused honest classes.
 
     Without boxes and masks the object cannot be taken out, so that there is at most a candidate. It passes
-    the same rule; content at the same place that is as salient in images of other classes turns at least 25 %
-    fewer predictions to its own class; and after the removal at least 25 % of the images still get the class,
+    the same rule; content of other classes that is as salient turns at least 25 % fewer predictions to its
+    own class; and after the removal at least 25 % of the images still get the class,
     so that the object is a second evidence. A network that relies on the cue alone cannot be found this way,
     nor can a cue in all images of a class.
 
@@ -165,8 +165,12 @@ def _decided(outcome: Outcome, p_holm: float) -> Outcome:
         return replace(outcome, state=State.NOT_CONFIRMED if reason else State.FINDING, reason=reason)
     assert outcome.removal is not None
     assert outcome.flips is not None
-    if outcome.natural.donors < FEWEST:
-        reason = f"{outcome.natural.donors} images of other classes are as salient there, fewer than {FEWEST}"
+    if math.isnan(outcome.natural.flips):
+        reason = (
+            f"{outcome.natural.donors} images of other classes are as salient, fewer than {FEWEST}"
+            if outcome.natural.donors < FEWEST
+            else "it takes three classes, or boxes"
+        )
         return replace(outcome, state=State.UNDECIDABLE, reason=reason)
     if outcome.flips.mean - outcome.natural.flips < BEYOND_NATURAL:
         reason = f"content of other classes turns {outcome.natural.flips:.0%} to its own class"

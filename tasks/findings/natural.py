@@ -1,8 +1,8 @@
-"""Without boxes and masks: what content does that other classes' maps light up at the same place.
+"""Without boxes and masks: what content does that is as salient in images of other classes.
 
-A region that holds an object makes that object's class wherever it is pasted. If content of other classes at
-this place makes its own class about as often as the exemplars' makes the suspected one, the exemplars'
-content may be the object itself.
+A region that holds an object makes that object's class wherever it is pasted. If such content of other
+classes makes its own class about as often as the exemplars' makes the suspected one, the exemplars' content
+may be the object itself.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from tasks.findings.interventions import DONORS, RECIPIENTS
 from tasks.findings.seen import Rows, Seen
 from tasks.findings.trials import Trials
+
+Bools = NDArray[np.bool_]
 
 _AS_SALIENT = 0.8  # of the exemplars' median share of the map in the region: who counts as a donor
 FEWEST = 5  # donors
@@ -29,20 +32,25 @@ class Natural:
     Attributes
     ----------
     donors
-        How many images of other classes have as much of their map at the place as the exemplars; at most 30
-        of them were used.
+        How many images of other classes have as much of their map in the region as the exemplars; at most 30
+        of them were used. Where ``moved``, how many have it in as many cells, wherever these lie.
     flips
-        Share of the transplants after which the donor's own class is predicted; NaN with fewer than 5 donors.
+        Share of the transplants after which the donor's own class is predicted; NaN with fewer than 5 donors,
+        and with fewer than three classes.
+    moved
+        Whether the content is that of each donor's most salient cells, because fewer than 5 have as much in
+        the region.
     """
 
     donors: int
     flips: float
+    moved: bool = False
 
 
 def natural(
     trials: Trials, target: int, exemplars: Rows, regions: Tensor, rng: np.random.Generator
 ) -> Natural:
-    """Transplant content of other classes that is as salient at the place as that of the exemplars.
+    """Transplant content of other classes that is as salient as that of the exemplars.
 
     Each of at most 30 donors gives its content to three images that are neither of its class nor of the
     suspected one.
@@ -54,28 +62,49 @@ def natural(
     """
     seen = trials.seen
     others = seen.others(target)
-    there, own = _shares(seen, others, regions), _shares(seen, exemplars, regions).diagonal()
-    salient = there >= _AS_SALIENT * float(own.median())  # (others, exemplars)
-    fit = np.flatnonzero(salient.any(1).numpy())
-    if len(fit) < FEWEST:
-        return Natural(len(fit), np.nan)
-    under, over, place = [], [], []
-    for number in rng.permutation(fit)[:RECIPIENTS]:
-        donor = others[number]
-        classes = (seen.classes[donor], seen.labels[donor])
-        apart = others[~np.isin(seen.classes[others], classes) & ~np.isin(seen.labels[others], classes)]
-        recipients = rng.permutation(apart)[:DONORS]
-        under.append(recipients)
-        over.append(np.repeat(donor, len(recipients)))
-        place.append(rng.choice(np.flatnonzero(salient[number].numpy()), len(recipients)))
-    rows, donors, at = (np.concatenate(parts) for parts in (under, over, place))
-    own_class = torch.from_numpy(seen.classes[donors])
-    flipped = trials.swapped(rows, donors, lambda these: regions[at[these]], own_class)[:, 1]
-    return Natural(len(fit), float(flipped.mean()) if len(flipped) else np.nan)
+    enough = _AS_SALIENT * float(_shares(seen, exemplars, regions).diagonal().median())
+    there = _shares(seen, others, regions) >= enough  # (others, exemplars)
+    fit = np.flatnonzero(there.any(1).numpy())
+    moved = len(fit) < FEWEST
+    if moved:
+        count = _cells(seen, regions).flatten(1).sum(1).mean().round().clamp(min=1)
+        strongest = seen.maps[others].flatten(1).topk(int(count), 1)
+        fit = np.flatnonzero((strongest.values.sum(1) >= enough).numpy())
+    chosen = rng.permutation(fit)[:RECIPIENTS]
+    if moved:
+        cells = torch.zeros(len(chosen), seen.maps[0].numel())
+        cells = cells.scatter(1, strongest.indices[chosen], 1).unflatten(1, seen.maps.shape[1:])
+        places = F.interpolate(cells[:, None], regions.shape[1:], mode="nearest")[:, 0] > 0
+    else:
+        places = regions[[rng.choice(np.flatnonzero(there[each].numpy())) for each in chosen]]
+    flips = _flips(trials, others[chosen], others, places, rng) if len(fit) >= FEWEST else np.nan
+    return Natural(len(fit), flips, moved)
+
+
+def _flips(trials: Trials, donors: Rows, others: Rows, places: Tensor, rng: np.random.Generator) -> float:
+    """Share of the transplants that make the donor's own class; NaN where no image may get them."""
+    seen = trials.seen
+    given = [
+        rng.permutation(others[~_of_class(seen, others, seen.classes[donor], seen.labels[donor])])[:DONORS]
+        for donor in donors
+    ]
+    under = np.concatenate(given)
+    at = np.repeat(np.arange(len(donors)), [len(rows) for rows in given])
+    own_class = torch.from_numpy(seen.classes[donors[at]])
+    flipped = trials.swapped(under, donors[at], lambda these: places[at[these]], own_class)[:, 1]
+    return float(flipped.mean()) if len(flipped) else np.nan
+
+
+def _of_class(seen: Seen, rows: Rows, *classes: int) -> Bools:
+    """(n,) whether an image is of one of the classes, or taken for one."""
+    return np.isin(seen.classes[rows], classes) | np.isin(seen.labels[rows], classes)
 
 
 def _shares(seen: Seen, rows: Rows, regions: Tensor) -> Tensor:
     """(n, E) how much of each map lies in each region."""
-    maps = seen.maps[rows]
-    cells = F.interpolate(regions[:, None].float(), maps.shape[1:], mode="area")[:, 0]
-    return maps.flatten(1) @ cells.flatten(1).T
+    return seen.maps[rows].flatten(1) @ _cells(seen, regions).flatten(1).T
+
+
+def _cells(seen: Seen, regions: Tensor) -> Tensor:
+    """(E, h, w) in [0, 1]: how much of each cell of the maps is in each region."""
+    return F.interpolate(regions[:, None].float(), seen.maps.shape[1:], mode="area")[:, 0]

@@ -108,7 +108,8 @@ def grown(objects: Tensor) -> Tensor:
     The network sees the edge of an object from beside it, and what lies there belongs to the object.
     """
     reach = margin(objects.shape[1:])
-    return F.max_pool2d(objects[:, None].float(), 2 * reach + 1, 1, reach)[:, 0] > 0
+    across = F.max_pool2d(objects[:, None].float(), (1, 2 * reach + 1), 1, (0, reach))
+    return F.max_pool2d(across, (2 * reach + 1, 1), 1, (reach, 0))[:, 0] > 0
 
 
 def margin(size: tuple[int, ...]) -> int:

@@ -98,6 +98,7 @@ def test_holm_is_over_all_that_was_tested() -> None:
     [
         (5, 0.25, 0.25, State.CANDIDATE),
         (4, np.nan, 0.25, State.UNDECIDABLE),
+        (30, np.nan, 0.25, State.UNDECIDABLE),
         (5, 0.26, 0.25, State.NOT_CONFIRMED),
         (5, 0.25, 0.24, State.NOT_CONFIRMED),
     ],

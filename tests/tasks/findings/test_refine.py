@@ -54,7 +54,7 @@ def test_donors_are_as_salient_and_flip_to_their_own_class() -> None:
     network, rows = Reads(), given.rows_of(0)[:10]
     trials = Trials(network, given, 64)
     found = natural(trials, 0, rows, PATCH.expand(10, -1, -1), np.random.default_rng(0))
-    assert (found.donors, found.flips) == (80, 1)
+    assert (found.donors, found.flips, found.moved) == (80, 1, False)
     assert network.rows == 90
 
     # Content beside that pixel makes no class: the recipient, which is of neither class, keeps its own.
@@ -63,15 +63,50 @@ def test_donors_are_as_salient_and_flip_to_their_own_class() -> None:
     assert natural(trials, 0, rows, beside.expand(10, -1, -1), np.random.default_rng(0)).flips == 0
 
 
-def test_fewer_than_five_donors_decide_nothing() -> None:
+def test_donors_that_are_salient_elsewhere_give_their_own_place() -> None:
+    """Where the maps of other classes never lie in the region, as many of their strongest cells stand in."""
     given = seen(boxes=False)
     maps = torch.zeros(120, 8, 8)
-    maps[given.rows_of(0), 0, 0] = 1
-    maps[given.others(0)[:4], 0, 0] = 1
-    network = Rule()
-    trials = Trials(network, replace(given, maps=maps), 64)
+    maps[given.rows_of(0), :2, :2] = 0.25
+    maps[given.others(0), 4, 4:] = 0.25
+    under = []
+
+    class Watched(Rule):
+        def logits(self, inputs):
+            under.append(inputs.clone())
+            return super().logits(inputs)
+
+    black = torch.zeros(120, 3, SIZE, SIZE)
+    black[:, 0] = torch.arange(120.0)[:, None, None]  # tells whose content is shown
+    trials = Trials(Watched(), replace(given, maps=maps, images=lambda rows: black[rows]), 1000)
     rows = given.rows_of(0)[:10]
     found = natural(trials, 0, rows, PATCH.expand(10, -1, -1), np.random.default_rng(0))
-    assert found.donors == 4
-    assert np.isnan(found.flips)
+    assert (found.donors, found.moved) == (80, True)
+    (shown,) = under
+    assert len(shown) == 90
+    strongest = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    strongest[16:20, 16:] = True
+    recipients, donors = shown[:, 0][:, ~strongest], shown[:, 0][:, strongest]
+    assert (recipients == recipients[:, :1]).all()
+    assert (donors == donors[:, :1]).all()
+    assert (donors[:, 0] != recipients[:, 0]).all()
+
+
+def test_fewer_than_five_donors_and_fewer_than_three_classes_decide_nothing() -> None:
+    given = seen(boxes=False)
+    maps = torch.zeros(120, 8, 8)
+    maps[given.rows_of(0), :2, :2] = 0.25
+    maps[given.others(0)[:4], :2, :2] = 0.25
+    maps[given.others(0)[4:]] = 1 / 64
+    network, rows, regions = Rule(), given.rows_of(0)[:10], PATCH.expand(10, -1, -1)
+    few = natural(Trials(network, replace(given, maps=maps), 64), 0, rows, regions, np.random.default_rng(0))
+    assert (few.donors, few.moved, np.isnan(few.flips)) == (4, True, True)
+    two = replace(
+        given,
+        classes=(given.classes > 0) * 1,
+        labels=(given.labels > 0) * 1,
+        maps=torch.full((120, 8, 8), 1 / 64),
+    )
+    pair = natural(Trials(network, two, 64), 0, rows, regions, np.random.default_rng(0))
+    assert (pair.donors, pair.moved, np.isnan(pair.flips)) == (80, False, True)
     assert network.rows == 0
