@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from finding_toys import PATCH, seen, suspicion
+from rule_toys import PATCH, seen, suspicion
 from tasks.findings.decision import Effect, Outcome, State, decided, paired_effect, promising, unpaired_effect
 from tasks.findings.interventions import Removal
 from tasks.findings.merge import merged

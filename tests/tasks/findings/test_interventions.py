@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from finding_toys import BIAS, PATCH, SIZE, WEIGHT, Rule, seen, suspicion
+from rule_toys import BIAS, PATCH, SIZE, WEIGHT, Rule, seen, suspicion
 from tasks.findings.decision import Outcome, State, decided
 from tasks.findings.examine import examine_class, suspicions_of
 from tasks.findings.interventions import remove, transplant

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from finding_toys import PATCH, SIZE, Rule, seen
+from rule_toys import PATCH, SIZE, Rule, seen
 from tasks.findings.decision import State, decided
 from tasks.findings.examine import examine_class
 from tasks.findings.off_object import little_on_object, off_object, suspected_classes

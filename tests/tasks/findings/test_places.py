@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import ttest_ind
 
-from finding_toys import PATCH, SIZE, seen
+from rule_toys import PATCH, SIZE, seen
 from tasks.findings.places import fixed_place, t_statistics
 from tasks.findings.seen import Seen, grown, pooled, share_on_objects
 

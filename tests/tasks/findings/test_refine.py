@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from finding_toys import PATCH, SIZE, Rule, seen
+from rule_toys import PATCH, SIZE, Rule, seen
 from tasks.findings.natural import natural
 from tasks.findings.refine import refined
 from tasks.findings.trials import Trials
