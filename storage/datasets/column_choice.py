@@ -5,8 +5,7 @@ Columns inside others are written with dots, e.g. ``objects.bbox``.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,17 @@ from pyarrow import types
 
 from storage.datasets.boxes import BOX_COLUMNS
 from storage.datasets.column_keys import ColumnKeys
+from storage.datasets.column_types import (
+    are_boxes,
+    are_names,
+    classes_of,
+    features_of,
+    is_encoded,
+    is_name,
+    is_number,
+    of_feature,
+    told_type,
+)
 
 _NAMES = {
     "label": ("label", "cls", "class", "target"),
@@ -22,6 +32,8 @@ _NAMES = {
     "boxes": ("boxes", "bbox", "bboxes"),
     "id": ("id", "image_id", "sample_id", "__key__"),
 }
+# What the class of a box is called in a column that lies beside the one of the boxes inside another one.
+_OF_BOXES = ("category", "categories", "category_id", "label", "labels", "class", "classes", "name")
 _MOST_TOLD = 12  # columns that a message lists
 
 
@@ -31,8 +43,9 @@ class Choice:
 
     Attributes
     ----------
-    image, label, labels, boxes, id
-        Names of columns. ``boxes`` are one column of lists, or four of numbers.
+    image, label, labels, boxes, box_labels, id
+        Names of columns. ``boxes`` are one column of lists, or four of numbers. ``box_labels`` holds the
+        class of each box, and may be the column ``labels``.
     classes
         Names of the classes where the table declares them, as a ClassLabel of Hugging Face does.
     told
@@ -46,11 +59,12 @@ class Choice:
     id: str | None = None
     classes: tuple[str, ...] = ()
     told: str = ""
+    box_labels: str | None = None
 
     @property
     def facts(self) -> list[str]:
         """The columns of everything but the image, each once."""
-        named = (self.label, self.labels, *self.boxes, self.id)
+        named = (self.label, self.labels, *self.boxes, self.id, self.box_labels)
         return list(dict.fromkeys(name for name in named if name is not None))
 
 
@@ -92,21 +106,14 @@ def holders(schema: pa.Schema, names: Iterable[str]) -> list[str]:
 
 def declared_classes(schema: pa.Schema, name: str | None) -> tuple[str, ...]:
     """Return the names of the classes of a column where the table declares them, as Hugging Face's do."""
-    return _classes(_features(schema), name or "")
-
-
-def is_encoded(kind: pa.DataType) -> bool:
-    """Whether a column may hold encoded images: bytes, or Hugging Face's struct of bytes and a path."""
-    if types.is_struct(kind):
-        return {kind.field(i).name for i in range(kind.num_fields)} == {"bytes", "path"}
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return classes_of(features_of(schema), name or "")
 
 
 class _Chooser:
     def __init__(self, schema: pa.Schema, keys: ColumnKeys, where: str) -> None:
         self._schema, self._keys, self._where = schema, keys, where
         self._kinds = dict(_flat((field.name, field.type) for field in schema))
-        self._features = _features(schema)
+        self._features = features_of(schema)
         self._told: list[str] = []
 
     def choice(self, image: str | None, ids: str) -> Choice:
@@ -116,13 +123,19 @@ class _Chooser:
             self._told.append(f"image from {image}")
         label, labels = self._labels()
         boxes = self._boxes()
-        name = self._named("id", _is_name, "whole numbers or texts") or self._first("id", _is_name)
+        box_labels = self._box_labels(label, labels, boxes)
+        if box_labels and not (label or labels):
+            # A plain cell is the class of the only box, and the label of the image.
+            label, labels = (box_labels, None) if is_name(self._kinds[box_labels]) else (None, box_labels)
+            self._told.append("labels are the classes of the boxes")
+        name = self._named("id", is_name, "whole numbers or texts") or self._first("id", is_name)
         if name is None:
             self._told.append(f"ids are {ids}")
-        names = _classes(self._features, label or labels or "")
+        names = classes_of(self._features, label or labels or "")
+        self._check_alike(names, label or labels, box_labels)
         if names:
             self._told.append(f"{len(names)} classes as the table declares them")
-        return Choice(image, label, labels, boxes, name, names, ", ".join(self._told))
+        return Choice(image, label, labels, boxes, name, names, ", ".join(self._told), box_labels)
 
     def _named(self, key: str, fits: Any, what: str) -> str | None:
         """The column that a key of the job names."""
@@ -133,7 +146,7 @@ class _Chooser:
             raise ValueError(f"dataset.{key}: {self._where} has no column {name}; it has {self._there()}")
         if not fits(self._kinds[name]):
             raise ValueError(
-                f"dataset.{key}: the column {name} of {self._where} holds {_told(self._kinds[name])}; it "
+                f"dataset.{key}: the column {name} of {self._where} holds {told_type(self._kinds[name])}; it "
                 f"must hold {what}"
             )
         self._told.append(f"{key} from {name}")
@@ -164,7 +177,7 @@ class _Chooser:
         if named:
             return named
         found = [field.name for field in self._schema if is_encoded(field.type)]
-        declared = [name for name in found if _of_feature(self._features.get(name)) == "Image"]
+        declared = [name for name in found if of_feature(self._features.get(name)) == "Image"]
         found = declared or found
         if len(found) > 1:
             called = [name for name in ("image", "img") if name in found]
@@ -181,18 +194,18 @@ class _Chooser:
 
     def _labels(self) -> tuple[str | None, str | None]:
         """The column of one label, or of lists of labels."""
-        one = self._named("label", _is_name, "whole numbers or texts (dataset.labels is for lists)")
-        several = self._named("labels", _are_names, "lists of whole numbers or texts")
+        one = self._named("label", is_name, "whole numbers or texts (dataset.labels is for lists)")
+        several = self._named("labels", are_names, "lists of whole numbers or texts")
         if one or several:
             return one, several
-        one, several = self._first("label", _is_name), self._first("labels", _are_names)
+        one, several = self._first("label", is_name), self._first("labels", are_names)
         if one and several:
             raise ValueError(
                 f"dataset.label: {self._where} has the columns {one} and {several}; name one, in "
                 "dataset.label or dataset.labels"
             )
         if one is None and several is None:
-            declared = [name for name in self._features if _of_feature(self._features[name]) == "ClassLabel"]
+            declared = [name for name in self._features if of_feature(self._features[name]) == "ClassLabel"]
             if len(declared) == 1:
                 self._told.append(f"label from {declared[0]} (found by its type)")
                 return declared[0], None
@@ -204,16 +217,16 @@ class _Chooser:
         """Which column is called like one of labels and holds something else, in words."""
         called = {*_NAMES["label"], *_NAMES["labels"]}
         name = next((name for name in self._kinds if name.rpartition(".")[2] in called), None)
-        return f"; {name} holds {_told(self._kinds[name])}, not whole numbers or texts" if name else ""
+        return f"; {name} holds {told_type(self._kinds[name])}, not whole numbers or texts" if name else ""
 
     def _boxes(self) -> tuple[str, ...]:
-        named = self._named("boxes", _are_boxes, "lists of boxes, each a list of four numbers")
+        named = self._named("boxes", are_boxes, "lists of boxes, each a list of four numbers")
         if named:
             return (named,)
-        if all(_is_number(self._kinds.get(name)) for name in BOX_COLUMNS):
+        if all(is_number(self._kinds.get(name)) for name in BOX_COLUMNS):
             self._told.append(f"boxes from {', '.join(BOX_COLUMNS)}")
             return BOX_COLUMNS
-        found = self._first("boxes", _are_boxes)
+        found = self._first("boxes", are_boxes)
         if found is None:
             return ()
         if self._keys.box_format is None:
@@ -222,6 +235,42 @@ class _Chooser:
             )
             return ()
         return (found,)
+
+    def _box_labels(self, label: str | None, labels: str | None, boxes: tuple[str, ...]) -> str | None:
+        """The column of the classes of the boxes: named by the job, or lying beside the boxes."""
+        what = "whole numbers or texts, one for each box"
+        named = self._named("box_labels", lambda kind: is_name(kind) or are_names(kind), what)
+        if named and not boxes:
+            raise ValueError(
+                f"dataset.box_labels: no boxes of {self._where} are read; name their column in "
+                "dataset.boxes, and set dataset.box_format"
+            )
+        outer = boxes[0].rpartition(".")[0] if len(boxes) == 1 else ""
+        if named or outer in {"", "json"}:  # what lies beside all other columns may be of the image
+            return named
+        beside = [f"{outer}.{each}" for each in _OF_BOXES]
+        there = [name for name in beside if name in self._kinds and are_names(self._kinds[name])]
+        own = labels if labels and labels.rpartition(".")[0] == outer else None
+        found = own or next(iter(there), None)
+        if found is None:
+            return None
+        if label or labels not in {None, found}:
+            self._told.append(
+                f"boxes without classes, since dataset.box_labels does not say that {found} has the classes "
+                f"of {label or labels}"
+            )
+            return None
+        self._told = [each for each in self._told if not each.startswith("no column of labels")]
+        self._told.append(f"classes of boxes from {found} (beside the boxes)")
+        return found
+
+    def _check_alike(self, names: tuple[str, ...], label: str | None, box_labels: str | None) -> None:
+        """Raise ValueError if the classes of the boxes are declared otherwise than those of the images."""
+        if box_labels and classes_of(self._features, box_labels) != names:
+            raise ValueError(
+                f"dataset.box_labels: {self._where} declares other classes for {box_labels} than for "
+                f"{label}; write both with the same ones, or leave the key out"
+            )
 
 
 def _flat(columns: Iterable[tuple[str, pa.DataType]]) -> Iterable[tuple[str, pa.DataType]]:
@@ -233,73 +282,3 @@ def _flat(columns: Iterable[tuple[str, pa.DataType]]) -> Iterable[tuple[str, pa.
         if types.is_struct(inner) and not is_encoded(inner):
             fields = [inner.field(i) for i in range(inner.num_fields)]
             yield from _flat((f"{name}.{f.name}", pa.list_(f.type) if listed else f.type) for f in fields)
-
-
-# Types
-
-
-def _told(kind: pa.DataType) -> str:
-    """A type in words."""
-    return "no values, or values of several types" if types.is_null(kind) else str(kind)
-
-
-def _is_name(kind: pa.DataType) -> bool:
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-    return text or types.is_integer(kind)
-
-
-def _is_number(kind: pa.DataType | None) -> bool:
-    return kind is not None and (types.is_integer(kind) or types.is_floating(kind))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-
-
-def _are_names(kind: pa.DataType) -> bool:
-    return _is_list(kind) and _is_name(kind.value_type)
-
-
-def _are_boxes(kind: pa.DataType) -> bool:
-    """Whether a type is a list of four numbers, or a list of such lists."""
-    if not _is_list(kind):
-        return False
-    inner = kind.value_type
-    return _is_number(inner) or (_is_list(inner) and _is_number(inner.value_type))
-
-
-# What Hugging Face's datasets write into the metadata of a table
-
-
-def _features(schema: pa.Schema) -> Mapping[str, Any]:
-    """The features of the columns; empty if the table has none that can be read."""
-    try:
-        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _of_feature(feature: Any) -> Any:
-    """The name of a feature's class."""
-    return feature.get("_type") if isinstance(feature, dict) else None
-
-
-def _classes(features: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """The names of the classes of a column that is a ClassLabel, or lists of them."""
-    feature: Any = features
-    for part in name.split("."):
-        feature = _inside(feature).get(part, {})
-    feature = _inside(feature)
-    names = feature.get("names") if _of_feature(feature) == "ClassLabel" else None
-    return tuple(map(str, names)) if isinstance(names, list) else ()
-
-
-def _inside(feature: Any) -> dict[str, Any]:
-    """A feature, or that of the elements of a list."""
-    while _of_feature(feature) in {"List", "LargeList", "Sequence"} and "feature" in feature:
-        feature = feature["feature"]
-    if isinstance(feature, list) and feature:
-        feature = feature[0]
-    return feature if isinstance(feature, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -11,6 +10,7 @@ import pyarrow as pa
 
 from storage.datasets.bands import read_encoded
 from storage.datasets.boxes import check_unit
+from storage.datasets.column_cells import Place, boxes_in, cells_of, names_of_boxes
 from storage.datasets.column_choice import Choice
 from storage.datasets.column_keys import ColumnKeys
 from storage.datasets.dataset import Dataset, Drawn, Sample, known, spread
@@ -20,8 +20,6 @@ from storage.datasets.labels import number_lists
 from storage.datasets.reading import Bands
 from storage.errors import LONGEST
 from storage.files import UnreadableError
-
-Place = Callable[[int], str]  # the place of a row, for messages and people
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,8 @@ class Facts:
         The class indices of each row, where there may be several.
     boxes
         The boxes of each row as (xmin, ymin, xmax, ymax), in the job's unit.
+    box_labels
+        The class index of each box of each row.
     classes
         Names of the classes; empty if the labels are numbers.
     declared
@@ -56,6 +56,7 @@ class Facts:
     classes: list[str] = field(default_factory=list)
     declared: bool = False
     told: str = ""
+    box_labels: Sequence[tuple[int, ...]] = ()
 
 
 def facts_in(table: pa.Table, choice: Choice, keys: ColumnKeys, where: str, place: Place) -> Facts:
@@ -74,14 +75,15 @@ def facts_in(table: pa.Table, choice: Choice, keys: ColumnKeys, where: str, plac
         If a cell is missing or has another value than it may; the message is one line that begins with the
         key.
     """
-    labels, several, classes = _labels(table, choice, where, place)
-    ids, told = _ids(table, choice, named=keys.id is not None, place=place)
     sized = keys.box_format == "xywh" and len(choice.boxes) == 1
-    boxes = [_boxes_of(cells, sized, place, row) for row, cells in enumerate(_box_cells(table, choice))]
+    boxes = boxes_in(table, choice, sized, place)
+    of_boxes = names_of_boxes(table, choice, boxes, place)
+    labels, several, own, classes = _labels(table, choice, of_boxes, where, place)
+    ids, told = _ids(table, choice, named=keys.id is not None, place=place)
     found = ((place(row), its) for row, its in enumerate(boxes) if its)
     check_unit(where, found, keys.box_unit, "dataset.box_unit")
     words = ", ".join(part for part in (choice.told, told) if part)
-    return Facts(table.num_rows, ids, labels, several, boxes, classes, bool(choice.classes), words)
+    return Facts(table.num_rows, ids, labels, several, boxes, classes, bool(choice.classes), words, own)
 
 
 def of_encoded(
@@ -117,6 +119,7 @@ def of_encoded(
             facts.labels[row] if facts.labels else None,
             facts.boxes[row] if facts.boxes else (),
             facts.several[row] if facts.several else (),
+            facts.box_labels[row] if facts.box_labels else (),
         )
 
     samples = Drawn(len(chosen), sample)
@@ -160,46 +163,40 @@ def bytes_in(cell: Any, read: Callable[[str], bytes] | None = None) -> bytes | N
     return cast(bytes | None, data)
 
 
-# Cells
-
-
-def _cells(table: pa.Table, name: str) -> list[Any]:
-    """The cells of a column, which may be inside another one."""
-    top = next(one for one in table.column_names if name == one or name.startswith(f"{one}."))
-    try:
-        cells = table.column(top).to_pylist()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"dataset.path: the column {top} holds text that is not UTF-8") from error
-    for part in name[len(top) + 1 :].split(".") if name != top else ():
-        cells = inside(cells, part)
-    return cells
-
-
-def inside(value: Any, part: str) -> Any:
-    """The field of a value with fields, or those of each in a list; None where there is none."""
-    if isinstance(value, list):
-        return [inside(each, part) for each in value]
-    return value.get(part) if isinstance(value, dict) else None
+# Labels and ids
 
 
 def _labels(
-    table: pa.Table, choice: Choice, where: str, place: Place
-) -> tuple[list[int | None], list[tuple[int, ...]], list[str]]:
-    """Return the label of each row or the labels, and the names of the classes."""
+    table: pa.Table, choice: Choice, of_boxes: list[list[Any]], where: str, place: Place
+) -> tuple[list[int | None], list[tuple[int, ...]], list[tuple[int, ...]], list[str]]:
+    """Return the label of each row or the labels, the classes of its boxes, and the names of the classes.
+
+    Parameters
+    ----------
+    of_boxes
+        The classes of the boxes of each row as they are written; empty if they are not.
+    """
     if choice.label is not None:
-        cells = [[cell] for cell in _cells(table, choice.label)]
-        numbers, classes = _numbered(cells, choice, "dataset.label", where, place)
-        return [each[0] if each else None for each in numbers], [], classes
-    if choice.labels is not None:
-        lists = [cell or [] for cell in _cells(table, choice.labels)]
-        if not choice.classes and _are_truth_values(lists):
+        key, lists = "dataset.label", [[cell] for cell in cells_of(table, choice.label)]
+    elif choice.labels is not None:
+        key, lists = "dataset.labels", [cell or [] for cell in cells_of(table, choice.labels)]
+        # Lists of the classes of boxes may be of one length, and of 0 and 1.
+        if not choice.classes and choice.labels != choice.box_labels and _are_truth_values(lists):
             raise ValueError(
                 f"dataset.labels: the column {choice.labels} of {where} holds {len(lists[0])} times 0 or 1 "
                 "in every row, which may say of each class whether it is there; write lists of class indices"
             )
-        numbers, classes = _numbered(lists, choice, "dataset.labels", where, place)
-        return [], [tuple(dict.fromkeys(each)) for each in numbers], classes
-    return [], [], []
+    else:
+        return [], [], [], []
+    if of_boxes:  # numbered together with the labels, since they are the same classes
+        lists = [own + its for own, its in zip(lists, of_boxes, strict=True)]
+    numbers, classes = _numbered(lists, choice, key, where, place)
+    ends = [len(each) - len(its) for each, its in zip(numbers, of_boxes, strict=True)] if of_boxes else []
+    boxes = [tuple(each[end:]) for each, end in zip(numbers, ends, strict=True)] if of_boxes else []
+    numbers = [each[:end] for each, end in zip(numbers, ends, strict=True)] if of_boxes else numbers
+    if choice.label is not None:
+        return [each[0] if each else None for each in numbers], [], boxes, classes
+    return [], [tuple(dict.fromkeys(each)) for each in numbers], boxes, classes
 
 
 def _are_truth_values(lists: list[list[Any]]) -> bool:
@@ -243,7 +240,7 @@ def _ids(table: pa.Table, choice: Choice, named: bool, place: Place) -> tuple[li
     """Return the ids; none, and why, if a column that the job does not name cannot hold them."""
     if choice.id is None:
         return [], ""
-    ids = ["" if cell is None else str(cell) for cell in _cells(table, choice.id)]
+    ids = ["" if cell is None else str(cell) for cell in cells_of(table, choice.id)]
     first: dict[str, int] = {}
     for row, name in enumerate(ids):
         if name and first.setdefault(name, row) == row:
@@ -253,31 +250,3 @@ def _ids(table: pa.Table, choice: Choice, named: bool, place: Place) -> tuple[li
             raise ValueError(f"dataset.id: {place(row)}: {wrong}; ids must be unique")
         return [], f"but ids are the numbers of the rows, since in {place(row)} {wrong}"
     return ids, ""
-
-
-def _box_cells(table: pa.Table, choice: Choice) -> list[Any]:
-    """The cells of the boxes: lists of boxes, one box, or None."""
-    if len(choice.boxes) == 4:
-        sides = zip(*(_cells(table, name) for name in choice.boxes), strict=True)
-        return [None if set(box) == {None} else list(box) for box in sides]
-    return _cells(table, choice.boxes[0]) if choice.boxes else []
-
-
-def _boxes_of(cell: Any, sized: bool, place: Place, row: int) -> tuple[Box, ...]:
-    """The boxes of a row; ``sized`` says that they are written with a width and a height."""
-    if not cell:
-        return ()
-    boxes = cell if isinstance(cell[0], list) else [cell]
-    return tuple(_box(box, sized, place, row) for box in boxes)
-
-
-def _box(box: Any, sized: bool, place: Place, row: int) -> Box:
-    numbers = isinstance(box, list) and all(isinstance(side, int | float) for side in box)
-    if not numbers or len(box) != 4 or not all(map(math.isfinite, box)):
-        raise ValueError(f"dataset.boxes: {place(row)} has the box {box}, which is not four finite numbers")
-    x0, y0, x1, y1 = map(float, box)
-    x1, y1 = (x0 + x1, y0 + y1) if sized else (x1, y1)
-    if x1 < x0 or y1 < y0:
-        wrong = "its width or height is negative" if sized else "xmax < xmin or ymax < ymin"
-        raise ValueError(f"dataset.box_format: {place(row)} has the box {box}, but {wrong}")
-    return x0, y0, x1, y1

@@ -34,6 +34,12 @@ class ColumnKeys(ImageFilesSpec):
         description="column of the boxes, lists of four numbers, e.g. objects.bbox; by default the columns "
         "xmin, ymin, xmax and ymax, or one called boxes, bbox or bboxes where box_format is set",
     )
+    box_labels: str | None = Field(
+        None,
+        min_length=1,
+        description="column of the class of each box, e.g. objects.category; by default category, label, "
+        "class and the like where it lies beside the boxes inside another column",
+    )
     box_format: Literal["xyxy", "xywh"] | None = Field(
         None,
         description="what the four numbers of a box are: xyxy: xmin, ymin, xmax, ymax; xywh: xmin, ymin, "

@@ -16,8 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from storage.datasets.column_cells import inside
 from storage.datasets.column_choice import Choice, choose
-from storage.datasets.column_facts import inside
 from storage.datasets.column_keys import ColumnKeys
 from storage.datasets.formats import is_hidden, suffixes
 from storage.datasets.image_files import printable

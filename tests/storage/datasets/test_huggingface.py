@@ -141,6 +141,8 @@ def test_metadata_beside_images_gives_labels_and_boxes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(data.load(2)), np.asarray(pictures(3)[2]))
     data = opened(path=tmp_path / "set", labels="objects.kind")
     assert [s.labels for s in data.samples] == [(), (0,), (0, 1)]
+    detection = opened(path=tmp_path / "set", labels="objects.kind", box_format="xywh")
+    assert [s.box_labels for s in detection.samples] == [(), (0,), (0, 1)]
     before = data.fingerprint
     path = tmp_path / "set" / "train" / "2.png"
     path.write_bytes(path.read_bytes() + b"\0")

@@ -14,11 +14,13 @@ import pytest
 from PIL import Image
 
 from packed import as_parquet, as_table, photographs
+from runs import images_read
 from storage.datasets import column_facts
 from storage.datasets.dataset import Dataset
 from storage.datasets.opening import open_dataset
 from storage.datasets.spec import DatasetSpec
 from storage.files import UnreadableError
+from tasks.objects import boxes_of
 
 
 def opened(path: Path, **keys: object) -> Dataset:
@@ -123,11 +125,84 @@ def test_several_labels_and_boxes_inside_other_columns(table: Path) -> None:
     assert [s.labels for s in data.samples] == [(1, 0), (), (1,)]
     assert data.classes == ["cat", "dog"]
     assert data.samples[0].boxes == ((1, 2, 4, 4), (0, 0, 8, 6))
+    assert [s.box_labels for s in data.samples] == [(1, 0), (), (1, 1)]
+    found = opened(path, box_format="xywh")  # without a key, as labels and as classes of boxes
+    assert list(found.samples) == list(data.samples)
+    assert "classes of boxes from objects.category (beside the boxes), labels are the classes" in found.told
     assert [len(s.boxes) for s in data.samples] == [2, 0, 2]
     plain = opened(path)
     assert plain.samples[0].boxes == ()
     assert "boxes in the column objects.bbox left out, since dataset.box_format does not say" in plain.told
     assert opened(path, boxes="objects.bbox", box_format="xyxy", limit=1).samples[0].boxes[0] == (1, 2, 3, 2)
+
+
+def objects(*rows: list[tuple[list[float], Any]]) -> list[dict[str, Any]]:
+    return [{"bbox": [box for box, _ in row], "category": [name for _, name in row]} for row in rows]
+
+
+ONE, TWO = [0.0, 0.0, 4.0, 3.0], [1.0, 1.0, 8.0, 6.0]
+
+
+def test_classes_of_boxes_are_numbered_with_the_label_of_the_image(table: Path) -> None:
+    columns = {
+        "objects": objects([(ONE, "dog"), (TWO, "ant")], [], [(ONE, "cat")]),
+        "label": ["cat", "dog", "cat"],
+    }
+    path = written(table, columns)
+    plain = opened(path, box_format="xyxy")
+    assert {s.box_labels for s in plain.samples} == {()}  # they may be classes of another kind
+    assert plain.classes == ["cat", "dog"]
+    told = (
+        "boxes without classes, since dataset.box_labels does not say that objects.category has the classes"
+    )
+    assert f"{told} of label" in plain.told
+    data = opened(path, box_format="xyxy", box_labels="objects.category")
+    assert data.classes == ["ant", "cat", "dog"]
+    assert [s.label for s in data.samples] == [1, 2, 1]
+    assert [s.box_labels for s in data.samples] == [(2, 0), (), (1,)]
+    assert data.objects(0, (8, 6), []) == [((0, 0, 4, 3), 2), ((1, 1, 8, 6), 0)]
+    assert data.fingerprint != plain.fingerprint
+
+
+def test_the_class_of_the_only_box_is_a_plain_cell(table: Path) -> None:
+    sides = dict(zip(("xmin", "ymin", "xmax", "ymax"), zip(ONE, TWO, [None] * 4, strict=True), strict=True))
+    columns = {**{name: pa.array(cells) for name, cells in sides.items()}, "of": ["dog", "cat", "cat"]}
+    data = opened(written(table, columns), box_labels="of")
+    assert [s.label for s in data.samples] == [1, 0, 0]
+    assert [s.box_labels for s in data.samples] == [(1,), (0,), ()]
+
+
+def test_classes_of_boxes_that_are_not_those_of_the_boxes_are_refused(table: Path) -> None:
+    rows = objects([(ONE, "dog")], [], [(ONE, "cat"), (TWO, "cat")])
+    short = [dict(row, category=row["category"][:1]) for row in rows]
+    told = "dataset.box_labels: x.parquet#000002 has 2 boxes and 1 classes in objects.category; write one for"
+    assert refused(written(table, {"objects": short}), box_format="xyxy").startswith(told)
+    lacking = written(table, {"objects": objects([(ONE, "dog")], [], [(ONE, None)])})
+    assert "x.parquet#000002 has a box of the class None in objects.category" in refused(
+        lacking, box_format="xyxy"
+    )
+    columns = {"objects": objects([(ONE, 1)], [], [(TWO, 0)]), "label": [0, 1, 1]}
+    declared = {"feature": {"_type": "ClassLabel", "names": ["cat", "dog"]}, "_type": "List"}
+    features = {"objects": {"bbox": {}, "category": declared}, "label": {"_type": "Value"}}
+    path = written(table, columns, features)
+    told = "declares other classes for objects.category than for label"
+    assert told in refused(path, box_format="xyxy", box_labels="objects.category")
+    assert "no boxes of" in refused(written(table, {"of": ["a"] * 3}), box_labels="of")
+
+
+def test_boxes_of_classes_reach_the_rows_of_a_run(table: Path, tmp_path: Path) -> None:
+    held = io.BytesIO()
+    Image.new("RGB", (40, 40), (9, 10, 20)).save(held, "PNG")
+    told = objects([(ONE, "5"), (TWO, "7")], [], [(TWO, "7")])
+    path = written(table, {"image": [held.getvalue()] * 3, "objects": told})
+    rows, _ = images_read(tmp_path / "run", kind="parquet", path=str(path), box_format="xyxy")
+    assert [row["labels"] for row in rows] == [[5, 7], [], [7]]
+    assert [row["box_labels"] for row in rows] == [[5, 7], None, [7]]
+    assert [boxes_of(rows[0], target) for target in (5, 7, 3)] == [
+        rows[0]["boxes"][:1],
+        rows[0]["boxes"][1:],
+        [],
+    ]
 
 
 def test_boxes_in_four_columns_are_corners_and_may_be_shares(table: Path) -> None:
