@@ -103,7 +103,7 @@ def facts_of(run: Run) -> Facts:
     failed = np.where(np.concatenate(unusable), k * len(names), 0)
     degenerate = np.zeros(len(rows), np.int64)
     for name in names:
-        statuses = _statuses(run, name, done).reshape(-1, k)[rows]
+        statuses = statuses_of(run, name, done).reshape(-1, k)[rows]
         failed += np.where(np.concatenate(unusable), 0, np.isin(statuses, _BROKEN).sum(1))
         degenerate += np.isin(statuses, _FLAT).sum(1)
     column = headline_of(run)
@@ -112,7 +112,7 @@ def facts_of(run: Run) -> Facts:
     return Facts(rows, np.concatenate(wrong), failed, degenerate, column, better, scores)
 
 
-def _statuses(run: Run, explainer: str, done: set[Step]) -> NDArray[np.int8]:
+def statuses_of(run: Run, explainer: str, done: set[Step]) -> NDArray[np.int8]:
     """(maps,) the stored statuses of an explainer, -1 in shards that are not explained."""
     found = np.full(run.rows * run.targets_per_image, -1, np.int8)
     shards = np.array([s for s in range(run.shards) if Step("saliency", s, explainer) in done], np.int64)

@@ -43,8 +43,8 @@ class Gallery:
         "image", "text" or "tensor".
     explainers
         The explainers of the run, in order.
-    chosen
-        The samples, in the order of their reasons.
+    rows, chosen
+        The samples, in the order of their reasons, and before them their rows in the run.
     kinds
         The kinds of reasons that occur.
     total, known
@@ -63,6 +63,7 @@ class Gallery:
 
     modality: str
     explainers: list[Named]
+    rows: list[int]
     chosen: list[Chosen]
     kinds: list[Kind]
     total: int
@@ -89,6 +90,7 @@ def gallery_of(run: Run) -> Gallery:
     return Gallery(
         modality=run.modality,
         explainers=named(run),
+        rows=list(reasons),
         chosen=chosen,
         kinds=[Kind(kind, KINDS[kind], count) for kind, count in counts.items() if count],
         total=run.rows,

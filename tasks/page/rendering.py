@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from storage.characters import shown
+from tasks.page.told_paths import without_home
 from tasks.results.numbers import number
 
 _ROOM = "tasks.page"
@@ -46,6 +47,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_without_home,
     )
     environment.globals["inline"] = inline
     environment.tests |= {"nan": math.isnan, "all_good": lambda counts: not counts.keys() - {"ok"}}
@@ -56,3 +58,9 @@ def _environment() -> Environment:
 def count(many: int, one: str, several: str | None = None) -> str:
     """Return a number with its noun, such as ``1 image`` and ``2 images``."""
     return f"{many:,} {one if many == 1 else several or one + 's'}"
+
+
+def _without_home(value: Any) -> Any:
+    """Return what a template writes, a text from data without the names of home folders."""
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return without_home(value) if is_text and not value.startswith("data:") else value

@@ -12,6 +12,7 @@ from storage.places import is_there
 from storage.run import Run
 from tasks.page.charts.all import charts_of
 from tasks.page.charts.chart import Chart
+from tasks.page.counted import counted_maps, counted_scores
 from tasks.page.findings import findings_of
 from tasks.page.gallery import gallery_of
 from tasks.page.rendering import render
@@ -19,7 +20,6 @@ from tasks.page.run_facts import facts_of
 from tasks.results.headline import headline
 from tasks.results.leaderboard import ORDER, Leaderboard, read_leaderboard
 from tasks.results.numbers import aligned, column_of, number
-from tasks.results.remarks import STATUSES
 from tasks.results.verdict import verdict
 
 _DIGIT, _POINT = "\u2007", "\u2008"  # spaces as wide as a digit and as a point
@@ -56,8 +56,12 @@ def report_of(run: Run, curves: Chart | None = None) -> str:
     """Return the report of a run as HTML; see :func:`write_report`."""
     done = all(map(is_there, (run.summary, run.comparisons, run.costs)))
     board = read_leaderboard(run) if done else None
+    table = read_table(run.summary) if done else None
+    about, gallery = facts_of(run, table), gallery_of(run)
     facts: dict[str, Any] = {
-        "run": facts_of(run, read_table(run.summary) if done else None),
+        "run": about,
+        "maps": counted_maps(run, about.statuses, gallery.rows),
+        "unscored": [] if table is None else counted_scores(run, table, gallery.rows),
         "verdict": verdict(board) if board else "",
         "board": board,
         "order": ORDER,
@@ -67,14 +71,11 @@ def report_of(run: Run, curves: Chart | None = None) -> str:
         "bounds": {name: _bounds(board, name) for name in board.columns} if board else {},
         "numbers": _numbers(board) if board else {},
         "charts": charts_of(run, curves) if done else [],
-        "gallery": gallery_of(run),
+        "gallery": gallery,
         "findings": findings_of(run),
     }
-    # Where every input has its labels, a column for those without would be empty.
-    missing = any(counts["no_label"] for counts in facts["run"].statuses.values())
-    statuses = {status: word for status, word in STATUSES.items() if missing or status != "no_label"}
     sections = {anchor: title for fact, (title, anchor) in _SECTIONS.items() if facts[fact]}
-    return render("report.html", title=run.name, sections=sections, statuses=statuses, **facts)
+    return render("report.html", title=run.name, sections=sections, **facts)
 
 
 def _numbers(board: Leaderboard) -> dict[str, dict[str, str]]:

@@ -12,6 +12,7 @@ from explainers.models.modality import MODALITIES
 from storage.records import STAGES, DoneRecord, failures
 from storage.run import Run
 from storage.samples import each_sample
+from tasks.page.told_paths import common_folder, from_folder
 from tasks.results.accuracy import read_accuracy
 from tasks.results.calibration import Calibration, calibration_of
 from tasks.results.remarks import layer_of, notes_of, unscored
@@ -34,7 +35,7 @@ class RunFacts:
     statuses
         Per explainer the number of its maps by status.
     failed
-        At most 20 inputs that could not be used: their file or id, and the reason.
+        At most 20 inputs that could not be used: the row in the run, the file or id, and the reason.
     unusable
         Number of inputs that could not be used.
     calibration
@@ -43,6 +44,8 @@ class RunFacts:
         Versions of the code and its libraries.
     job
         The job as TOML, with all defaults.
+    folder
+        Whether its paths start at a folder that holds the run and what the job reads.
     noun
         What the inputs are, in the plural.
     """
@@ -56,11 +59,12 @@ class RunFacts:
     lines: dict[str, str]
     remarks: list[str]
     statuses: dict[str, Counter[str]]
-    failed: list[tuple[str, str]]
+    failed: list[tuple[int, str, str]]
     unusable: int
     calibration: Calibration | None
     versions: dict[str, str]
     job: str
+    folder: bool
     noun: str
 
 
@@ -81,6 +85,8 @@ def facts_of(run: Run, summary: Any = None) -> RunFacts:
         if record.step.stage == "saliency":
             statuses[record.step.explainer].update(record.statuses)
     failed, unusable = _unusable(run)
+    remarks = [*([] if summary is None else unscored(summary)), *notes_of(run, records)]
+    folder = common_folder(run.job)
     return RunFacts(
         name=run.name,
         created=manifest.created,
@@ -88,28 +94,30 @@ def facts_of(run: Run, summary: Any = None) -> RunFacts:
         steps=run.layout.steps,
         done=len(done),
         lost=len(failures(run.root).keys() - done),
-        lines={key: value for key, value in _lines(run).items() if value},
-        remarks=[*([] if summary is None else unscored(summary)), *notes_of(run, records)],
+        lines=from_folder({key: value for key, value in _lines(run).items() if value}, folder),
+        remarks=from_folder(remarks, folder),
         statuses=statuses,
-        failed=failed,
+        failed=[(row, *from_folder(told, folder)) for row, *told in failed],
         unusable=unusable,
         calibration=calibration_of(run),
         versions=manifest.versions,
-        job=tomli_w.dumps(_without_none(run.job)),
+        job=tomli_w.dumps(from_folder(_without_none(run.job), folder)),
+        folder=folder is not None,
         noun=MODALITIES[run.modality].plural,
     )
 
 
-def _unusable(run: Run) -> tuple[list[tuple[str, str]], int]:
-    """At most 20 inputs that could not be used, with the reason, and how many there are."""
-    failed: list[tuple[str, str]] = []
+def _unusable(run: Run) -> tuple[list[tuple[int, str, str]], int]:
+    """At most 20 inputs that could not be used, with the row and the reason, and how many there are."""
+    failed: list[tuple[int, str, str]] = []
     unusable = 0
     columns = ["sample_id", "uri", "status", "error"]
-    for sample in each_sample(run.root, columns) if run.samples.exists() else ():
+    for row, sample in enumerate(each_sample(run.root, columns) if run.samples.exists() else ()):
         if sample["status"] != "ok":
             unusable += 1
             if unusable <= 20:
-                failed.append((sample["uri"] or sample["sample_id"], sample["error"] or sample["status"]))
+                told = sample["uri"] or sample["sample_id"], sample["error"] or sample["status"]
+                failed.append((row, *told))
     return failed, unusable
 
 

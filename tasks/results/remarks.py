@@ -22,6 +22,8 @@ STATUSES = {
     "no_label": "without such a label",
 }
 _UNUSUAL = ("failed", "not_finite", "all_zero")
+# Why a map of DD-CAM, which is the sum of the units that it keeps, is zero everywhere.
+EMPTY_SET = "no unit is kept: without any of them the network's answer is already the class"
 
 
 def unscored(summary: pa.Table) -> list[str]:
@@ -61,6 +63,8 @@ def unusual_maps(run: Run, records: Sequence[DoneRecord]) -> list[str]:
     lines = []
     for name, found in counts.items():
         told = ", ".join(f"{found[status]:,} {STATUSES[status]}" for status in _UNUSUAL if found[status])
+        if found["all_zero"] and "unit_mask" in run.explainers[name].details:
+            told += f" ({EMPTY_SET})"
         if told:
             lines.append(f"{name}: of {found.total():,} maps of readable images {told}")
     return lines

@@ -93,11 +93,11 @@ def _won(board: Leaderboard, tested: Sequence[str]) -> str:
     controls = _controls(board)
     (most, of), first = ordered[0]
     if not most:
-        where = _listed(tested, " or ") if len(tested) <= _NAMED else f"any of {len(tested)} metrics"
+        where = listed(tested, " or ") if len(tested) <= _NAMED else f"any of {len(tested)} metrics"
         who = "no explainer beats" if len(board.explainers) > 1 else f"{first[0]} does not beat"
         return f"{who} {controls} in {where}"
-    told = f"{_listed(first)} beat{'s' * (len(first) == 1)} {controls} in {_share(most, of, tested)}"
-    parts = [f"{_listed(names)} in {_times(count, out_of, of)}" for (count, out_of), names in ordered[1:]]
+    told = f"{listed(first)} beat{'s' * (len(first) == 1)} {controls} in {_share(most, of, tested)}"
+    parts = [f"{listed(names)} in {_times(count, out_of, of)}" for (count, out_of), names in ordered[1:]]
     if len(ordered) > _GROUPS:
         rest = ordered[_GROUPS - 1 :]
         how_many = sum(len(names) for _, names in rest)
@@ -129,7 +129,7 @@ def _nobody(board: Leaderboard, tested: Iterable[str]) -> list[str]:
         what = _word(unbeaten[0]) if len(unbeaten) == 1 else _controls(board)
         found.setdefault(what, []).append(column)
     who = "no explainer beats" if len(board.explainers) > 1 else "it does not beat"
-    return [f"{who} {what} in {_listed(columns, ' or ')}" for what, columns in found.items()]
+    return [f"{who} {what} in {listed(columns, ' or ')}" for what, columns in found.items()]
 
 
 def _controls(board: Leaderboard) -> str:
@@ -164,13 +164,13 @@ def _not_counted(board: Leaderboard, tested: Sequence[str]) -> list[str]:
     for row in board.controls:
         lacking = [c for c in tested if c not in row.cells or not row.cells[c].n]
         if lacking:
-            told.append(([row.name], f"no value in {_listed(lacking)}, and does not count there"))
+            told.append(([row.name], f"no value in {listed(lacking)}, and does not count there"))
     return [
-        f"{_listed(names)} {'has' if len(names) == 1 else 'have'} {what}." for names, what in told if names
+        f"{listed(names)} {'has' if len(names) == 1 else 'have'} {what}." for names, what in told if names
     ]
 
 
-def _listed(names: Sequence[str], last: str = " and ") -> str:
-    """Names as a list; beyond a few they are counted."""
+def listed(names: Sequence[str], last: str = " and ") -> str:
+    """Return names as a list in words; beyond a few they are counted."""
     shown = [*names[:_NAMED], f"{len(names) - _NAMED} more"] if len(names) > _NAMED + 1 else list(names)
     return last.join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
