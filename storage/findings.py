@@ -36,7 +36,7 @@ _CLUSTERED = pa.schema(
     [
         ("class", pa.int64()),
         ("view", pa.string()),
-        ("cluster", pa.int64()),  # from 1, the largest first
+        ("cluster", pa.int64()),  # from 1, the largest first; of units, the unit's number, from 0
         ("images", pa.int64()),
         ("share", pa.float64()),  # of the images of the class
         ("accuracy", pa.float64()),  # share of the images with a label whose label is the class

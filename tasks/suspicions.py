@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,17 @@ from storage.findings import write_part
 from storage.records import SUSPICIONS, Step
 from storage.run import Run
 from tasks.findings.examine import examine_class, suspicions_of
-from tasks.findings.of_run import Used, off_object_of, seen_of, used_of
+from tasks.findings.of_run import Used, off_object_of, seen_of, units_of, used_of
 from tasks.findings.reading import reading
 from tasks.findings.seen import Rows, Seen
 from tasks.findings.stored import packed
-from tasks.findings.strategies import Cluster, strategies_of
+from tasks.findings.strategies import EXEMPLARS, strategies_of
+from tasks.findings.units import class_units, information
 from tasks.perform import Outcome, perform
 from tasks.run_parts import classifier_of
 
 NO_IMAGES = "no_images"
+MOST_UNITS = 3  # of a class, those that most of its images keep
 
 
 @task(name="suspicions", cache_policy=NO_CACHE)
@@ -57,6 +60,7 @@ def suspicions(root: str, part: int, explainer: str, halve: bool = False) -> dic
 def _examine(run: Run, part: int, explainer: str) -> Outcome:
     classifier = classifier_of(run)
     used, seen = used_of(run, explainer), seen_of(run, explainer, classifier)
+    units = _Units.of(run, explainer)
     suspected: list[dict[str, Any]] = []
     clustered: list[dict[str, Any]] = []
     statuses = []
@@ -66,6 +70,7 @@ def _examine(run: Run, part: int, explainer: str) -> Outcome:
         if len(rows):
             suspected += _suspected(run, explainer, classifier, seen, target)
             clustered += _clustered(run, used, seen, target, rows)
+            clustered += [] if units is None else units.rows_of(run, used, seen, target, rows)
     files = write_part(run.root, explainer, part, suspected, clustered)
     return Outcome(len(statuses), statuses, files)
 
@@ -99,7 +104,7 @@ def _clustered(run: Run, used: Used, seen: Seen, target: int, rows: Rows) -> lis
             "cluster": number,
             "images": len(cluster.rows),
             "share": len(cluster.rows) / len(rows),
-            **_facts(used, seen, cluster),
+            **_facts(used, seen, cluster.rows, cluster.exemplars),
             "told": found.reason,
             "mean_map": cluster.mean.flatten().tolist(),
         }
@@ -107,15 +112,54 @@ def _clustered(run: Run, used: Used, seen: Seen, target: int, rows: Rows) -> lis
     ]
 
 
-def _facts(used: Used, seen: Seen, cluster: Cluster) -> dict[str, Any]:
-    """What the labels, the network and the boxes say about the images of a cluster."""
-    labels = used.labels[cluster.rows]
-    right = (labels == used.classes[cluster.rows])[labels >= 0]
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """The units that an explainer keeps, (N, U), and what each tells about the class, in nats (U,)."""
+
+    kept: NDArray[np.bool_]
+    information: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, run: Run, explainer: str) -> _Units | None:
+        kept = units_of(run, explainer)
+        return None if kept is None else cls(kept, information(kept, used_of(run, explainer).classes))
+
+    def rows_of(self, run: Run, used: Used, seen: Seen, target: int, rows: Rows) -> list[dict[str, Any]]:
+        """The units that most images of a class keep."""
+        found = class_units(self.kept[rows], seed_of(run.seed, "units", target))
+        most = [n for n in np.argsort(-found.frequency, kind="stable")[:MOST_UNITS] if found.frequency[n] > 0]
+        size = self.kept[rows].sum(1)
+        told = []
+        for unit in most:
+            own = self.kept[rows, unit]
+            smallest = np.argsort(np.where(own, size, self.kept.shape[1] + 1), kind="stable")
+            exemplars = rows[smallest[: min(EXEMPLARS, int(own.sum()))]]
+            told.append(
+                {
+                    "class": target,
+                    "view": "units",
+                    "cluster": int(unit),
+                    "images": int(own.sum()),
+                    "share": float(found.frequency[unit]),
+                    **_facts(used, seen, rows[own], exemplars),
+                    "told": f"kept in {found.frequency[unit]:.0%} of the {found.images} sets of the class, "
+                    f"enough alone in {found.alone[unit]:.0%}; tells {self.information[unit]:.2f} nats about "
+                    f"the class; sets of the class agree by {found.agreement:.2f}",
+                    "mean_map": seen.maps[rows[own]].mean(0).flatten().tolist(),
+                }
+            )
+        return told
+
+
+def _facts(used: Used, seen: Seen, rows: Rows, exemplars: Rows) -> dict[str, Any]:
+    """What the labels, the network and the boxes say about some images, and the names of the exemplars."""
+    labels = used.labels[rows]
+    right = (labels == used.classes[rows])[labels >= 0]
     return {
         "accuracy": _mean(right.astype(np.float64)),
-        "confidence": _mean(used.confidence[cluster.rows]),
-        "on_object": None if seen.shares is None else _mean(seen.shares[cluster.rows]),
-        "exemplars": [used.samples[row]["sample_id"] for row in cluster.exemplars],
+        "confidence": _mean(used.confidence[rows]),
+        "on_object": None if seen.shares is None else _mean(seen.shares[rows]),
+        "exemplars": [used.samples[row]["sample_id"] for row in exemplars],
     }
 
 

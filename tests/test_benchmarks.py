@@ -58,6 +58,13 @@ def test_the_benchmark_of_the_browser_runs_on_a_few_images(capsys: pytest.Captur
     assert all(0 < median <= high < 60_000 for _, median, high in kinds.values())
 
 
+def test_the_benchmark_of_findings_looks_at_all_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    program("benchmarks/findings_scale.py").main(["--images", "200", "--classes", "5", "--grid", "7"])
+    told = capsys.readouterr().out.splitlines()
+    assert int(told[0].split()[0]) >= 1  # the bright place of class 0
+    assert told[1].startswith("200 maps in 5 classes: ")
+
+
 def test_the_benchmark_of_the_report_says_how_large_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     program("benchmarks/page.py").main(["--rows", "20", "--explainers", "2"])
     told = capsys.readouterr().out.splitlines()

@@ -27,6 +27,7 @@ from tasks.objects import boxes_of, masks_of
 from tasks.shard_rows import STATUSES
 
 OBJECTS_KNOWN = 0.5  # share of the images from which on those without an object are left out
+UNITS = "unit_mask"  # the detail of explainers that keep a set of units per map
 _AT_A_TIME = 1 << 24  # numbers of maps or of pixels that are in memory at a time, at least one row
 _USABLE = [STATUSES.index(status) for status in (Status.OK, Status.ALL_ZERO, Status.CONSTANT)]
 
@@ -94,6 +95,13 @@ def off_object_of(run: Run, explainer: str) -> dict[int, tuple[Rows, float]]:
     They are what :func:`tasks.findings.off_object.suspected_classes` returns; none without boxes and masks.
     """
     return _off_object(run.root, explainer, tuple(_files(run, step) for step in _steps(run, explainer)))
+
+
+def units_of(run: Run, explainer: str) -> NDArray[np.bool_] | None:
+    """Which units each map that counts keeps, (N, U); None if the explainer keeps no units."""
+    if UNITS not in run.explainers[explainer].details:
+        return None
+    return _units(run.root, explainer, tuple(_files(run, step) for step in _steps(run, explainer)))
 
 
 def _steps(run: Run, explainer: str) -> Iterable[Step]:
@@ -196,6 +204,13 @@ def _pooled(root: Path, explainer: str, signed: tuple[str, ...]) -> tuple[Tensor
         rows = np.arange(part.start, part.stop)
         shares.append(share_on_objects(whole[part], grown(objects_of(run, used, rows))))
     return whole, torch.cat(shares).double().numpy()
+
+
+@lru_cache(maxsize=1)
+def _units(root: Path, explainer: str, signed: tuple[str, ...]) -> NDArray[np.bool_]:
+    run, used = Run.open(root), _used(root, explainer, signed)
+    rows: list[int] = used.maps.tolist()
+    return read_rows(run.saliency(explainer) / "details" / UNITS, rows).astype(bool)
 
 
 @lru_cache(maxsize=1)

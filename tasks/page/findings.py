@@ -68,11 +68,21 @@ class ShownFinding:
 
 
 @dataclass(frozen=True)
-class Strategy:
+class Cluster:
     """A cluster of a class: its row of ``clusters.parquet``, and the address of its mean map."""
 
     row: dict[str, Any]
     mean_map: str
+
+
+@dataclass(frozen=True)
+class View:
+    """Clusters of one kind, of one explainer: by the class in words, and how many classes have some."""
+
+    name: str
+    explainer: str
+    by_class: dict[str, list[Cluster]]
+    classes: int
 
 
 @dataclass(frozen=True)
@@ -89,10 +99,8 @@ class Findings:
         Rows of other suspicions, and how many there are besides.
     counts
         How many suspicions there are of each status.
-    strategies
-        By the class in words, those of one explainer for the classes with most images.
-    classes
-        How many classes have strategies.
+    views
+        What else there is to look at, for the classes with most images.
     notes
         What cannot be found, and which images do not count.
     ratio
@@ -105,8 +113,7 @@ class Findings:
     others: list[dict[str, Any]]
     unlisted: int
     counts: dict[str, int]
-    strategies: dict[str, list[Strategy]]
-    classes: int
+    views: list[View]
     notes: list[str]
     ratio: str
 
@@ -122,7 +129,6 @@ def findings_of(run: Run) -> Findings | None:
         row | {"view": VIEWS.get(row["view"], row["view"])} for row in rows if row["status"] not in SHOWN
     ]
     used = {each.explainer: each.used for each in found.values()}
-    strategies, classes = _strategies(run)
     return Findings(
         explainers=list(run.manifest.findings),
         shown=[_shown(run, row, found[row["explainer"], row["array_row"]]) for row in main[:_MOST]],
@@ -133,8 +139,7 @@ def findings_of(run: Run) -> Findings | None:
         ],
         unlisted=len(others[_LISTED:]),
         counts=dict(Counter(row["status"] for row in rows)),
-        strategies=strategies,
-        classes=classes,
+        views=_views(run),
         notes=_notes(used),
         ratio=f"{run.input_size[1]} / {run.input_size[0]}",
     )
@@ -249,26 +254,26 @@ def _map(values: NDArray[Any]) -> str:
     return inline("map.png", lambda: map_png(levels, INFERNO))
 
 
-def _strategies(run: Run) -> tuple[dict[str, list[Strategy]], int]:
-    """The strategies of the largest classes, seen by the first explainer, and the number of classes."""
-    explainer = next(iter(run.manifest.findings))
-    rows = [
-        row
-        for row in read_table(run.root / FOUND[1]).to_pylist()
-        if (row["explainer"], row["view"]) == (explainer, "strategies")
-    ]
+def _views(run: Run) -> list[View]:
+    """The strategies that the first explainer gives, and the units of the first one that keeps some."""
+    rows = read_table(run.root / FOUND[1]).to_pylist()
+    found = []
+    for name in ("strategies", "units"):
+        own = [row for row in rows if row["view"] == name]
+        if own:
+            first = own[0]["explainer"]
+            found.append(_view(run, name, first, [row for row in own if row["explainer"] == first]))
+    return found
+
+
+def _view(run: Run, name: str, explainer: str, rows: list[dict[str, Any]]) -> View:
     sizes: Counter[int] = Counter()
     for row in rows:
         sizes[row["class"]] += row["images"]
-    chosen = [number for number, _ in sizes.most_common(_CLASSES)]
-    own = [row for row in rows if row["class"] in chosen]
-    if not own:
-        return {}, 0
+    chosen = sorted(number for number, _ in sizes.most_common(_CLASSES))
+    own = [row for number in chosen for row in rows if row["class"] == number]
     maps = read_rows(run.root / "findings.zarr" / explainer / "cluster_maps", [r["array_row"] for r in own])
-    by_class: dict[str, list[Strategy]] = {}
-    for number in sorted(chosen):
-        for row, mean in zip(own, maps, strict=True):
-            if row["class"] == number:
-                told = class_told(number, row["class_name"])
-                by_class.setdefault(told, []).append(Strategy(row, _map(mean)))
-    return by_class, len(sizes)
+    by_class: dict[str, list[Cluster]] = {}
+    for row, mean in zip(own, maps, strict=True):
+        by_class.setdefault(class_told(row["class"], row["class_name"]), []).append(Cluster(row, _map(mean)))
+    return View(name, explainer, by_class, len(sizes))

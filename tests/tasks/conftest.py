@@ -1,4 +1,4 @@
-"""One run for the tests of this folder, on images with a known fault of the network."""
+"""One run for the tests of findings and of their page, on images with a known fault of the network."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from runs import completed
 from storage.run import Run
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run in which findings were looked for; tests do not change it."""
     store: Path = tmp_path_factory.mktemp("found") / "run"
