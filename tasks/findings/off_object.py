@@ -11,7 +11,7 @@ from scipy.stats import false_discovery_control, fisher_exact, norm
 from torch import Tensor
 
 from tasks.findings.seen import Rows, Seen, enlarged
-from tasks.findings.suspicion import EXEMPLARS, Suspicion, salient
+from tasks.findings.suspicion import EXEMPLARS, Suspicion, salient, with_neighbours
 
 _QUANTILE = 0.05  # of the shares of the other classes: what is little
 _RATE = 0.05  # of false discoveries over the classes
@@ -109,4 +109,5 @@ def _mean_off_object(seen: Seen, rows: Rows, size: tuple[int, int]) -> Tensor:
     assert objects is not None
     fine = torch.where(objects, 0, enlarged(seen.maps[rows], size)).sum(0)
     mean = fine / (~objects).sum(0).clamp(min=1)
-    return (mean >= mean.max() / 2) & (mean > 0)
+    found = (mean >= mean.max() / 2) & (mean > 0)
+    return with_neighbours(found[None], (seen.maps.shape[1], seen.maps.shape[2]))[0]

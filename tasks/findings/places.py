@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from explainers.numerics.randomness import seed_of
 from tasks.findings.seen import Seen
-from tasks.findings.suspicion import EXEMPLARS, Suspicion
+from tasks.findings.suspicion import EXEMPLARS, Suspicion, with_neighbours
 
 PERMUTATIONS = 200
 _LEVEL = 0.95  # of the permutations' largest values: the threshold
@@ -52,7 +52,7 @@ def fixed_place(seen: Seen, target: int, size: tuple[int, int]) -> Suspicion | N
     """The place where the maps of a class have more than all others; None if there is none.
 
     The threshold is the 95 % quantile of the largest t over the map, of 200 random groups of as many images.
-    All cells above it are one region, since a border falls into pieces.
+    All cells above it, and those around them, are one region, since a border falls into pieces.
 
     Parameters
     ----------
@@ -81,5 +81,6 @@ def fixed_place(seen: Seen, target: int, size: tuple[int, int]) -> Suspicion | N
     within = flat[rows][:, above].sum(1)
     strongest = rows[torch.argsort(within, descending=True, stable=True)[:EXEMPLARS].cpu().numpy()]
     cells = above.view(1, 1, *seen.maps.shape[1:]).float()
-    region = F.interpolate(cells, size, mode="nearest")[0, 0] > 0
+    place = F.interpolate(cells, size, mode="nearest")[0] > 0
+    region = with_neighbours(place, (cells.shape[2], cells.shape[3]))[0]
     return Suspicion("places", target, strongest, region, len(rows), float(own.max()))

@@ -108,8 +108,13 @@ def grown(objects: Tensor) -> Tensor:
     The network sees the edge of an object from beside it, and what lies there belongs to the object.
     """
     reach = margin(objects.shape[1:])
-    across = F.max_pool2d(objects[:, None].float(), (1, 2 * reach + 1), 1, (0, reach))
-    return F.max_pool2d(across, (2 * reach + 1, 1), 1, (reach, 0))[:, 0] > 0
+    return dilated(objects, reach, reach)
+
+
+def dilated(regions: Tensor, down: int, across: int) -> Tensor:
+    """Make regions (n, H, W) bool larger by some rows above and below, and some columns on both sides."""
+    wide = F.max_pool2d(regions[:, None].float(), (1, 2 * across + 1), 1, (0, across))
+    return F.max_pool2d(wide, (2 * down + 1, 1), 1, (down, 0))[:, 0] > 0
 
 
 def margin(size: tuple[int, ...]) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tasks.findings.seen import Rows, enlarged
+from tasks.findings.seen import Rows, dilated, enlarged
 
 EXEMPLARS = 30  # images that stand for a suspicion, at most
 LEAST_IMAGES = 10  # a suspicion of fewer images is not tested
@@ -58,7 +58,7 @@ class Suspicion:
 
 
 def salient(maps: Tensor, size: tuple[int, int], outside: Tensor | None = None) -> Tensor:
-    """The pixels where a map has at least half of its largest value.
+    """The pixels where a map has at least half of its largest value, and those one cell around them.
 
     Parameters
     ----------
@@ -78,4 +78,15 @@ def salient(maps: Tensor, size: tuple[int, int], outside: Tensor | None = None) 
     if outside is not None:
         fine = torch.where(outside, 0, fine)
     most = fine.amax((1, 2), keepdim=True)
-    return (fine >= most / 2) & (most > 0)
+    found = with_neighbours((fine >= most / 2) & (most > 0), (maps.shape[1], maps.shape[2]))
+    return found if outside is None else found & ~outside
+
+
+def with_neighbours(regions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Regions (n, H, W) bool with one more cell of a map's grid (h, w) on all sides.
+
+    A cell sees more of the input than its own pixels: that of a small cue is often dark, and those around it
+    are bright.
+    """
+    down, across = (round(length / cells) for length, cells in zip(regions.shape[1:], grid, strict=True))
+    return dilated(regions, down, across)

@@ -132,6 +132,14 @@ def test_findings_of_one_class_at_one_place_are_one() -> None:
     assert merged([]) == []
 
 
+@pytest.mark.parametrize(("shared", "stands"), [(4.0, 4.0), (3.9, 5.0)])
+def test_a_shared_region_stands_for_a_group_if_it_brings_nearly_as_much(shared: float, stands: float) -> None:
+    own = outcome(rise=5, region=PATCH.expand(30, -1, -1))
+    (found,) = merged(decided([own, outcome(rise=shared)]))
+    assert found.rise.difference == stands
+    assert len(found.merged) == 1
+
+
 def test_merging_keeps_what_was_measured() -> None:
     (one,) = decided([replace(outcome(), refined=PATCH)])
     (found,) = merged([one])

@@ -39,7 +39,7 @@ NAME = "input_x_gradient"
 def test_the_fault_is_the_one_finding(found: Run) -> None:
     rows = query(found.root, "SELECT * FROM findings").to_pylist()
     first = rows[0]
-    assert [row["status"] for row in rows] == ["finding", "on the object", "on the object"]
+    assert [row["status"] for row in rows] == ["finding", "not confirmed", "not confirmed"]
     assert (first["explainer"], first["class"], first["view"]) == (NAME, 0, "places")
     # 24 of the 40 images of class 0 have the patch; 24 of the 30 exemplars lose it by removal.
     assert (first["images"], first["share"]) == (24, 0.6)
