@@ -20,7 +20,7 @@ from tasks.page.run_facts import facts_of
 from tasks.results.headline import headline
 from tasks.results.leaderboard import ORDER, Leaderboard, read_leaderboard
 from tasks.results.numbers import aligned, column_of, number
-from tasks.results.verdict import verdict
+from tasks.results.verdict import tested_columns, verdict
 
 _DIGIT, _POINT = "\u2007", "\u2008"  # spaces as wide as a digit and as a point
 # By the fact that a section shows: its title, and its id in the page.
@@ -65,6 +65,7 @@ def report_of(run: Run, curves: Chart | None = None) -> str:
         "verdict": verdict(board) if board else "",
         "board": board,
         "order": ORDER,
+        "tested": len(tested_columns(board)) if board else 0,
         "headline": [board.columns[name] for name in headline(run.manifest) if name in board.columns]
         if board
         else [],

@@ -30,7 +30,7 @@ def verdict(board: Leaderboard) -> str:
     board
         The leaderboard of all ranked columns of a run.
     """
-    unjudged, tested = _unjudged(board), _tested(board)
+    unjudged, tested = _unjudged(board), tested_columns(board)
     if unjudged or not tested:
         return unjudged or _untested(board)
     told = f"On {_images(board, tested)}, {_won(board, tested)}."
@@ -73,8 +73,8 @@ def _images(board: Leaderboard, tested: Sequence[str]) -> str:
     return f"{'up to ' if min(counts) < max(counts) else ''}{max(counts):,} {board.inputs}"
 
 
-def _tested(board: Leaderboard) -> list[str]:
-    """The columns in which at least one explainer is tested against the controls."""
+def tested_columns(board: Leaderboard) -> list[str]:
+    """Return the columns in which at least one explainer is tested against the controls."""
     return [c for c in board.columns if any(_beats(row, c) is not None for row in board.explainers)]
 
 

@@ -20,6 +20,7 @@ MOST_POINTS = 100  # of a curve that are drawn
 ACROSS = 3  # panels side by side
 _MOST_TICKS = 8  # of an axis of whole numbers, each of which has one
 WIDTH, HEIGHT = 235, 165  # pixels of a panel
+SPACING = {"row": 84, "column": 64}  # pixels between two panels
 WORDS = {"higher": "higher is better", "lower": "lower is better"}
 
 
@@ -42,7 +43,9 @@ def curves_chart(run: Run) -> Chart:
                 panels.append(_panel(f"panel {len(panels)}", title, axes, last, look))
     if not panels:
         return Chart(TITLE, "No metric of this run that ranks explainers has curves.")
-    return drawn(TITLE, _caption(run, most), {"concat": panels, "columns": ACROSS, "spacing": 24}, data)
+    # Plots are aligned, and axes and titles stand in the space between them.
+    across = {"columns": ACROSS, "align": "all", "bounds": "flush", "spacing": SPACING}
+    return drawn(TITLE, _caption(run, most), {"concat": panels, **across}, data)
 
 
 def write_curves(run: Run) -> Chart:
@@ -73,7 +76,7 @@ def _panel(data: str, title: Spec, axes: Axes, last: float, look: Look) -> Spec:
     across = {"title": axes.x, "axis": {"titleLimit": WIDTH + 20, **ticks}}
     x = quantitative("x", **across, scale={"nice": False, "zero": axes.at == "shares"})
     y = {"title": axes.y, "axis": {"tickCount": 5, "titleLimit": HEIGHT + 10}}
-    legend = look.legend(ACROSS * (WIDTH + 60), symbolType="stroke", symbolSize=400, symbolOpacity=1)
+    legend = look.legend(ACROSS * (WIDTH + SPACING["column"]), symbolType="stroke", symbolSize=400, symbolOpacity=1)
     # The bands of many explainers lie over each other.
     faint = min(0.14, 1.4 / len(look.names))
     band = {
