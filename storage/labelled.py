@@ -13,7 +13,9 @@ from xarray.core import indexing
 
 from storage import maps
 from storage.coordinates import read_coordinates
+from storage.files import UnreadableError
 from storage.layout import ROWS, ArrayLayout
+from storage.records import Step
 from storage.run import Run
 from storage.verify import check_results
 
@@ -29,10 +31,11 @@ def labelled_maps(run: Run, explainer: str) -> xarray.DataArray:
     storage.maps.DamagedShardError
         If the array is not the one that the run describes.
     UnreadableError
-        If the samples are missing or damaged.
+        If the samples are missing or damaged, or not all known yet.
     """
     path = run.saliency(explainer) / "maps"
     run.check_arrays(path)
+    _check_samples(run)
     check_results(run.root, ["samples.parquet"])
     layout = run.layout.arrays[path.relative_to(run.root).as_posix()]
     known = read_coordinates(run.root, run.layout)
@@ -43,6 +46,19 @@ def labelled_maps(run: Run, explainer: str) -> xarray.DataArray:
         name="maps",
         attrs={"explainer": explainer},
     )
+
+
+def _check_samples(run: Run) -> None:
+    """Refuse a run of which some samples, or their classes, are not known yet."""
+    if run.samples.exists():
+        return
+    done = run.finished()
+    known = sum({Step("inputs", s), Step("activations", s)} <= done for s in range(run.shards))
+    if known < run.shards:
+        raise UnreadableError(
+            f"{run.root} is not complete: the samples of {run.shards - known} of {run.shards} shards are not "
+            "known yet, and maps have no names without them; run its job again, or wait until it has ended"
+        )
 
 
 class _Stored(BackendArray):

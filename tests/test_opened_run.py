@@ -14,7 +14,9 @@ from PIL import Image
 
 import floodlit
 from runs import completed, tiny_job
+from storage.files import UnreadableError
 from storage.maps import DamagedShardError, read
+from storage.records import Step
 from storage.run import Run
 from storage.samples import read_samples
 
@@ -104,6 +106,15 @@ def test_a_run_without_its_tables_has_the_same_coordinates(finished: Run, tmp_pa
     xarray.testing.assert_identical(
         floodlit.open(tmp_path / "run").maps("gradcam"), floodlit.open(finished.root).maps("gradcam")
     )
+
+
+def test_a_run_whose_samples_are_not_all_known_is_refused(finished: Run, tmp_path: Path) -> None:
+    """The ids of the others would be empty."""
+    shutil.copytree(finished.root, tmp_path / "run")
+    (tmp_path / "run/samples.parquet").unlink()
+    (tmp_path / "run" / Step("activations", 1).path).unlink()
+    with pytest.raises(UnreadableError, match=r"the samples of 1 of \d shards are not known yet"):
+        floodlit.open(tmp_path / "run").maps("gradcam")
 
 
 def test_tables_are_those_of_the_run(finished: Run) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import re
 import shlex
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from storage.files import PARTIAL
@@ -47,17 +52,39 @@ def export(run: Run, to: str, out: str | Path | None = None) -> tuple[Path, list
     check_complete(run, "export")
     run.check_arrays(run.inputs, *map(run.saliency, run.explainers))
     # Written under another name and renamed, so that a folder of the export's name is always whole.
+    _remove_left(folder)
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}{PARTIAL}")
     partial.mkdir(parents=True)
     try:
-        lines = target.write(run, partial)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
+        with _held(partial):
+            lines = target.write(run, partial)
+            if folder.exists():
+                folder.rmdir()
+            partial.rename(folder)
     except BaseException:  # also at Ctrl-C
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return folder, [line.replace("FOLDER", shlex.quote(str(folder))) for line in lines]
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what exports to this folder have left that were killed; those that are at work hold theirs."""
+    left = re.compile(rf"{re.escape(folder.name)}\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
+    for each in folder.parent.iterdir() if folder.parent.is_dir() else ():
+        if left.fullmatch(each.name) and each.is_dir() and not each.is_symlink():
+            with suppress(OSError), _held(each):
+                shutil.rmtree(each)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder as long as its process lives; raise OSError if another one holds it."""
+    there = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(there, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(there)
 
 
 def _fitting(run: Run) -> list[str]:

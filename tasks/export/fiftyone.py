@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -96,9 +97,9 @@ def _documents(
                     path = f"fields/{field}/{file}"
                     document[field] = _label(document, field, "Heatmap", map_path=path, range=[0, 255])
             found = part.scores(place)
-            yield document | {
-                field: found[key] for key, field in scores.items() if found.get(key) is not None
-            }
+            # JSON holds no infinity, which some metrics have as a score.
+            numbers = {field: value for key, field in scores.items() if (value := found.get(key)) is not None}
+            yield document | {field: value for field, value in numbers.items() if math.isfinite(value)}
 
 
 def _document(part: Part, place: int, path: str, size: int) -> dict[str, Any]:

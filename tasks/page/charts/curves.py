@@ -76,7 +76,9 @@ def _panel(data: str, title: Spec, axes: Axes, last: float, look: Look) -> Spec:
     across = {"title": axes.x, "axis": {"titleLimit": WIDTH + 20, **ticks}}
     x = quantitative("x", **across, scale={"nice": False, "zero": axes.at == "shares"})
     y = {"title": axes.y, "axis": {"tickCount": 5, "titleLimit": HEIGHT + 10}}
-    legend = look.legend(ACROSS * (WIDTH + SPACING["column"]), symbolType="stroke", symbolSize=400, symbolOpacity=1)
+    legend = look.legend(
+        ACROSS * (WIDTH + SPACING["column"]), symbolType="stroke", symbolSize=400, symbolOpacity=1
+    )
     # The bands of many explainers lie over each other.
     faint = min(0.14, 1.4 / len(look.names))
     band = {

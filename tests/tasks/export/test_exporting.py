@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,24 @@ def test_an_export_that_fails_leaves_nothing(
     assert ended.exit_code == 1
     assert ended.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_one_and_nothing_else(
+    exported_run: Run, tmp_path: Path
+) -> None:
+    number = "0123456789abcdef" * 2
+    left, held = tmp_path / f"x.{number}.partial", tmp_path / f"x.{number[::-1]}.partial"
+    others = [tmp_path / f"x-2.{number}.partial", tmp_path / "x.mine.partial"]
+    for folder in (left, held, *others):
+        folder.mkdir()
+        (folder / "part.csv").write_text("half")
+    there = os.open(held, os.O_RDONLY)  # as the export does that is still at work
+    fcntl.flock(there, fcntl.LOCK_EX)
+    export(exported_run, "csv", tmp_path / "x")
+    os.close(there)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["x", held.name, *(other.name for other in others)]
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 64])

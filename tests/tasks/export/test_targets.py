@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -165,6 +166,18 @@ def check_document(document: dict[str, Any], fields: list[dict[str, Any]], ids: 
             for each in value:
                 assert each["_cls"] == field["embedded_doc_type"].rpartition(".")[2]
                 check_document(each, field["fields"], ids)
+
+
+def test_an_infinite_score_is_no_field_of_a_fiftyone_sample(
+    exported_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {("gradcam", "sparseness"): math.inf, ("gradcam", "pointing_game"): 0.25}
+    monkeypatch.setattr(Part, "scores", lambda *_: told)
+    samples = json.loads((written(exported_run, "fiftyone", tmp_path) / "samples.json").read_text())[
+        "samples"
+    ]
+    assert {sample["gradcam_pointing_game"] for sample in samples} == {0.25}
+    assert not any("gradcam_sparseness" in sample for sample in samples)
 
 
 def test_fiftyone_gets_what_its_format_says(exported_run: Run, tmp_path: Path) -> None:
