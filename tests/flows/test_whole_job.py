@@ -79,8 +79,17 @@ def test_results_do_not_depend_on_workers_or_shards(finished: Path, digits_job: 
     assert_same_results(finished, Path(raw["store"]))
 
 
-def test_a_complete_job_does_nothing_again(copied: Raw) -> None:
-    assert run(copied())["steps_done"] == 0
+def test_a_complete_job_only_looks_for_findings_that_are_asked_for(copied: Raw) -> None:
+    raw = copied(findings=[{"explainer": "gradcam", "passes": 0}])
+    root = Path(raw["store"])
+    maps = {path: path.stat().st_mtime_ns for path in root.rglob("saliency.zarr/*/maps/c/*/0/0")}
+    assert run(raw)["steps_done"] == 0
+    assert {path: path.stat().st_mtime_ns for path in maps} == maps
+    assert len(list((root / "done" / "suspicions" / "gradcam").iterdir())) == 8  # one for each class
+    clusters = pq.read_table(root / "clusters.parquet").to_pylist()
+    assert sum(row["images"] for row in clusters) == 40
+    assert not verify(root)
+    assert 'id="findings"' in (root / "report" / "index.html").read_text("utf-8")
 
 
 def test_an_added_metric_rewrites_scores_and_explains_nothing(copied: Raw) -> None:
