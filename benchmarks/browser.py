@@ -111,7 +111,7 @@ def addresses(run: Run, count: int) -> list[tuple[str, str]]:
         score = f"{one}.{columns[int(random.integers(len(columns)))]}"
         match i % 4:
             case 0:
-                search = {"sort": score, "descending": str(i % 2), "map": one}
+                search = {"sort": score, "map": one} | ({"descending": "1"} if i % 16 > 7 else {})
                 search |= {"correct": "0"} if i % 8 else {"where": f"confidence > {random.random():.2f}"}
                 found.append(("search", "?" + urlencode(search)))
             case 1:

@@ -17,6 +17,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from explainers.statuses import Status as Status  # noqa: PLC0414  # explainers import it from here
+
 if TYPE_CHECKING:
     from explainers.models.classifier import Classifier
 
@@ -40,17 +42,6 @@ class Need(StrEnum):
 # The needs for which the network is cut at its target layer. An explainer without them gets a classifier that
 # need not be cut, of any network that gives logits.
 OF_LAYER = frozenset({Need.ACTIVATIONS, Need.GRADIENTS, Need.CURVATURE, Need.POOLED})
-
-
-class Status(StrEnum):
-    """The outcome of one map."""
-
-    OK = "ok"
-    ALL_ZERO = "all_zero"
-    CONSTANT = "constant"
-    NOT_FINITE = "not_finite"
-    FAILED = "failed"  # the method cannot be applied to the input, or the map was not computed
-    NO_LABEL = "no_label"  # there is nothing to explain: the input has fewer labels than others
 
 
 class Parameters(BaseModel):

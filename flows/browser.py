@@ -150,7 +150,7 @@ class _Pages:
         self.catalog = Catalog(runs)
         self.first = next(iter(self.runs.values()))
         if len(self.runs) > 1:
-            from tasks.results.comparisons import check_same_images
+            from tasks.results.same_images import check_same_images
 
             ids = set(self.catalog.samples["sample_id"].to_pylist())
             check_same_images(list(self.runs.values()), list(self.runs), ids)

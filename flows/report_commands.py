@@ -44,7 +44,7 @@ def browse(
 
     from flows.browser import HOSTS, browser
     from storage.run import Run
-    from tasks.results.comparisons import names_of
+    from tasks.results.same_images import names_of
 
     with refusals(), socket.socket() as listening:
         runs = [Run.open(directory) for directory in directories]

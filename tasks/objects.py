@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def boxes_of(sample: dict[str, Any], target: int) -> list[list[float]]:
@@ -33,6 +33,8 @@ def masks_of(masks: Tensor, samples: Sequence[dict[str, Any]], targets: Sequence
         sample["labels"].index(target) if target in sample["labels"] else -1
         for sample, target in zip(samples, targets, strict=True)
     ]
+    import torch  # imported late, because pages of samples without masks do without it
+
     place = torch.tensor(classes, device=masks.device)
     own = masks[torch.arange(len(masks), device=masks.device), place.clamp(0, masks.shape[1] - 1)]
     # A class of which the image has no object, or whose mask is not stored, has an empty one.

@@ -12,11 +12,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
-from explainers.base import Batch, Explainer, Explanation, Need, Status
+from explainers.base import Batch, Explainer, Explanation, Need
 from explainers.models.black_box import BlackBox
 from explainers.models.classifier import Classifier
 from explainers.models.compute import Compute, full_precision
 from explainers.numerics.batching import out_of_memory
+from explainers.statuses import STATUSES, Status
 from storage.maps import shard_file, write_shard
 from storage.records import Agreement, Cost, StageFacts, Step
 from storage.run import Run
@@ -25,7 +26,7 @@ from tasks.meter import Meter
 from tasks.perform import Outcome, perform
 from tasks.results.agreement import agreement_of
 from tasks.run_parts import classifier_of, compute_of, explainer_of
-from tasks.shard_rows import NO_LABEL, STATUSES, batches, targets_and_seeds
+from tasks.shard_rows import NO_LABEL, batches, targets_and_seeds
 
 logger = logging.getLogger(__name__)
 

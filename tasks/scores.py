@@ -13,8 +13,8 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from explainers.base import Need as ExplainerNeed
-from explainers.base import Status
 from explainers.models.black_box import BlackBox
+from explainers.statuses import STATUSES, Status
 from storage.datasets.masks import IGNORED, OBJECT
 from storage.maps import read
 from storage.records import StageFacts, Step
@@ -26,7 +26,7 @@ from tasks.metrics.preparation import prepare
 from tasks.objects import boxes_of, masks_of
 from tasks.perform import Outcome, perform
 from tasks.run_parts import classifier_of, explain_again, explainer_class, explainer_of, metric_of
-from tasks.shard_rows import STATUSES, batches, targets_and_seeds
+from tasks.shard_rows import batches, targets_and_seeds
 
 
 @task(name="scores", cache_policy=NO_CACHE)

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from explainers.base import Status
 from explainers.numerics.batching import chunks
 from explainers.numerics.randomness import seed_of
 from storage.run import Run
@@ -20,7 +19,6 @@ from tasks.prefetch import prefetched
 from tasks.shard_reader import ShardReader
 
 NO_TARGET, NO_LABEL = -1, -2  # in place of a class: the image failed; it has fewer labels than others
-STATUSES = list(Status)  # a status is stored as its index in this list, so the order must not change
 
 
 def targets_and_seeds(run: Run, shard: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:

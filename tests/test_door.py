@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import floodlit
 from explainers.models.class_names import ClassName
 from explainers.models.tensors import TensorClassifier
+from explainers.statuses import STATUSES
 from places import ROOT
 from runs import explained, model, prepared, tiny_job, toml
 from storage.datasets import digits
@@ -26,7 +27,6 @@ from storage.maps import read
 from storage.run import Run
 from storage.samples import read_samples
 from tasks.scores import scores
-from tasks.shard_rows import STATUSES
 
 EXPLAINERS = [{"name": "ddcam"}, {"name": "gradcam"}, {"name": "occlusion", "window": 64, "stride": 48}]
 METRICS = [

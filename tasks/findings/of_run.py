@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from explainers.base import Status
 from explainers.models.black_box import BlackBox
 from explainers.numerics.batching import chunks
+from explainers.statuses import STATUSES, Status
 from storage.datasets.masks import OBJECT
 from storage.maps import read, read_rows
 from storage.records import DoneRecord, Step, read_record
@@ -24,7 +24,6 @@ from storage.samples import each_sample_of_shards
 from tasks.findings.off_object import suspected_classes
 from tasks.findings.seen import Rows, Seen, grown, pooled, share_on_objects
 from tasks.objects import boxes_of, masks_of
-from tasks.shard_rows import STATUSES
 
 OBJECTS_KNOWN = 0.5  # share of the images from which on those without an object are left out
 UNITS = "unit_mask"  # the detail of explainers that keep a set of units per map

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from explainers.base import Status
+from explainers.statuses import STATUSES, Status
 from storage.characters import shown
 from storage.maps import read
 from storage.records import Step
@@ -20,7 +20,6 @@ from storage.scores import read_score
 from tasks.results.accuracy import are_right
 from tasks.results.headline import headline, ranked
 from tasks.results.leaderboard import is_control
-from tasks.shard_rows import STATUSES
 
 MOST = 48  # samples
 AT_RANDOM, DISAGREED, DEGENERATE, FAILED, WRONG = 8, 6, 6, 6, 8  # samples for each of these reasons, at most

@@ -9,17 +9,18 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
 from tasks.pictures.dataset_sheet import MASK_COLOURS
 from tasks.pictures.drawing import BEHIND
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Turns the name of a picture, such as "map/gradcam/12.png", and the function that makes its bytes, into the
 # address that the page gives the browser.
@@ -91,6 +92,8 @@ def mask_png(mask: NDArray[np.uint8]) -> bytes:
 
 def reduced(maps: Tensor, most: int) -> Tensor:
     """Maps (B, \\*grid) whose sides have at most ``most`` cells: means of neighbouring cells where needed."""
+    from torch.nn import functional as F  # imported late, because most pages do without it
+
     size = tuple(min(side, most) for side in maps.shape[1:])
     if size == tuple(maps.shape[1:]):
         return maps

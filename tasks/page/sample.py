@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 
 from storage.characters import shown
@@ -167,8 +166,11 @@ def _masks(run: Run, known: dict[int, dict[str, Any]], rows: Sequence[int], link
     k = run.targets_per_image
     samples = [known[row // k] for row in rows]
     targets = [sample["targets"][row % k] for sample, row in zip(samples, rows, strict=True)]
-    stored = torch.from_numpy(read_rows(run.masks, [row // k for row in rows]))
-    masks = masks_of(stored, samples, targets).numpy()
+    masks = read_rows(run.masks, [row // k for row in rows])
+    if masks.ndim > 3:  # each class has its own
+        import torch  # imported late, because other pages do without it
+
+        masks = masks_of(torch.from_numpy(masks), samples, targets).numpy()
     return {
         row: link(f"mask/{row}.png", partial(mask_png, mask))
         for row, mask in zip(rows, masks, strict=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from explainers.base import Status
+from explainers.statuses import STATUSES, Status
 from storage.characters import shown
 from storage.maps import read_rows
 from storage.records import Step, is_finished
@@ -19,7 +19,6 @@ from tasks.page.picture_data import INFERNO, Link, map_png
 from tasks.page.sample_scores import HEIGHT, WIDTH
 from tasks.pictures.map_components import components_from, decomposing
 from tasks.results.numbers import number
-from tasks.shard_rows import STATUSES
 
 _UNITS = 60  # numbers of units that are listed, at most
 _COMPONENTS = 10  # that are shown, at most

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from explainers.base import Status
-from explainers.models.modality import MODALITIES
+from explainers.statuses import STATUSES, Status
 from storage.maps import read_rows
 from storage.places import is_there
 from storage.records import Step, is_finished, read_failure
 from storage.run import Run
-from tasks.metrics.preparation import prepare
 from tasks.page.picture_data import reduced
-from tasks.shard_rows import STATUSES
+
+Floats = NDArray[np.float32]
 
 _NO_MAP = {
     Status.FAILED: "the method cannot be applied to this input",
@@ -82,19 +80,17 @@ def _why_missing(run: Run, step: Step) -> str:
 
 
 def _read(run: Run, explainer: str, rows: list[int], most: int | None) -> list[StoredMap]:
-    raw = torch.from_numpy(read_rows(run.saliency(explainer) / "maps", rows)).float()
+    raw = read_rows(run.saliency(explainer) / "maps", rows).astype(np.float32)
     statuses = [STATUSES[code] for code in read_rows(run.saliency(explainer) / "status", rows)]
     if run.modality == "text":
-        images = [row // run.targets_per_image for row in rows]
-        sites = MODALITIES["text"].sites(torch.from_numpy(read_rows(run.inputs, images)))
-        levels, seen = prepare(raw, run.input_size, sites)
-        # Only a map as fine as the text has values of its own at tokens that cannot be hidden.
-        own = sites if raw.shape == sites.shape else torch.ones_like(raw, dtype=torch.bool)
+        levels, seen, own = _of_texts(run, rows, raw)
     else:
-        levels, seen = prepare(raw, tuple(raw.shape[1:]))
-        own = torch.ones_like(raw, dtype=torch.bool)
-    positive, away = raw.relu().flatten(1), ~own.flatten(1)
-    low, high = positive.masked_fill(away, torch.inf).amin(1), positive.masked_fill(away, -torch.inf).amax(1)
+        levels, seen = own_levels(raw)
+        own = np.ones_like(raw, bool)
+    axes = tuple(range(1, raw.ndim))
+    positive = np.maximum(raw, 0)
+    low = np.where(own, positive, np.inf).min(axes)
+    high = np.where(own, positive, -np.inf).max(axes)
     levels, bottom, top = _averaged(levels, low, high, most)
     found = []
     for i, (status, as_scored) in enumerate(zip(statuses, seen, strict=True)):
@@ -107,11 +103,44 @@ def _read(run: Run, explainer: str, rows: list[int], most: int | None) -> list[S
         negative = as_scored == Status.ALL_ZERO and status != Status.ALL_ZERO
         told = NO_POSITIVE if negative else _TOLD.get(as_scored, "")
         values = [float(each[i]) for each in (low, high, bottom, top)]
-        found.append(StoredMap(levels[i].numpy(), values[0], values[1], values[2], values[3], told))
+        found.append(StoredMap(levels[i], values[0], values[1], values[2], values[3], told))
     return found
 
 
-def _averaged(levels: Tensor, low: Tensor, high: Tensor, most: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def own_levels(raw: Floats) -> tuple[Floats, list[Status]]:
+    """What :func:`tasks.metrics.preparation.prepare` makes of maps (B, \\*grid) on their own grid.
+
+    On that grid nothing is interpolated, so that pages need no PyTorch.
+    """
+    axes = tuple(range(1, raw.ndim))
+    finite = np.isfinite(raw).all(axes)
+    positive = np.where(_like(np.asarray(finite), raw), np.maximum(raw, 0), np.float32(np.nan))
+    low, high = np.asarray(positive.min(axes)), np.asarray(positive.max(axes))
+    level = np.asarray(low == high)
+    with np.errstate(invalid="ignore"):  # 0 / 0, where all cells are the same
+        stretched = (positive - _like(low, raw)) / _like(high - low, raw)
+    levels = np.where(_like(level, raw), _like(np.asarray(high > 0), raw), stretched).astype(np.float32)
+    kinds = np.select([~finite, level & (high == 0), level], [2, 1, 0], 3)
+    names = [Status.CONSTANT, Status.ALL_ZERO, Status.NOT_FINITE, Status.OK]
+    return levels, [names[kind] for kind in kinds]
+
+
+def _of_texts(run: Run, rows: list[int], raw: Floats) -> tuple[Floats, list[Status], NDArray[np.bool_]]:
+    """Maps on the tokens of their texts, their statuses, and the cells that have values of their own."""
+    import torch  # imported late, because pages of images do without it
+
+    from explainers.models.modality import MODALITIES
+    from tasks.metrics.preparation import prepare
+
+    images = [row // run.targets_per_image for row in rows]
+    sites = MODALITIES["text"].sites(torch.from_numpy(read_rows(run.inputs, images)))
+    levels, seen = prepare(torch.from_numpy(raw), run.input_size, sites)
+    # Only a map as fine as the text has values of its own at tokens that cannot be hidden.
+    own = sites.numpy() if raw.shape == tuple(sites.shape) else np.ones_like(raw, bool)
+    return levels.numpy(), seen, own
+
+
+def _averaged(levels: Floats, low: Floats, high: Floats, most: int | None) -> tuple[Floats, Floats, Floats]:
     """Average levels (B, \\*grid) to at most ``most`` cells a side, and stretch them again if it was needed.
 
     Returns
@@ -120,15 +149,19 @@ def _averaged(levels: Tensor, low: Tensor, high: Tensor, most: int | None) -> tu
         (B, \\*cells), and (B,) the values of the levels 0 and 1, where ``low`` and ``high`` were those of the
         given ones.
     """
-    means = levels if most is None else reduced(levels, most)
-    if means.shape == levels.shape:
+    if most is None or max(levels.shape[1:]) <= most:
         return levels, low, high
-    least, largest = means.flatten(1).amin(1), means.flatten(1).amax(1)
-    stretched = (means - _like(least, means)) / _like(largest - least, means)
+    import torch  # imported late, because pages of maps of few cells do without it
+
+    means = reduced(torch.from_numpy(levels), most).numpy()
+    axes = tuple(range(1, means.ndim))
+    least, largest = means.min(axes), means.max(axes)
+    with np.errstate(invalid="ignore"):
+        stretched = (means - _like(least, means)) / _like(largest - least, means)
     bottom, top = low + least * (high - low), low + largest * (high - low)
-    return torch.where(_like(largest > least, means), stretched, means), bottom, top
+    return np.where(_like(largest > least, means), stretched, means), bottom, top
 
 
-def _like(values: Tensor, maps: Tensor) -> Tensor:
+def _like(values: NDArray[Any], maps: Floats) -> NDArray[Any]:
     """Reshape (B,) values to (B, 1, ...)."""
-    return values.view(-1, *[1] * (maps.ndim - 1))
+    return values.reshape(-1, *[1] * (maps.ndim - 1))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
@@ -18,12 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from explainers.models.modality import MODALITIES
 from storage.characters import shown
 from storage.files import replacing
 from storage.maps import read
 from storage.run import Run
-from tasks.metrics.preparation import prepare
 
 INCHES = 1.5  # width of one cell
 LINE = 24  # characters of a line below an image, at most; a longer one would run into its neighbours
@@ -93,6 +90,11 @@ def map_of(run: Run, explainer: str, row: int) -> np.ndarray:
     row
         Index of the map: that of its image times the targets per image, plus that of the target.
     """
+    import torch  # imported late, because the pages of the browser do without it
+
+    from explainers.models.modality import MODALITIES
+    from tasks.metrics.preparation import prepare
+
     raw = torch.from_numpy(read(run.saliency(explainer) / "maps", row, row + 1))
     image = row // run.targets_per_image
     sites = MODALITIES[run.modality].sites(torch.from_numpy(read(run.inputs, image, image + 1)))

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from storage.maps import read
 from storage.run import Run
@@ -80,6 +78,9 @@ def components_from(details: Mapping[str, np.ndarray], size: tuple[int, ...]) ->
 
 def _upsampled(components: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Saliency (q, H, W) in [0, 1] of signed components (q, h, w)."""
+    import torch  # imported late, because most pages of the browser do without it
+    from torch.nn import functional as F
+
     positive = torch.from_numpy(components).float().relu()[:, None]
     # Bicubic interpolation falls below zero beside a peak, so the result is clipped again.
     maps = F.interpolate(positive, size, mode="bicubic", align_corners=False)[:, 0].relu()

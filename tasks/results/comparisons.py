@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +13,10 @@ import pyarrow.compute as pc
 
 from storage.parquet import read_table, write_table
 from storage.run import Run
-from storage.samples import each_sample
 from storage.scores import read_values, with_curve
 from storage.verify import check_results
 from tasks.metrics.registry import metrics
+from tasks.results.same_images import check_same_images, names_of
 from tasks.results.statistics import Floats, PairedScores, result_rows
 from tasks.results.summary import COMPARISONS, control_pairs, paired_scores, pooled_columns
 
@@ -92,19 +91,6 @@ def check_complete(run: Run, then: str) -> None:
         raise ValueError(f"{run.root} is not complete; run its job again, then {then}")
 
 
-def names_of(runs: Sequence[Run]) -> list[str]:
-    """Distinct names for the runs: the names of their jobs, or of their folders if jobs share a name."""
-    for names in (
-        [run.name for run in runs],
-        [run.root.name for run in runs],
-        [str(run.root) for run in runs],
-    ):
-        if len(set(names)) == len(names):
-            return names
-    twice = next(root for root, count in Counter(run.root for run in runs).items() if count > 1)
-    raise ValueError(f"{twice} is named twice; name every run once")
-
-
 def _shared(runs: Sequence[Run], names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """The columns that all runs have with the same settings, and why the others are left out."""
     left_out: dict[str, str] = {}
@@ -167,22 +153,6 @@ def _image_indices(run: Run, tables: dict[str, pa.Table]) -> dict[str, int]:
     first = table["metric"][0].as_py()
     samples = table.filter(pc.equal(table["metric"], first))["sample_id"].to_pylist()
     return {sample: image for image, sample in enumerate(samples[:: run.targets_per_image])}
-
-
-def check_same_images(runs: Sequence[Run], names: Sequence[str], common: set[str]) -> None:
-    """Refuse different images under one name, such as those that the demo draws with different seeds."""
-    if len({run.manifest.dataset_fingerprint for run in runs}) == 1:
-        return
-    facts: dict[str, Any] = {}
-    keys = ["label", "width", "height", "text"]
-    for run, name in zip(runs, names, strict=True):
-        for sample in each_sample(run.root, ["sample_id", *keys]):
-            own = [sample[key] for key in keys]
-            if sample["sample_id"] in common and facts.setdefault(sample["sample_id"], own) != own:
-                raise ValueError(
-                    f"{sample['sample_id']} is not the same image in {name} and {names[0]}; compare runs of "
-                    "one dataset"
-                )
 
 
 def _joined(scores: Sequence[PairedScores], rows: Sequence[np.ndarray]) -> PairedScores:

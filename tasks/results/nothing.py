@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from explainers.base import Need as ExplainerNeed
-from explainers.base import Status
+from explainers.statuses import Status
 from storage.datasets.masks import OBJECT
 from storage.datasets.notes import (
     BOX_CROPPED,

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from explainers.base import Status
+from explainers.statuses import Status
 from storage.parquet import write_table
 from storage.run import Run
 from storage.scores import read_curves, read_values, sum_curves, with_curve

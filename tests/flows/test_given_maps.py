@@ -19,6 +19,7 @@ from PIL import Image
 
 from explainers.given_maps import MapsParameters
 from explainers.models.loading import ModelSpec, load
+from explainers.statuses import STATUSES
 from flows.given_maps import with_given_maps
 from flows.job import Job, JobError
 from places import ROOT
@@ -37,7 +38,6 @@ from tasks.inputs import inputs
 from tasks.results.comparisons import compare
 from tasks.results.remarks import notes_of, unscored
 from tasks.saliency import saliency
-from tasks.shard_rows import STATUSES
 
 COUNT = 20
 METRICS = [{"name": "insertion", "steps": 3}, {"name": "pointing_game"}]

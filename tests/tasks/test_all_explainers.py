@@ -10,11 +10,11 @@ from explainers.base import Status
 from explainers.models.loading import ModelSpec, load
 from explainers.registry import explainers
 from explainers.requirements import unmet
+from explainers.statuses import STATUSES
 from runs import explained, model, prepared, tiny_job
 from storage.maps import read
 from storage.query import query
 from tasks.scores import scores
-from tasks.shard_rows import STATUSES
 
 IMAGES = 3
 
