@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from explainers.base import Status
+from explainers.statuses import STATUSES as CODES
+from explainers.statuses import Status
 from storage.characters import shown
 from storage.run import Run
 from storage.samples import read_columns_of_shard
@@ -20,7 +21,6 @@ from tasks.page.choice import statuses_of
 from tasks.results.leaderboard import is_control
 from tasks.results.remarks import EMPTY_SET, STATUSES
 from tasks.results.verdict import listed
-from tasks.shard_rows import STATUSES as CODES
 
 _NAMED = 6  # samples
 
