@@ -191,7 +191,11 @@ class Asking:
         if not self._sql:
             return {}
         asked = ", ".join(f"typeof(({sql}\n)) AS {_own(field)}" for field, sql in self._sql.items())
-        rows = self._ask(f"SELECT {asked} FROM samples LIMIT 1", {}).to_pylist()
+        told = self._ask(f"SELECT {asked} FROM samples LIMIT 1", {})
+        for field in self._sql:
+            if told.column_names.count(_own(field)) != 1:  # as COLUMNS(...) makes them
+                raise QueryError(f"{FIELDS[field]}: stands for several columns; name one")
+        rows = told.to_pylist()
         kinds = {field: rows[0][_own(field)] for field in self._sql} if rows else {}
         ranged = self._search.low.strip() or self._search.high.strip()
         for field, kind in kinds.items():

@@ -176,6 +176,8 @@ def test_an_image_with_any_of_several_labels_counts_and_one_without_a_label_is_n
         ({"sort": "labels"}, r"sort by: is of the type BIGINT\[\]; sort by a number or a text"),
         ({"sort": "unnest(labels)"}, r"unnest\(\) looks at several samples"),
         ({"sort": "row_number() OVER (ORDER BY row)"}, "looks at several samples"),
+        ({"score": "COLUMNS('label.*')"}, "score: stands for several columns; name one"),
+        ({"sort": "*"}, "sort by: "),
         ({"sort": "random()"}, r"random\(\) gives another order on every page"),
         ({"sort": "length(repeat('a', 1000000000))"}, r"repeat\(\) makes values of any size"),
         ({"after": "no key"}, "after: is not a key of this page"),
