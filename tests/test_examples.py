@@ -61,8 +61,10 @@ def test_heads_are_what_they_were_chosen_for() -> None:
 def test_committed_weights_stay_small() -> None:
     files = [file for file in (EXAMPLES / "weights").rglob("*") if file.is_file()]
     digits_of = {f"digits-{name}.safetensors" for name in ("gap", "mlp", "vit", "small", "ptame")}
-    assert {file.name for file in files if file.parent.name == "weights"} == digits_of
-    assert sum(file.stat().st_size for file in files) < 2_500_000
+    assert {file.name for file in files if file.parent.name == "weights"} == digits_of | {
+        "planted-corner.safetensors"
+    }
+    assert sum(file.stat().st_size for file in files) < 2_600_000
 
 
 @pytest.mark.parametrize("job", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
