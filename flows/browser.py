@@ -30,8 +30,9 @@ from plugins.registry import choices
 from storage.errors import LONGEST, FloodlitError, one_line
 from storage.query import QueryError
 from storage.run import Run
+from tasks.page.beside import compared, differences, predictions, questions
 from tasks.page.catalog import Catalog
-from tasks.page.expressions import reference
+from tasks.page.expressions import FIELDS, reference
 from tasks.page.rendering import render
 from tasks.page.search import SAMPLES, Asking, Search
 from tasks.results.headline import headline
@@ -156,6 +157,7 @@ class _Pages:
             check_same_images(list(self.runs.values()), list(self.runs), ids)
         self.classes = _classes(self.catalog)
         self.expressions = _expressions(self.first, self.catalog)
+        self.questions = questions(self.catalog)
         Thread(target=self._warm, daemon=True).start()
 
     def _warm(self) -> None:
@@ -172,11 +174,14 @@ class _Pages:
         """The page of samples that a search finds, or why there is none."""
         search, shown = _filled(request)
         told = dict.fromkeys(("cards", "following", "count"))
-        error = ""
+        error, against = "", []
         try:
             self._check(request)
-            with self.catalog.asking(search) as asking:
+            with self.catalog.asking(search, [condition for _, condition in self.questions]) as asking:
                 found = asking.find()
+                if self.questions:
+                    counts = zip(self.questions, asking.counts(), strict=True)
+                    against = [(words, n, _with_condition(search, sql, shown)) for (words, sql), n in counts]
                 cards, following = self._cards(found.rows, asking), found.keys[-1] if found.more else ""
                 told = {"cards": cards, "count": asking.count()}
                 told["following"] = _query(replace(search, after=following), shown) if following else ""
@@ -184,9 +189,10 @@ class _Pages:
             error = str(refusal)
         page = render(
             "browser.html",
-            title=" and ".join(run.name for run in self.runs.values()),
+            title=" and ".join(self.runs) if len(self.runs) > 1 else self.first.name,
             root=_root(request),
             search=search,
+            against=against,
             query=_query(search, shown),
             error=error,
             total=self.first.rows,
@@ -221,9 +227,15 @@ class _Pages:
         columns = ("sample_id", "uri", "label_name", "prediction_name", "prediction", "label", "confidence")
         chosen = self.catalog.samples.select([*columns, "text", "status", "correct"])
         chosen = chosen.take(pa.array(rows, pa.int64())).to_pylist()
-        told = [values for field in ("sort", "score") if (values := asking.values(field, rows))]
+        predicted = predictions(self.catalog, rows)
+        told = {field: values for field in ("sort", "score") if (values := asking.values(field, rows))}
         return [
-            {**sample, "row": row, "told": [values[i] for values in told]}
+            {
+                **sample,
+                "row": row,
+                "told": {FIELDS[field]: values[i] for field, values in told.items()},
+                "others": predicted[i][1:],
+            }
             for i, (row, sample) in enumerate(zip(rows, chosen, strict=True))
         ]
 
@@ -249,6 +261,8 @@ class _Pages:
             query=_query(search, of_map),
             shown=shown,
             several=len(self.runs) > 1,
+            predictions=predictions(self.catalog, [row])[0],
+            differences=differences(self.catalog, row),
             palette=colours_of(self.first.modality),
             of={
                 "modality": self.first.modality,
@@ -328,6 +342,12 @@ def _query(search: Search, shown: str) -> str:
     return f"?{urlencode(parts)}" if parts else ""
 
 
+def _with_condition(search: Search, condition: str, shown: str) -> str:
+    """The address of a search with one more condition in SQL."""
+    where = f"({search.where.strip()}) AND {condition}" if search.where.strip() else condition
+    return _query(replace(search, where=where, after=""), shown)
+
+
 def _classes(catalog: Catalog) -> list[str]:
     """The names of classes that samples have or are predicted to have; their numbers without names."""
     found = set()
@@ -342,11 +362,17 @@ def _expressions(run: Run, catalog: Catalog) -> dict[str, str]:
     own = [name for name, entry in run.explainers.items() if not is_control(name, entry)]
     found = {"confidence": "the model's confidence"}
     for metric in headline(run.manifest):
+        if run.columns[metric].pooled:
+            continue
         columns = [reference(name, metric) for name in own]
         if len(columns) > 1:
             spread = ", ".join(columns)
             found[f"greatest({spread}) - least({spread})"] = f"how much explainers disagree in {metric}"
-        there = {s: name for s, (of, name) in catalog.sources.items() if metric in catalog.runs[of].columns}
+        there = {
+            source: name
+            for source, (of, name) in catalog.sources.items()
+            if catalog.runs[of] is run or metric in compared(run, catalog.runs[of])
+        }
         found |= {reference(source, metric): f"{metric} of {source}" for source in there}
         # The same explainer in another run.
         pairs = [

@@ -27,6 +27,7 @@ from tasks.results.accuracy import are_right
 SECONDS, MEMORY = 10.0, "256MB"  # that one search may take; what all searches may take together
 _HELD = 200 * 2**20  # bytes of scores in memory, at most
 _COLUMNS = [name for name in SAMPLE_COLUMNS if name not in {"tokens", "notes", "boxes", "box_labels"}]
+_FACTS = ("prediction", "prediction_name", "confidence", "status")  # of a sample in another run
 _POOLED = "is one number for the whole dataset and none per sample; the report shows it"
 
 
@@ -37,14 +38,14 @@ class Catalog:
     ----------
     runs
         The runs by name. The scores of the first one are columns ``explainer.metric``, those of the others
-        ``"run/explainer".metric``, joined by the sample's id.
+        ``"run/explainer".metric``, joined by the sample's id. What another model predicts is
+        ``run.prediction`` and so on, unless an explainer of that name has such a score.
     """
 
     def __init__(self, runs: Mapping[str, Run]) -> None:
         self.runs = dict(runs)
         first = next(iter(runs.values()))
-        table = sample_table(first.root, _COLUMNS)
-        table = table.append_column("correct", pa.array(are_right(table), pa.bool_()))
+        table = _with_correct(sample_table(first.root, _COLUMNS))
         self.samples = table.append_column("row", pa.array(np.arange(len(table))))
         # The explainers of all runs by what a search calls them: the name of the run, and their own.
         self.sources = {
@@ -60,6 +61,17 @@ class Catalog:
             source: [score for score, column in runs[name].columns.items() if not column.pooled]
             for source, (name, _) in self.sources.items()
         }
+        # What other models say of the samples, by the name of their run; null where it does not have one.
+        self.facts = {
+            name: _with_correct(sample_table(runs[name].root, [*_FACTS, "label", "labels"])).take(
+                pa.array(places, mask=places < 0)
+            )
+            for name, places in self._rows.items()
+            if places is not None
+        }
+        for name in self.facts:
+            own = scores.get(name, [])
+            scores[name] = own + [fact for fact in (*_FACTS, "correct") if fact not in own]
         without = {
             (source, score): _POOLED
             for source, (name, _) in self.sources.items()
@@ -105,8 +117,8 @@ class Catalog:
         return None if found < 0 else found
 
     @contextmanager
-    def asking(self, search: Search) -> Iterator[Asking]:
-        """Give what answers a search.
+    def asking(self, search: Search, conditions: Sequence[str] = ()) -> Iterator[Asking]:
+        """Give what answers a search, and counts how often more conditions in SQL are true.
 
         Raises
         ------
@@ -115,11 +127,14 @@ class Catalog:
         """
         search.check()
         read = {field: self.names.read(field, getattr(search, field)) for field in FIELDS}
+        more = [self.names.read("where", condition) for condition in conditions]
         table = self.samples
-        for source, score in sorted(frozenset().union(*(each.columns for each in read.values()))):
-            table = table.append_column(self.names.column[source, score], self.scores(source, score))
+        for source, score in sorted(frozenset().union(*(each.columns for each in (*read.values(), *more)))):
+            is_fact = source not in self.sources or score not in self.runs[self.sources[source][0]].columns
+            column = self.facts[source][score] if is_fact else self.scores(source, score)
+            table = table.append_column(self.names.column[source, score], column)
         with self._fence.reading({"samples": table}) as ask:
-            yield Asking(search, read, self.names, ask)
+            yield Asking(search, read, self.names, ask, [each.sql for each in more])
 
 
 def _places(ids: Sequence[str], run: Run) -> np.ndarray:
@@ -128,3 +143,8 @@ def _places(ids: Sequence[str], run: Run) -> np.ndarray:
         name: row for row, name in enumerate(sample_table(run.root, ["sample_id"])["sample_id"].to_pylist())
     }
     return np.array([there.get(name, -1) for name in ids])
+
+
+def _with_correct(samples: pa.Table) -> pa.Table:
+    """The samples, and whether their prediction is a label."""
+    return samples.append_column("correct", pa.array(are_right(samples), pa.bool_()))

@@ -117,6 +117,8 @@ class Asking:
         What explains errors in them.
     ask
         Runs a statement on the table ``samples``, which has the columns that the expressions name.
+    conditions
+        More conditions in SQL, for :meth:`counts`.
 
     Raises
     ------
@@ -130,8 +132,9 @@ class Asking:
         expressions: Mapping[str, Expression],
         names: Names,
         ask: Callable[[str, Mapping[str, Any]], pa.Table],
+        conditions: Sequence[str] = (),
     ) -> None:
-        self._search, self._names, self._run = search, names, ask
+        self._search, self._names, self._run, self._counted = search, names, ask, conditions
         self._sql = {field: read.sql for field, read in expressions.items() if read.sql}
         kinds = self._kinds()
         self._key = f"({self._sql['sort']}\n)" if "sort" in self._sql else "0"
@@ -163,13 +166,11 @@ class Asking:
         found = self._ask(f"SELECT count(*) AS n FROM samples WHERE {self._condition}", self._values)
         return int(found["n"][0].as_py())
 
-    def counts(self, by: Sequence[str]) -> dict[tuple[Any, ...], int]:
-        """Return how many of the samples that the search finds have each combination of values of columns."""
-        columns = ", ".join(by)
-        sql = f"SELECT {columns}, count(*) AS n FROM samples WHERE {self._condition} GROUP BY {columns}"
-        found = self._ask(sql, self._values)
-        *values, numbers = (column.to_pylist() for column in found.columns)
-        return dict(zip(zip(*values, strict=True), numbers, strict=True))
+    def counts(self) -> list[int]:
+        """Return for how many of the samples that the search finds each of ``conditions`` is true."""
+        counted = ", ".join(f"count(*) FILTER (({sql}\n))" for sql in self._counted)
+        found = self._ask(f"SELECT {counted} FROM samples WHERE {self._condition}", self._values)
+        return [int(column[0].as_py()) for column in found.columns]
 
     def values(self, field: str, rows: Sequence[int]) -> list[Any]:
         """Return the value of the expression in a field for each of some samples; nothing without one."""

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,8 +22,11 @@ from starlette.testclient import TestClient
 
 from flows.browser import browser
 from runs import completed, tiny_job
+from storage.parquet import read_table, write_table
 from storage.run import Run
 from storage.samples import read_samples
+from storage.scores import read_score
+from tasks.results.numbers import number
 
 HOSTILE = "<img src=x onerror=alert(1)> & \"'"
 
@@ -226,8 +230,8 @@ def test_a_search_that_finds_nothing_is_a_page(client: TestClient) -> None:
 
 def test_a_value_that_is_not_known_and_a_truth_are_no_numbers(client: TestClient) -> None:
     for score, expected in (("nullif(row,0)", "-"), ("confidence>2", "False"), ("row/1e6", "0.000")):
-        told = re.findall("<span>([^<]*)</span>", client.get(f"?score={score}").text)
-        assert told[1] == expected
+        told = re.findall("<span><small>score</small> ([^<]*)</span>", client.get(f"?score={score}").text)
+        assert told[0] == expected
 
 
 def test_pictures_are_those_of_the_run(client: TestClient, run: Run) -> None:
@@ -254,9 +258,52 @@ def test_runs_on_other_inputs_stand_beside_each_other(run: Run, tmp_path: Path) 
     with TestClient(browser({"one": run, "two": other}, "t"), base_url="http://localhost/t/") as client:
         both = client.get("sample/3").text
         assert both.count('<article class="sample') == 2
+        check_differences(both, run, other)
         assert client.get("sample/40").text.count('<article class="sample') == 1
         column = quote('gradcam.insertion - "two/gradcam".insertion')
         assert len(ids_in(client.get(f"?where={column} IS NOT NULL".replace(" ", "%20")).text)) == 20
+
+
+def check_differences(page: str, one: Run, other: Run) -> None:
+    """A sample's page has both scores of the explainer that the runs share, and their difference."""
+    first, second = (read_score(run, "gradcam", "insertion")[3] for run in (one, other))
+    cells = re.findall(
+        "gradcam</th><td>insertion</td><td>two</td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>", page
+    )
+    assert cells == [tuple(number(value) for value in (first, second, second - first))]
+
+
+def test_models_are_counted_against_each_other(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.root, tmp_path / "run")
+    other = Run.open(tmp_path / "run")
+    table = read_table(other.samples)
+    predicted = [
+        (each + 1) % 10 if row % 3 == 0 else each for row, each in enumerate(table["prediction"].to_pylist())
+    ]
+    at = table.column_names.index("prediction")
+    write_table(table.set_column(at, table.schema.field(at), pa.array(predicted, pa.int64())), other.samples)
+    rows = [
+        (a["label"] == a["prediction"], a["label"] == b, a["prediction"] != b)
+        for a, b in zip(read_samples(run.root), predicted, strict=True)
+    ]
+    expected = {
+        "one and two right": sum(a and b for a, b, _ in rows),
+        "only one right": sum(a and not b for a, b, _ in rows),
+        "only two right": sum(b and not a for a, b, _ in rows),
+        "one and two wrong": sum(not a and not b for a, b, _ in rows),
+        "two predicts another class": sum(differ for _, _, differ in rows),
+    }
+    with TestClient(browser({"one": run, "two": other}, "t"), base_url="http://localhost/t/") as client:
+        found = re.findall(r'<li><a href="([^"]*)">([^<]*)</a>: (\d+)', client.get("").text)
+        assert {words: int(count) for _, words, count in found} == expected
+        for to, words, _ in found:
+            status = re.findall('role="status">([^<]*)<', client.get(f"http://localhost{unescape(to)}").text)[
+                0
+            ]
+            assert int(status.split()[0]) == expected[words]
+        page = client.get("sample/0").text
+    for name, each in (("one", read_samples(run.root)[0]["prediction"]), ("two", predicted[0])):
+        assert f'<th scope="row">{name}</th><td>{each}</td>' in page
 
 
 def test_an_id_that_stands_for_other_inputs_in_another_run_is_refused(run: Run, tmp_path: Path) -> None:
