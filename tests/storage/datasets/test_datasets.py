@@ -1,5 +1,6 @@
 """Datasets of every kind: ids, labels, boxes, what is refused, and what a broken file does."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -283,6 +284,7 @@ def test_a_wrong_listing_is_one_line_with_the_line_number(tmp_path: Path, text: 
     with pytest.raises(ValueError) as refusal:  # noqa: PT011
         open_dataset(listing(tmp_path, text))
     assert told in str(refusal.value)
+    assert re.match(r"dataset\.\w+: [^\n]*$", str(refusal.value))
     assert "list.csv" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -486,3 +488,39 @@ def test_a_class_folder_that_is_a_link_has_its_images(tmp_path: Path) -> None:
         ("cat/1.png", 0),
         ("dog/2.png", 1),
     ]
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ({"kind": "folder", "path": "none"}, "path"),
+        ({"kind": "csv", "path": "none.csv"}, "path"),
+        ({"kind": "csv", "path": "list.csv", "images": "none"}, "images"),
+        ({"kind": "text", "path": "none.csv"}, "path"),
+        ({"kind": "text", "path": "list.csv"}, "column"),
+        ({"kind": "tensors", "path": "none.npz"}, "path"),
+        ({"kind": "tensors", "path": "list.csv"}, "path"),
+        ({"kind": "dicom", "path": "none"}, "path"),
+        ({"kind": "imagenet", "path": "none"}, "path"),
+        ({"kind": "imagenet", "path": "flat"}, "labels"),
+        ({"kind": "imagenet", "path": "flat", "labels": "none.txt"}, "labels"),
+        ({"kind": "voc", "path": "none", "split": "val"}, "path"),
+        ({"kind": "coco", "path": "none.json", "images": "flat"}, "path"),
+        ({"kind": "coco", "path": "list.csv", "images": "none"}, "images"),
+        ({"kind": "parquet", "path": "none.parquet"}, "path"),
+        ({"kind": "webdataset", "path": "list.csv"}, "path"),
+        ({"kind": "torchvision", "path": "flat", "name": "None"}, "name"),
+        ({"kind": "digits", "split": "none"}, "split"),
+        ({"kind": "none.py:Photos"}, "kind"),
+    ],
+)
+def test_a_refusal_names_the_key_to_change(table: dict[str, str], key: str, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("file,label\n,\n")
+    (tmp_path / "flat").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / "flat" / name)
+    paths = {
+        name: str(tmp_path / value) for name, value in table.items() if name in {"path", "images", "labels"}
+    }
+    with pytest.raises(ValueError, match=rf"^dataset\.{key}: [^\n]*$"):
+        open_dataset(DatasetSpec.model_validate(table | paths))
