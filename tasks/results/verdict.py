@@ -61,6 +61,12 @@ def _untested(board: Leaderboard) -> str:
         return f"No control has a value in a metric of the explainers, so {_CHANCE}."
     if all(board.columns[name].pooled for name in beside):
         return f"The metrics have one number for all {board.inputs}, and so no test: {_CHANCE}."
+    few = _too_few(
+        board, [name for name in board.columns if name in beside and not board.columns[name].pooled]
+    )
+    if any("in common" in what for _, what in few):
+        told = [f"{listed(names)} {'has' if len(names) == 1 else 'have'} {what}" for names, what in few]
+        return f"{'; '.join(told)}, so {_CHANCE}."
     return (
         f"{board.images:,} {board.inputs} are too few for Wilcoxon's test with Holm's correction to tell an "
         f"explainer from a control, so {_CHANCE}."
@@ -154,7 +160,7 @@ def _not_counted(board: Leaderboard, tested: Sequence[str]) -> list[str]:
             [c.name for c in rest if c.name in scored and c.pooled],
             f"one number for all {board.inputs}, and so no test",
         ),
-        ([c.name for c in rest if c.name in scored and not c.pooled], f"too few {board.inputs} for a test"),
+        *_too_few(board, [c.name for c in rest if c.name in scored and not c.pooled]),
         ([c.name for c in rest if c.name not in scored], "no value"),
         (
             [row.name for row in board.explainers if all(_beats(row, c) is None for c in tested)],
@@ -168,6 +174,23 @@ def _not_counted(board: Leaderboard, tested: Sequence[str]) -> list[str]:
     return [
         f"{listed(names)} {'has' if len(names) == 1 else 'have'} {what}." for names, what in told if names
     ]
+
+
+def _too_few(board: Leaderboard, columns: Sequence[str]) -> list[tuple[list[str], str]]:
+    """Columns without a test, by the reason: too few images, or too few that a control has as well."""
+    found: dict[str, list[str]] = {}
+    for column in columns:
+        over = [row.cells[column].over for row in board.explainers if column in row.cells]
+        there = list(dict.fromkeys(control for own in over for control in own))
+        without = [control for control in there if all(own.get(control) is None for own in over)]
+        told = f"too few {board.inputs} for a test"
+        if len(without) < len(there):
+            which = (
+                f"{listed([*map(_word, without)])} for a test against {'it' if len(without) == 1 else 'them'}"
+            )
+            told = f"too few {board.inputs} in common with {which}"
+        found.setdefault(told, []).append(column)
+    return [(names, told) for told, names in found.items()]
 
 
 def listed(names: Sequence[str], last: str = " and ") -> str:

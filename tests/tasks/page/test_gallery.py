@@ -283,6 +283,23 @@ def test_names_are_text_and_nothing_else(hostile: Run, tmp_path: Path, look: Cal
         assert tab.locator("article script, article h3 *, article h4 *").count() == 0
 
 
+def test_plain_keys_lead_from_sample_to_sample_and_leave_sliders_alone(
+    hostile: Run, tmp_path: Path, look: Callable[..., Any]
+) -> None:
+    with look(page_of(hostile, tmp_path)) as tab:
+        ids = [each.get_attribute("id") for each in tab.locator("article.sample").all()]
+        for key, place in (("j", 0), ("ArrowRight", 1), ("j", 2), ("k", 1), ("ArrowLeft", 0)):
+            tab.keyboard.press(key)
+            assert tab.evaluate("document.activeElement.id") == ids[place], (key, place)
+        slider = tab.get_by_label("opacity")
+        slider.focus()
+        before = float(slider.input_value())
+        tab.keyboard.press("ArrowRight")
+        tab.keyboard.press("j")
+        assert float(slider.input_value()) == before + 1
+        assert tab.evaluate("document.activeElement.name") == "opacity"
+
+
 def test_switches_change_what_is_shown(hostile: Run, tmp_path: Path, look: Callable[..., Any]) -> None:
     with look(page_of(hostile, tmp_path)) as tab:
 

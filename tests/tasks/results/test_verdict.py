@@ -99,6 +99,18 @@ def test_what_is_not_counted_is_said() -> None:
     )
 
 
+def test_a_control_that_cannot_be_tested_is_named() -> None:
+    few = {"random": True, "sobel": None}
+    one = {"a": {"m": {"random": True, "sobel": True}, "l": few}}
+    assert verdict(board(one, ["random", "sobel"])) == (
+        "On 100 images, a beats both controls in m. l has too few images in common with Sobel's edges for a "
+        "test against it."
+    )
+    assert verdict(board({"a": {"l": few}}, ["random", "sobel"])) == (
+        f"l has too few images in common with Sobel's edges for a test against it, so {CHANCE}."
+    )
+
+
 def test_many_explainers_and_metrics_are_counted() -> None:
     over = {f"e{i}": {f"m{j}": ALL if j < max(1, 9 - i // 5) else NONE for j in range(20)} for i in range(25)}
     assert verdict(board(over, CONTROLS)) == (
