@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset
 
+from plugins.registry import choices
 from storage.errors import LONGEST, FloodlitError, one_line
 from storage.files import regular
 from storage.layout import FOUND, TABLES
@@ -219,6 +221,8 @@ def _explained(error: duckdb.Error, views: Mapping[str, Any]) -> str:
         if name not in views and f"Table with name {name} does not exist" in text:
             there = ", ".join(sorted(views)) or "none"
             return f"there is no view {name} yet: {when} (existing views: {there})"
+    if missing := re.search("Table with name (.*) does not exist", text):
+        return f"there is no view {missing[1]}; {choices(missing[1], sorted(views), 'there are ')}"
     return text
 
 

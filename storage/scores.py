@@ -177,6 +177,13 @@ def _metric_of(file: Any, group: int) -> str:
     return str(file.read_row_group(group, ["metric"])["metric"][0].as_py())
 
 
+def _has_no_curve(file: Any, group: int) -> bool:
+    """Whether no map of a row group has a curve, as its statistics say, which are read already."""
+    about = file.metadata.row_group(group).column(file.schema_arrow.get_field_index("curve"))
+    nulls = about.statistics.null_count if about.is_stats_set and about.statistics.has_null_count else None
+    return bool(about.path_in_schema.startswith("curve.") and nulls == about.num_values)
+
+
 def with_curve(run: Run, explainer: str, metrics: Set[str]) -> dict[str, NDArray[np.bool_]]:
     """Return which maps have a curve, for each of ``metrics`` that has curves.
 
@@ -238,7 +245,7 @@ def _curves_in(path: Path, wanted: Set[str] | None = None) -> dict[str, NDArray[
     """
     found: dict[str, NDArray[np.float32]] = {}
     for metric, group, file in _groups(path):
-        if wanted is not None and metric not in wanted:
+        if (wanted is not None and metric not in wanted) or _has_no_curve(file, group):
             continue
         column = file.read_row_group(group, ["curve"])["curve"].combine_chunks()
         there = pc.is_valid(column).to_numpy(zero_copy_only=False)

@@ -158,7 +158,8 @@ def test_before_anything_is_computed_there_is_no_view(empty: Path) -> None:
         ("SELECT nope FROM scores", 'Referenced column "nope" not found'),
         ("SELEC 1", "syntax error at or near"),
         ("SELECT CAST(sample_id AS INT) FROM samples", "Could not convert string 'i0'"),
-        ("SELECT * FROM elsewhere", "Table with name elsewhere does not exist"),
+        ("SELECT * FROM elsewhere", "there is no view elsewhere; there are "),
+        ("SELECT * FROM sampels", "there is no view sampels; close are samples"),
     ],
 )
 def test_a_wrong_query_is_one_clear_line(root: Path, sql: str, told: str) -> None:
