@@ -66,7 +66,7 @@ def counted_maps(
                 why = f" ({EMPTY_SET})"
             told = f"{shown(name)}: {counts[status]:,} of {counts.total():,} maps {STATUSES[status]}{why}"
             rows = np.flatnonzero(codes == CODES.index(Status(status))) // run.targets_per_image
-            if is_control(name, run.explainers[name]) and len(rows) == len(codes):
+            if is_control(name, run.explainers[name]) and counts[status] == counts.total():
                 rows = rows[:0]  # a control that has one map for all inputs
             found.append(_counted(run, told, np.unique(rows), shown_rows))
     return found

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
+from pathlib import Path
 
 from explainers.base import Status
 from storage.parquet import read_table
 from storage.query import query
+from storage.records import Step
 from storage.run import Run
 from tasks.page.counted import counted_maps, counted_scores
 from tasks.page.report import report_of
@@ -33,6 +36,16 @@ def test_maps_are_counted_by_status_and_those_of_the_gallery_come_first(finished
     ]
     assert of_ddcam.more == 0
     assert (of_ones.told, of_ones.samples) == ("all_ones: 40 of 40 maps constant", [])
+
+
+def test_a_control_that_is_constant_names_no_samples_while_its_run_goes_on(
+    finished: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.root, tmp_path / "run")
+    (tmp_path / "run" / Step("saliency", 2, "all_ones").path).unlink()
+    run = Run.open(tmp_path / "run")
+    *_, of_ones = counted_maps(run, facts_of(run).statuses, set())
+    assert (of_ones.told, of_ones.samples) == ("all_ones: 32 of 32 maps constant", [])
 
 
 def test_of_many_samples_a_few_are_named(finished: Run) -> None:
