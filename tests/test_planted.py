@@ -112,6 +112,11 @@ def test_the_table_counts_over_the_seeds_that_count(benchmark) -> None:
     )
 
 
+def test_the_table_in_the_documentation_is_that_of_the_rows(benchmark) -> None:
+    rows = benchmark.read(ROOT / "benchmarks" / "findings.csv")
+    assert benchmark.table(rows) in (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+
+
 def test_a_measured_row_is_not_measured_again(benchmark, tmp_path, monkeypatch) -> None:
     (tmp_path / "rows.csv").write_text("kind,seed,source,boxes\ncorner,0,gradcam,True\n")
     asked = []
