@@ -10,24 +10,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
-from http import HTTPStatus
 from threading import Thread
 from typing import Any
 from urllib.parse import urlencode
 
 import pyarrow as pa
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from flows.browser_fence import REFUSALS, Fenced
 from plugins.registry import choices
-from storage.errors import LONGEST, FloodlitError, one_line
 from storage.query import QueryError
 from storage.run import Run
 from tasks.page.beside import compared, differences, predictions, questions
@@ -41,18 +38,6 @@ from tasks.results.leaderboard import is_control
 HOSTS = ["127.0.0.1", "localhost"]
 _SECONDS = 600  # for which a browser may keep a picture
 _ROW = re.compile("[0-9]{1,9}")
-_WRONG = {
-    404: "There is no such page. The address that the terminal shows is that of all samples.",
-    405: "Pages are only read here; nothing can be sent.",
-}
-_FENCE = {
-    # Pages hold styles and pictures of their own, and no script but that of their head.
-    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",  # the address holds the token
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
 
 
 def browser(runs: Mapping[str, Run], token: str) -> Starlette:
@@ -80,34 +65,10 @@ def browser(runs: Mapping[str, Run], token: str) -> Starlette:
         Route("/map/{source:path}/{row}.png", pages.map),
     ]
     # A page can give its own name this machine's address after it was loaded (DNS rebinding).
-    guards = [Middleware(_Fenced), Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)]
+    guards = [Middleware(Fenced), Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)]
     return Starlette(
-        routes=[Mount(f"/{token}", routes=routes)],
-        middleware=guards,
-        exception_handlers={
-            HTTPException: _refusal,
-            FloodlitError: _damage,
-            OSError: _damage,
-            Exception: _fault,
-        },
+        routes=[Mount(f"/{token}", routes=routes)], middleware=guards, exception_handlers=REFUSALS
     )
-
-
-class _Fenced:
-    """Gives every answer the headers of the fence, refusals included."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def sent(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _FENCE.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        await self.app(scope, receive, sent)
 
 
 def _page(made: Callable[[Request], tuple[str, int]]) -> Callable[[Request], Response]:
@@ -117,30 +78,6 @@ def _page(made: Callable[[Request], tuple[str, int]]) -> Callable[[Request], Res
         return HTMLResponse(*made(request))
 
     return endpoint
-
-
-def _plain(status: int, told: str) -> Response:
-    """A page of one line."""
-    page = render("browser_refusal.html", title=HTTPStatus(status).phrase, told=told)
-    return HTMLResponse(page, status, headers=_FENCE)
-
-
-def _refusal(_: Request, error: Exception) -> Response:
-    """The page of an address that is none."""
-    assert isinstance(error, HTTPException)
-    answer = _plain(error.status_code, _WRONG.get(error.status_code, error.detail))
-    answer.headers.update(error.headers or {})
-    return answer
-
-
-def _damage(_: Request, error: Exception) -> Response:
-    """The page of files that cannot be read."""
-    return _plain(500, one_line(error, LONGEST))
-
-
-def _fault(*_: Any) -> Response:
-    """The page of a fault in this program, whose trace is on the terminal."""
-    return _plain(500, "The browser has a fault, which its terminal shows.")
 
 
 class _Pages:
@@ -319,7 +256,7 @@ class _Pages:
 
 
 def _picture(data: bytes, kind: str) -> Response:
-    return Response(data, media_type=kind, headers=_FENCE | {"Cache-Control": f"private, max-age={_SECONDS}"})
+    return Response(data, media_type=kind, headers={"Cache-Control": f"private, max-age={_SECONDS}"})
 
 
 def _root(request: Request) -> str:
