@@ -27,7 +27,8 @@ FOUND_ARRAYS = {
     "mean_maps": ("finding", "cell_y", "cell_x"),
     "cluster_maps": ("cluster", "cell_y", "cell_x"),
 }
-MOST_PARTS = 256  # of the classes, for the stage SUSPICIONS
+MOST_PARTS = 64  # of the classes, for the stage SUSPICIONS, whose tasks cost a second each
+PART_IMAGES = 10  # least images per part; a class with fewer has nothing to test
 ROWS = "sample_id"  # the name of the axis of rows
 # What is stored of every map beside the maps of each explainer, with its Zarr type. It is written with the
 # tables, and SUMMARY signs it as well.
@@ -117,7 +118,8 @@ class Layout:
 
     @property
     def _part_classes(self) -> int:
-        return max(1, -(-(self.manifest.num_classes or 0) // MOST_PARTS))
+        most = min(MOST_PARTS, -(-self.manifest.rows // PART_IMAGES))
+        return max(1, -(-(self.manifest.num_classes or 0) // most))
 
     @cached_property
     def arrays(self) -> dict[str, ArrayLayout]:
