@@ -96,8 +96,9 @@ def _flips(trials: Trials, donors: Rows, others: Rows, places: Tensor, rng: np.r
 
 
 def _of_class(seen: Seen, rows: Rows, *classes: int) -> Bools:
-    """(n,) whether an image is of one of the classes, or taken for one."""
-    return np.isin(seen.classes[rows], classes) | np.isin(seen.labels[rows], classes)
+    """(n,) whether an image is of one of the classes, or taken for one; -1 is no class but an unknown one."""
+    known = [each for each in classes if each >= 0]
+    return np.isin(seen.classes[rows], known) | np.isin(seen.labels[rows], known)
 
 
 def _shares(seen: Seen, rows: Rows, regions: Tensor) -> Tensor:

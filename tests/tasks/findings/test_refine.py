@@ -56,6 +56,8 @@ def test_donors_are_as_salient_and_flip_to_their_own_class() -> None:
     found = natural(trials, 0, rows, PATCH.expand(10, -1, -1), np.random.default_rng(0))
     assert (found.donors, found.flips, found.moved) == (80, 1, False)
     assert network.rows == 90
+    unlabelled = Trials(Reads(), replace(given, labels=np.full(120, -1)), 64)
+    assert natural(unlabelled, 0, rows, PATCH.expand(10, -1, -1), np.random.default_rng(0)) == found
 
     # Content beside that pixel makes no class: the recipient, which is of neither class, keeps its own.
     beside = PATCH.clone()
