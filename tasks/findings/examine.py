@@ -145,6 +145,9 @@ def _tested(trials: Trials, suspicion: Suspicion, passes: int) -> Outcome:
         return Outcome(suspicion, State.NOT_TESTED, "the passes of the class are used up")
     rng = _generator(trials.seen, suspicion, "findings")
     removal = remove(trials, suspicion.target, exemplars, regions, rng)
+    if len(removal.controls) < LEAST_EXEMPLARS:
+        reason = f"it fits beside the object of {len(removal.controls)} images of other classes only"
+        return Outcome(suspicion, State.ON_THE_OBJECT, reason)
     pasted = transplant(trials, suspicion.target, exemplars, regions, rng)
     if len(pasted.rows) < LEAST_EXEMPLARS:
         return Outcome(

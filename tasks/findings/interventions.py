@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.findings.regions import LEAST_PIXELS, area, matched_places, without
-from tasks.findings.seen import Rows
+from tasks.findings.seen import Rows, Seen
 from tasks.findings.trials import Trials
 
 Floats = NDArray[np.float64]
@@ -24,6 +24,7 @@ RECIPIENTS = 30  # images of other classes that get a region's content
 DONORS = 3  # exemplars whose content each of them gets, one at a time
 LEAST_EXEMPLARS = 8
 LARGE = 0.25  # of the image: a larger region has no matched place elsewhere
+_FITTING = 0.5  # of the area of a region: what its matched places keep beside the object, at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Removal:
         (n,) the log-odds that each lost, in nats.
     controls
         (n,) what it lost at matched places; or, if not ``paired``, (m,) what images of other classes lose of
-        their own class when the same region is filled.
+        their own class when the same region is filled, at least 16 pixels of it beside their object.
     paired
         Whether the controls are of the same images.
     kept
@@ -104,21 +105,33 @@ def remove(
     ).view(count, FILLS, 2)
     drops = (before - after[..., 0].mean(1)).numpy()
     kept = float(after[..., 1].mean())
-    paired = float(area(regions).float().mean()) <= LARGE * regions[0].numel()
-    if paired:
-        controls = _elsewhere(trials, target, exemplars, regions, before, rng)
-    else:
+    places = _elsewhere(trials, exemplars, regions, rng)
+    if places is None:
         controls = _in_others(trials, target, regions, rng)
-    return Removal(exemplars, drops, controls, paired, kept)
+    else:
+        controls = _at(trials, target, exemplars, places, before, rng)
+    return Removal(exemplars, drops, controls, places is not None, kept)
 
 
-def _elsewhere(
-    trials: Trials, target: int, exemplars: Rows, regions: Tensor, before: Tensor, rng: np.random.Generator
-) -> Floats:
-    """(E,) what each exemplar loses, on average, when its region is filled elsewhere."""
+def _elsewhere(trials: Trials, exemplars: Rows, regions: Tensor, rng: np.random.Generator) -> Tensor | None:
+    """(E * 4, H, W) bool: places of the same shape in each exemplar; None where the regions are too large.
+
+    They are too large if they cover more than a quarter of the image, or if less than half of a region fits
+    elsewhere beside the object.
+    """
+    if float(area(regions).float().mean()) > LARGE * regions[0].numel():
+        return None
     objects = trials.seen.grown_objects(exemplars)
     blocked = regions if objects is None else regions | objects
     places = matched_places(regions, blocked, MATCHED, rng).flatten(0, 1)
+    fits = int(area(places).sum()) >= _FITTING * MATCHED * int(area(regions).sum())
+    return places if fits else None
+
+
+def _at(
+    trials: Trials, target: int, exemplars: Rows, places: Tensor, before: Tensor, rng: np.random.Generator
+) -> Floats:
+    """(E,) what each exemplar loses, on average, when these places of :func:`_elsewhere` are filled."""
     fills = _drawn(rng, trials.seen.others(target), (len(exemplars) * MATCHED,))
     after = trials.swapped(exemplars.repeat(MATCHED), fills, lambda at: places[at], target)[:, 0]
     return (before - after.view(-1, MATCHED).mean(1)).numpy()
@@ -126,17 +139,32 @@ def _elsewhere(
 
 def _in_others(trials: Trials, target: int, regions: Tensor, rng: np.random.Generator) -> Floats:
     """(m,) what images of other classes lose of their own class when the same regions are filled in them."""
-    others = trials.seen.others(target)
+    seen = trials.seen
+    others = seen.others(target)
     rows = rng.permutation(others)[: len(regions)]
-    own = torch.from_numpy(trials.seen.classes[rows])
-    objects = trials.seen.grown_objects(rows)
-    places = without(regions[: len(rows)], objects)
+    fills = _foreign(seen, rows, others, rng.integers(len(others), size=(len(rows), FILLS)))
+    places = without(regions[: len(rows)], seen.grown_objects(rows))
+    fit = (area(places) >= LEAST_PIXELS).numpy()
+    rows, fills, places = rows[fit], fills[fit], places[fit]
+    own = torch.from_numpy(seen.classes[rows])
     whole = trials.whole(rows, own)[:, 0]
-    fills = _drawn(rng, others, (len(rows), FILLS))
     after = trials.swapped(
         rows.repeat(FILLS), fills.ravel(), lambda at: places[at // FILLS], own.repeat_interleave(FILLS)
     )[:, 0]
     return (whole - after.view(-1, FILLS).mean(1)).numpy()
+
+
+def _foreign(seen: Seen, rows: Rows, others: Rows, drawn: Rows) -> Rows:
+    """Images (n, 3) to fill images ``rows`` (n,) with, by numbers ``drawn`` in [0, m), of ``others`` (m,).
+
+    They are of other classes than the image that they fill, as those for the exemplars are: content of its
+    own class, or of itself, would cost it nothing. Where all are of its class, the image itself is left out.
+    """
+    own = seen.classes[rows][:, None]
+    foreign = (seen.classes[others] != own) & (seen.labels[others] != own)
+    allowed = np.where(foreign.any(1, keepdims=True), foreign, others != rows[:, None])
+    place = drawn * allowed.sum(1, keepdims=True) // len(others)
+    return others[(allowed.cumsum(1)[:, None] > place[..., None]).argmax(2)]
 
 
 def transplant(

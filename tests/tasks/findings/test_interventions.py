@@ -1,12 +1,13 @@
 """The interventions measure a planted rule exactly, count their passes, and depend on no batch."""
 
+from dataclasses import replace
 from math import log
 
 import numpy as np
 import pytest
 import torch
 
-from rule_toys import BIAS, PATCH, SIZE, WEIGHT, Rule, seen, suspicion
+from rule_toys import BIAS, PATCH, SIDE, SIZE, WEIGHT, Rule, seen, suspicion
 from tasks.findings.decision import Outcome, State, decided
 from tasks.findings.examine import examine_class, suspicions_of
 from tasks.findings.interventions import remove, transplant
@@ -135,6 +136,47 @@ def test_the_object_is_taken_out_of_the_region() -> None:
     assert set(pasted.rows) <= set(others)
     removal = remove(trials, 0, rows, regions, np.random.default_rng(0))
     assert not removal.paired  # the region is larger than a quarter of the image
+
+
+@pytest.mark.parametrize("classes", [3, 2])
+def test_controls_of_large_regions_get_content_of_other_classes_than_their_own(classes: int) -> None:
+    given = replace(seen(boxes=False), classes=np.arange(120) % classes, labels=np.arange(120) % classes)
+    told = torch.zeros(120, 3, SIZE, SIZE) + torch.arange(120)[:, None, None, None]  # whose content is shown
+    given = replace(given, images=lambda rows: told[rows])
+
+    class Watched(Rule):
+        def logits(self, inputs):
+            self.inputs = inputs
+            return super().logits(inputs)
+
+    network, large = Watched(), torch.zeros(30, SIZE, SIZE, dtype=torch.bool)
+    large[:, :, :20] = True
+    removal = remove(Trials(network, given, 1000), 0, given.rows_of(0)[:30], large, np.random.default_rng(0))
+    assert (removal.paired, len(removal.controls)) == (False, 30)
+    filled, fills = (network.inputs[:, 0, 0, column].numpy().astype(int) for column in (-1, 0))
+    assert len(fills) == 90
+    assert (filled != fills).all()
+    assert (given.classes[fills] != 0).all()
+    if classes == 3:
+        assert (given.classes[fills] != given.classes[filled]).all()
+
+
+def test_a_region_that_fits_nowhere_else_is_compared_with_images_of_other_classes() -> None:
+    """The object is all but the patch, so that a matched place would be empty, and cost nothing."""
+    objects = torch.ones(SIZE, SIZE, dtype=torch.bool)
+    objects[: SIDE + 1, : SIDE + 1] = False
+    given = replace(seen(), objects=lambda rows: objects.expand(len(rows), -1, -1))
+    (found,) = outcomes_of(given, suspicion(given))
+    assert (found.state, found.removal.paired) == (State.FINDING, False)
+    assert len(found.removal.controls) == 30
+    assert found.drop.mean == pytest.approx(WEIGHT, abs=1e-5)
+    assert found.drop.control == pytest.approx(0, abs=1e-5)
+
+    hidden = torch.ones_like(objects)
+    shown = replace(given, objects=lambda rows: torch.stack([hidden if n % 3 else objects for n in rows]))
+    (found,) = outcomes_of(shown, suspicion(shown))
+    assert found.state == State.ON_THE_OBJECT
+    assert found.reason == "it fits beside the object of 0 images of other classes only"
 
 
 def test_a_region_on_the_object_is_not_tested() -> None:
