@@ -64,9 +64,11 @@ def pending_findings(run: Run) -> dict[Step, set[Step]]:
 
 def forget_outdated(run: Run, todo: Iterable[Step]) -> None:
     """Forget what is suspected with the maps or the predictions that these steps are about to make."""
-    stages = {(step.stage, step.explainer) for step in todo}
-    shared = {stage for stage, _ in stages} & {"inputs", "activations"}
-    changed = [name for name in run.manifest.findings if shared or ("saliency", name) in stages]
+    todo, done = set(todo), run.finished()
+    # A recorded step of the activations makes them again where they were deleted; the predictions stay.
+    shared = any(step.stage in {"inputs", "activations"} for step in todo - done)
+    own = {step.explainer for step in todo if step.stage == "saliency"}
+    changed = [name for name in run.manifest.findings if shared or name in own]
     drop_suspicions(run.root, run.layout, changed)
 
 

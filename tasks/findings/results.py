@@ -141,7 +141,8 @@ def _row(found: Found, place: int) -> dict[str, Any]:
         "exemplars": [used.samples[row]["sample_id"] for row in suspicion.exemplars],
         "passes": outcome.passes,
     }
-    return row | {"told": sentence(row, told_place(outcome))}
+    paired = outcome.removal is None or outcome.removal.paired
+    return row | {"told": sentence(row, told_place(outcome), found.class_images, paired)}
 
 
 def told_place(outcome: Outcome) -> str:

@@ -54,7 +54,7 @@ def class_told(number: int, name: str | None) -> str:
     return f"class {number}" if name is None or name == str(number) else f"{shown(name)} (class {number})"
 
 
-def sentence(row: dict[str, Any], place: str) -> str:
+def sentence(row: dict[str, Any], place: str, images: int, paired: bool = True) -> str:
     """Say what was found, or only suspected, about a class, in one sentence.
 
     Parameters
@@ -63,17 +63,22 @@ def sentence(row: dict[str, Any], place: str) -> str:
         A row of ``findings.parquet``.
     place
         Where it is, as :func:`place_of` says it.
+    images
+        How many images that count are taken for the class.
+    paired
+        Whether the control of the removal is elsewhere in the same images.
     """
     who = class_told(row["class"], row["class_name"])
     who = who[0].upper() + who[1:]
-    reads = f"in {row['share']:.0%} of the images that it predicts, the model reads {place}"
     if row["status"] in {"not tested", "on the object"}:
         return f"{who}: {place} is suspected ({row['reason']})."
     effects = (
-        f"other content there costs {row['removal']:.1f} nats, elsewhere {row['removal_control']:.1f}; "
-        f"pasted into images of other classes it turns {row['flips']:.0%} of them into this class, content "
-        f"of random images {row['flips_control']:.0%}"
+        f"other content in the region costs {row['removal']:.1f} nats, "
+        f"{'elsewhere' if paired else 'in images of other classes'} {row['removal_control']:.1f}; its own "
+        f"content, pasted into images of other classes, turns {row['flips']:.0%} of them into this class, "
+        f"content of random images {row['flips_control']:.0%}"
     )
     if row["status"] in {"finding", "candidate"}:
-        return f"{who}: {reads}; {effects}."
+        seen = f"the maps of {row['images']:,} of {images:,} images taken for it point to {place}"
+        return f"{who}: {seen}; in those that do so most, {effects}."
     return f"{who}: {place} was suspected and is not confirmed: {row['reason']} ({effects})."

@@ -18,7 +18,7 @@ from storage.places import is_there
 from storage.run import Run
 from tasks.findings.of_run import Used, objects_of
 from tasks.findings.regions import without
-from tasks.findings.results import Found, found_of, told_place
+from tasks.findings.results import Found, found_of, is_complete, told_place
 from tasks.findings.seen import Rows, grown
 from tasks.findings.told import SHOWN, WITHOUT_OBJECTS, rows_of
 from tasks.findings.trials import composed
@@ -119,8 +119,8 @@ class Findings:
 
 
 def findings_of(run: Run) -> Findings | None:
-    """Read the findings of a run; None if it did not look for any, or has not decided yet."""
-    if not run.manifest.findings or not is_there(run.root / FOUND[0]):
+    """Read the findings of a run; None if it did not look for any, or has not decided yet, or anew."""
+    if not is_complete(run) or not is_there(run.root / FOUND[0]):
         return None
     rows = rows_of(run)
     found = {(each.explainer, place): each for each, place in _placed(found_of(run))}

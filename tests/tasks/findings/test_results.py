@@ -21,7 +21,7 @@ from flows.job import Job, JobError
 from runs import completed, prepared
 from storage.files import sha256_of_file
 from storage.query import query
-from storage.records import FINDINGS, SUSPICIONS, Step, read_record
+from storage.records import FINDINGS, SUSPICIONS, Step, drop_record, read_record
 from storage.run import Run
 from storage.verify import repair, verify
 from tasks.findings.decision import Effect, Outcome, State
@@ -31,6 +31,7 @@ from tasks.findings.results import write_findings
 from tasks.findings.stored import packed, unpacked
 from tasks.findings.suspicion import Suspicion
 from tasks.findings.told import lines_of
+from tasks.page.findings import findings_of
 from tasks.run_parts import classifier_of
 
 NAME = "input_x_gradient"
@@ -50,7 +51,7 @@ def test_the_fault_is_the_one_finding(found: Run) -> None:
     assert first["flips_control"] < 0.05
     assert first["p_holm"] < 1e-6
     assert first["told"].startswith(
-        "Class 0: in 60% of the images that it predicts, the model reads the lower left"
+        "Class 0: the maps of 24 of 40 images taken for it point to the lower left corner; in those"
     )
     assert "costs 6.9 nats, elsewhere 0.0" in first["told"]
     ids = [row["sample_id"] for row in query(found.root, "SELECT sample_id FROM samples").to_pylist()]
@@ -107,7 +108,8 @@ def test_every_file_is_signed_and_a_damaged_one_is_made_again(found: Run, tmp_pa
 
 def test_new_maps_and_other_passes_are_looked_at_again(found: Run, tmp_path: Path) -> None:
     copy = Run.open(shutil.copytree(found.root, tmp_path / "run"))
-    forget_outdated(copy, [Step("scores", 0, NAME)])
+    # Predictions stay where activations that were deleted are made again.
+    forget_outdated(copy, [Step("scores", 0, NAME), Step("activations", 0)])
     assert pending_findings(copy) == {}
     same = prepared(job(copy.root))
     assert pending_findings(same) == {}
@@ -119,9 +121,14 @@ def test_new_maps_and_other_passes_are_looked_at_again(found: Run, tmp_path: Pat
     assert lines_of(other)[0] == "findings: none is confirmed"
     forget_outdated(other, [Step("saliency", 0, NAME)])
     assert len(pending_findings(other)) == 3
+    assert findings_of(other) is None  # what the tables say is of other maps
     write_findings(other)  # it is not complete, so the tables of before do not stay
     assert read_record(other.root, FINDINGS) is None
     assert not (other.root / "findings.parquet").exists()
+    searched(other)
+    drop_record(other.root, Step("activations", 0))
+    forget_outdated(other, [Step("activations", 0)])
+    assert len(pending_findings(other)) == 3
 
 
 def test_without_boxes_there_is_no_finding(tmp_path: Path) -> None:

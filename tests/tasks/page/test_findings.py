@@ -89,4 +89,15 @@ def test_a_frame_is_the_border_and_a_class_has_one_name() -> None:
 
 def test_a_suspicion_that_was_not_tested_says_why() -> None:
     row = {"class": 2, "class_name": "cat", "share": 0.1, "status": "not tested", "reason": "no passes left"}
-    assert sentence(row, "the border") == "Cat (class 2): the border is suspected (no passes left)."
+    assert sentence(row, "the border", 40) == "Cat (class 2): the border is suspected (no passes left)."
+
+
+@pytest.mark.parametrize(("paired", "where"), [(True, "elsewhere"), (False, "in images of other classes")])
+def test_a_finding_says_what_was_measured_and_where_its_control_is(paired: bool, where: str) -> None:
+    row = {"class": 2, "class_name": None, "status": "finding", "images": 24, "removal": 6.9, "flips": 0.6}
+    row |= {"removal_control": 0.1, "flips_control": 0.02}
+    assert sentence(row, "the border", 40, paired) == (
+        "Class 2: the maps of 24 of 40 images taken for it point to the border; in those that do so most, "
+        f"other content in the region costs 6.9 nats, {where} 0.1; its own content, pasted into images of "
+        "other classes, turns 60% of them into this class, content of random images 2%."
+    )
