@@ -60,7 +60,7 @@ def suspicions(root: str, part: int, explainer: str, halve: bool = False) -> dic
 def _examine(run: Run, part: int, explainer: str) -> Outcome:
     classifier = classifier_of(run)
     used, seen = used_of(run, explainer), seen_of(run, explainer, classifier)
-    units = _Units.of(run, explainer)
+    units, off = _Units.of(run, explainer), off_object_of(run, explainer)
     suspected: list[dict[str, Any]] = []
     clustered: list[dict[str, Any]] = []
     statuses = []
@@ -68,7 +68,7 @@ def _examine(run: Run, part: int, explainer: str) -> Outcome:
         rows = seen.rows_of(target)
         statuses.append("ok" if len(rows) else NO_IMAGES)
         if len(rows):
-            suspected += _suspected(run, explainer, classifier, seen, target)
+            suspected += _suspected(run, explainer, classifier, seen, target, off.get(target))
             clustered += _clustered(run, used, seen, target, rows)
             clustered += [] if units is None else units.rows_of(run, used, seen, target, rows)
     files = write_part(run.root, explainer, part, suspected, clustered)
@@ -76,11 +76,16 @@ def _examine(run: Run, part: int, explainer: str) -> Outcome:
 
 
 def _suspected(
-    run: Run, explainer: str, classifier: BlackBox, seen: Seen, target: int
+    run: Run,
+    explainer: str,
+    classifier: BlackBox,
+    seen: Seen,
+    target: int,
+    off: tuple[Rows, float] | None,
 ) -> list[dict[str, Any]]:
-    """What is suspected of a class, with all that was measured about it."""
+    """What is suspected of a class, with all that was measured about it; ``off`` as for `suspicions_of`."""
     height, width = run.input_size
-    found = suspicions_of(seen, target, (height, width), off_object_of(run, explainer).get(target))
+    found = suspicions_of(seen, target, (height, width), off)
     passes = run.manifest.findings[explainer].passes
     return [
         {
@@ -140,7 +145,7 @@ class _Units:
                     "view": "units",
                     "cluster": int(unit),
                     "images": int(own.sum()),
-                    "share": float(found.frequency[unit]),
+                    "share": float(own.mean()),
                     **_facts(used, seen, rows[own], exemplars),
                     "told": f"kept in {found.frequency[unit]:.0%} of the {found.images} sets of the class, "
                     f"enough alone in {found.alone[unit]:.0%}; tells {self.information[unit]:.2f} nats about "
