@@ -220,6 +220,13 @@ def test_nothing_in_the_address_is_left_out_without_a_word(
     assert ids_in(answer.text) == []
 
 
+def test_fields_keep_what_was_typed_although_pages_shorten_home_folders(client: TestClient) -> None:
+    asked = "uri <> '/home/anna/a.png'"
+    for field in ("where", "text"):
+        page = unescape(client.get("", params={field: asked}).text)
+        assert f'name="{field}" value="{asked}"' in page
+
+
 def test_a_search_that_finds_nothing_is_a_page(client: TestClient) -> None:
     for search in ("text=nowhere", "after=[0,99]", "score=confidence&low=2"):
         answer = client.get(f"?{search}")
