@@ -26,7 +26,7 @@ def test_a_finding_has_pictures_of_both_interventions(found: Run) -> None:
     section = findings_of(found)
     assert section is not None
     assert [each.row["class"] for each in section.shown] == [0]
-    assert section.counts == {"finding": 1, "on the object": 2}
+    assert section.counts == {"finding": 1, "not confirmed": 2}
     first = section.shown[0]
     assert len(first.exemplars) == 6
     for before, after, there in [
