@@ -62,7 +62,8 @@ def finished_run(
         write_record(root, step, files=files, facts=facts, **told)
     merge_samples(root, run.shards)
     tables = [run.samples, run.summary, run.comparisons, run.costs]
+    nothing = pa.table({name: pa.array([], pa.string()) for name in ("explainer", "metric", "reason")})
     for table in tables[1:]:
-        write_table(pa.table({"nothing": pa.array([], pa.int64())}), table)
+        write_table(nothing, table)
     facts = StageFacts(explainers=tuple(explainers))
     write_record(root, SUMMARY, rows=run.rows, statuses={}, files=tables, seconds=0.0, worker="", facts=facts)

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID
 
 import pyarrow.parquet as pq
@@ -48,7 +49,8 @@ def test_a_resumed_job_starts_at_what_is_done(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(
         progress, "update_progress_artifact", lambda key, progress: told.update({key: progress})
     )
-    run = type("Run", (), {"shards": 4, "explainers": {"a": {}, "b": {}}, "root": tmp_path})()
+    manifest = SimpleNamespace(findings=[])
+    run = SimpleNamespace(shards=4, explainers={"a": {}, "b": {}}, root=tmp_path, manifest=manifest)
     todo = [Step("inputs", 3), *(Step("saliency", shard, "a") for shard in (1, 2))]
     stages = progress.StageProgress(run, todo)
     assert made == {
