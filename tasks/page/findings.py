@@ -52,7 +52,9 @@ class ShownFinding:
     row
         Its row of ``findings.parquet``.
     mean_map, region
-        The mean map of the exemplars, and the region; addresses of pictures.
+        The mean map of the exemplars, and the region, or the refined place in it; addresses of pictures.
+    region_told
+        Which of the two it is.
     exemplars
         Pictures of images that stand for it.
     removals, transplants
@@ -62,6 +64,7 @@ class ShownFinding:
     row: dict[str, Any]
     mean_map: str
     region: str
+    region_told: str
     exemplars: list[str]
     removals: list[Pair]
     transplants: list[Pair]
@@ -176,6 +179,7 @@ def _shown(run: Run, row: dict[str, Any], found: Found) -> ShownFinding:
         row=row,
         mean_map=_map(mean),
         region=_map(region.numpy()),
+        region_told="tested region" if refined is None else "refined place in the tested region",
         exemplars=[
             _picture(run, each, _SIDE) for each in _images(run, found.used, suspicion.exemplars[:_EXAMPLES])
         ],

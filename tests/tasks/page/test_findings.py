@@ -29,6 +29,7 @@ def test_a_finding_has_pictures_of_both_interventions(found: Run) -> None:
     assert section.counts == {"finding": 1, "not confirmed": 2}
     first = section.shown[0]
     assert len(first.exemplars) == 6
+    assert first.region_told == "refined place in the tested region"
     for before, after, there in [
         *((pair.before, pair.after, True) for pair in first.removals),
         *((pair.before, pair.after, False) for pair in first.transplants),
