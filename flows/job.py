@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +14,11 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     StrictInt,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -290,6 +289,7 @@ class Job(Located):
     )
     findings: list[FindingsChoice] = Field(
         default_factory=list,
+        exclude_if=operator.not_,  # so that runs without them stay as they were
         max_length=MANY,
         description="explainers with whose maps the job looks for what is wrong with the model",
     )
@@ -381,13 +381,6 @@ class Job(Located):
                     f"{', '.join(there)}"
                 )
         return self
-
-    @model_serializer(mode="wrap")
-    def _findings_if_any(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        told: dict[str, Any] = handler(self)
-        if not self.findings:  # so that runs without them stay as they were
-            told.pop("findings", None)
-        return told
 
     def explainer_parameters(self) -> dict[str, Parameters]:
         """Return the parameters of every explainer, including the controls, by what the run calls it."""

@@ -6,11 +6,12 @@ The job may be the same run, extend it, or be another run.
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field
 
 from storage.errors import FloodlitError
 
@@ -200,17 +201,10 @@ class Manifest(_Entry):
     probes: dict[str, str] = Field(default_factory=dict)
     explainers: dict[str, ExplainerEntry]
     metrics: dict[str, MetricEntry]
-    findings: dict[str, FindingsEntry] = Field(default_factory=dict)
+    findings: dict[str, FindingsEntry] = Field(default_factory=dict, exclude_if=operator.not_)
     hash: str = ""
     created: str = ""
     updates: list[dict[str, Any]] = Field(default_factory=list)
-
-    @model_serializer(mode="wrap")
-    def _findings_if_any(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        told: dict[str, Any] = handler(self)
-        if not self.findings:
-            told.pop("findings", None)
-        return told
 
     @property
     def layer(self) -> str | tuple[str, ...] | None:
