@@ -16,7 +16,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
-from storage.files import make_room, replacing
+from storage.files import write_bytes
 from storage.layout import COORDINATES, ROWS, ArrayLayout, Layout
 from storage.maps import CODEC
 from storage.samples import each_sample, each_sample_of_shards
@@ -39,10 +39,7 @@ def write_coordinates(root: Path, layout: Layout) -> list[Path]:
         name, file = path.rpartition("/")[2], root / array.shard(path, 0)
         if name not in stored:  # the same for all explainers
             stored[name] = _stored(array.rows, array.dtype, found[name])["c/0"]
-        make_room(file)
-        with replacing(file) as partial:
-            partial.write_bytes(stored[name])
-        files.append(file)
+        files.append(write_bytes(file, stored[name]))
     return files
 
 

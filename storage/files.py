@@ -173,6 +173,14 @@ def on_this_machine(path: Path) -> Iterator[Path]:
         yield copy
 
 
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file of the run in one step, in the place of what lies there; return its path."""
+    make_room(path)
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+    return path
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all."""
     with replacing(path) as partial:

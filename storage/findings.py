@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from storage.files import make_room, replacing
+from storage.files import make_room, write_bytes
 from storage.layout import FOUND, FOUND_ARRAYS, Layout, cluster_file, suspicion_file
 from storage.maps import array_metadata, group_metadata, write_shard
 from storage.parquet import read_table, write_table
@@ -132,10 +132,10 @@ def write_found(
     write_table(finding_table(findings), root / FOUND[0])
     write_table(pa.Table.from_pylist(list(clusters), CLUSTER_COLUMNS), root / FOUND[1])
     files = [root / name for name in FOUND]
-    files.append(_written(root / "findings.zarr" / "zarr.json", group_metadata({})))
+    files.append(write_bytes(root / "findings.zarr" / "zarr.json", group_metadata({})))
     for explainer, each in arrays.items():
         folder = root / "findings.zarr" / explainer
-        files.append(_written(folder / "zarr.json", group_metadata({})))
+        files.append(write_bytes(folder / "zarr.json", group_metadata({})))
         for name in FOUND_ARRAYS:
             files += _write_array(folder / name, each[name], FOUND_ARRAYS[name])
     write_record(
@@ -176,12 +176,5 @@ def _write_array(path: Path, values: NDArray[Any], names: tuple[str, ...]) -> li
     if not len(values):
         return []
     metadata = array_metadata(len(values), values.shape[1:], values.dtype.name, len(values), names)
-    written = _written(path / "zarr.json", metadata)
+    written = write_bytes(path / "zarr.json", metadata)
     return [written, *write_shard(path, 0, np.ascontiguousarray(values))]
-
-
-def _written(path: Path, content: bytes) -> Path:
-    make_room(path)
-    with replacing(path) as partial:
-        partial.write_bytes(content)
-    return path

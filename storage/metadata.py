@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from storage import coordinates, maps
-from storage.files import UnreadableError, make_room, regular, replacing
+from storage.files import UnreadableError, regular, write_bytes
 from storage.layout import Layout
 from storage.places import is_remote
 from storage.records import ARRAYS, DamagedRecordError, drop_record, finished, read_record, write_record
@@ -60,9 +60,7 @@ def create_arrays(root: Path, layout: Layout) -> None:
         sure = found == plain or signed.get(path) in {_sha256(wanted), _sha256(plain or wanted)}
         if array in layout.arrays and not sure and (root / array / "c").exists():
             unsure.append(array)
-        make_room(root / path)
-        with replacing(root / path) as partial:
-            partial.write_bytes(wanted)
+        write_bytes(root / path, wanted)
     if unsure:
         _drop_records(root, unsure)
     if known != signed or _is_link(root / ARRAYS.path):  # repair would remove a link
