@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -113,13 +112,6 @@ def job_with_findings(directory: Path, explainers: list[str], passes: int | None
     known |= dict.fromkeys(names, asked)
     added = [{"explainer": name, "passes": each} for name, each in known.items()]
     try:
-        return Job.model_validate(_given(run.job) | {"store": str(run.root), "findings": added})
+        return Job.model_validate(run.job_as_given | {"store": str(run.root), "findings": added})
     except ValidationError as error:  # e.g. a plug-in of the job is not installed here
         raise JobError(f"the job in {run.root}: {complaints(error)}") from error
-
-
-def _given(value: Any) -> Any:
-    """Return a job without the keys that are not set, which a job file would leave out too."""
-    if isinstance(value, dict):
-        return {key: _given(item) for key, item in value.items() if item is not None}
-    return [_given(item) for item in value] if isinstance(value, list) else value

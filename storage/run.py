@@ -185,6 +185,12 @@ class Run:
         """The job with all defaults filled in."""
         return self.manifest.job
 
+    @property
+    def job_as_given(self) -> dict[str, Any]:
+        """The job without the keys that are not set, which a job file leaves out too: TOML has no null."""
+        given: dict[str, Any] = _without_none(self.job)
+        return given
+
     @cached_property
     def _facts(self) -> JobFacts:
         return job_facts(self.root, self.manifest)
@@ -370,3 +376,9 @@ def refuse_other_files(root: Path, name: str) -> None:
         raise RunMismatchError(
             f"{root} is not empty and has no {name} (it holds {other[0]}); choose an empty or new store"
         )
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list | tuple) else value

@@ -101,7 +101,7 @@ def facts_of(run: Run, summary: Any = None) -> RunFacts:
         unusable=unusable,
         calibration=calibration_of(run),
         versions=manifest.versions,
-        job=tomli_w.dumps(from_folder(_without_none(run.job), folder)),
+        job=tomli_w.dumps(from_folder(run.job_as_given, folder)),
         folder=folder is not None,
         noun=MODALITIES[run.modality].plural,
     )
@@ -145,12 +145,3 @@ def _lines(run: Run) -> dict[str, str]:
         "Labels": manifest.labels if accuracy is None and manifest.labels else "",
         "Accuracy": accuracy.told() if accuracy is not None else "",
     }
-
-
-def _without_none(value: Any) -> Any:
-    """Return a value without the keys that are not set, since TOML has no such value."""
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [_without_none(item) for item in value]
-    return value
