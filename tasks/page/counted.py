@@ -19,7 +19,7 @@ from storage.samples import read_columns_of_shard
 from storage.scores import read_numbers
 from tasks.page.choice import statuses_of
 from tasks.results.leaderboard import is_control
-from tasks.results.remarks import EMPTY_SET, STATUSES
+from tasks.results.remarks import STATUSES, why_zero
 from tasks.results.verdict import listed
 
 _NAMED = 6  # samples
@@ -61,9 +61,7 @@ def counted_maps(
         unusual = {status: count for status, count in counts.items() if status != Status.OK and count}
         codes = statuses_of(run, name, done) if unusual else np.empty(0, np.int8)
         for status in (each for each in STATUSES if each in unusual):
-            why = ""
-            if status == Status.ALL_ZERO and "unit_mask" in run.explainers[name].details:
-                why = f" ({EMPTY_SET})"
+            why = why_zero(run.explainers[name]) if status == Status.ALL_ZERO else ""
             told = f"{shown(name)}: {counts[status]:,} of {counts.total():,} maps {STATUSES[status]}{why}"
             rows = np.flatnonzero(codes == CODES.index(Status(status))) // run.targets_per_image
             if is_control(name, run.explainers[name]) and counts[status] == counts.total():

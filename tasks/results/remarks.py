@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from storage.datasets.notes import lines
+from storage.manifest import ExplainerEntry
 from storage.records import DoneRecord
 from storage.run import Run
 from storage.samples import each_sample
@@ -22,8 +23,6 @@ STATUSES = {
     "no_label": "without such a label",
 }
 _UNUSUAL = ("failed", "not_finite", "all_zero")
-# Why a map of DD-CAM, which is the sum of the units that it keeps, is zero everywhere.
-EMPTY_SET = "no unit is kept: without any of them the network's answer is already the class"
 
 
 def unscored(summary: pa.Table) -> list[str]:
@@ -40,6 +39,13 @@ def unscored(summary: pa.Table) -> list[str]:
         + f": {reason}"
         for reason, (metrics, explainers) in found.items()
     ]
+
+
+def why_zero(entry: ExplainerEntry) -> str:
+    """Return in brackets why maps of an explainer are zero everywhere, if that is known."""
+    # A map of DD-CAM is the sum of the units that it keeps.
+    empty = "no unit is kept: without any of them the network's answer is already the class"
+    return f" ({empty})" if "unit_mask" in entry.details else ""
 
 
 def unusual_maps(run: Run, records: Sequence[DoneRecord]) -> list[str]:
@@ -63,8 +69,8 @@ def unusual_maps(run: Run, records: Sequence[DoneRecord]) -> list[str]:
     lines = []
     for name, found in counts.items():
         told = ", ".join(f"{found[status]:,} {STATUSES[status]}" for status in _UNUSUAL if found[status])
-        if found["all_zero"] and "unit_mask" in run.explainers[name].details:
-            told += f" ({EMPTY_SET})"
+        if found["all_zero"]:
+            told += why_zero(run.explainers[name])
         if told:
             lines.append(f"{name}: of {found.total():,} maps of readable images {told}")
     return lines
