@@ -16,7 +16,7 @@ from storage.findings import write_part
 from storage.records import SUSPICIONS, Step
 from storage.run import Run
 from tasks.findings.examine import examine_class, suspicions_of
-from tasks.findings.of_run import Used, off_object_of, seen_of, units_of, used_of
+from tasks.findings.of_run import Used, off_object_of, seen_of, source_of, units_of, used_of
 from tasks.findings.reading import reading
 from tasks.findings.seen import Rows, Seen
 from tasks.findings.stored import packed
@@ -59,8 +59,10 @@ def suspicions(root: str, part: int, explainer: str, halve: bool = False) -> dic
 
 def _examine(run: Run, part: int, explainer: str) -> Outcome:
     classifier = classifier_of(run)
-    used, seen = used_of(run, explainer), seen_of(run, explainer, classifier)
-    units, off = _Units.of(run, explainer), off_object_of(run, explainer)
+    source = source_of(run, explainer)
+    used, seen = used_of(source), seen_of(source, classifier)
+    kept, off = units_of(source), off_object_of(source)
+    units = None if kept is None else _Units(kept, information(kept, used.classes))
     suspected: list[dict[str, Any]] = []
     clustered: list[dict[str, Any]] = []
     statuses = []
@@ -123,11 +125,6 @@ class _Units:
 
     kept: NDArray[np.bool_]
     information: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, run: Run, explainer: str) -> _Units | None:
-        kept = units_of(run, explainer)
-        return None if kept is None else cls(kept, information(kept, used_of(run, explainer).classes))
 
     def rows_of(self, run: Run, used: Used, seen: Seen, target: int, rows: Rows) -> list[dict[str, Any]]:
         """The units that most images of a class keep."""

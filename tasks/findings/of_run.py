@@ -68,17 +68,31 @@ class Used:
         return {number: each["prediction_name"] for number, each in pairs if each["prediction_name"]}
 
 
-def used_of(run: Run, explainer: str) -> Used:
-    """Find out which maps of an explainer count; its maps and all predictions must be there."""
-    signed = [_files(run, step) for step in _steps(run, explainer)]
-    return _used(run.root, explainer, tuple(signed))
+@dataclass(frozen=True)
+class Source:
+    """The maps of an explainer, as what is read of them is kept in a worker process.
+
+    Attributes
+    ----------
+    root, explainer
+        The run folder, and the explainer, as the run calls it.
+    signed
+        The checksums of the files that are read, so that nothing is kept of a run that was made anew.
+    """
+
+    root: Path
+    explainer: str
+    signed: tuple[str, ...]
 
 
-def seen_of(run: Run, explainer: str, classifier: BlackBox) -> Seen:
-    """Read the maps of an explainer that count, once per worker process."""
-    used = used_of(run, explainer)
-    signed = tuple(_files(run, step) for step in _steps(run, explainer))
-    maps, shares = _pooled(run.root, explainer, signed)
+def source_of(run: Run, explainer: str) -> Source:
+    """Read the done-records of an explainer's maps; its maps and all predictions must be there."""
+    return Source(run.root, explainer, tuple(_files(run, step) for step in _steps(run, explainer)))
+
+
+def seen_of(source: Source, classifier: BlackBox) -> Seen:
+    """Read the maps that count, once per worker process."""
+    run, used, (maps, shares) = Run.open(source.root), used_of(source), _pooled(source)
 
     def images(rows: Rows) -> Tensor:
         stored = torch.from_numpy(read_rows(run.inputs, used.images[rows].tolist()))
@@ -88,21 +102,6 @@ def seen_of(run: Run, explainer: str, classifier: BlackBox) -> Seen:
     return Seen(maps, used.classes, used.labels, shares, images, objects, run.seed)
 
 
-def off_object_of(run: Run, explainer: str) -> dict[int, tuple[Rows, float]]:
-    """The classes that look off their object too often, computed once per worker process.
-
-    They are what :func:`tasks.findings.off_object.suspected_classes` returns; none without boxes and masks.
-    """
-    return _off_object(run.root, explainer, tuple(_files(run, step) for step in _steps(run, explainer)))
-
-
-def units_of(run: Run, explainer: str) -> NDArray[np.bool_] | None:
-    """Which units each map that counts keeps, (N, U); None if the explainer keeps no units."""
-    if UNITS not in run.explainers[explainer].details:
-        return None
-    return _units(run.root, explainer, tuple(_files(run, step) for step in _steps(run, explainer)))
-
-
 def _steps(run: Run, explainer: str) -> Iterable[Step]:
     """The steps that made what is read, shard by shard."""
     for shard in range(run.shards):
@@ -110,18 +109,19 @@ def _steps(run: Run, explainer: str) -> Iterable[Step]:
 
 
 def _files(run: Run, step: Step) -> str:
-    """The checksums of the files of a step, so that nothing is kept of a run that was made anew."""
+    """The checksums of the files of a step."""
     record: DoneRecord | None = read_record(run.root, step)
     # A step that failed and is tolerated has none; its maps do not count.
     return "" if record is None else " ".join(file.sha256 for file in record.files)
 
 
 @lru_cache(maxsize=2)
-def _used(root: Path, explainer: str, signed: tuple[str, ...]) -> Used:
-    run = Run.open(root)
+def used_of(source: Source) -> Used:
+    """Find out which maps count."""
+    run = Run.open(source.root)
     statuses = [
-        read(run.saliency(explainer) / "status", *run.rows_of(shard))
-        if signed[3 * shard + 2]
+        read(run.saliency(source.explainer) / "status", *run.rows_of(shard))
+        if source.signed[3 * shard + 2]
         else np.full(run.rows_of(shard)[1] - run.rows_of(shard)[0], STATUSES.index(Status.FAILED))
         for shard in range(run.shards)
     ]
@@ -188,13 +188,13 @@ def objects_of(run: Run, used: Used, rows: Rows) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _pooled(root: Path, explainer: str, signed: tuple[str, ...]) -> tuple[Tensor, NDArray[np.float64] | None]:
+def _pooled(source: Source) -> tuple[Tensor, NDArray[np.float64] | None]:
     """The pooled maps that count (N, h, w), and their shares on the object (N,)."""
-    run, used = Run.open(root), _used(root, explainer, signed)
-    grid = run.explainers[explainer].grid
+    run, used = Run.open(source.root), used_of(source)
+    grid = run.explainers[source.explainer].grid
     maps, shares = [], []
     for part in chunks(len(used.maps), max(1, _AT_A_TIME // max(1, int(np.prod(grid))))):
-        raw = read_rows(run.saliency(explainer) / "maps", used.maps[part].tolist())
+        raw = read_rows(run.saliency(source.explainer) / "maps", used.maps[part].tolist())
         maps.append(pooled(torch.from_numpy(raw).float()))
     whole = torch.cat(maps) if maps else torch.zeros(0, *pooled(torch.zeros(1, *grid)).shape[1:])
     if not used.objects:
@@ -206,15 +206,22 @@ def _pooled(root: Path, explainer: str, signed: tuple[str, ...]) -> tuple[Tensor
 
 
 @lru_cache(maxsize=1)
-def _units(root: Path, explainer: str, signed: tuple[str, ...]) -> NDArray[np.bool_]:
-    run, used = Run.open(root), _used(root, explainer, signed)
-    rows: list[int] = used.maps.tolist()
-    return read_rows(run.saliency(explainer) / "details" / UNITS, rows).astype(bool)
+def units_of(source: Source) -> NDArray[np.bool_] | None:
+    """Which units each map that counts keeps, (N, U); None if the explainer keeps no units."""
+    run = Run.open(source.root)
+    if UNITS not in run.explainers[source.explainer].details:
+        return None
+    rows: list[int] = used_of(source).maps.tolist()
+    return read_rows(run.saliency(source.explainer) / "details" / UNITS, rows).astype(bool)
 
 
 @lru_cache(maxsize=1)
-def _off_object(root: Path, explainer: str, signed: tuple[str, ...]) -> dict[int, tuple[Rows, float]]:
-    used, (maps, shares) = _used(root, explainer, signed), _pooled(root, explainer, signed)
+def off_object_of(source: Source) -> dict[int, tuple[Rows, float]]:
+    """The classes that look off their object too often, computed once per worker process.
+
+    They are what :func:`tasks.findings.off_object.suspected_classes` returns; none without boxes and masks.
+    """
+    used, (maps, shares) = used_of(source), _pooled(source)
     if shares is None:
         return {}
     seen = Seen(maps, used.classes, used.labels, shares, images=lambda rows: maps[rows], objects=None)

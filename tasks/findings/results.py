@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from storage.records import SUSPICIONS, Step
 from storage.run import Run
 from tasks.findings.decision import Effect, Outcome, State, decided
 from tasks.findings.merge import merged
-from tasks.findings.of_run import Used, used_of
+from tasks.findings.of_run import Used, source_of, used_of
 from tasks.findings.seen import SIDE
 from tasks.findings.stored import unpacked
 from tasks.findings.words import place_of, sentence
@@ -65,13 +64,10 @@ def write_findings(run: Run) -> list[dict[str, Any]]:
         drop_found(run.root)
         return []
     found = found_of(run)
-    arrays = {
-        name: _arrays(run, name, [each for each in found if each.explainer == name])
-        for name in run.manifest.findings
-    }
-    rows = [_row(each, place) for name in arrays for place, each in _numbered(found, name)]
+    arrays = {name: _arrays(run, name, own) for name, own in found.items()}
+    rows = [_row(each, place) for own in found.values() for place, each in enumerate(own)]
     clusters = []
-    for name in run.manifest.findings:
+    for name in found:
         own, maps = _clusters(run, name)
         clusters += own
         arrays[name]["cluster_maps"] = maps
@@ -86,11 +82,17 @@ def write_findings(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def found_of(run: Run) -> list[Found]:
-    """Read all outcomes of a run, and decide about them."""
+def found_of(run: Run) -> dict[str, list[Found]]:
+    """Read all outcomes of a run, and decide about them.
+
+    Returns
+    -------
+    dict
+        By explainer, in the order of the rows of its arrays.
+    """
     raw: list[Found] = []
     for name in run.manifest.findings:
-        used = used_of(run, name)
+        used = used_of(source_of(run, name))
         for part in range(run.layout.parts):
             raw += [
                 Found(
@@ -104,18 +106,13 @@ def found_of(run: Run) -> list[Found]:
                 for row in read_suspected(run.root, name, part)
             ]
     settled = decided([each.outcome for each in raw])
-    found = []
+    found = {}
     for name in run.manifest.findings:
         own = {id(each.outcome.suspicion): each for each in raw if each.explainer == name}
         # What two explainers find stays apart, so that each can be judged by itself.
         outcomes = merged([each for each in settled if id(each.suspicion) in own])
-        found += [replace(own[id(each.suspicion)], outcome=each) for each in outcomes]
+        found[name] = [replace(own[id(each.suspicion)], outcome=each) for each in outcomes]
     return found
-
-
-def _numbered(found: list[Found], explainer: str) -> Iterable[tuple[int, Found]]:
-    """The outcomes of an explainer with their rows in its arrays."""
-    return enumerate(each for each in found if each.explainer == explainer)
 
 
 def _row(found: Found, place: int) -> dict[str, Any]:
@@ -184,7 +181,7 @@ def _arrays(run: Run, explainer: str, found: list[Found]) -> dict[str, NDArray[A
 
 def _clusters(run: Run, explainer: str) -> tuple[list[dict[str, Any]], NDArray[np.float32]]:
     """The rows of ``clusters.parquet`` of an explainer, and the mean maps."""
-    names = used_of(run, explainer).names
+    names = used_of(source_of(run, explainer)).names
     rows: list[dict[str, Any]] = []
     maps: list[list[float]] = []
     for part in range(run.layout.parts):

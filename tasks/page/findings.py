@@ -126,18 +126,18 @@ def findings_of(run: Run) -> Findings | None:
     if not is_complete(run) or not is_there(run.root / FOUND[0]):
         return None
     rows = rows_of(run)
-    found = {(each.explainer, place): each for each, place in _placed(found_of(run))}
+    found = found_of(run)
     main = [row for row in rows if row["status"] in SHOWN]
     others = [
         row | {"view": VIEWS.get(row["view"], row["view"])} for row in rows if row["status"] not in SHOWN
     ]
-    used = {each.explainer: each.used for each in found.values()}
+    used = {name: own[0].used for name, own in found.items() if own}
     return Findings(
         explainers=list(run.manifest.findings),
-        shown=[_shown(run, row, found[row["explainer"], row["array_row"]]) for row in main[:_MOST]],
+        shown=[_shown(run, row, found[row["explainer"]][row["array_row"]]) for row in main[:_MOST]],
         more=len(main[_MOST:]),
         others=[
-            row | {"place": told_place(found[row["explainer"], row["array_row"]].outcome)}
+            row | {"place": told_place(found[row["explainer"]][row["array_row"]].outcome)}
             for row in others[:_LISTED]
         ],
         unlisted=len(others[_LISTED:]),
@@ -146,16 +146,6 @@ def findings_of(run: Run) -> Findings | None:
         notes=_notes(used),
         ratio=f"{run.input_size[1]} / {run.input_size[0]}",
     )
-
-
-def _placed(found: list[Found]) -> list[tuple[Found, int]]:
-    """The outcomes with their rows in the arrays of their explainers."""
-    counts: Counter[str] = Counter()
-    placed = []
-    for each in found:
-        placed.append((each, counts[each.explainer]))
-        counts[each.explainer] += 1
-    return placed
 
 
 def _notes(used: dict[str, Used]) -> list[str]:

@@ -26,7 +26,7 @@ from storage.run import Run
 from storage.verify import repair, verify
 from tasks.findings.decision import Effect, Outcome, State
 from tasks.findings.interventions import Removal
-from tasks.findings.of_run import objects_of, seen_of, used_of
+from tasks.findings.of_run import objects_of, seen_of, source_of, used_of
 from tasks.findings.results import write_findings
 from tasks.findings.stored import packed, unpacked
 from tasks.findings.suspicion import Suspicion
@@ -142,7 +142,8 @@ def test_without_boxes_there_is_no_finding(tmp_path: Path) -> None:
 
 
 def test_only_maps_of_the_predicted_class_count(found: Run) -> None:
-    used = used_of(found, NAME)
+    source = source_of(found, NAME)
+    used = used_of(source)
     assert list(used.images) == list(range(COUNT))
     assert list(used.classes) == [index % 3 for index in range(COUNT)]
     assert used.objects
@@ -150,7 +151,7 @@ def test_only_maps_of_the_predicted_class_count(found: Run) -> None:
     wanted = torch.zeros(32, 32, dtype=torch.bool)
     wanted[*OBJECT] = True
     assert torch.equal(pixels, wanted.expand(2, 32, 32))
-    seen = seen_of(found, NAME, classifier_of(found))
+    seen = seen_of(source, classifier_of(found))
     assert seen.maps.shape == (COUNT, 16, 16)
     assert seen.images(np.array([3])).shape == (1, 3, 32, 32)
 
